@@ -1,0 +1,63 @@
+"""The command: python -m training fit | export."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from training.config import TrainingConfig
+from training.errors import TrainingError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; every field of TrainingConfig is a flag of `fit`."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=sys.modules["training"].__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    fit = commands.add_parser("fit", help="train a GAN on a folder of photos; the same command resumes")
+    fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
+    fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
+    for f in fields(TrainingConfig):
+        kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if not isinstance(f.default, bool):
+            kind = {"type": type(f.default), "metavar": f.name.rsplit("_", 1)[-1].upper()}
+        fit.add_argument(
+            "--" + f.name.replace("_", "-"),
+            default=f.default,
+            help=f"{f.metadata['help']} (default: {f.default})",
+            **kind,
+        )
+
+    export = commands.add_parser("export", help="write the generator of a run as the next model version")
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
+    export.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
+    export.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
+    export.add_argument("--attribution", default="not stated", help="whose photos they are, for the model card")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status: 0 done, 2 refused with one sentence, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our own messages
+    try:
+        if options.command == "fit":
+            config = TrainingConfig(**{f.name: getattr(options, f.name) for f in fields(TrainingConfig)})
+            from training.train import fit  # imports Keras: 3 s that --help and bad flags need not wait
+
+            return 0 if fit(options.photos, options.out, config) >= config.steps else 130
+        from training.export import export
+
+        version = export(options.run, options.to, licence=options.licence, attribution=options.attribution)
+        print(f"Wrote {version}.")
+    except TrainingError as error:
+        print(f"python -m training {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

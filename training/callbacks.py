@@ -1,0 +1,191 @@
+"""What happens beside the training step: progress, history, picture grids, checkpoints, a clean end on Ctrl-C."""
+
+import csv
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from training.checkpoints import save_checkpoint
+from training.config import TrainingConfig
+from training.latents import sample_latents
+from training.plots import picture_grid, plot_losses
+
+COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
+GRID_SEEDS = np.arange(64)  # the same 64 in every grid, so that one apple can be followed through the run
+
+
+def paint(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the pictures uint8[N, S, S, 3] of `seeds`, as an exported model would show them up to rounding."""
+    images = generator(sample_latents(seeds, generator.input_shape[1]), training=False)
+    pixels: NDArray[np.float32] = (ops.convert_to_numpy(images) + 1.0) * 127.5
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Knows the number of batches done since the beginning of the run, `step`, over all resumptions."""
+
+    def __init__(self, first_step: int) -> None:
+        super().__init__()
+        self.step = first_step
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Count the batch, then let the subclass act."""
+        self.step += 1
+        self.after_step(logs or {})
+
+    def after_step(self, logs: dict[str, float]) -> None:
+        """Act after batch number `step`, whose losses are in `logs`."""
+
+    def bring_back_state(self) -> None:
+        """Make the model's variables current: between batches Keras's JAX trainer keeps them to itself."""
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+
+
+class Progress(StepCallback):
+    """A line with batches, time left, images a second and the losses."""
+
+    def __init__(self, config: TrainingConfig, first_step: int) -> None:
+        super().__init__(first_step)
+        self.config = config
+        self.bar: Any = None
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Open the line."""
+        self.bar = tqdm(total=self.config.steps, initial=self.step, unit="batch", mininterval=1.0, desc="fit")
+
+    def after_step(self, logs: dict[str, float]) -> None:
+        """Move it on."""
+        self.bar.update()
+        rate = self.bar.format_dict["rate"] or 0.0
+        watched = {name: f"{value:.3f}" for name, value in logs.items()}
+        self.bar.set_postfix({"images/s": f"{rate * self.config.batch_size:.0f}", **watched}, refresh=False)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Close it."""
+        self.bar.close()
+
+
+class History(StepCallback):
+    """history.csv: the mean of every `log_every` batches. The same goes to TensorBoard where TensorFlow is."""
+
+    def __init__(self, folder: Path, every: int, first_step: int) -> None:
+        super().__init__(first_step)
+        self.path, self.every = folder / "history.csv", every
+        self.pending: list[dict[str, float]] = []
+        rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:  # a killed run may have written rows past its last checkpoint
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.summaries: Any = None
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            self.summaries = tf.summary.create_file_writer(str(folder / "tensorboard"))
+
+    def after_step(self, logs: dict[str, float]) -> None:
+        """Write a row every `every` batches."""
+        self.pending.append({name: float(logs[name]) for name in COLUMNS[1:]})
+        if self.step % self.every:
+            return
+        means = {name: float(np.mean([row[name] for row in self.pending])) for name in COLUMNS[1:]}
+        self.pending.clear()
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({"step": self.step, **{k: f"{v:.6g}" for k, v in means.items()}})
+        if self.summaries is not None:
+            import tensorflow as tf
+
+            with self.summaries.as_default(step=self.step):
+                for name, value in means.items():
+                    tf.summary.scalar(name, value)
+
+
+class Grids(StepCallback):
+    """grids/<batch>.png: the same 64 seeds at batch 0 and every `every` batches; losses.png is drawn beside."""
+
+    def __init__(self, folder: Path, every: int, first_step: int, generator: keras.Model) -> None:
+        super().__init__(first_step)
+        self.folder, self.every, self.generator = folder, every, generator
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Show the untrained generator."""
+        if self.step == 0:
+            self.draw()
+
+    def after_step(self, logs: dict[str, float]) -> None:
+        """Draw when it is time."""
+        if self.step % self.every == 0:
+            self.draw()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Show where the training ended."""
+        self.draw()
+
+    def draw(self) -> None:
+        """Paint the grid and the losses of the moment."""
+        self.bring_back_state()
+        (self.folder / "grids").mkdir(exist_ok=True)
+        grid = picture_grid(paint(self.generator, GRID_SEEDS), columns=8)
+        grid.save(self.folder / "grids" / f"{self.step:07d}.png")
+        plot_losses(self.folder / "history.csv", self.folder / "losses.png")
+
+
+class Checkpoints(StepCallback):
+    """checkpoint.npz, every `every_s` seconds and at the end."""
+
+    def __init__(self, folder: Path, every_s: float, first_step: int, clock: Callable[[], float] = time.monotonic):
+        super().__init__(first_step)
+        self.path, self.every_s, self.clock = folder / "checkpoint.npz", every_s, clock
+        self.saved_at_s = clock()
+
+    def after_step(self, logs: dict[str, float]) -> None:
+        """Save when it is time."""
+        if self.clock() - self.saved_at_s >= self.every_s:
+            self.save()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Save where the training ended."""
+        self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.bring_back_state()
+        save_checkpoint(self.model, self.path)
+        self.saved_at_s = self.clock()
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """The first Ctrl-C or SIGTERM ends the training after the batch in hand; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: signal.Signals | None = None
+        self.former: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Listen."""
+        self.former = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Listen no more."""
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def stop(self, number: int, frame: Any) -> None:
+        """Ask Keras to stop after this batch."""
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        self.model.stop_training = True

@@ -1,0 +1,122 @@
+"""What a training run is told: one frozen dataclass whose fields are the command's flags."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from training.errors import ConfigError
+
+IMAGE_SIZES = (32, 64, 128, 256)
+
+# Channels per resolution, the generator's from 4x4 up, the discriminator's from image size / 2 down to 4x4. They
+# taper: constant width costs 4.4 times as much per picture at 64 px and buys nothing that we could measure.
+GENERATOR_CHANNELS = {
+    ("cpu", 32): (128, 128, 64, 48),
+    ("cpu", 64): (128, 128, 64, 48, 32),
+    ("cpu", 128): (128, 128, 96, 64, 32, 16),
+    ("cpu", 256): (128, 128, 96, 64, 48, 32, 16),
+    ("gpu", 32): (512, 512, 256, 128),
+    ("gpu", 64): (512, 512, 256, 128, 64),
+    ("gpu", 128): (512, 512, 512, 256, 128, 64),
+    ("gpu", 256): (512, 512, 512, 256, 128, 64, 32),
+}
+DISCRIMINATOR_CHANNELS = {
+    ("cpu", 32): (48, 96, 128),
+    ("cpu", 64): (32, 64, 96, 128),
+    ("cpu", 128): (16, 32, 64, 96, 128),
+    ("cpu", 256): (16, 24, 32, 64, 96, 128),
+    ("gpu", 32): (128, 256, 512),
+    ("gpu", 64): (64, 128, 256, 512),
+    ("gpu", 128): (64, 128, 256, 512, 512),
+    ("gpu", 256): (32, 64, 128, 256, 512, 512),
+}
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    allowed: tuple[Any, ...] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    fixed: bool = True,
+) -> Any:
+    """Declare a field: its default, its help `text`, its `allowed` values or inclusive range.
+
+    `fixed` fields shape the weights: a run that has begun cannot change them when it resumes.
+    """
+    return field(default=default, metadata={"help": text, "allowed": allowed, "low": low, "high": high, "fixed": fixed})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The hyperparameters of one run.
+
+    Raises:
+        ConfigError: a value is outside what its field allows.
+    """
+
+    image_size: int = option(64, "width and height of the pictures, in pixels", allowed=IMAGE_SIZES)
+    preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
+    latent_dim: int = option(128, "numbers in a latent", low=1, high=4096)
+    steps: int = option(15_000, "batches to train on, in all", low=1, high=10_000_000, fixed=False)
+    batch_size: int = option(16, "photos per batch", low=2, high=4096)
+    learning_rate: float = option(5e-4, "Adam's learning rate in the first half", low=1e-8, high=1.0)
+    final_learning_rate: float = option(5e-5, "where the cosine of the second half ends", low=0.0, high=1.0)
+    beta_1: float = option(0.5, "Adam's decay of the first moment; 0.9 does not train a GAN", low=0.0, high=0.999)
+    beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
+    r1_gamma: float = option(0.2, "weight of the approximate R1 penalty; 0 leaves it out", low=0.0, high=1000.0)
+    r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
+    flip: bool = option(True, "mirror half of the pictures the discriminator sees")
+    translate_fraction: float = option(0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5)
+    translate_probability: float = option(0.3, "how often a picture is shifted", low=0.0, high=1.0)
+    ema_half_life: int = option(3_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
+    seed: int = option(0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1)
+    jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)")
+    memory_limit_mib: int = option(
+        2048, "photos beyond this stay on disk, decoded, in MiB", low=0, high=2**20, fixed=False
+    )
+    log_every: int = option(50, "batches between rows of history.csv", low=1, high=10**6, fixed=False)
+    grid_every: int = option(500, "batches between picture grids", low=1, high=10**7, fixed=False)
+    checkpoint_every_s: float = option(120.0, "seconds between checkpoints", low=0.0, high=86_400.0, fixed=False)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if meta["allowed"] and value not in meta["allowed"]:
+                raise ConfigError(f"{f.name} is {value!r}: allowed are {', '.join(map(str, meta['allowed']))}.")
+            # A bool is an int and NaN compares false: both stop here.
+            if not isinstance(value, (bool, str)) and not meta["low"] <= value <= meta["high"]:
+                raise ConfigError(f"{f.name} is {value!r}: allowed is {meta['low']} to {meta['high']}.")
+
+    @property
+    def generator_channels(self) -> tuple[int, ...]:
+        """Channels of the generator at 4x4, 8x8, ... image_size x image_size."""
+        return GENERATOR_CHANNELS[self.preset, self.image_size]
+
+    @property
+    def discriminator_channels(self) -> tuple[int, ...]:
+        """Channels of the discriminator at image_size / 2, ... 8x8, 4x4."""
+        return DISCRIMINATOR_CHANNELS[self.preset, self.image_size]
+
+    def to_json(self) -> str:
+        """Return every field as an indented JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingConfig:
+        """Read what `to_json` wrote. Raises ConfigError for values out of range, TypeError for unknown fields."""
+        return cls(**json.loads(text))
+
+    def refuse_to_continue(self, begun: Mapping[str, Any]) -> None:
+        """Raise ConfigError if a run begun with the fields `begun` cannot go on with these."""
+        for f in fields(self):
+            mine, before = getattr(self, f.name), begun.get(f.name)
+            if f.metadata["fixed"] and mine != before:
+                raise ConfigError(
+                    f"{f.name} is {mine!r}, but the run began with {before!r}: resume with that, or choose a new --out."
+                )

@@ -1,0 +1,76 @@
+"""The two networks: a DCGAN-shaped pyramid (Radford et al. 2016) whose width tapers with resolution."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+SLOPE = 0.2  # of LeakyReLU below zero, as in DCGAN
+
+
+def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
+    """Return latents float32[N, latent_dim] -> images float32[N, S, S, 3] in [-1, 1], S = 4 * 2 ** (len(channels) - 1).
+
+    Nearest upsampling with 3x3 convolutions instead of transposed ones: free of checkerboards (Odena et al. 2016),
+    and 5 times as fast under JAX on a CPU. Export fuses the pair, exactly.
+    """
+    latents = keras.Input((latent_dim,), name="latents")
+    # Pixel norm (Karras et al. 2018): the latent's direction counts, its length does not.
+    x = layers.UnitNormalization(name="pixel_norm")(latents)
+    x = layers.Rescaling(math.sqrt(latent_dim), name="unit_variance")(x)
+    x = layers.Dense(4 * 4 * channels[0], use_bias=False, name="dense")(x)
+    x = layers.Reshape((4, 4, channels[0]), name="reshape")(x)
+    x = _normalise_and_activate(x, 4)
+    for level, width in enumerate(channels[1:], start=3):
+        size = 2**level
+        x = layers.UpSampling2D(interpolation="nearest", name=f"upsample_{size}")(x)
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv_{size}")(x)
+        x = _normalise_and_activate(x, size)
+    x = layers.Conv2D(3, 3, padding="same", name="to_rgb", dtype="float32")(x)
+    images = layers.Activation("tanh", name="images", dtype="float32")(x)
+    return keras.Model(latents, images, name="generator")
+
+
+def _normalise_and_activate(x: Any, size: int) -> Any:
+    x = layers.BatchNormalization(momentum=0.9, name=f"norm_{size}")(x)  # 0.99 lags 1,000 steps behind the weights
+    return layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
+
+
+def build_discriminator(image_size: int, channels: Sequence[int]) -> keras.Model:
+    """Return images float32[N, S, S, 3] in [-1, 1] -> logits float32[N].
+
+    No batch normalisation: real and generated pictures come in separate batches, and its statistics would tell
+    them apart (seen as stripes). The spread of the batch reaches the last layer instead.
+    """
+    images = keras.Input((image_size, image_size, 3), name="images")
+    x: Any = images
+    for level, width in enumerate(channels, start=1):
+        size = image_size >> level
+        x = layers.Conv2D(width, 4, strides=2, padding="same", name=f"conv_{size}")(x)
+        x = layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
+    x = MinibatchStandardDeviation(name="minibatch_standard_deviation")(x)
+    x = layers.Conv2D(channels[-1], 3, padding="same", name="conv_last")(x)
+    x = layers.LeakyReLU(SLOPE, name="activation_last")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(1, name="dense", dtype="float32")(x)
+    logits = layers.Reshape((), name="logits", dtype="float32")(x)
+    return keras.Model(images, logits, name="discriminator")
+
+
+class MinibatchStandardDeviation(layers.Layer):
+    """Append one channel: how much the pictures of the batch differ, averaged (Karras et al. 2018, section 3).
+
+    A generator that paints one apple only is found out at once.
+    """
+
+    def call(self, x: Any) -> Any:
+        """Return float[N, H, W, C + 1] for float[N, H, W, C]."""
+        spread = ops.mean(ops.sqrt(ops.var(x, axis=0) + 1e-8))  # 1e-8: the root's slope is infinite at 0
+        channel = ops.broadcast_to(spread, (*ops.shape(x)[:-1], 1))
+        return ops.concatenate([x, channel], axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the shape with one more channel."""
+        return (*input_shape[:-1], input_shape[-1] + 1)  # type: ignore[operator]

@@ -1,0 +1,64 @@
+"""Pictures about a run: the grid of its seeds, the curve of its losses, drawings of its networks."""
+
+import csv
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def picture_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
+    """Return `images` uint8[N, H, W, 3] side by side, `columns` in a row; N is a multiple of `columns`."""
+    n, height, width, _ = images.shape
+    rows = images.reshape(n // columns, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return Image.fromarray(rows.reshape(n // columns * height, columns * width, 3))
+
+
+def plot_losses(history: Path, to: Path) -> None:
+    """Draw the columns of `history` (a CSV file with step, g_loss, d_loss, d_real, d_generated) to the PNG `to`."""
+    from matplotlib.figure import Figure  # 0.5 s, and no global state: pyplot would keep every figure
+
+    with history.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    if not rows:
+        return
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    labels = {
+        "g_loss": "generator",
+        "d_loss": "discriminator",
+        "d_real": "D(real)",
+        "d_generated": "D(generated)",
+    }
+    for panel, names, title in (
+        (panels[0], ("g_loss", "d_loss"), "loss"),
+        (panels[1], ("d_real", "d_generated"), "probability of being real"),
+    ):
+        for name in names:
+            panel.plot([row["step"] for row in rows], [row[name] for row in rows], label=labels[name], linewidth=1)
+        panel.set_ylabel(title)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    panels[1].set_xlabel("batch")
+    figure.savefig(to, dpi=110)
+
+
+def draw_networks(networks: list[keras.Model], folder: Path) -> str | None:
+    """Draw each network to `folder`/<name>.png with Graphviz. Returns the reason if there is no Graphviz, else None.
+
+    Without it the same tables are written as text, <name>.txt: a missing program must not stop a training.
+    """
+    reason = None
+    for network in networks:
+        try:
+            keras.utils.plot_model(
+                network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
+            )
+        except ImportError:  # what Keras raises when pydot cannot find the program `dot`
+            lines: list[str] = []
+            network.summary(print_fn=lambda line, **_: lines.append(line))  # noqa: B023
+            (folder / f"{network.name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            reason = "Graphviz is not installed (no program `dot`): the networks are written as text tables."
+    return reason

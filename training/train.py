@@ -1,0 +1,118 @@
+"""Fit a GAN to a folder of photos, in a run folder that can be interrupted and resumed at any moment."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
+from training.checkpoints import load_checkpoint
+from training.config import TrainingConfig
+from training.errors import TrainingError
+from training.gan import GAN, build_gan
+from training.latents import MAX_SEED, sample_latents
+from training.photos import load_photos
+from training.plots import draw_networks
+
+
+def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
+    """Train until `config.steps` batches are done, in all, and return the number done.
+
+    `run` receives config.json, photos.json, history.csv, losses.png, grids/, drawings of the networks, tensorboard/
+    and checkpoint.npz. Where `run` holds a checkpoint the training goes on from there; the number returned is smaller
+    than `config.steps` if a signal ended it early.
+
+    Raises:
+        TrainingError: it cannot begin or go on; nothing in `run` is lost.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    config_file = run / "config.json"
+    if config_file.exists():
+        config.refuse_to_continue(json.loads(config_file.read_text(encoding="utf-8")))
+    photos = load_photos(
+        photos_folder,
+        config.image_size,
+        cache_dir=run / "photos",
+        memory_limit_bytes=config.memory_limit_mib * 2**20,
+    )
+    print(photos.summary.table())
+    if len(photos.pixels) < config.batch_size:
+        raise TrainingError(
+            f"batch_size is {config.batch_size}, but {photos_folder} has {len(photos.pixels)} usable photos: "
+            "add photos, or make the batch smaller."
+        )
+    refuse_other_photos(run / "photos.json", json.dumps(asdict(photos.summary), indent=2) + "\n")
+    config_file.write_text(config.to_json(), encoding="utf-8")
+
+    gan = build_gan(config)
+    checkpoint = run / "checkpoint.npz"
+    if checkpoint.exists():
+        load_checkpoint(gan, checkpoint)
+    else:
+        without_drawing = draw_networks([gan.generator, gan.discriminator], run)
+        if without_drawing:
+            print(without_drawing)
+    return continue_training(gan, photos.pixels, run)
+
+
+def refuse_other_photos(record: Path, summary: str) -> None:
+    """Write `summary` to `record`; raise TrainingError if a run that began with other photos is recorded there."""
+    if record.exists() and record.read_text(encoding="utf-8") != summary:
+        raise TrainingError(
+            f"The photos differ from those the run began with (see {record}): "
+            "restore them, or choose a new --out for the new set."
+        )
+    record.write_text(summary, encoding="utf-8")
+
+
+def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
+    """Train `gan` on `pixels` from the step its optimizer is at to the last; return the number of batches done."""
+    config, first_step = gan.config, int(gan.optimizer.iterations)
+    if first_step >= config.steps:
+        print(f"{run} is at batch {first_step} already: nothing is left to do.")
+        return first_step
+    if first_step:
+        print(f"Resuming at batch {first_step}.")
+    stop = StopOnSignal()
+    # In this order: a grid's losses.png shows the row just written, and a checkpoint never runs ahead of the history.
+    gan.fit(
+        batches(pixels, config, first_step),
+        steps_per_epoch=config.steps - first_step,
+        shuffle=False,
+        verbose=0,
+        callbacks=[
+            stop,
+            Progress(config, first_step),
+            History(run, config.log_every, first_step),
+            Grids(run, config.grid_every, first_step, gan.ema_generator),
+            Checkpoints(run, config.checkpoint_every_s, first_step),
+        ],
+    )
+    done = int(gan.optimizer.iterations)
+    if done < config.steps:
+        name = stop.received.name if stop.received else "The model"
+        print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
+    return done
+
+
+def batches(
+    pixels: NDArray[np.uint8], config: TrainingConfig, first_step: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    """Yield photos uint8[batch_size, S, S, 3] and latents float32[batch_size, latent_dim] from batch `first_step` on.
+
+    What a batch holds depends on the configuration's seed and its number alone, so a resumed run sees what an
+    uninterrupted one would have seen. Each epoch shuffles anew; the photos left over at its end wait for the next.
+    """
+    per_epoch = len(pixels) // config.batch_size
+    step, order = first_step, np.empty(0, np.intp)
+    while True:
+        epoch, position = divmod(step, per_epoch)
+        if position == 0 or len(order) == 0:
+            order = np.random.default_rng((config.seed, 0, epoch)).permutation(len(pixels))
+        chosen = order[position * config.batch_size :][: config.batch_size]
+        seeds = np.random.default_rng((config.seed, 1, step)).integers(MAX_SEED, size=config.batch_size, endpoint=True)
+        yield pixels[chosen], sample_latents(seeds, config.latent_dim)
+        step += 1
