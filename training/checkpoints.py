@@ -50,7 +50,7 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
     """
     variables = dict(_named_variables(gan))
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             values = {name: file[name] for name in file.files}
     except (OSError, ValueError, BadZipFile) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error

@@ -1,0 +1,69 @@
+"""What several test files share: a few photos, a small run, its export, and waiting without sleeping blindly."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow, here and in child processes
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "models" / "apple" / "1"
+
+
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60.0) -> None:
+    """Return as soon as `condition()` is true; fail with `what` after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {limit_s} s"
+        time.sleep(0.01)  # the poll's interval, not a guess at how long the thing takes
+
+
+def draw_photo(seed: int, size: int = 40) -> Image.Image:
+    """A round fruit of some colour on white, with a little noise so that no two files are alike."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    inside = (x**2 + y**2 < rng.uniform(0.1, 0.2))[..., None]
+    colour = np.array([rng.integers(120, 255), rng.integers(0, 200), rng.integers(0, 80)])
+    pixels = np.where(inside, colour + rng.normal(0, 8, (size, size, 3)), 255)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder of 24 photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(24):
+        draw_photo(seed).save(folder / f"{seed:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(photos, tmp_path_factory) -> Path:
+    """A run folder at 32 px, four batches old."""
+    from training.config import TrainingConfig
+    from training.train import fit
+
+    run = tmp_path_factory.mktemp("run") / "small"
+    fit(photos, run, TrainingConfig(image_size=32, steps=4, batch_size=8, log_every=1, grid_every=2, jit_compile=False))
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_model(small_run, tmp_path_factory) -> Path:
+    """A model folder whose version 1 is the export of the small run."""
+    from training.export import export
+
+    models = tmp_path_factory.mktemp("models") / "fruit"
+    export(small_run, models, licence="CC0-1.0", attribution="drawn by the tests")
+    return models
+
+
+def command(*words: object) -> list[str]:
+    """`python -m ...` with this interpreter."""
+    return [sys.executable, "-m", *map(str, words)]

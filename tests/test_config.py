@@ -1,0 +1,55 @@
+import json
+from dataclasses import fields
+
+import pytest
+
+from training.__main__ import build_parser
+from training.config import DISCRIMINATOR_CHANNELS, GENERATOR_CHANNELS, IMAGE_SIZES, TrainingConfig
+from training.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("image_size", 48, "32, 64, 128, 256"),
+        ("preset", "tpu", "cpu, gpu"),
+        ("steps", 0, "1 to"),
+        ("batch_size", 1, "2 to"),
+        ("learning_rate", float("nan"), "to 1.0"),
+        ("beta_1", 1.0, "0.0 to 0.999"),
+        ("translate_fraction", 0.6, "0.0 to 0.5"),
+        ("seed", -1, "0 to"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name_value_and_range(name, value, allowed):
+    with pytest.raises(ConfigError) as refused:
+        TrainingConfig(**{name: value})
+    assert str(refused.value).startswith(f"{name} is {value!r}")
+    assert allowed in str(refused.value)
+
+
+def test_every_field_is_a_flag_with_its_default():
+    options = build_parser().parse_args(["fit", "--photos", "p", "--out", "r"])
+    assert {f.name: getattr(options, f.name) for f in fields(TrainingConfig)} == json.loads(TrainingConfig().to_json())
+
+
+def test_the_configuration_survives_json():
+    config = TrainingConfig(image_size=128, learning_rate=3e-4, flip=False)
+    assert TrainingConfig.from_json(config.to_json()) == config
+
+
+def test_a_begun_run_keeps_what_shapes_its_weights():
+    with pytest.raises(ConfigError, match="batch_size is 32, but the run began with 16"):
+        TrainingConfig(batch_size=32).refuse_to_continue(json.loads(TrainingConfig().to_json()))
+
+
+def test_a_begun_run_may_be_longer_and_report_differently():
+    begun = json.loads(TrainingConfig().to_json())
+    TrainingConfig(steps=20_000, grid_every=7, checkpoint_every_s=1.0).refuse_to_continue(begun)
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_widths_lead_from_4_pixels_to_the_image_size(preset, image_size):
+    assert 4 * 2 ** (len(GENERATOR_CHANNELS[preset, image_size]) - 1) == image_size
+    assert image_size >> len(DISCRIMINATOR_CHANNELS[preset, image_size]) == 4

@@ -1,0 +1,173 @@
+"""The SavedModel contract: what the exporter writes, seen as a model server sees it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from tests.conftest import ROOT, SHIPPED, command
+from training.callbacks import paint
+from training.errors import ExportError
+from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export, load_gan
+from training.latents import MAX_SEED, sample_latents
+
+SEEDS = np.random.default_rng(5).integers(MAX_SEED, size=192, endpoint=True)
+
+
+@pytest.fixture(scope="module")
+def signatures(small_model):
+    return tf.saved_model.load(str(small_model / "1")).signatures
+
+
+def pictures(signatures, seeds) -> np.ndarray:
+    return signatures["generate"](seeds=tf.constant(seeds, tf.int64))["images"].numpy()
+
+
+@pytest.mark.parametrize(
+    ("signature", "given", "returned"),
+    [
+        ("serving_default", ("latents", tf.float32, [None, 128]), ("images", tf.uint8, [None, 32, 32, 3])),
+        ("generate", ("seeds", tf.int64, [None]), ("images", tf.uint8, [None, 32, 32, 3])),
+        ("sample", ("seeds", tf.int64, [None]), ("latents", tf.float32, [None, 128])),
+    ],
+)
+def test_a_signature_takes_and_returns_what_the_contract_says(signatures, signature, given, returned):
+    function = signatures[signature]
+    assert [(s.name, s.dtype, s.shape.as_list()) for s in function.structured_input_signature[1].values()] == [given]
+    output = function.structured_outputs
+    assert [(name, s.dtype, s.shape.as_list()) for name, s in output.items()] == [returned]
+
+
+def test_sample_gives_the_bits_of_ringo_latent_1_for_1000_seeds(signatures):
+    seeds = np.random.default_rng(6).integers(MAX_SEED, size=1000, endpoint=True)
+    found = signatures["sample"](seeds=tf.constant(seeds))["latents"].numpy()
+    assert found.tobytes() == sample_latents(seeds, 128).tobytes()
+
+
+def test_generate_is_serving_default_after_sample(signatures):
+    latents = signatures["sample"](seeds=tf.constant(SEEDS[:8]))["latents"]
+    assert np.array_equal(signatures["serving_default"](latents=latents)["images"], pictures(signatures, SEEDS[:8]))
+
+
+def test_the_fused_generator_differs_from_the_keras_one_by_at_most_1_of_255(signatures, small_run):
+    expected = paint(load_gan(small_run).ema_generator, SEEDS)
+    assert np.abs(pictures(signatures, SEEDS).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("model", ["small", "shipped"])
+def test_pictures_are_the_same_bytes_at_every_batch_size_from_1_to_64(model, signatures):
+    if model == "shipped":
+        signatures = tf.saved_model.load(str(SHIPPED)).signatures
+    alone = np.concatenate([pictures(signatures, [seed]) for seed in SEEDS])
+    for size in range(2, MAX_BATCH_SIZE + 1):
+        batched = np.concatenate([pictures(signatures, SEEDS[i : i + size]) for i in range(0, len(SEEDS), size)])
+        assert np.array_equal(batched, alone), f"batches of {size}"
+
+
+def test_pictures_do_not_depend_on_order_and_company(signatures):
+    order = np.random.default_rng(7).permutation(64)
+    assert np.array_equal(pictures(signatures, SEEDS[:64][order]), pictures(signatures, SEEDS[:64])[order])
+    crowd = np.repeat(SEEDS[:1], 33)
+    assert np.array_equal(pictures(signatures, crowd), np.repeat(pictures(signatures, SEEDS[:1]), 33, axis=0))
+
+
+def test_no_rows_give_no_pictures(signatures):
+    assert pictures(signatures, []).shape == (0, 32, 32, 3)
+
+
+def test_the_graph_asserts_nothing_holds_no_variables_and_asks_for_no_xla(small_model):
+    graph = tf.compat.v1.saved_model.load
+    with tf.Graph().as_default() as g, tf.compat.v1.Session() as session:
+        graph(session, ["serve"], str(small_model / "1"))
+        definition = g.as_graph_def()
+    nodes = [*definition.node, *(node for f in definition.library.function for node in f.node_def)]
+    assert not {n.op for n in nodes} & {"Assert", "VarHandleOp", "VariableV2", "PyFunc"}
+    assert not any(f.attr["_XlaMustCompile"].b for f in definition.library.function)
+
+
+def test_a_session_serves_it_as_tensorflow_serving_does(small_model, signatures):
+    """A Keras model in a tf.Module loads in Python, but fails every Predict of the genuine server; this shows it."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(small_model / "1"))
+        definition = meta.signature_def["generate"]
+        fed = {definition.inputs["seeds"].name: SEEDS[:4]}
+        found = session.run(definition.outputs["images"].name, fed)
+    assert np.array_equal(found, pictures(signatures, SEEDS[:4]))
+
+
+def test_warm_up_requests_cover_every_allowed_batch_size(small_model, signatures):
+    records = tf.data.TFRecordDataset(str(small_model / "1" / "assets.extra" / "tf_serving_warmup_requests"))
+    requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records.as_numpy_iterator()]
+    sizes = {"generate": [], "serving_default": []}
+    for request in requests:
+        (name, tensor), *_ = request.inputs.items()
+        signatures[request.model_spec.signature_name](**{name: tf.constant(tf.make_ndarray(tensor))})
+        sizes[request.model_spec.signature_name].append(tensor.tensor_shape.dim[0].size)
+        assert request.model_spec.name == "fruit"
+    assert sizes == {"generate": list(ALLOWED_BATCH_SIZES), "serving_default": list(ALLOWED_BATCH_SIZES)}
+
+
+def test_the_last_allowed_batch_size_is_the_largest(small_model):
+    lines = (small_model / "1" / "batching_params.pbtxt").read_text().splitlines()
+    allowed = [int(line.split(":")[1]) for line in lines if line.startswith("allowed_batch_sizes")]
+    assert allowed == sorted(allowed)
+    assert f"max_batch_size {{ value: {allowed[-1]} }}" in lines
+
+
+def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small_model, small_run):
+    card = (small_model / "1" / "model_card.md").read_text(encoding="utf-8")
+    for fact in ("license: CC0-1.0", "drawn by the tests", "4 batches of 8: 32 pictures", "| learning_rate | 0.0005 |"):
+        assert fact in card
+
+
+def test_the_card_quotes_the_evaluation_of_the_run(small_run, tmp_path):
+    (small_run / "evaluation.json").write_text('{"KID x1000": 12.5}')
+    try:
+        version = export(small_run, tmp_path / "fruit", licence="CC0-1.0", attribution="the tests")
+    finally:
+        (small_run / "evaluation.json").unlink()
+    assert "| KID x1000 | 12.5 |" in (version / "model_card.md").read_text(encoding="utf-8")
+
+
+def digests(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_second_export_is_the_next_version_and_leaves_the_first_alone(small_model, small_run):
+    before = digests(small_model / "1")
+    process = subprocess.run(
+        command("training", "export", small_run, "--to", small_model),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert sorted(p.name for p in small_model.iterdir()) == ["1", "2"]
+    assert digests(small_model / "1") == before
+
+
+def test_a_model_that_is_not_batch_invariant_is_not_let_out(small_run, tmp_path):
+    """With oneDNN off no batch size above 1 gives the bits of size 1."""
+    process = subprocess.run(
+        [sys.executable, "-m", "training", "export", small_run, "--to", tmp_path / "fruit"],
+        cwd=ROOT,
+        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2
+    assert "give other pixels than batches of 1 on this machine" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert list((tmp_path / "fruit").iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(ExportError, match=r"has no config.json"):
+        export(tmp_path, tmp_path / "fruit", licence="", attribution="")

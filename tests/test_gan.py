@@ -1,0 +1,137 @@
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from training.checkpoints import load_checkpoint, save_checkpoint
+from training.config import TrainingConfig
+from training.errors import CheckpointError
+from training.gan import LateCosine, build_gan
+from training.train import batches
+
+CONFIG = TrainingConfig(image_size=32, steps=6, batch_size=8, jit_compile=False)
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+def train(gan, first_step: int, steps: int) -> None:
+    gan.fit(batches(PIXELS, CONFIG, first_step), steps_per_epoch=steps, verbose=0, shuffle=False)
+
+
+def weights(network: keras.Model) -> np.ndarray:
+    return np.concatenate([np.asarray(w).ravel() for w in network.weights])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    gan = build_gan(CONFIG)
+    train(gan, 0, 6)
+    return gan
+
+
+def test_a_step_changes_both_networks_and_the_moving_average(trained):
+    fresh = build_gan(CONFIG)
+    for part in ("generator", "discriminator", "ema_generator"):
+        assert np.abs(weights(getattr(trained, part)) - weights(getattr(fresh, part))).max() > 0, part
+
+
+def test_the_moving_average_lags_behind_but_has_the_current_normalisation_statistics(trained):
+    statistics = {id(v) for v in trained.generator.non_trainable_variables}
+    for average, current in zip(trained.ema_generator.weights, trained.generator.weights, strict=True):
+        alike = np.array_equal(average, current)
+        assert alike == (id(current) in statistics), current.path
+
+
+def test_each_loss_has_its_own_gradient():
+    """A learning rate of 0 for one network must not stop the other: the generator's gradient is its loss's alone."""
+    import tensorflow as tf
+
+    gan = build_gan(CONFIG)
+    photos, latents = next(batches(PIXELS, CONFIG, 0))
+    with tf.GradientTape(persistent=True) as tape:
+        for_generator, for_discriminator, _ = gan.losses_of(photos, latents)
+    push = tape.gradient(for_generator, gan.generator.trainable_variables)
+    pull = tape.gradient(for_discriminator, gan.generator.trainable_variables)
+    agreement = sum(float(tf.reduce_sum(a * b)) for a, b in zip(push, pull, strict=True))
+    assert agreement < 0  # what fools the discriminator is what costs it
+
+
+def test_a_checkpoint_brings_back_every_bit_of_networks_optimizer_and_noise(trained, tmp_path):
+    save_checkpoint(trained, tmp_path / "checkpoint.npz")
+    fresh = build_gan(CONFIG)
+    assert not np.array_equal(fresh.noise.state, trained.noise.state)
+    load_checkpoint(fresh, tmp_path / "checkpoint.npz")
+    for part in ("generator", "discriminator", "ema_generator", "optimizer"):
+        ours, theirs = getattr(fresh, part).variables, getattr(trained, part).variables
+        assert [np.asarray(v).tobytes() for v in ours] == [np.asarray(v).tobytes() for v in theirs], part
+    assert np.array_equal(fresh.noise.state, trained.noise.state)
+
+
+def test_a_damaged_checkpoint_is_one_sentence_and_changes_nothing(trained, tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(trained, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    fresh = build_gan(CONFIG)
+    before = weights(fresh)
+    with pytest.raises(CheckpointError, match=r"checkpoint.npz cannot be read"):
+        load_checkpoint(fresh, path)
+    assert np.array_equal(weights(fresh), before)
+
+
+def test_a_checkpoint_of_other_networks_is_refused(trained, tmp_path):
+    save_checkpoint(trained, tmp_path / "checkpoint.npz")
+    with pytest.raises(CheckpointError, match="belongs to other networks"):
+        load_checkpoint(build_gan(TrainingConfig(image_size=64)), tmp_path / "checkpoint.npz")
+
+
+def test_a_batch_depends_on_its_number_alone():
+    straight = batches(PIXELS, CONFIG, 0)
+    for _ in range(5):
+        next(straight)
+    for expected, found in zip(next(straight), next(batches(PIXELS, CONFIG, 5)), strict=True):
+        assert np.array_equal(expected, found)
+
+
+def test_an_epoch_shows_no_photo_twice():
+    source = batches(PIXELS, CONFIG, 0)
+    shown = np.concatenate([next(source)[0] for _ in range(len(PIXELS) // CONFIG.batch_size)])
+    assert len(np.unique(shown.reshape(len(shown), -1), axis=0)) == len(shown)
+
+
+def test_the_learning_rate_holds_for_half_the_run_and_falls_to_its_end():
+    rate = LateCosine(5e-4, 5e-5, 1000)
+    assert [float(rate(step)) for step in (0, 500, 750, 1000)] == pytest.approx([5e-4, 5e-4, 2.75e-4, 5e-5])
+
+
+LOSSES = """
+import numpy as np
+from tests.test_gan import CONFIG, PIXELS
+from dataclasses import replace
+from training.gan import build_gan
+from training.train import batches
+gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))
+rng = np.random.default_rng(3)
+for network in (gan.generator, gan.discriminator):
+    network.set_weights([rng.uniform(0.5, 1.5, w.shape) if len(w.shape) == 1 else rng.normal(0, 0.05, w.shape)
+                         for w in network.weights])
+print(*(float(v) for v in gan.losses_of(*next(batches(PIXELS, CONFIG, 0)))[:2]))
+"""
+
+
+def test_both_backends_compute_the_same_losses():
+    found = {
+        backend: subprocess.run(
+            [sys.executable, "-c", LOSSES],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout.split()
+        for backend in ("tensorflow", "jax")
+    }
+    np.testing.assert_allclose(np.array(found["jax"], float), np.array(found["tensorflow"], float), rtol=1e-4)

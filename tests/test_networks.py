@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+
+from training.config import IMAGE_SIZES, TrainingConfig
+from training.latents import sample_latents
+from training.networks import build_discriminator, build_generator
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+def test_the_networks_fit_each_other_at_every_size(image_size):
+    config = TrainingConfig(image_size=image_size)
+    generator = build_generator(config.latent_dim, config.generator_channels)
+    discriminator = build_discriminator(image_size, config.discriminator_channels)
+    images = generator(sample_latents(np.arange(2), config.latent_dim))
+    assert images.shape == (2, image_size, image_size, 3)
+    assert discriminator(images).shape == (2,)
+
+
+def test_generated_values_lie_in_the_range_of_tanh():
+    generator = build_generator(16, (32, 16))
+    images = np.asarray(generator(sample_latents(np.arange(64), 16)))
+    assert np.abs(images).max() <= 1
+
+
+def test_the_length_of_a_latent_does_not_matter():
+    generator = build_generator(16, (32, 16))
+    latents = sample_latents(np.arange(4), 16)
+    np.testing.assert_allclose(generator(latents), generator(7 * latents), atol=1e-5)
+
+
+def test_the_discriminator_has_no_batch_normalisation():
+    discriminator = build_discriminator(32, (8, 8, 8))
+    assert not [x for x in discriminator.layers if isinstance(x, keras.layers.BatchNormalization)]
+
+
+def test_the_discriminator_sees_when_all_pictures_of_a_batch_are_one():
+    discriminator = build_discriminator(32, (8, 8, 8))
+    spread = keras.Model(discriminator.input, discriminator.get_layer("minibatch_standard_deviation").output)
+    varied = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    alike = np.repeat(varied[:1], 4, axis=0)
+    assert np.asarray(spread(alike))[..., -1].max() < 1e-3 < np.asarray(spread(varied))[..., -1].min()
