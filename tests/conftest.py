@@ -64,6 +64,14 @@ def small_model(small_run, tmp_path_factory) -> Path:
     return models
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder for photos."""
+    made = tmp_path / "photos"
+    made.mkdir()
+    return made
+
+
 def command(*words: object) -> list[str]:
     """`python -m ...` with this interpreter."""
     return [sys.executable, "-m", *map(str, words)]

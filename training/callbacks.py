@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,24 +10,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.checkpoints import save_checkpoint
 from training.config import TrainingConfig
-from training.latents import sample_latents
-from training.plots import picture_grid, plot_losses
+from training.painting import paint, picture_grid
+from training.plots import plot_losses
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same 64 in every grid, so that one apple can be followed through the run
-
-
-def paint(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the pictures uint8[N, S, S, 3] of `seeds`, as an exported model would show them up to rounding."""
-    images = generator(sample_latents(seeds, generator.input_shape[1]), training=False)
-    pixels: NDArray[np.float32] = (ops.convert_to_numpy(images) + 1.0) * 127.5
-    return pixels.round().clip(0, 255).astype(np.uint8)
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -60,7 +52,8 @@ class Progress(StepCallback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Open the line."""
-        self.bar = tqdm(total=self.config.steps, initial=self.step, unit="batch", mininterval=1.0, desc="fit")
+        every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
+        self.bar = tqdm(total=self.config.steps, initial=self.step, unit="batch", mininterval=every_s, desc="fit")
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Move it on."""

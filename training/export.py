@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from training.callbacks import paint
 from training.checkpoints import load_checkpoint
 from training.config import TrainingConfig
 from training.errors import ExportError
@@ -17,6 +16,7 @@ from training.fusion import build_function, fuse
 from training.gan import GAN, build_gan
 from training.latents import MAX_SEED, sample_latents, standardise, sum_of_uniforms
 from training.model_card import ExportChecks, write_model_card
+from training.painting import paint
 
 MAX_BATCH_SIZE = 64
 ALLOWED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # what TensorFlow Serving pads batches to; the last must be the maximum

@@ -1,19 +1,9 @@
-"""Pictures about a run: the grid of its seeds, the curve of its losses, drawings of its networks."""
+"""Drawings about a run: the curves of its losses, and its networks."""
 
 import csv
 from pathlib import Path
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-
-def picture_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
-    """Return `images` uint8[N, H, W, 3] side by side, `columns` in a row; N is a multiple of `columns`."""
-    n, height, width, _ = images.shape
-    rows = images.reshape(n // columns, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
-    return Image.fromarray(rows.reshape(n // columns * height, columns * width, 3))
 
 
 def plot_losses(history: Path, to: Path) -> None:

@@ -1,0 +1,54 @@
+# The environment lives in .venv; each set of requirements is installed when first needed, from its hashed lock.
+PYTHON ?= python3
+BIN := .venv/bin
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-annotate --no-header
+MODEL ?= models/apple
+RUN ?= runs/$(notdir $(MODEL))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format train bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/serve .venv/train ## serve the shipped generator on http://localhost:8080
+	@$(BIN)/python -m serving run
+
+test: .venv/dev ## run all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev ## check style, types and who imports whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev ## put the code into its standard form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+train: .venv/train ## fit a GAN on PHOTOS=folder and export it to MODEL=models/name
+	@test -n "$(PHOTOS)" || { echo "Say which photos: make train PHOTOS=folder MODEL=models/name"; exit 2; }
+	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)"
+	$(BIN)/python -m training export "$(RUN)" --to "$(MODEL)"
+
+bench: .venv/dev ## measure, as ratios
+	$(BIN)/python -m benchmarks.generator
+
+lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
+	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt
+	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
+	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
+
+clean: ## remove the environment and all caches; runs/ stays
+	rm -rf .venv .*_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ringo needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/%: requirements/%.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@

@@ -1,0 +1,47 @@
+"""What can go wrong between a seed and a picture.
+
+Nothing here knows a protocol: each edge keeps one table from these classes to its own statuses.
+
+    RingoError
+    ├── InvalidRequest      the caller asked for what there is not
+    ├── ModelUnavailable    no model server, or none of its versions is loaded: try again soon
+    ├── ModelTimeout        the model server did not answer within the limit
+    ├── Overloaded          the model server refuses more work for now: try again later
+    └── ModelMismatch       the model server answered something that is not this model's contract
+"""
+
+MAX_SHOWN_CHARACTERS = 64  # three times the longest seed; whoever sends a megabyte doesn't get it back
+
+
+class RingoError(Exception):
+    """Base of all of them; its text is one sentence fit for the caller."""
+
+
+class InvalidRequest(RingoError):
+    """One field of the request is refused; `field` and `value` are cut to MAX_SHOWN_CHARACTERS."""
+
+    def __init__(self, field: str, value: str, allowed: str) -> None:
+        self.field = _shown(field)
+        self.value = _shown(value)
+        self.allowed = allowed
+        super().__init__(f"{self.field}={self.value!r} is not valid; allowed is {allowed}.")
+
+
+class ModelUnavailable(RingoError):
+    """There is no model server to ask, or it has no version of our model loaded."""
+
+
+class ModelTimeout(RingoError):
+    """The model server did not answer within the limit."""
+
+
+class Overloaded(RingoError):
+    """The model server has more work than it takes."""
+
+
+class ModelMismatch(RingoError):
+    """The model server's answer is not what the SavedModel's contract says: an operator's fault, not the caller's."""
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

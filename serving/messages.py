@@ -1,0 +1,43 @@
+"""TensorFlow Serving's messages, without TensorFlow.
+
+The generated modules of the two official packages need nothing but protobuf and grpc, yet importing any of them by its
+name runs `tensorflow/__init__.py` first: 2 to 4 s and 590 MB, against 0.2 s and 33 MB for the messages alone. So while
+they are imported, an empty module with TensorFlow's search path stands in its place. The real `import tensorflow` still
+works afterwards, and where it came first nothing stands in. It also works where the packages hold no more than their
+`*_pb2*.py` files: a folder without `__init__.py` has a search path as well.
+
+This is the one module of the project whose import does something: it is an import.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_PACKAGE = "tensorflow"
+
+
+@contextmanager
+def _package_not_run() -> Iterator[None]:
+    """Let submodules of TensorFlow be imported without running TensorFlow's own `__init__.py`."""
+    if _PACKAGE in sys.modules:
+        yield
+        return
+    spec = importlib.util.find_spec(_PACKAGE)  # of a top-level package: finds, doesn't import
+    if spec is None:
+        raise ModuleNotFoundError("The generated messages of the package tensorflow are not installed.", name=_PACKAGE)
+    sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
+    try:
+        yield
+    finally:
+        del sys.modules[_PACKAGE]
+
+
+with _package_not_run():
+    types_pb2 = importlib.import_module("tensorflow.core.framework.types_pb2")
+    predict_pb2 = importlib.import_module("tensorflow_serving.apis.predict_pb2")
+    prediction_service_pb2_grpc = importlib.import_module("tensorflow_serving.apis.prediction_service_pb2_grpc")
+    get_model_metadata_pb2 = importlib.import_module("tensorflow_serving.apis.get_model_metadata_pb2")
+    get_model_status_pb2 = importlib.import_module("tensorflow_serving.apis.get_model_status_pb2")
+    model_service_pb2_grpc = importlib.import_module("tensorflow_serving.apis.model_service_pb2_grpc")

@@ -1,0 +1,180 @@
+"""The embedded model server, for where TensorFlow Serving is not installed: its gRPC, its polling, its hot swap."""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from serving.ports import listen
+from serving.prediction_service import PredictionService
+from serving.settings import SettingsError
+from serving.version_watcher import VersionWatcher
+
+if TYPE_CHECKING:  # importing it imports TensorFlow
+    from serving.servable import Servable
+
+MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
+STOP_GRACE_S = 10.0  # as long as a gateway waits for an answer by default
+WAIT_STEP_S = 60.0  # for a first version we wait as long as it takes, in steps of this
+MAX_POLL_INTERVAL_S = 3600.0  # an hour: whoever writes more has mistaken milliseconds for seconds
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
+    ("grpc.max_receive_message_length", -1),  # no limit, as TensorFlow Serving; clients set their own
+    ("grpc.max_send_message_length", -1),
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def start_server(service: PredictionService, *, host: str, port: int, max_workers: int) -> tuple[grpc.Server, int]:
+    """Return a running server for `service` and its port; 0 takes a free one. Raises SettingsError for a taken one."""
+    # grpc would print a line of its own, and keep the reason to itself.
+    listen(host, port, variable="--port", value=str(port)).close()
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers, thread_name_prefix="call"),
+        handlers=service.handlers(),
+        options=SERVER_OPTIONS,
+        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # beyond: RESOURCE_EXHAUSTED
+    )
+    bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    server.start()
+    return server, bound
+
+
+def serve(
+    *,
+    model_name: str,
+    base_path: Path,
+    host: str,
+    port: int,
+    max_workers: int,
+    poll_interval_s: float = 1.0,
+    typed_fields: bool = False,
+) -> None:
+    """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
+
+    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
+
+    Raises:
+        SettingsError: nothing can listen on `host` and `port`.
+    """
+    # Warnings and worse, unless somebody chose otherwise. What TensorFlow says before its logging starts still comes.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    from serving.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
+
+    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)
+    watcher.poll()
+    if not watcher.snapshot.servables:
+        log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
+    watcher.start()
+    try:
+        while not watcher.wait_for(lambda snapshot: bool(snapshot.servables), timeout_s=WAIT_STEP_S):
+            pass
+        service = PredictionService(watcher, model_name, typed_fields=typed_fields)
+        server, bound = start_server(service, host=host, port=port, max_workers=max_workers)
+        log.info("serving %s on %s:%d", model_name, host, bound)
+        try:
+            server.wait_for_termination()
+        finally:
+            log.info("stopping; calls in flight have %g s", STOP_GRACE_S)
+            server.stop(STOP_GRACE_S).wait(STOP_GRACE_S)
+    finally:
+        watcher.close(timeout_s=STOP_GRACE_S)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m serving model-server` and return its exit status: 0 after SIGTERM or SIGINT, 1 for a taken port.
+
+    Raises SystemExit(2) after one sentence on stderr if there is something wrong with `argv`.
+    """
+    arguments = parse(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve(**vars(arguments))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as the arguments of `serve`. Raises SystemExit as `main` does."""
+    threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
+    seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
+    parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
+    add = parser.add_argument
+    add("--model-name", type=flag(text, "the name of a model"), default="apple", help="what clients call it")
+    add(
+        "--model-base-path",
+        dest="base_path",
+        type=flag(folder, "a folder, which may be yet to come"),
+        default="models/apple",
+        help="where the numbered versions are (default: models/apple)",
+    )
+    add("--host", type=flag(text, "the name or address to listen on"), default="127.0.0.1")
+    add("--port", type=flag(integer(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
+    add("--max-workers", type=flag(integer(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
+    add("--poll-interval-s", type=flag(interval_s, seconds), default="1")
+    add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
+    return parser.parse_args(argv)
+
+
+def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
+    """Return `read` for argparse: where that raises ValueError, the sentence names flag, value and what is allowed."""
+
+    def parse_value(value: str) -> T:
+        try:
+            return read(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not valid; allowed is {allowed}.") from None
+
+    return parse_value
+
+
+def text(value: str) -> str:
+    """Return `value`; raise ValueError if it is blank."""
+    if not value.strip():
+        raise ValueError
+    return value
+
+
+def folder(value: str) -> Path:
+    """Return the path `value`; raise ValueError if something that is no folder lies there."""
+    path = Path(text(value))
+    if path.exists() and not path.is_dir():
+        raise ValueError
+    return path
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads a whole number, or raises ValueError if it isn't one from `low` to `high`."""
+
+    def read(value: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
+            raise ValueError
+        return int(value)
+
+    return read
+
+
+def interval_s(value: str) -> float:
+    """Return a number of seconds; raise ValueError unless it is above 0, up to MAX_POLL_INTERVAL_S."""
+    seconds = float(value)
+    if not 0 < seconds <= MAX_POLL_INTERVAL_S:  # refuses "nan", too
+        raise ValueError
+    return seconds

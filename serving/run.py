@@ -1,0 +1,157 @@
+"""Model server and gateway on one machine: what `make run` starts, and one Ctrl-C ends."""
+
+import contextlib
+import ctypes
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+from serving.ports import listen
+from serving.settings import Settings, SettingsError
+
+READY_TIMEOUT_S = 60.0  # importing TensorFlow takes 2 to 4 s, loading and warming the model as long again on a laptop
+POLL_INTERVAL_S = 0.2
+PROBE_TIMEOUT_S = 2.0  # the gateway itself asks the model server for at most 1 s
+DRAIN_MARGIN_S = 10.0  # to end one child, on top of the longest request; who is not gone by then is killed
+
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+Children = dict[str, subprocess.Popen[bytes]]  # by what they are called, in the order of their start
+
+
+class RunError(Exception):
+    """The parts can't be kept running; the text is one sentence."""
+
+
+def run(settings: Settings) -> int:
+    """Start model server and gateway, say where they answer, and end both with the first signal or the first death.
+
+    Return 0 after SIGINT or SIGTERM, 1 if a part died or nothing was ready in time. Whatever the way out, no child
+    remains. Raises SettingsError before anything is started.
+    """
+    _require_free_ports(settings)
+    _require_model(settings)
+    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    children: Children = {}
+    try:
+        children["model server"] = _start(model_server_command(settings))
+        children["gateway"] = _start([sys.executable, "-m", "serving", "gateway"])
+        _wait_until_ready(settings, children)
+        _announce(settings)
+        while True:
+            _require_alive(children)
+            time.sleep(POLL_INTERVAL_S)
+    except KeyboardInterrupt:
+        return 0
+    except RunError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    finally:
+        _end(children, timeout_s=settings.predict_timeout_s + DRAIN_MARGIN_S)
+
+
+def _require_free_ports(settings: Settings) -> None:
+    host, _, port = settings.model_server.rpartition(":")
+    listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)).close()
+    listen(host, int(port), variable="RINGO_MODEL_SERVER", value=settings.model_server).close()
+
+
+def _require_model(settings: Settings) -> None:
+    """Raise SettingsError without a version to load: TensorFlow Serving would wait for one without a word."""
+    folder = settings.model_base_path
+    if not folder.is_dir() or not any(version.name.isdecimal() for version in folder.iterdir()):
+        allowed = "a folder with numbered versions of the model in it"
+        raise SettingsError("RINGO_MODEL_BASE_PATH", str(folder), allowed)
+
+
+def model_server_command(settings: Settings) -> list[str]:
+    """Return the command of the genuine model server, or of the embedded one where that is not installed; say which."""
+    host, _, port = settings.model_server.rpartition(":")
+    base_path = settings.model_base_path.resolve()  # the genuine one takes no relative path
+    genuine = shutil.which("tensorflow_model_server")
+    if genuine is not None:
+        print(f"Model server: {genuine}", flush=True)
+        return [
+            genuine,
+            f"--port={port}",
+            f"--model_name={settings.model_name}",
+            f"--model_base_path={base_path}",
+            "--grpc_max_threads=64",  # the default, 4 per core, refused 302 of 400 calls of 8 clients on 2 cores
+            "--max_num_load_retries=0",  # by default a broken version blocks all later ones for minutes
+        ]
+    print("Model server: the embedded default, as there is no tensorflow_model_server on the PATH", flush=True)
+    return [
+        *(sys.executable, "-m", "serving", "model-server"),
+        *("--host", host, "--port", port),
+        *("--model-name", settings.model_name, "--model-base-path", str(base_path)),
+    ]
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own, so that Ctrl-C reaches it through us alone.
+
+    Where the system can do it (Linux), the kernel ends the child when we die, even by SIGKILL.
+    """
+    die_with_parent = None
+    if sys.platform == "linux":
+        die_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+
+
+def _require_alive(children: Children) -> None:
+    for name, child in children.items():
+        status = child.poll()
+        if status is not None:
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise RunError(f"The {name} {how}: ending the rest.")
+
+
+def _reachable(host: str) -> str:
+    """Return the name by which this machine reaches a server listening on `host`."""
+    return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
+
+
+def _wait_until_ready(settings: Settings, children: Children) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not _is_ready(settings):
+        _require_alive(children)
+        if time.monotonic() > deadline:
+            raise RunError(f"No version of the model was ready within {READY_TIMEOUT_S:g} s: ending all.")
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _is_ready(settings: Settings) -> bool:
+    connection = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=PROBE_TIMEOUT_S)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+def _announce(settings: Settings) -> None:
+    address = f"{_reachable(settings.host)}:{settings.port}"
+    print(f"Ready: http://{address}/generate?seed=42", flush=True)
+    print(f"  curl '{address}/generate?seed=42' -o {settings.model_name}.png", flush=True)
+    print("Ctrl-C ends it.", flush=True)
+
+
+def _end(children: Children, *, timeout_s: float) -> None:
+    """End the children, the last started first, so that the gateway drains while its model server still answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for child in reversed(children.values()):
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # what didn't end, and what a child that died left behind
+        child.wait()

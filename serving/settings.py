@@ -1,0 +1,108 @@
+"""What an operator may choose, read once from the environment."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+PREFIX = "RINGO_"
+MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseconds for seconds
+
+
+class SettingsError(Exception):
+    """A setting can't be used; the text is one sentence with the variable, its value and what is allowed."""
+
+    def __init__(self, variable: str, value: str, allowed: str) -> None:
+        super().__init__(f"{variable} is {value!r}; allowed is {allowed}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the gateway and the launcher go by. RINGO_PREDICT_TIMEOUT_S sets `predict_timeout_s`, and so on."""
+
+    # This machine alone: opening to a network is a decision, which the containers take.
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+    # A gRPC target; 8500 is TensorFlow Serving's own default.
+    model_server: str = "localhost:8500"
+    model_name: str = "apple"
+
+    # Only `run` reads it, for the model server that it starts.
+    model_base_path: Path = Path("models/apple")
+
+    # One picture takes tens of milliseconds on two cores: 10 s outlast a queue of hundreds, and still end before the
+    # 15 to 30 s at which proxies and people give up.
+    predict_timeout_s: float = 10.0
+
+    # A worker mostly waits for the model server: one is enough until encoding alone fills a core (5 ms a picture).
+    workers: int = 1
+
+    # Of each worker: enough waiting requests to keep a model server of a few cores busy while others are encoded.
+    threads: int = 8
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        """Return the settings that `environ` gives, and the defaults for those that it leaves out.
+
+        Raises SettingsError for a value that can't be used, and for a RINGO_ variable that there is not: a typo must
+        not quietly mean the default.
+        """
+        names = {PREFIX + field.name.upper(): field.name for field in fields(cls)}
+        chosen: dict[str, Any] = {}
+        for variable, text in environ.items():
+            if not variable.startswith(PREFIX):
+                continue
+            if variable not in names:
+                raise SettingsError(variable, text, f"only {', '.join(names)}")
+            read, allowed = READERS[names[variable]]
+            try:
+                chosen[names[variable]] = read(text)
+            except ValueError:
+                raise SettingsError(variable, text, allowed) from None
+        return cls(**chosen)
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= MAX_TIMEOUT_S:  # refuses "nan", too
+        raise ValueError
+    return seconds
+
+
+def _target(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    return f"{_text(host)}:{_integer(1, 65535)(port)}"
+
+
+# For each setting: what reads its text or raises ValueError, and what to tell who wrote another.
+READERS: dict[str, tuple[Callable[[str], object], str]] = {
+    "host": (_text, "the name or address to listen on"),
+    "port": (_integer(1, 65535), "a whole number from 1 to 65535"),
+    "model_server": (_target, "host:port of a model server's gRPC"),
+    "model_name": (_text, "the name of a model"),
+    "model_base_path": (_path, "the path of a folder"),
+    "predict_timeout_s": (_seconds, f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
+    "workers": (_integer(1, 64), "a whole number from 1 to 64"),
+    "threads": (_integer(1, 256), "a whole number from 1 to 256"),
+}

@@ -1,0 +1,136 @@
+"""A model server on a real socket that speaks as TensorFlow Serving does, with pictures by integer arithmetic.
+
+Run as a program, it takes the flags of the genuine tensorflow_model_server that `serving.run` gives.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, Self
+
+import grpc
+import numpy as np
+
+from serving.messages import (
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    types_pb2,
+)
+
+INSIDE = "node 7 of 10.0.0.1"  # the text that goes with a StatusError, none of the caller's business
+HEIGHT, WIDTH = 6, 8
+
+
+def picture(seed: int) -> np.ndarray:
+    """Return uint8[HEIGHT, WIDTH, 3], a different one for any two seeds that a test uses."""
+    place = np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3)
+    return ((place * 7 + seed % 65521) % 251).astype(np.uint8)
+
+
+def answer(
+    request: Any, *, version: int, as_content: bool = False, images: np.ndarray | None = None
+) -> predict_pb2.PredictResponse:
+    """Return the response to `request`: uint8 in `int_val` as TensorFlow Serving's default is, or in tensor_content."""
+    if images is None:
+        images = np.stack([picture(seed) for seed in request.inputs["seeds"].int64_val])
+    response = predict_pb2.PredictResponse()
+    response.model_spec.name = request.model_spec.name
+    response.model_spec.version.value = version
+    tensor = response.outputs["images"]
+    tensor.dtype = types_pb2.DT_UINT8
+    for size in images.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    if as_content:
+        tensor.tensor_content = images.tobytes()
+    else:
+        tensor.int_val.extend(images.ravel().tolist())
+    return response
+
+
+class StatusError(Exception):
+    """Makes the fake answer this status."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self.code = code
+        super().__init__(code.name)
+
+
+class FakeModelServer(
+    prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
+):
+    """Serves one version of a model while the `with` block lasts; `reply` answers Predict or raises StatusError."""
+
+    def __init__(
+        self,
+        *,
+        model_name: str = "apple",
+        version: int = 1,
+        port: int = 0,
+        state: str = "AVAILABLE",
+        reply: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.version = version
+        self.state = state
+        self.reply = reply or (lambda request: answer(request, version=version))
+        self.requests: list[Any] = []
+        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.target = f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close every connection and the port; again does nothing."""
+        self._server.stop(grace=None).wait(timeout=5)
+
+    def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802 (the service's own name)
+        self.requests.append(request)
+        spec = request.model_spec
+        if spec.name != self.model_name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
+        if spec.HasField("version") and spec.version.value != self.version:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"Servable not found for request: Specific({spec.name}, {spec.version.value})",
+            )
+        try:
+            return self.reply(request)
+        except StatusError as refused:
+            context.abort(refused.code, INSIDE)
+
+    def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.model_spec.name != self.model_name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
+        state = get_model_status_pb2.ModelVersionStatus.State.Value(self.state)
+        response = get_model_status_pb2.GetModelStatusResponse()
+        response.model_version_status.add(version=self.version, state=state)
+        return response
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model_name", required=True)
+    chosen, _ = parser.parse_known_args()
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with FakeModelServer(port=chosen.port, model_name=chosen.model_name):
+        ended.wait(timeout=300)  # seconds; the tests' own limit
+    sys.exit(143)  # what the genuine one's end by SIGTERM looks like to a shell
+
+
+if __name__ == "__main__":
+    main()

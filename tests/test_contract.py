@@ -1,0 +1,55 @@
+"""Training and serving share no code. This file knows both, and holds them to the artifact between them."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving import gateway
+from serving.model_client import SIGNATURE, ModelClient
+from serving.model_server import start_server
+from serving.prediction_service import PredictionService
+from serving.servable import load
+from serving.version_watcher import VersionWatcher
+from training.export import MAX_BATCH_SIZE, load_gan
+from training.latents import MAX_SEED
+from training.painting import paint
+
+SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
+
+
+@pytest.fixture(scope="module", params=["tensor content", "typed fields"])
+def client(request, small_model):
+    """A client of the embedded model server that holds what training exported."""
+    watcher = VersionWatcher(small_model, load, poll_interval_s=3600.0)
+    watcher.poll()
+    service = PredictionService(watcher, "fruit", typed_fields=request.param == "typed fields")
+    server, port = start_server(service, host="127.0.0.1", port=0, max_workers=4)
+    client = ModelClient(f"127.0.0.1:{port}", "fruit", predict_timeout_s=60.0)
+    yield client
+    client.close()
+    server.stop(None).wait()
+
+
+def test_the_gateway_takes_the_seeds_that_the_model_takes():
+    assert gateway.MAX_SEED == MAX_SEED
+
+
+def test_the_gateway_asks_for_a_signature_that_the_export_has(small_model):
+    assert SIGNATURE in tf.saved_model.load(str(small_model / "1")).signatures
+
+
+def test_the_client_gets_the_pixels_of_the_saved_model(client, small_model):
+    signatures = tf.saved_model.load(str(small_model / "1")).signatures
+    expected = signatures["generate"](seeds=tf.constant(SEEDS))["images"].numpy()
+    assert np.array_equal(client.generate(SEEDS.tolist()).images, expected)
+
+
+def test_the_client_gets_what_the_keras_generator_paints_to_within_1_of_255(client, small_run):
+    found = client.generate(SEEDS.tolist()).images.astype(int)
+    assert np.abs(found - paint(load_gan(small_run).ema_generator, SEEDS)).max() <= 1
+
+
+def test_a_seed_alone_and_in_company_is_one_picture(client):
+    together = client.generate(SEEDS.tolist()).images
+    alone = [client.generate([seed]).images[0] for seed in SEEDS.tolist()]
+    assert np.array_equal(together, alone)

@@ -1,0 +1,85 @@
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving.ports import listen
+from tests.conftest import ROOT, command
+from tests.fake_model_server import FakeModelServer
+from tests.gateway_process import LIMIT_S, environment, gateway_for
+
+
+@pytest.fixture(scope="module")
+def model_server():
+    with FakeModelServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+        for seed in range(20):
+            assert gateway.ask(f"/generate?seed={seed}").status == 200
+        yield gateway
+
+
+def test_a_worker_that_has_answered_holds_no_tensorflow(gateway):
+    assert "libtensorflow" not in (gateway.worker() / "maps").read_text()
+
+
+def test_a_worker_that_has_answered_is_resident_with_at_most_100_mb(gateway):
+    (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", (gateway.worker() / "status").read_text())
+    assert int(resident) * 1024 <= 100e6
+
+
+def test_until_it_is_ready_the_gateway_takes_less_than_2_s_of_a_core(model_server, tmp_path):
+    """Of a core and not on the clock, which on a busy machine measures the others."""
+    with gateway_for(model_server.target, tmp_path) as gateway:
+        assert gateway.ask("/readyz").status == 200
+        parent = Path("/proc", str(gateway.process.pid))
+        ticks = sum(
+            int(field)
+            for process in (parent, gateway.worker())
+            for field in (process / "stat").read_text().split()[13:15]
+        )
+    assert ticks / os.sysconf("SC_CLK_TCK") < 2
+
+
+def test_sigterm_ends_the_gateway_with_status_0(model_server, tmp_path):
+    with gateway_for(model_server.target, tmp_path) as gateway:
+        pass
+    assert gateway.process.returncode == 0
+
+
+@pytest.mark.parametrize("part", ["gateway", "run"])
+def test_a_taken_port_is_one_sentence_that_names_the_variable(part):
+    with listen("127.0.0.1", 0, variable="", value="") as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            command("serving", part),
+            env=environment(port=port),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            cwd=ROOT,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"RINGO_PORT is '{port}'; allowed is a port that is free on 127.0.0.1: Address already"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bad_setting_is_one_sentence():
+    done = subprocess.run(
+        command("serving", "gateway"),
+        env=environment(port="x"),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "RINGO_PORT is 'x'; allowed is a whole number from 1 to 65535.\n"

@@ -1,0 +1,69 @@
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from serving.settings import READERS, Settings, SettingsError
+
+
+def test_an_empty_environment_gives_the_defaults():
+    assert Settings.from_environment({}) == Settings()
+
+
+def test_every_setting_has_a_reader():
+    assert [field.name for field in fields(Settings)] == list(READERS)
+
+
+def test_variables_of_others_are_left_alone():
+    assert Settings.from_environment({"PATH": "/bin", "PORT": "80"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("RINGO_HOST", "0.0.0.0", "host", "0.0.0.0"),
+        ("RINGO_PORT", "65535", "port", 65535),
+        ("RINGO_MODEL_SERVER", "model-server:8500", "model_server", "model-server:8500"),
+        ("RINGO_MODEL_SERVER", "[::1]:8500", "model_server", "[::1]:8500"),
+        ("RINGO_MODEL_NAME", "cat", "model_name", "cat"),
+        ("RINGO_MODEL_BASE_PATH", "/models/cat", "model_base_path", Path("/models/cat")),
+        ("RINGO_PREDICT_TIMEOUT_S", "0.5", "predict_timeout_s", 0.5),
+        ("RINGO_WORKERS", "2", "workers", 2),
+        ("RINGO_THREADS", "32", "threads", 32),
+    ],
+)
+def test_a_variable_sets_its_field(variable, text, name, value):
+    assert getattr(Settings.from_environment({variable: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        *(
+            (variable, text)
+            for variable in ("RINGO_PORT", "RINGO_WORKERS")
+            for text in ("0", "-1", "1.5", "x", "٣", "")
+        ),
+        ("RINGO_PORT", "65536"),
+        ("RINGO_THREADS", "1000000"),
+        *(("RINGO_PREDICT_TIMEOUT_S", text) for text in ("0", "-1", "nan", "inf", "10000", "ten", "")),
+        *(("RINGO_MODEL_SERVER", text) for text in ("8500", ":8500", "localhost", "localhost:", "localhost:0", "")),
+        ("RINGO_HOST", ""),
+        ("RINGO_MODEL_NAME", " "),
+        ("RINGO_MODEL_BASE_PATH", ""),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_variable_and_what_is_allowed(variable, text):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({variable: text})
+    assert str(caught.value).startswith(f"{variable} is {text!r}; allowed is ")
+
+
+def test_an_unknown_variable_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(SettingsError, match=r"RINGO_PROT is '80'; allowed is only RINGO_HOST, RINGO_PORT, "):
+        Settings.from_environment({"RINGO_PROT": "80"})
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
