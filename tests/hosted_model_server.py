@@ -134,11 +134,13 @@ def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     watcher.start()
     service = PredictionService(watcher, "apple", typed_fields=typed_fields)
     server, port = start_server(service, host="127.0.0.1", port=0, max_workers=8)
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        yield Hosted(base_path, watcher, predictions, model_service_pb2_grpc.ModelServiceStub(channel))
-    server.stop(None).wait(LIMIT_S)
-    watcher.close(timeout_s=LIMIT_S)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            yield Hosted(base_path, watcher, predictions, model_service_pb2_grpc.ModelServiceStub(channel))
+    finally:
+        server.stop(None).wait(LIMIT_S)
+        watcher.close(timeout_s=LIMIT_S)
 
 
 def statuses(hosted: Hosted) -> list[Any]:

@@ -13,7 +13,7 @@ from training.errors import CheckpointError
 from training.gan import LateCosine, build_gan
 from training.train import batches
 
-CONFIG = TrainingConfig(image_size=32, steps=6, batch_size=8, jit_compile=False)
+CONFIG = TrainingConfig(image_size=32, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
 

@@ -69,7 +69,7 @@ class TrainingConfig:
     final_learning_rate: float = option(5e-5, "where the cosine of the second half ends", low=0.0, high=1.0)
     beta_1: float = option(0.5, "Adam's decay of the first moment; 0.9 does not train a GAN", low=0.0, high=0.999)
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
-    r1_gamma: float = option(0.2, "weight of the approximate R1 penalty; 0 leaves it out", low=0.0, high=1000.0)
+    r1_gamma: float = option(0.0, "weight of the approximate R1 penalty; 0 leaves it out", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
     flip: bool = option(True, "mirror half of the pictures the discriminator sees")
     translate_fraction: float = option(0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5)
