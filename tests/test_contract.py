@@ -10,7 +10,8 @@ from serving.model_server import start_server
 from serving.prediction_service import PredictionService
 from serving.servable import load
 from serving.version_watcher import VersionWatcher
-from training.export import MAX_BATCH_SIZE, load_gan
+from training.checkpoints import load_gan
+from training.export import MAX_BATCH_SIZE
 from training.latents import MAX_SEED
 from training.painting import paint
 

@@ -12,8 +12,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tests.conftest import ROOT, SHIPPED, command
-from training.errors import ExportError
-from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export, load_gan
+from training.checkpoints import load_gan
+from training.errors import CheckpointError
+from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
 from training.latents import MAX_SEED, sample_latents
 from training.painting import paint
 
@@ -172,5 +173,5 @@ def test_a_model_that_is_not_batch_invariant_is_not_let_out(small_run, tmp_path)
 
 
 def test_a_run_without_a_checkpoint_is_one_sentence(tmp_path):
-    with pytest.raises(ExportError, match=r"has no config.json"):
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
         export(tmp_path, tmp_path / "fruit", licence="", attribution="")

@@ -1,4 +1,4 @@
-"""The command: python -m training fit | export."""
+"""The command: python -m training fit | evaluate | export."""
 
 import argparse
 import os
@@ -31,6 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
             **kind,
         )
 
+    evaluate = commands.add_parser("evaluate", help="compare a run's pictures with photos; the model card quotes it")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
+    evaluate.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos to compare with")
+    evaluate.add_argument("--count", type=int, default=1900, help="pictures of each kind (default: 1900)")
+
     export = commands.add_parser("export", help="write the generator of a run as the next model version")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
     export.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
@@ -49,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from training.train import fit  # imports Keras: 3 s that --help and bad flags need not wait
 
             return 0 if fit(options.photos, options.out, config) >= config.steps else 130
+        if options.command == "evaluate":
+            from training.evaluate import evaluate
+
+            for name, value in evaluate(options.run, options.photos, count=options.count).items():
+                print(f"{name}: {value}")
+            return 0
         from training.export import export
 
         version = export(options.run, options.to, licence=options.licence, attribution=options.attribution)

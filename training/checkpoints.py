@@ -12,8 +12,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from training.config import TrainingConfig
 from training.errors import CheckpointError
-from training.gan import GAN
+from training.gan import GAN, build_gan
 
 
 def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
@@ -59,3 +60,16 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
             raise CheckpointError(f"The checkpoint {path} belongs to other networks: {name} does not fit.")
     for name, variable in variables.items():
         variable.assign(values[name])
+
+
+def load_gan(run: Path) -> GAN:
+    """Return the GAN of the run folder `run` at its last checkpoint. Raises CheckpointError if there is none."""
+    config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
+    for file in (config_file, checkpoint):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{run} has no {file.name}: name the --out folder of a `fit` that has saved a checkpoint."
+            )
+    gan = build_gan(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
+    load_checkpoint(gan, checkpoint)
+    return gan

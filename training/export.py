@@ -9,11 +9,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from training.checkpoints import load_checkpoint
-from training.config import TrainingConfig
+from training.checkpoints import load_gan
 from training.errors import ExportError
 from training.fusion import build_function, fuse
-from training.gan import GAN, build_gan
+from training.gan import GAN
 from training.latents import MAX_SEED, sample_latents, standardise, sum_of_uniforms
 from training.model_card import ExportChecks, write_model_card
 from training.painting import paint
@@ -55,19 +54,6 @@ def export(run: Path, to: Path, *, licence: str, attribution: str) -> Path:
             return folder.rename(to / str(version))
     except OSError as error:
         raise ExportError(f"The model folder {to} could not be written: {error.strerror or error}.") from error
-
-
-def load_gan(run: Path) -> GAN:
-    """Return the GAN of the run folder `run` at its last checkpoint. Raises TrainingError if there is none."""
-    config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
-    for file in (config_file, checkpoint):
-        if not file.is_file():
-            raise ExportError(
-                f"{run} has no {file.name}: name the --out folder of a `fit` that has saved a checkpoint."
-            )
-    gan = build_gan(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
-    load_checkpoint(gan, checkpoint)
-    return gan
 
 
 class Servable(tf.Module):
