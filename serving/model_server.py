@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ import grpc
 
 from serving.ports import listen
 from serving.prediction_service import PredictionService
-from serving.settings import SettingsError
+from serving.settings import SettingsError, integer_reader, read_text, seconds_reader
 from serving.version_watcher import VersionWatcher
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
@@ -118,7 +117,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument
-    add("--model-name", type=flag(text, "the name of a model"), default="apple", help="what clients call it")
+    add("--model-name", type=flag(read_text, "the name of a model"), default="apple", help="what clients call it")
     add(
         "--model-base-path",
         dest="base_path",
@@ -126,10 +125,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="models/apple",
         help="where the numbered versions are (default: models/apple)",
     )
-    add("--host", type=flag(text, "the name or address to listen on"), default="127.0.0.1")
-    add("--port", type=flag(integer(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
-    add("--max-workers", type=flag(integer(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
-    add("--poll-interval-s", type=flag(interval_s, seconds), default="1")
+    add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
+    add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
+    add("--max-workers", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
+    add("--poll-interval-s", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
     add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
     return parser.parse_args(argv)
 
@@ -146,35 +145,9 @@ def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
     return parse_value
 
 
-def text(value: str) -> str:
-    """Return `value`; raise ValueError if it is blank."""
-    if not value.strip():
-        raise ValueError
-    return value
-
-
 def folder(value: str) -> Path:
     """Return the path `value`; raise ValueError if something that is no folder lies there."""
-    path = Path(text(value))
+    path = Path(read_text(value))
     if path.exists() and not path.is_dir():
         raise ValueError
     return path
-
-
-def integer(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads a whole number, or raises ValueError if it isn't one from `low` to `high`."""
-
-    def read(value: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise ValueError
-        return int(value)
-
-    return read
-
-
-def interval_s(value: str) -> float:
-    """Return a number of seconds; raise ValueError unless it is above 0, up to MAX_POLL_INTERVAL_S."""
-    seconds = float(value)
-    if not 0 < seconds <= MAX_POLL_INTERVAL_S:  # refuses "nan", too
-        raise ValueError
-    return seconds

@@ -64,17 +64,20 @@ class Settings:
         return cls(**chosen)
 
 
-def _text(text: str) -> str:
+def read_text(text: str) -> str:
+    """Return `text`; raise ValueError if it is blank."""
     if not text.strip():
         raise ValueError
     return text
 
 
 def _path(text: str) -> Path:
-    return Path(_text(text))
+    return Path(read_text(text))
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
+def integer_reader(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads a whole number, or raises ValueError if it isn't one from `low` to `high`."""
+
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
             raise ValueError
@@ -83,26 +86,31 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= MAX_TIMEOUT_S:  # refuses "nan", too
-        raise ValueError
-    return seconds
+def seconds_reader(high: float) -> Callable[[str], float]:
+    """Return what reads a number of seconds, or raises ValueError if it isn't above 0, up to `high`."""
+
+    def read(text: str) -> float:
+        seconds = float(text)
+        if not 0 < seconds <= high:  # refuses "nan", too
+            raise ValueError
+        return seconds
+
+    return read
 
 
 def _target(text: str) -> str:
     host, _, port = text.rpartition(":")
-    return f"{_text(host)}:{_integer(1, 65535)(port)}"
+    return f"{read_text(host)}:{integer_reader(1, 65535)(port)}"
 
 
 # For each setting: what reads its text or raises ValueError, and what to tell who wrote another.
 READERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "host": (_text, "the name or address to listen on"),
-    "port": (_integer(1, 65535), "a whole number from 1 to 65535"),
+    "host": (read_text, "the name or address to listen on"),
+    "port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
     "model_server": (_target, "host:port of a model server's gRPC"),
-    "model_name": (_text, "the name of a model"),
+    "model_name": (read_text, "the name of a model"),
     "model_base_path": (_path, "the path of a folder"),
-    "predict_timeout_s": (_seconds, f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
-    "workers": (_integer(1, 64), "a whole number from 1 to 64"),
-    "threads": (_integer(1, 256), "a whole number from 1 to 256"),
+    "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
+    "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
+    "threads": (integer_reader(1, 256), "a whole number from 1 to 256"),
 }

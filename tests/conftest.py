@@ -1,9 +1,11 @@
 """What several test files share: a few photos, a small run, its export, and waiting without sleeping blindly."""
 
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,30 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports Te
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "apple" / "1"
+LIMIT_S = 60.0  # of any one wait, on a machine that has other things to do
 
 
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
     """Return as soon as `condition()` is true; fail with `what` after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {limit_s} s"
         time.sleep(0.01)  # the poll's interval, not a guess at how long the thing takes
+
+
+@contextmanager
+def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
+    """End `process` by SIGTERM after the `with` block; fail if that takes longer than LIMIT_S."""
+    with process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def draw_photo(seed: int, size: int = 40) -> Image.Image:

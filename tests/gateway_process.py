@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.ports import listen
-from tests.conftest import ROOT, command, wait_until
-
-LIMIT_S = 30.0  # of any one wait, on a machine that has other things to do
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,7 @@ def gateway_for(target: str, folder: Path, **settings: object) -> Iterator[Gatew
             stderr=stderr,
             cwd=ROOT,
         )
-    with process:
-        try:
-            wait_until(lambda: process.poll() is not None or "Listening at" in log.read_text(), "gateway", LIMIT_S)
-            assert process.poll() is None, log.read_text()
-            yield Gateway(port, process, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+    with ended_afterwards(process):
+        wait_until(lambda: process.poll() is not None or "Listening at" in log.read_text(), "gateway")
+        assert process.poll() is None, log.read_text()
+        yield Gateway(port, process, log)

@@ -21,8 +21,8 @@ from serving.messages import (
 from serving.model_server import start_server
 from serving.prediction_service import PredictionService
 from serving.version_watcher import VersionState, VersionWatcher
+from tests.conftest import LIMIT_S
 
-LIMIT_S = 60.0  # for what takes milliseconds on an idle machine, and for importing TensorFlow on a busy one
 POLL_INTERVAL_S = 0.05
 LATENT_DIM = 8
 

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, SHIPPED, command
+from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards
 from tests.gateway_process import environment, free_port
 from training.latents import MAX_SEED
-
-LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,14 @@ def running_service() -> Iterator[Service]:
         text=True,
         cwd=ROOT,
     )
-    with process:
-        try:
-            said = []
-            while not (said and said[-1].startswith("Ready")):  # ends with the process at the latest
-                line = process.stdout.readline()
-                assert line, "".join(said)
-                said.append(line)
-            assert "embedded default" in said[0]
-            yield Service(port)
-        finally:
-            process.terminate()
-            process.stdout.read()
+    with ended_afterwards(process):
+        said = []
+        while not (said and said[-1].startswith("Ctrl-C")):  # ends with the process at the latest
+            line = process.stdout.readline()
+            assert line, "".join(said)
+            said.append(line)
+        assert "embedded default" in said[0]
+        yield Service(port)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from PIL import Image
 from serving.errors import RingoError
 from serving.gateway import ANSWERS, create_app
 from serving.settings import Settings
-from tests.conftest import wait_until
+from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer, picture
-from tests.gateway_process import LIMIT_S, Reply, gateway_for
+from tests.gateway_process import Reply, gateway_for
 
 MAX_SEED = 2**63 - 1
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from serving.ports import listen
-from tests.conftest import ROOT, command
+from tests.conftest import LIMIT_S, ROOT, command
 from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import LIMIT_S, environment, gateway_for
+from tests.gateway_process import environment, gateway_for
 
 
 @pytest.fixture(scope="module")

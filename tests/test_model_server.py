@@ -17,9 +17,8 @@ import pytest
 from serving.messages import prediction_service_pb2_grpc
 from serving.model_server import main
 from serving.version_watcher import VersionState
-from tests.conftest import ROOT, wait_until
+from tests.conftest import LIMIT_S, ROOT, wait_until
 from tests.hosted_model_server import (
-    LIMIT_S,
     NOT_FOUND,
     Hosted,
     from_latents,

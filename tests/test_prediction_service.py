@@ -11,10 +11,10 @@ import pytest
 
 from serving.messages import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, types_pb2
 from serving.version_watcher import VersionState
+from tests.conftest import LIMIT_S
 from tests.hosted_model_server import (
     INVALID,
     LATENT_DIM,
-    LIMIT_S,
     NOT_FOUND,
     Hosted,
     from_latents,

@@ -15,8 +15,8 @@ import pytest
 from serving.ports import listen
 from serving.run import model_server_command
 from serving.settings import Settings
-from tests.conftest import ROOT, command, wait_until
-from tests.gateway_process import LIMIT_S, environment, free_port
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.gateway_process import environment, free_port
 
 
 @pytest.fixture
@@ -64,18 +64,10 @@ def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
     out, err = folder / "out", folder / "err"
     with out.open("w") as stdout, err.open("w") as stderr:
         process = subprocess.Popen(command("serving", "run"), env=surroundings, stdout=stdout, stderr=stderr, cwd=ROOT)
-    with process:
-        try:
-            wait_until(lambda: process.poll() is not None or "Ctrl-C" in out.read_text(), "run", LIMIT_S)
-            assert process.poll() is None, err.read_text()
-            yield Running(process, out.read_text())
-        finally:
-            process.terminate()
-            try:
-                process.wait(LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+    with ended_afterwards(process):
+        wait_until(lambda: process.poll() is not None or "Ctrl-C" in out.read_text(), "run")
+        assert process.poll() is None, err.read_text()
+        yield Running(process, out.read_text())
 
 
 def test_the_address_it_prints_gives_a_picture(surroundings, tmp_path):
