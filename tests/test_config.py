@@ -38,14 +38,19 @@ def test_the_configuration_survives_json():
     assert TrainingConfig.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"colour": "red"}', '{"steps": null}'])
+def test_a_damaged_configuration_is_one_sentence(text):
+    with pytest.raises(ConfigError, match=r"^config\.json is not a configuration of this program"):
+        TrainingConfig.from_json(text)
+
+
 def test_a_begun_run_keeps_what_shapes_its_weights():
     with pytest.raises(ConfigError, match="batch_size is 32, but the run began with 16"):
-        TrainingConfig(batch_size=32).refuse_to_continue(json.loads(TrainingConfig().to_json()))
+        TrainingConfig(batch_size=32).refuse_to_continue(TrainingConfig())
 
 
 def test_a_begun_run_may_be_longer_and_report_differently():
-    begun = json.loads(TrainingConfig().to_json())
-    TrainingConfig(steps=20_000, grid_every=7, checkpoint_every_s=1.0).refuse_to_continue(begun)
+    TrainingConfig(steps=20_000, grid_every=7, checkpoint_every_s=1.0).refuse_to_continue(TrainingConfig())
 
 
 @pytest.mark.parametrize("image_size", IMAGE_SIZES)

@@ -13,6 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, command, draw_photo, wait_until
+from training.config import TrainingConfig
+from training.errors import TrainingError
+from training.gan import build_gan
+from training.train import continue_training
 
 SMALL = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--checkpoint-every-s", 0)
 
@@ -160,6 +164,33 @@ def test_a_begun_run_refuses_other_photos(photos, small_run, tmp_path):
     process = fit(fewer, small_run, "--steps", 5)
     assert "The photos differ from those the run began with" in output_of(process)
     assert process.returncode == 2
+
+
+def test_the_same_photos_in_another_folder_are_the_same_photos(photos, small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    moved = tmp_path / "moved"
+    shutil.copytree(photos, moved)
+    process = fit(moved, run, "--steps", 4)
+    assert "at batch 4 already: nothing is left to do" in output_of(process)
+    assert process.returncode == 0
+
+
+def test_losses_that_are_not_finite_end_the_training_before_its_checkpoint(tmp_path):
+    gan = build_gan(TrainingConfig(image_size=32, steps=3, batch_size=4, jit_compile=False, checkpoint_every_s=0))
+    gan.discriminator.set_weights([np.full(w.shape, np.nan) for w in gan.discriminator.weights])
+    with pytest.raises(TrainingError, match=r"The losses of batch 1 are not finite"):
+        continue_training(gan, np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
+    assert not (tmp_path / "checkpoint.npz").exists()
+
+
+def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
+    (tmp_path / "run").touch()
+    process = fit(photos, tmp_path / "run")
+    output = output_of(process)
+    assert process.returncode == 2
+    assert output.splitlines()[-1].endswith("run: File exists.")
+    assert "Traceback" not in output
 
 
 def test_fewer_photos_than_a_batch_is_one_sentence(photos, tmp_path):

@@ -11,6 +11,8 @@ from typing import Any
 from training.config import TrainingConfig
 from training.errors import TrainingError
 
+INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; every field of TrainingConfig is a flag of `fit`."""
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = TrainingConfig(**{f.name: getattr(options, f.name) for f in fields(TrainingConfig)})
             from training.train import fit  # imports Keras: 3 s that --help and bad flags need not wait
 
-            return 0 if fit(options.photos, options.out, config) >= config.steps else 130
+            return 0 if fit(options.photos, options.out, config) >= config.steps else INTERRUPTED
         if options.command == "evaluate":
             from training.evaluate import evaluate
 
@@ -67,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"python -m training {options.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"python -m training {options.command}: {error.filename or ''}: {error.strerror}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"python -m training {options.command}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

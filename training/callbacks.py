@@ -1,10 +1,10 @@
 """What happens beside the training step: progress, history, picture grids, checkpoints, a clean end on Ctrl-C."""
 
 import csv
+import io
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from training.checkpoints import save_checkpoint
+from training.checkpoints import save_checkpoint, write_whole
 from training.config import TrainingConfig
+from training.errors import TrainingError
 from training.painting import paint, picture_grid
 from training.plots import plot_losses
 
@@ -78,10 +79,11 @@ class History(StepCallback):
         if self.path.exists():
             with self.path.open(newline="") as file:  # a killed run may have written rows past its last checkpoint
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path, text.getvalue())
         self.summaries: Any = None
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -89,14 +91,23 @@ class History(StepCallback):
             self.summaries = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def after_step(self, logs: dict[str, float]) -> None:
-        """Write a row every `every` batches."""
+        """Write a row every `every` batches.
+
+        Raises TrainingError when a loss is no longer finite: before the checkpoint, so the last good one stays.
+        """
         self.pending.append({name: float(logs[name]) for name in COLUMNS[1:]})
+        if not np.isfinite(list(self.pending[-1].values())).all():
+            raise TrainingError(
+                f"The losses of batch {self.step} are not finite: begin again with a smaller --learning-rate; "
+                "the last checkpoint is from before."
+            )
         if self.step % self.every:
             return
         means = {name: float(np.mean([row[name] for row in self.pending])) for name in COLUMNS[1:]}
         self.pending.clear()
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow({"step": self.step, **{k: f"{v:.6g}" for k, v in means.items()}})
+            row = {"step": str(self.step), **{name: f"{value:.6g}" for name, value in means.items()}}
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         if self.summaries is not None:
             import tensorflow as tf
 
@@ -138,14 +149,14 @@ class Grids(StepCallback):
 class Checkpoints(StepCallback):
     """checkpoint.npz, every `every_s` seconds and at the end."""
 
-    def __init__(self, folder: Path, every_s: float, first_step: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: Path, every_s: float, first_step: int) -> None:
         super().__init__(first_step)
-        self.path, self.every_s, self.clock = folder / "checkpoint.npz", every_s, clock
-        self.saved_at_s = clock()
+        self.path, self.every_s = folder / "checkpoint.npz", every_s
+        self.saved_at_s = time.monotonic()
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Save when it is time."""
-        if self.clock() - self.saved_at_s >= self.every_s:
+        if time.monotonic() - self.saved_at_s >= self.every_s:
             self.save()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
@@ -156,7 +167,7 @@ class Checkpoints(StepCallback):
         """Write the checkpoint."""
         self.bring_back_state()
         save_checkpoint(self.model, self.path)
-        self.saved_at_s = self.clock()
+        self.saved_at_s = time.monotonic()
 
 
 class StopOnSignal(keras.callbacks.Callback):

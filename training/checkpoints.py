@@ -24,6 +24,13 @@ def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
             yield f"{part}/{index:03d}", variable
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all. Raises OSError."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
 def save_checkpoint(gan: GAN, path: Path) -> None:
     """Write all state of `gan` to `path`: whole or not at all, also after a power cut.
 

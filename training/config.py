@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -109,13 +108,16 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainingConfig:
-        """Read what `to_json` wrote. Raises ConfigError for values out of range, TypeError for unknown fields."""
-        return cls(**json.loads(text))
+        """Read what `to_json` wrote. Raises ConfigError if it is something else."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"config.json is not a configuration of this program: {error}.") from error
 
-    def refuse_to_continue(self, begun: Mapping[str, Any]) -> None:
-        """Raise ConfigError if a run begun with the fields `begun` cannot go on with these."""
+    def refuse_to_continue(self, begun: TrainingConfig) -> None:
+        """Raise ConfigError if a run that began as `begun` cannot go on with these settings."""
         for f in fields(self):
-            mine, before = getattr(self, f.name), begun.get(f.name)
+            mine, before = getattr(self, f.name), getattr(begun, f.name)
             if f.metadata["fixed"] and mine != before:
                 raise ConfigError(
                     f"{f.name} is {mine!r}, but the run began with {before!r}: resume with that, or choose a new --out."

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from training.checkpoints import load_gan
+from training.checkpoints import load_gan, write_whole
 from training.errors import TrainingError
 from training.features import build_extractor
 from training.metrics import frechet_distance, kernel_distance
@@ -53,5 +53,5 @@ def evaluate(
         "features": "EfficientNet-Lite0, not comparable with Inception",
         "compared with": f"the folder {photos_folder.resolve().name}, {photos.summary.used:,} photos",
     }
-    (run / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+    write_whole(run / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     return evaluation

@@ -1,5 +1,6 @@
 """The GAN: one model that owns both networks, the generator's moving average, and one training step per backend."""
 
+import math
 from typing import Any
 
 import keras
@@ -157,7 +158,7 @@ class LateCosine(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Tensor) -> Tensor:
         """Return the learning rate at `step`, a float32 scalar."""
         past_half = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)
-        return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(3.141592653589793 * past_half))
+        return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * past_half))
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -51,7 +51,7 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
 
 ## Training
 
-{steps:,} batches of {config.batch_size}: {steps * config.batch_size:,} pictures. Backend: {keras.backend.backend()}.
+{steps:,} batches of {config.batch_size}: {steps * config.batch_size:,} pictures.
 
 {_table({f.name: getattr(config, f.name) for f in fields(config) if f.metadata["fixed"]})}
 

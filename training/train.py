@@ -1,5 +1,6 @@
 """Fit a GAN to a folder of photos, in a run folder that can be interrupted and resumed at any moment."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
-from training.checkpoints import load_checkpoint
+from training.checkpoints import load_checkpoint, write_whole
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.gan import GAN, build_gan
 from training.latents import MAX_SEED, sample_latents
-from training.photos import load_photos
+from training.photos import Photos, load_photos
 from training.plots import draw_networks
 
 
@@ -31,7 +32,7 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     run.mkdir(parents=True, exist_ok=True)
     config_file = run / "config.json"
     if config_file.exists():
-        config.refuse_to_continue(json.loads(config_file.read_text(encoding="utf-8")))
+        config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
     photos = load_photos(
         photos_folder,
         config.image_size,
@@ -44,8 +45,8 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
             f"batch_size is {config.batch_size}, but {photos_folder} has {len(photos.pixels)} usable photos: "
             "add photos, or make the batch smaller."
         )
-    refuse_other_photos(run / "photos.json", json.dumps(asdict(photos.summary), indent=2) + "\n")
-    config_file.write_text(config.to_json(), encoding="utf-8")
+    refuse_other_photos(photos, run / "photos.json")
+    write_whole(config_file, config.to_json())
 
     gan = build_gan(config)
     checkpoint = run / "checkpoint.npz"
@@ -58,14 +59,15 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     return continue_training(gan, photos.pixels, run)
 
 
-def refuse_other_photos(record: Path, summary: str) -> None:
-    """Write `summary` to `record`; raise TrainingError if a run that began with other photos is recorded there."""
-    if record.exists() and record.read_text(encoding="utf-8") != summary:
+def refuse_other_photos(photos: Photos, record: Path) -> None:
+    """Write what is known of `photos` to `record`; raise TrainingError if the run there began with other pixels."""
+    digest = hashlib.sha256(photos.pixels.data).hexdigest()
+    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["pixels_sha256"] != digest:
         raise TrainingError(
             f"The photos differ from those the run began with (see {record}): "
             "restore them, or choose a new --out for the new set."
         )
-    record.write_text(summary, encoding="utf-8")
+    write_whole(record, json.dumps({**asdict(photos.summary), "pixels_sha256": digest}, indent=2) + "\n")
 
 
 def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
