@@ -54,9 +54,9 @@ def draw_photo(seed: int, size: int = 40) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """A folder of 24 photos."""
+    """A folder of 56 photos."""
     folder = tmp_path_factory.mktemp("photos")
-    for seed in range(24):
+    for seed in range(56):
         draw_photo(seed).save(folder / f"{seed:02d}.png")
     return folder
 

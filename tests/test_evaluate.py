@@ -48,7 +48,9 @@ def test_a_run_is_compared_with_photos_and_the_figures_are_kept(small_run, tmp_p
     assert f"FID: {figures['FID']}" in done.stdout
 
 
-def test_too_few_photos_are_one_sentence(small_run, photos):
-    done = evaluate(small_run, photos)
+def test_too_few_photos_are_one_sentence(small_run, tmp_path):
+    for seed in range(24):
+        draw_photo(seed).save(tmp_path / f"{seed}.png")
+    done = evaluate(small_run, tmp_path)
     assert done.returncode == 2
     assert done.stderr.endswith("24 pictures of each kind are too few to compare: at least 50 are needed.\n")

@@ -72,6 +72,14 @@ def test_a_grid_shows_64_pictures(small_run):
         assert grid.size == (8 * 32, 8 * 32)
 
 
+def test_the_grids_become_one_moving_picture_that_ends_with_the_last(small_run):
+    with Image.open(small_run / "progress.gif") as progress, Image.open(small_run / "grids" / "0000004.png") as grid:
+        assert progress.n_frames == 3
+        progress.seek(2)
+        shown = np.asarray(progress.convert("RGB"))[-grid.height :].astype(int)
+        assert np.abs(shown - np.asarray(grid)).mean() < 12  # of 255: a GIF has 256 colours
+
+
 def test_the_history_has_a_finite_row_for_every_batch(small_run):
     with (small_run / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -129,7 +137,7 @@ def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
 def test_a_mixed_folder_of_bad_photos_trains_and_accounts_for_every_file(tmp_path):
     folder = tmp_path / "photos"
     (folder / "りんご" / "deep").mkdir(parents=True)
-    for seed in range(12):
+    for seed in range(50):
         draw_photo(seed).save(folder / "りんご" / f"{seed}.jpg")
     draw_photo(90).convert("CMYK").save(folder / "cmyk.jpg")
     draw_photo(91).convert("L").save(folder / "りんご" / "deep" / "gray.png")
@@ -145,7 +153,7 @@ def test_a_mixed_folder_of_bad_photos_trains_and_accounts_for_every_file(tmp_pat
     assert process.returncode == 0, output
     assert "Traceback" not in output
     summary = json.loads((tmp_path / "run" / "photos.json").read_text(encoding="utf-8"))
-    assert (summary["files"], summary["used"], sum(summary["skipped"].values())) == (19, 15, 4)
+    assert (summary["files"], summary["used"], sum(summary["skipped"].values())) == (57, 53, 4)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +207,17 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
     assert "Traceback" not in output
 
 
-def test_fewer_photos_than_a_batch_is_one_sentence(photos, tmp_path):
-    process = fit(photos, tmp_path / "run", "--steps", 5, "--batch-size", 25)
-    assert "batch_size is 25, but" in output_of(process)
+@pytest.mark.parametrize(
+    ("number", "batch_size", "sentence"),
+    [(49, 8, "has 49 usable photos: at least 50 are needed"), (56, 60, "has 56 usable photos: at least 60 are needed")],
+)
+def test_too_few_photos_are_one_sentence_before_anything_starts(photos, tmp_path, number, batch_size, sentence):
+    for photo in sorted(photos.iterdir())[:number]:
+        shutil.copy(photo, tmp_path)
+    process = fit(tmp_path, tmp_path / "run", "--batch-size", batch_size)
+    assert sentence in output_of(process)
     assert process.returncode == 2
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path):

@@ -16,7 +16,7 @@ from training.checkpoints import save_checkpoint, write_whole
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.painting import paint, picture_grid
-from training.plots import plot_losses
+from training.plots import animate_grids, plot_losses
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same 64 in every grid, so that one apple can be followed through the run
@@ -134,8 +134,9 @@ class Grids(StepCallback):
             self.draw()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Show where the training ended."""
+        """Show where the training ended, and how it came there."""
         self.draw()
+        animate_grids(self.folder / "grids", self.folder / "progress.gif")
 
     def draw(self) -> None:
         """Paint the grid and the losses of the moment."""

@@ -1,9 +1,13 @@
-"""Drawings about a run: the curves of its losses, and its networks."""
+"""Drawings about a run: the curves of its losses, its grids in motion, and its networks."""
 
 import csv
 from pathlib import Path
 
 import keras
+from PIL import Image, ImageDraw
+
+LABEL_HEIGHT = 24  # pixels
+FRAME_MS, LAST_FRAME_MS = 400, 3000
 
 
 def plot_losses(history: Path, to: Path) -> None:
@@ -33,6 +37,19 @@ def plot_losses(history: Path, to: Path) -> None:
         panel.legend()
     panels[1].set_xlabel("batch")
     figure.savefig(to, dpi=110)
+
+
+def animate_grids(grids: Path, to: Path) -> None:
+    """Join the pictures `grids`/<batch>.png to the GIF `to`, each with its batch number above; the last one stays."""
+    frames = []
+    for path in sorted(grids.glob("*.png")):
+        with Image.open(path) as grid:
+            frame = Image.new("RGB", (grid.width, grid.height + LABEL_HEIGHT), "white")
+            frame.paste(grid, (0, LABEL_HEIGHT))
+        ImageDraw.Draw(frame).text((6, 3), f"batch {int(path.stem)}", fill="black", font_size=LABEL_HEIGHT - 8)
+        frames.append(frame)
+    durations_ms = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    frames[0].save(to, save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
 
 
 def draw_networks(networks: list[keras.Model], folder: Path) -> str | None:

@@ -18,6 +18,8 @@ from training.latents import MAX_SEED, sample_latents
 from training.photos import Photos, load_photos
 from training.plots import draw_networks
 
+MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
+
 
 def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     """Train until `config.steps` batches are done, in all, and return the number done.
@@ -40,10 +42,11 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
         memory_limit_bytes=config.memory_limit_mib * 2**20,
     )
     print(photos.summary.table())
-    if len(photos.pixels) < config.batch_size:
+    needed = max(MIN_PHOTOS, config.batch_size)
+    if len(photos.pixels) < needed:
         raise TrainingError(
-            f"batch_size is {config.batch_size}, but {photos_folder} has {len(photos.pixels)} usable photos: "
-            "add photos, or make the batch smaller."
+            f"{photos_folder} has {len(photos.pixels)} usable photos: at least {needed} are needed, {MIN_PHOTOS} to "
+            f"learn from and {config.batch_size} to fill a batch."
         )
     refuse_other_photos(photos, run / "photos.json")
     write_whole(config_file, config.to_json())
