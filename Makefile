@@ -47,7 +47,7 @@ clean: ## remove the environment and all caches; runs/ stays
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ringo needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/%: requirements/%.txt | $(BIN)/python
 	@echo "Installing $< into .venv: a minute or two ..."

@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return MISUSED
+    except KeyboardInterrupt:  # before the part itself listens for it
+        return 0
 
 
 def _run_part(part: str, argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
-from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
 from serving.gateway import create_app
@@ -71,9 +71,10 @@ class _ProblemWorker(ThreadWorker):
         else:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             self.log.exception("The gateway failed before its application could answer.")
-        body = json.dumps(
-            {"type": "about:blank", "title": status.phrase, "status": status, "detail": status.description}
-        )
+        detail = status.description
+        if isinstance(exc, InvalidRequestLine):  # curl sends 'seed=りんご' as it is
+            detail = "The request line is not valid: whatever is not ASCII has to be percent-encoded."
+        body = json.dumps({"type": "about:blank", "title": status.phrase, "status": status, "detail": detail})
         head = (
             f"HTTP/1.1 {status:d} {status.phrase}\r\nContent-Type: application/problem+json\r\n"
             f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.servable import Servable
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
+# Threads to one operation. With more, oneDNN splits sums by the size of the batch, and the last bit of a picture
+# depends on its company (seen with 4 and 8). More cores are used by more calls at a time, or by more replicas.
+INTRA_OP_THREADS = 2
 STOP_GRACE_S = 10.0  # as long as a gateway waits for an answer by default
 WAIT_STEP_S = 60.0  # for a first version we wait as long as it takes, in steps of this
 MAX_POLL_INTERVAL_S = 3600.0  # an hour: whoever writes more has mistaken milliseconds for seconds
@@ -69,6 +72,7 @@ def serve(
     """
     # Warnings and worse, unless somebody chose otherwise. What TensorFlow says before its logging starts still comes.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
     from serving.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
 
     watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)

@@ -1,5 +1,6 @@
 """Taking a port, or saying in one sentence why not."""
 
+import os
 import socket
 
 from serving.settings import SettingsError
@@ -14,4 +15,6 @@ def listen(host: str, port: int, *, variable: str, value: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise SettingsError(variable, value, f"a port that is free on {host}: {error.strerror}") from error
+        # Python 3.11 adds an address to some texts; a name that can't be resolved has codes of its own.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error

@@ -13,6 +13,7 @@ from functools import partial
 
 from serving.ports import listen
 from serving.settings import Settings, SettingsError
+from serving.version_watcher import version_folders
 
 READY_TIMEOUT_S = 60.0  # importing TensorFlow takes 2 to 4 s, loading and warming the model as long again on a laptop
 POLL_INTERVAL_S = 0.2
@@ -58,26 +59,34 @@ def run(settings: Settings) -> int:
 
 
 def _require_free_ports(settings: Settings) -> None:
-    host, _, port = settings.model_server.rpartition(":")
-    listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)).close()
-    listen(host, int(port), variable="RINGO_MODEL_SERVER", value=settings.model_server).close()
+    host, port = settings.model_server_address
+    # Both at once: the two must not be one.
+    with (
+        listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
+        listen(host, port, variable="RINGO_MODEL_SERVER", value=settings.model_server),
+    ):
+        pass
 
 
 def _require_model(settings: Settings) -> None:
     """Raise SettingsError without a version to load: TensorFlow Serving would wait for one without a word."""
     folder = settings.model_base_path
-    if not folder.is_dir() or not any(version.name.isdecimal() for version in folder.iterdir()):
+    try:
+        versions = version_folders(folder)
+    except OSError:
+        versions = {}
+    if not versions:
         allowed = "a folder with numbered versions of the model in it"
         raise SettingsError("RINGO_MODEL_BASE_PATH", str(folder), allowed)
 
 
 def model_server_command(settings: Settings) -> list[str]:
     """Return the command of the genuine model server, or of the embedded one where that is not installed; say which."""
-    host, _, port = settings.model_server.rpartition(":")
+    host, port = settings.model_server_address
     base_path = settings.model_base_path.resolve()  # the genuine one takes no relative path
     genuine = shutil.which("tensorflow_model_server")
     if genuine is not None:
-        print(f"Model server: {genuine}", flush=True)
+        print(f"Model server: {genuine} (on all interfaces: it has no flag for the host)", flush=True)
         return [
             genuine,
             f"--port={port}",
@@ -85,11 +94,12 @@ def model_server_command(settings: Settings) -> list[str]:
             f"--model_base_path={base_path}",
             "--grpc_max_threads=64",  # the default, 4 per core, refused 302 of 400 calls of 8 clients on 2 cores
             "--max_num_load_retries=0",  # by default a broken version blocks all later ones for minutes
+            "--tensorflow_intra_op_parallelism=2",  # with more, pictures depend on the size of their batch
         ]
     print("Model server: the embedded default, as there is no tensorflow_model_server on the PATH", flush=True)
     return [
         *(sys.executable, "-m", "serving", "model-server"),
-        *("--host", host, "--port", port),
+        *("--host", host, "--port", str(port)),
         *("--model-name", settings.model_name, "--model-base-path", str(base_path)),
     ]
 

@@ -42,6 +42,12 @@ class Settings:
     # Of each worker: enough waiting requests to keep a model server of a few cores busy while others are encoded.
     threads: int = 8
 
+    @property
+    def model_server_address(self) -> tuple[str, int]:
+        """Host and port of the model server; an IPv6 address without its brackets."""
+        host, _, port = self.model_server.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """Return the settings that `environ` gives, and the defaults for those that it leaves out.

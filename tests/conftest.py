@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow, here and in child processes
+# Before anything imports TensorFlow or grpc, here and in child processes: the surroundings that the product makes for
+# itself, whatever those of the developer are.
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "2"}
+for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "KERAS_BACKEND"):
+    os.environ.pop(name, None)
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "apple" / "1"

@@ -1,8 +1,6 @@
 """What `make run` promises, with the generator that ships: `python -m serving run`, and HTTP from outside."""
 
-import hashlib
 import io
-import os
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -39,9 +37,8 @@ def running_service() -> Iterator[Service]:
     port = free_port()
     process = subprocess.Popen(
         command("serving", "run"),
-        env=environment(port=port, model_server=f"127.0.0.1:{free_port()}") | {"PATH": os.defpath},
+        env=environment(port=port, model_server=f"127.0.0.1:{free_port()}") | {"PATH": "/nowhere"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         cwd=ROOT,
     )
@@ -87,11 +84,10 @@ def test_the_same_seed_gives_the_same_bytes_after_a_restart(service):
         assert [restarted.png(seed) for seed in (0, 42, MAX_SEED)] == before
 
 
-def test_http_gives_the_pixels_that_the_saved_model_gives_in_a_batch(service):
+def test_http_gives_the_pixels_of_the_saved_model(service):
     import tensorflow as tf
 
     generate = tf.saved_model.load(str(SHIPPED)).signatures["generate"]
-    images = generate(seeds=tf.constant(range(40, 47), tf.int64))["images"].numpy()
-    assert [hashlib.sha256(p).digest() for p in images] == [
-        hashlib.sha256(service.pixels(seed).copy()).digest() for seed in range(40, 47)
-    ]
+    for seed in range(40, 47):
+        image = generate(seeds=tf.constant([seed], tf.int64))["images"].numpy()[0]
+        assert np.array_equal(image, service.pixels(seed)), seed

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tests.conftest import ROOT, SHIPPED, command
 from training.checkpoints import load_gan
+from training.config import TrainingConfig
 from training.errors import CheckpointError
 from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
 from training.latents import MAX_SEED, sample_latents
@@ -61,7 +63,13 @@ def test_the_fused_generator_differs_from_the_keras_one_by_at_most_1_of_255(sign
     assert np.abs(pictures(signatures, SEEDS).astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("model", ["small", "shipped"])
+# The shipped model was proved where oneDNN has AVX-512; elsewhere an export of one's own paints row by row.
+NEEDS_AVX512 = pytest.mark.skipif(
+    "avx512f" not in Path("/proc/cpuinfo").read_text(), reason="without AVX-512, oneDNN rounds by the size of the batch"
+)
+
+
+@pytest.mark.parametrize("model", ["small", pytest.param("shipped", marks=NEEDS_AVX512)])
 def test_pictures_are_the_same_bytes_at_every_batch_size_from_1_to_64(model, signatures):
     if model == "shipped":
         signatures = tf.saved_model.load(str(SHIPPED)).signatures
@@ -89,6 +97,7 @@ def test_the_graph_asserts_nothing_holds_no_variables_and_asks_for_no_xla(small_
         definition = g.as_graph_def()
     nodes = [*definition.node, *(node for f in definition.library.function for node in f.node_def)]
     assert not {n.op for n in nodes} & {"Assert", "VarHandleOp", "VariableV2", "PyFunc"}
+    assert not {n.op for n in nodes} & {"FusedBatchNormV3", "ResizeNearestNeighbor"}  # fused away
     assert not any(f.attr["_XlaMustCompile"].b for f in definition.library.function)
 
 
@@ -123,7 +132,10 @@ def test_the_last_allowed_batch_size_is_the_largest(small_model):
 
 def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small_model, small_run):
     card = (small_model / "1" / "model_card.md").read_text(encoding="utf-8")
-    for fact in ("license: CC0-1.0", "drawn by the tests", "4 batches of 8: 32 pictures", "| learning_rate | 0.0005 |"):
+    config = TrainingConfig.from_json((small_run / "config.json").read_text(encoding="utf-8"))
+    hyperparameters = [f"| {f.name} | {getattr(config, f.name)} |" for f in fields(config) if f.metadata["fixed"]]
+    assert len(hyperparameters) > 10
+    for fact in ("license: CC0-1.0", "drawn by the tests", "4 batches of 8: 32 pictures", *hyperparameters):
         assert fact in card
 
 
@@ -156,20 +168,34 @@ def test_a_second_export_is_the_next_version_and_leaves_the_first_alone(small_mo
     assert digests(model / "1") == before
 
 
-def test_a_model_that_is_not_batch_invariant_is_not_let_out(small_run, tmp_path):
-    """With oneDNN off no batch size above 1 gives the bits of size 1."""
+EVERY_SIZE = """
+import sys
+import numpy as np, tensorflow as tf
+generate = tf.saved_model.load(sys.argv[1]).signatures["generate"]
+pictures = [np.asarray(generate(seeds=tf.range(size, dtype=tf.int64))["images"]) for size in range(65)]
+assert all(np.array_equal(p, pictures[64][: len(p)]) for p in pictures)
+"""
+
+
+@pytest.mark.parametrize("surroundings", [{"TF_ENABLE_ONEDNN_OPTS": "0"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}])
+def test_where_batch_sizes_disagree_the_model_paints_row_by_row(small_run, tmp_path, surroundings):
     process = subprocess.run(
-        [sys.executable, "-m", "training", "export", small_run, "--to", tmp_path / "fruit"],
+        command("training", "export", small_run, "--to", tmp_path / "fruit"),
         cwd=ROOT,
-        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
+        env=os.environ | surroundings,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
-    assert process.returncode == 2
-    assert "give other pixels than batches of 1 on this machine" in process.stderr
-    assert "Traceback" not in process.stderr
-    assert list((tmp_path / "fruit").iterdir()) == []
+    assert process.returncode == 0, process.stderr
+    assert "give other bits than batches of 1. The model will paint a batch one row at a time." in process.stdout
+    assert "one row at a time" in (tmp_path / "fruit" / "1" / "model_card.md").read_text(encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-c", EVERY_SIZE, str(tmp_path / "fruit" / "1")],
+        env=os.environ | surroundings,
+        check=True,
+        timeout=240,
+    )
 
 
 def test_a_run_without_a_checkpoint_is_one_sentence(tmp_path):

@@ -172,6 +172,12 @@ def fickle_server():
 
 
 @pytest.fixture(scope="module")
+def patient_gateway(fickle_server, tmp_path_factory):
+    with gateway_for(fickle_server.target, tmp_path_factory.mktemp("patient")) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
 def hasty_gateway(fickle_server, tmp_path_factory):
     with gateway_for(fickle_server.target, tmp_path_factory.mktemp("hasty"), predict_timeout_s=0.3) as gateway:
         yield gateway
@@ -187,13 +193,13 @@ def hasty_gateway(fickle_server, tmp_path_factory):
     ],
 )
 def test_what_the_model_server_refuses_is_a_problem(
-    hasty_gateway, fickle_server, monkeypatch, code, status, kind, retry_after
+    patient_gateway, fickle_server, monkeypatch, code, status, kind, retry_after
 ):
     def refuse(request):
         raise StatusError(code)
 
     monkeypatch.setattr(fickle_server, "reply", refuse)
-    reply = hasty_gateway.ask("/generate?seed=1")
+    reply = patient_gateway.ask("/generate?seed=1")
     assert (reply.status, reply.problem["type"]) == (status, f"urn:ringo:problem:{kind}")
     assert (reply.headers["Retry-After"], reply.headers["Cache-Control"]) == (retry_after, "no-store")
 
@@ -207,16 +213,18 @@ def test_a_model_server_that_takes_too_long_is_504(hasty_gateway, fickle_server,
         ended.set()
 
 
-def test_pixels_of_another_shape_are_502(hasty_gateway, fickle_server, monkeypatch):
+def test_pixels_of_another_shape_are_502(patient_gateway, fickle_server, monkeypatch):
     grey = np.zeros((1, 6, 8, 1), np.uint8)
     monkeypatch.setattr(fickle_server, "reply", lambda request: answer(request, version=1, images=grey))
-    assert hasty_gateway.ask("/generate?seed=1").status == 502
+    assert patient_gateway.ask("/generate?seed=1").status == 502
 
 
 @pytest.mark.parametrize(("state", "status"), [("AVAILABLE", 200), ("LOADING", 503), ("END", 503)])
-def test_ready_means_that_a_version_of_the_model_is_available(hasty_gateway, fickle_server, monkeypatch, state, status):
+def test_ready_means_that_a_version_of_the_model_is_available(
+    patient_gateway, fickle_server, monkeypatch, state, status
+):
     monkeypatch.setattr(fickle_server, "state", state)
-    assert hasty_gateway.ask("/readyz").status == status
+    assert patient_gateway.ask("/readyz").status == status
 
 
 def test_without_a_model_server_the_gateway_lives_and_says_when_to_come_back(tmp_path):

@@ -56,7 +56,15 @@ def all_below(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+    """Return those that still run: an ended process that nobody has waited for (state Z) does not."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    return {pid for pid in pids if runs(pid)}
 
 
 @contextmanager
@@ -83,7 +91,7 @@ def test_it_says_which_model_server_it_started_and_how_to_ask(surroundings, tmp_
         pass
     address = f"localhost:{surroundings['RINGO_PORT']}"
     assert run.said.splitlines() == [
-        f"Model server: {tmp_path}/bin/tensorflow_model_server",
+        f"Model server: {tmp_path}/bin/tensorflow_model_server (on all interfaces: it has no flag for the host)",
         f"Ready: http://{address}/generate?seed=42",
         f"  curl '{address}/generate?seed=42' -o cat.png",
         "Ctrl-C ends it.",

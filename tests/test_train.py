@@ -36,7 +36,7 @@ def fit(photos: Path, run: Path, *flags: object, backend: str = "tensorflow") ->
 
 
 def output_of(process: subprocess.Popen) -> str:
-    return process.communicate(timeout=120)[0]
+    return process.communicate(timeout=240)[0]
 
 
 def steps_in(run: Path) -> list[int]:
@@ -92,7 +92,7 @@ def test_killed_twice_with_kill_9_it_resumes_and_ends_with_the_bits_of_an_uninte
     reached = 0
     for _ in range(2):
         process = fit(photos, run, *flags)
-        wait_until(lambda floor=reached + 8: len(steps_in(run)) >= floor, "training goes on")
+        wait_until(lambda floor=reached + 8: len(steps_in(run)) >= floor, "training goes on", limit_s=240)
         process.kill()
         output_of(process)
         assert process.returncode == -signal.SIGKILL
@@ -115,11 +115,13 @@ def test_killed_twice_with_kill_9_it_resumes_and_ends_with_the_bits_of_an_uninte
 def test_ctrl_c_finishes_the_batch_saves_and_says_how_to_go_on(photos, tmp_path):
     run = tmp_path / "run"
     process = fit(photos, run, "--steps", 500)
-    wait_until(lambda: steps_in(run), "the first batch")
+    wait_until(lambda: steps_in(run), "the first batch", limit_s=240)
     process.send_signal(signal.SIGINT)
     output = output_of(process)
     assert process.returncode == 130
     assert "the same command goes on from there" in output
+    for told in ("/500 [", "images/s=", "g_loss=", "d_loss=", "d_real=", "d_generated="):
+        assert told in output
     assert "Traceback" not in output
     with np.load(run / "checkpoint.npz") as checkpoint:
         assert int(checkpoint["optimizer/000"]) == steps_in(run)[-1]
@@ -198,6 +200,49 @@ def test_losses_that_are_not_finite_end_the_training_before_its_checkpoint(tmp_p
     assert not (tmp_path / "checkpoint.npz").exists()
 
 
+def test_a_torn_row_of_the_history_is_left_out(photos, small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    with (run / "history.csv").open("a") as file:
+        file.write("4,0.7")  # as a full disk leaves it
+    process = fit(photos, run, "--steps", 5)
+    output = output_of(process)
+    assert process.returncode == 0, output
+    assert steps_in(run) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["photos.json", "config.json", "checkpoint.npz"])
+def test_a_damaged_file_of_a_run_is_one_sentence_that_names_it(photos, small_run, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    (run / name).write_bytes(b"")
+    process = fit(photos, run, "--steps", 5)
+    output = output_of(process)
+    assert process.returncode == 2
+    assert name in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_a_run_folder_inside_the_photos_is_refused(photos):
+    process = fit(photos, photos / "run")
+    assert "the grids would become photos" in output_of(process)
+    assert process.returncode == 2
+    assert not (photos / "run").exists()
+
+
+def test_a_backend_that_cannot_train_is_one_sentence(photos, tmp_path):
+    process = subprocess.run(
+        command("training", "fit", "--photos", photos, "--out", tmp_path / "run"),
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "KERAS_BACKEND is 'torch': allowed are tensorflow and jax, installed.\n"
+
+
 def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
     (tmp_path / "run").touch()
     process = fit(photos, tmp_path / "run")
@@ -212,9 +257,11 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
     [(49, 8, "has 49 usable photos: at least 50 are needed"), (56, 60, "has 56 usable photos: at least 60 are needed")],
 )
 def test_too_few_photos_are_one_sentence_before_anything_starts(photos, tmp_path, number, batch_size, sentence):
+    few = tmp_path / "few"
+    few.mkdir()
     for photo in sorted(photos.iterdir())[:number]:
-        shutil.copy(photo, tmp_path)
-    process = fit(tmp_path, tmp_path / "run", "--batch-size", batch_size)
+        shutil.copy(photo, few)
+    process = fit(few, tmp_path / "run", "--batch-size", batch_size)
     assert sentence in output_of(process)
     assert process.returncode == 2
     assert not list((tmp_path / "run").iterdir())

@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig
 from training.errors import TrainingError
 
+BACKENDS = ("tensorflow", "jax")
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
@@ -50,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status: 0 done, 2 refused with one sentence, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our own messages
+    if options.command == "export":
+        # Batches of eight threads round by their size, those of two do not (see training/servable.py).
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend not in BACKENDS or find_spec(backend) is None:
+        print(f"KERAS_BACKEND is {backend!r}: allowed are {' and '.join(BACKENDS)}, installed.", file=sys.stderr)
+        return 2
     try:
         if options.command == "fit":
             config = TrainingConfig(**{f.name: getattr(options, f.name) for f in fields(TrainingConfig)})
@@ -70,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m training {options.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that is not ours
-        print(f"python -m training {options.command}: {error.filename or ''}: {error.strerror}.", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"python -m training {options.command}: {where}{error.strerror or error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"python -m training {options.command}: interrupted.", file=sys.stderr)

@@ -5,6 +5,8 @@ import io
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from training.checkpoints import save_checkpoint, write_whole
+from training.checkpoints import save_checkpoint
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.painting import paint, picture_grid
 from training.plots import animate_grids, plot_losses
+from training.records import write_whole
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same 64 in every grid, so that one apple can be followed through the run
@@ -69,7 +72,10 @@ class Progress(StepCallback):
 
 
 class History(StepCallback):
-    """history.csv: the mean of every `log_every` batches. The same goes to TensorBoard where TensorFlow is."""
+    """history.csv: the mean of every `log_every` batches. The same goes to TensorBoard where TensorFlow is.
+
+    The first row after a resumption is the mean of the batches since.
+    """
 
     def __init__(self, folder: Path, every: int, first_step: int) -> None:
         super().__init__(first_step)
@@ -78,7 +84,7 @@ class History(StepCallback):
         rows: list[dict[str, str]] = []
         if self.path.exists():
             with self.path.open(newline="") as file:  # a killed run may have written rows past its last checkpoint
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+                rows = [row for row in csv.DictReader(file) if is_whole(row) and int(row["step"]) <= first_step]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -114,6 +120,14 @@ class History(StepCallback):
             with self.summaries.as_default(step=self.step):
                 for name, value in means.items():
                     tf.summary.scalar(name, value)
+
+
+def is_whole(row: dict[str, str]) -> bool:
+    """Return whether every column of a row of history.csv holds a number: a full disk tears the last one."""
+    try:
+        return len([float(row[name]) for name in COLUMNS]) == len(row)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 class Grids(StepCallback):
@@ -177,20 +191,25 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.received: signal.Signals | None = None
-        self.former: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Listen."""
-        self.former = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the two signals for the time of a `with` block, however it ends."""
+        former = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Listen no more."""
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
-
-    def stop(self, number: int, frame: Any) -> None:
-        """Ask Keras to stop after this batch."""
+    def receive(self, number: int, frame: Any) -> None:
+        """Note the signal; the batch in hand is the last."""
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        self.model.stop_training = True
+        print(f"\n{self.received.name}: stopping after this batch.", file=sys.stderr, flush=True)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Stop if a signal came."""
+        if self.received is not None:
+            self.model.stop_training = True

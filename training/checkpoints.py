@@ -24,13 +24,6 @@ def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
             yield f"{part}/{index:03d}", variable
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all. Raises OSError."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 def save_checkpoint(gan: GAN, path: Path) -> None:
     """Write all state of `gan` to `path`: whole or not at all, also after a power cut.
 
@@ -60,7 +53,7 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             values = {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
     for name, variable in variables.items():
         if name not in values or values[name].shape != tuple(variable.shape):

@@ -62,7 +62,13 @@ class TrainingConfig:
     image_size: int = option(64, "width and height of the pictures, in pixels", allowed=IMAGE_SIZES)
     preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
     latent_dim: int = option(128, "numbers in a latent", low=1, high=4096)
-    steps: int = option(15_000, "batches to train on, in all", low=1, high=10_000_000, fixed=False)
+    steps: int = option(
+        15_000,
+        "batches in all; the learning rate falls over the second half of them",
+        low=1,
+        high=10_000_000,
+        fixed=False,
+    )
     batch_size: int = option(16, "photos per batch", low=2, high=4096)
     learning_rate: float = option(5e-4, "Adam's learning rate in the first half", low=1e-8, high=1.0)
     final_learning_rate: float = option(5e-5, "where the cosine of the second half ends", low=0.0, high=1.0)

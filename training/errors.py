@@ -17,5 +17,9 @@ class CheckpointError(TrainingError):
     """A checkpoint cannot be written or read."""
 
 
+class RecordError(TrainingError):
+    """A file of a run folder is missing or damaged."""
+
+
 class ExportError(TrainingError):
     """A run cannot become a model version."""

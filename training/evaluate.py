@@ -1,17 +1,17 @@
 """How good the pictures of a run are: KID and FID against photos, written where the model card quotes them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from training.checkpoints import load_gan, write_whole
+from training.checkpoints import load_gan
 from training.errors import TrainingError
 from training.features import build_extractor
 from training.metrics import frechet_distance, kernel_distance
 from training.painting import paint
 from training.photos import load_photos
+from training.records import write_record
 
 MIN_COUNT = 50  # fewer say nothing: KID's deviation then exceeds what separates good from bad
 PAINTED_AT_ONCE = 50
@@ -53,5 +53,5 @@ def evaluate(
         "features": "EfficientNet-Lite0, not comparable with Inception",
         "compared with": f"the folder {photos_folder.resolve().name}, {photos.summary.used:,} photos",
     }
-    write_whole(run / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    write_record(run / "evaluation.json", evaluation)
     return evaluation

@@ -1,14 +1,17 @@
 """The model card: what a version is, what it was made of, and how good it is (Mitchell et al. 2019)."""
 
-import json
+import platform
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import keras
 
+from training.config import TrainingConfig
 from training.gan import GAN
 from training.latents import NAME
+from training.records import read_record
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,38 @@ class ExportChecks:
     largest_difference: int  # to the Keras generator, of 255
     batch_sizes: int  # every size from 1 to this gives the pixels of size 1
     seeds: int  # random ones, over which both were measured
+    row_by_row: bool  # whether the graph paints a batch one row at a time
+    threads: str  # to an operation of TensorFlow while measuring
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder knows of itself."""
+
+    config: TrainingConfig
+    steps: int
+    photos: dict[str, Any]
+    evaluation: dict[str, Any]  # empty if the run was never evaluated
+
+
+def read_run(run: Path, gan: GAN) -> RunRecord:
+    """Return what the card will say of `run`. Raises RecordError if one of its files is missing or damaged."""
+    evaluation = run / "evaluation.json"
+    return RunRecord(
+        config=gan.config,
+        steps=int(gan.optimizer.iterations),
+        photos=read_record(run / "photos.json"),
+        evaluation=read_record(evaluation) if evaluation.exists() else {},
+    )
 
 
 def write_model_card(
-    folder: Path, run: Path, gan: GAN, *, model_name: str, licence: str, attribution: str, checks: ExportChecks
+    folder: Path, run: RunRecord, *, model_name: str, licence: str, attribution: str, checks: ExportChecks
 ) -> None:
-    """Write `folder`/model_card.md about `run`, whose evaluation.json, where there is one, is quoted."""
-    config, steps = gan.config, int(gan.optimizer.iterations)
-    photos = json.loads((run / "photos.json").read_text(encoding="utf-8"))
+    """Write `folder`/model_card.md."""
+    config, photos = run.config, run.photos
     skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
-    evaluation = run / "evaluation.json"
-    figures = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.exists() else {}
+    rows = "one row at a time" if checks.row_by_row else "all rows at once, odd batches with one more"
     card = f"""\
 ---
 license: {licence}
@@ -51,18 +75,19 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
 
 ## Training
 
-{steps:,} batches of {config.batch_size}: {steps * config.batch_size:,} pictures.
+{run.steps:,} batches of {config.batch_size}: {run.steps * config.batch_size:,} pictures.
 
 {_table({f.name: getattr(config, f.name) for f in fields(config) if f.metadata["fixed"]})}
 
 ## Evaluation
 
-{_table(figures) if figures else "Not evaluated."}
+{_table(run.evaluation) if run.evaluation else "Not evaluated."}
 
 ## Checks at export
 
 - The fused generator differs from the Keras one by at most {checks.largest_difference}/255 ({checks.seeds} seeds).
-- Every batch size from 1 to {checks.batch_sizes} gives the pixels of batch size 1 ({checks.seeds} seeds).
+- Every batch size from 1 to {checks.batch_sizes} gives the floats of batch size 1, bit for bit ({checks.seeds} seeds):
+  {rows}. Measured on {platform.machine()} with {checks.threads} threads to an operation: give a model server as many.
 """
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 

@@ -34,7 +34,7 @@ def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
 
 
 def _normalise_and_activate(x: Any, size: int) -> Any:
-    x = layers.BatchNormalization(momentum=0.9, name=f"norm_{size}")(x)  # 0.99 lags 1,000 steps behind the weights
+    x = layers.BatchNormalization(momentum=0.9, name=f"norm_{size}")(x)  # 0.99 lags 100 steps behind the weights
     return layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
 
 

@@ -28,7 +28,7 @@ from training.errors import PhotosError
 # signature (any file could be one), and one wrong byte in a JPEG 2000 makes Pillow ask for terabytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB as RGB, while a header of 33 bytes can claim any size
+MAX_PIXELS = 89_478_485  # Pillow's own limit: 341 MiB decoded, while a header of 33 bytes can claim any size
 
 MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN learns the blur as a feature
 

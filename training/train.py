@@ -1,7 +1,6 @@
 """Fit a GAN to a folder of photos, in a run folder that can be interrupted and resumed at any moment."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
-from training.checkpoints import load_checkpoint, write_whole
+from training.checkpoints import load_checkpoint
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.gan import GAN, build_gan
 from training.latents import MAX_SEED, sample_latents
 from training.photos import Photos, load_photos
 from training.plots import draw_networks
+from training.records import read_record, write_record, write_whole
 
 MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
 
@@ -31,6 +31,8 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     Raises:
         TrainingError: it cannot begin or go on; nothing in `run` is lost.
     """
+    if run.resolve().is_relative_to(photos_folder.resolve()):
+        raise TrainingError(f"--out {run} lies inside --photos {photos_folder}: the grids would become photos.")
     run.mkdir(parents=True, exist_ok=True)
     config_file = run / "config.json"
     if config_file.exists():
@@ -65,12 +67,12 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
 def refuse_other_photos(photos: Photos, record: Path) -> None:
     """Write what is known of `photos` to `record`; raise TrainingError if the run there began with other pixels."""
     digest = hashlib.sha256(photos.pixels.data).hexdigest()
-    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["pixels_sha256"] != digest:
+    if record.exists() and read_record(record).get("pixels_sha256") != digest:
         raise TrainingError(
             f"The photos differ from those the run began with (see {record}): "
             "restore them, or choose a new --out for the new set."
         )
-    write_whole(record, json.dumps({**asdict(photos.summary), "pixels_sha256": digest}, indent=2) + "\n")
+    write_record(record, {**asdict(photos.summary), "pixels_sha256": digest})
 
 
 def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
@@ -82,20 +84,21 @@ def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
     if first_step:
         print(f"Resuming at batch {first_step}.")
     stop = StopOnSignal()
-    # In this order: a grid's losses.png shows the row just written, and a checkpoint never runs ahead of the history.
-    gan.fit(
-        batches(pixels, config, first_step),
-        steps_per_epoch=config.steps - first_step,
-        shuffle=False,
-        verbose=0,
-        callbacks=[
-            stop,
-            Progress(config, first_step),
-            History(run, config.log_every, first_step),
-            Grids(run, config.grid_every, first_step, gan.ema_generator),
-            Checkpoints(run, config.checkpoint_every_s, first_step),
-        ],
-    )
+    with stop.listening():
+        gan.fit(
+            batches(pixels, config, first_step),
+            steps_per_epoch=config.steps - first_step,
+            shuffle=False,
+            verbose=0,
+            # In this order: what is drawn may fail (a full disk), and must find its rows written and its weights saved.
+            callbacks=[
+                stop,
+                Progress(config, first_step),
+                History(run, config.log_every, first_step),
+                Checkpoints(run, config.checkpoint_every_s, first_step),
+                Grids(run, config.grid_every, first_step, gan.ema_generator),
+            ],
+        )
     done = int(gan.optimizer.iterations)
     if done < config.steps:
         name = stop.received.name if stop.received else "The model"
