@@ -4,7 +4,7 @@ import pytest
 
 from training.config import IMAGE_SIZES, TrainingConfig
 from training.latents import sample_latents
-from training.networks import build_discriminator, build_generator
+from training.networks import UpsampleConv, build_discriminator, build_generator
 
 
 @pytest.mark.parametrize("image_size", IMAGE_SIZES)
@@ -15,6 +15,16 @@ def test_the_networks_fit_each_other_at_every_size(image_size):
     images = generator(sample_latents(np.arange(2), config.latent_dim))
     assert images.shape == (2, image_size, image_size, 3)
     assert discriminator(images).shape == (2,)
+
+
+def test_an_upsample_conv_is_nearest_upsampling_and_a_3x3_convolution():
+    pictures = np.random.default_rng(0).normal(size=(2, 6, 4, 5)).astype(np.float32)
+    joined = UpsampleConv(7)
+    found = joined(pictures)
+    convolution = keras.layers.Conv2D(7, 3, padding="same", use_bias=False)
+    convolution.build((None, 12, 8, 5))
+    convolution.set_weights(joined.get_weights())
+    np.testing.assert_allclose(found, convolution(keras.layers.UpSampling2D()(pictures)), atol=1e-5)
 
 
 def test_generated_values_lie_in_the_range_of_tanh():

@@ -1,8 +1,7 @@
 """Fuse a trained generator for serving, exactly: fewer and cheaper operations with the same pictures.
 
-Training keeps apart what serving can join. Batch normalisation with frozen statistics is a scale and a shift, which
-fold into the weights before it. Nearest upsampling and a 3x3 convolution are one 4x4 transposed convolution of
-stride 2: 16 multiplications where there were 36.
+Training keeps apart what serving can join: batch normalisation with frozen statistics is a scale and a shift, which
+fold into the weights before it; and what upsampling makes of nine weights, the graph holds ready as sixteen.
 """
 
 import math
@@ -17,14 +16,9 @@ from keras import layers
 from numpy.typing import NDArray
 
 from training.errors import ExportError
-from training.networks import SLOPE
+from training.networks import SLOPE, SPREAD, UpsampleConv
 
 Weights = NDArray[np.float64]  # until the graph is built: folding in float32 would round twice
-
-# Upsampled rows 2i and 2i+1 are both row i, so of the three taps (-1, 0, +1) of a convolution, row 2i sees row i-1
-# once and row i twice, row 2i+1 sees row i twice and row i+1 once. Row k of SPREAD says which taps add up to tap k of
-# the transposed convolution (out[y] gets in[i] times tap y - 2i + 1).
-SPREAD = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
 
 
 @dataclass(frozen=True)
@@ -44,22 +38,19 @@ def fuse(generator: keras.Model) -> list[Stage]:
         ExportError: the network has a layer that this function does not know.
     """
     stages: list[Stage] = []
-    upsampled = False
     for layer in generator.layers:
         match layer:
             case layers.InputLayer() | layers.UnitNormalization() | layers.Rescaling() | layers.Reshape():
                 continue  # `build_function` does these
             case layers.Activation() if layer.activation is keras.activations.tanh:
                 continue
-            case layers.UpSampling2D():
-                upsampled = True
             case layers.Dense():
-                stages.append(_stage("dense", layer))
-            case layers.Conv2D() if upsampled:
-                stages.append(_stage("upsample_conv", layer))
-                upsampled = False
+                stages.append(_stage("dense", layer.kernel, layer.bias))
+            case UpsampleConv():
+                kernel = np.einsum("ya,xb,abio->yxio", SPREAD, SPREAD, np.asarray(layer.kernel, np.float64))
+                stages.append(_stage("upsample_conv", kernel, bias=None))
             case layers.Conv2D():
-                stages.append(_stage("conv", layer))
+                stages.append(_stage("conv", layer.kernel, layer.bias))
             case layers.BatchNormalization():
                 stages[-1] = _fold(stages[-1], layer)
             case layers.LeakyReLU() if np.isclose(layer.negative_slope, SLOPE):
@@ -69,12 +60,9 @@ def fuse(generator: keras.Model) -> list[Stage]:
     return stages
 
 
-def _stage(kind: Literal["dense", "conv", "upsample_conv"], layer: layers.Layer) -> Stage:
-    kernel = np.asarray(layer.kernel, np.float64)
-    bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros(kernel.shape[-1])
-    if kind == "upsample_conv":
-        kernel = np.einsum("ya,xb,abio->yxio", SPREAD, SPREAD, kernel)
-    return Stage(kind, kernel, bias, activated=False)
+def _stage(kind: Literal["dense", "conv", "upsample_conv"], kernel: Any, bias: Any | None) -> Stage:
+    kernel = np.asarray(kernel, np.float64)
+    return Stage(kind, kernel, np.zeros(kernel.shape[-1]) if bias is None else np.asarray(bias, np.float64), False)
 
 
 def _fold(stage: Stage, normalisation: layers.BatchNormalization) -> Stage:
