@@ -78,8 +78,12 @@ class TrainingConfig:
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
     flip: bool = option(True, "mirror half of the pictures the discriminator sees")
     translate_fraction: float = option(0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5)
-    translate_probability: float = option(0.3, "how often a picture is shifted", low=0.0, high=1.0)
-    ema_half_life: int = option(3_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
+    zoom_deviation: float = option(0.1, "standard deviation of a zoom's natural logarithm", low=0.0, high=1.0)
+    augment_probability: float = option(0.3, "how often a picture is shifted and zoomed at first", low=0.0, high=0.8)
+    augment_target: float = option(
+        0.6, "the mean sign of D(real) above which that probability rises, to 0.8 at most", low=-1.0, high=1.0
+    )
+    ema_half_life: int = option(10_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
     seed: int = option(0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1)
     jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)", fixed=False)
     memory_limit_mib: int = option(
