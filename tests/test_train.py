@@ -16,6 +16,8 @@ from tests.conftest import ROOT, command, draw_photo, wait_until
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.gan import build_gan
+from training.holdout import split_photos
+from training.photos import Photos, PhotoSummary
 from training.train import continue_training
 
 SMALL = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--checkpoint-every-s", 0)
@@ -136,6 +138,14 @@ def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
         assert steps_in(run) == list(range(1, steps + 1))
 
 
+def test_every_photo_is_trained_on_or_held_out_and_the_record_says_which_are(small_run):
+    record = json.loads((small_run / "photos.json").read_text(encoding="utf-8"))
+    (arc,) = record["held_out_arcs"]
+    first, last = (int(Path(arc[end]).stem) for end in ("first", "last"))
+    assert arc["photos"] == record["held_out"] == 6
+    assert (last - first) % 56 == 5
+
+
 def test_a_mixed_folder_of_bad_photos_trains_and_accounts_for_every_file(tmp_path):
     folder = tmp_path / "photos"
     (folder / "りんご" / "deep").mkdir(parents=True)
@@ -178,7 +188,7 @@ def test_a_begun_run_refuses_other_photos(photos, small_run, tmp_path):
     shutil.copytree(photos, fewer)
     (fewer / "00.png").unlink()
     process = fit(fewer, small_run, "--steps", 5)
-    assert "The photos differ from those the run began with" in output_of(process)
+    assert "The photos or their names differ from those the run began with" in output_of(process)
     assert process.returncode == 2
 
 
@@ -195,8 +205,10 @@ def test_the_same_photos_in_another_folder_are_the_same_photos(photos, small_run
 def test_losses_that_are_not_finite_end_the_training_before_its_checkpoint(tmp_path):
     gan = build_gan(TrainingConfig(image_size=32, steps=3, batch_size=4, jit_compile=False, checkpoint_every_s=0))
     gan.discriminator.set_weights([np.full(w.shape, np.nan) for w in gan.discriminator.weights])
+    names = tuple("abcdefgh")
+    blank = Photos(np.zeros((8, 32, 32, 3), np.uint8), names, PhotoSummary("blank", 8, 8, {}))
     with pytest.raises(TrainingError, match=r"The losses of batch 1 are not finite"):
-        continue_training(gan, np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
+        continue_training(gan, blank, split_photos(blank.files, 0.0), tmp_path)
     assert not (tmp_path / "checkpoint.npz").exists()
 
 
@@ -254,7 +266,10 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "batch_size", "sentence"),
-    [(49, 8, "has 49 usable photos: at least 50 are needed"), (56, 60, "has 56 usable photos: at least 60 are needed")],
+    [
+        (49, 8, "has 49 usable photos: at least 50 are needed"),
+        (56, 51, "has 50 usable photos to train on, with 6 more held out: a batch needs 51"),
+    ],
 )
 def test_too_few_photos_are_one_sentence_before_anything_starts(photos, tmp_path, number, batch_size, sentence):
     few = tmp_path / "few"

@@ -80,6 +80,9 @@ class TrainingConfig:
     translate_fraction: float = option(0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5)
     translate_probability: float = option(0.3, "how often a picture is shifted", low=0.0, high=1.0)
     ema_half_life: int = option(3_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
+    holdout_fraction: float = option(
+        0.1, "part of the photos, whole arcs of series, that only evaluations see", low=0.0, high=0.5
+    )
     seed: int = option(0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1)
     jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)", fixed=False)
     memory_limit_mib: int = option(
