@@ -90,6 +90,9 @@ class TrainingConfig:
     )
     log_every: int = option(50, "batches between rows of history.csv", low=1, high=10**6, fixed=False)
     grid_every: int = option(500, "batches between picture grids", low=1, high=10**7, fixed=False)
+    keep_best: bool = option(True, "measure KID now and then, and keep the best checkpoint by it", fixed=False)
+    evaluate_every: int = option(1_000, "batches between measurements of KID", low=1, high=10**7, fixed=False)
+    evaluate_count: int = option(500, "pictures painted for each", low=50, high=50_000, fixed=False)
     checkpoint_every_s: float = option(120.0, "seconds between checkpoints", low=0.0, high=86_400.0, fixed=False)
 
     def __post_init__(self) -> None:

@@ -1,32 +1,36 @@
 """Fit a GAN to a folder of photos, in a run folder that can be interrupted and resumed at any moment."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
+from training.callbacks import Checkpoints, Grids, History, KeepBest, Progress, StopOnSignal
 from training.checkpoints import load_checkpoint
 from training.config import TrainingConfig
-from training.errors import TrainingError
+from training.errors import JudgeMissing, TrainingError
+from training.features import build_extractor, features_of_photos
 from training.gan import GAN, build_gan
 from training.holdout import Split, split_photos
 from training.latents import MAX_SEED, sample_latents
+from training.metrics import kernel_distance
 from training.photos import Photos, load_photos
 from training.plots import draw_networks
 from training.records import read_record, write_record, write_whole
 
 MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
+KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
 
 
 def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     """Train until `config.steps` batches are done, in all, and return the number done.
 
-    `run` receives config.json, photos.json, history.csv, losses.png, grids/, drawings of the networks, tensorboard/
-    and checkpoint.npz. Where `run` holds a checkpoint the training goes on from there; the number returned is smaller
-    than `config.steps` if a signal ended it early.
+    `run` receives config.json, photos.json, history.csv, kid.csv, losses.png, grids/, drawings of the networks,
+    tensorboard/, checkpoint.npz and best.npz. Where `run` holds a checkpoint the training goes on from there; the
+    number returned is smaller than `config.steps` if a signal ended it early.
 
     Raises:
         TrainingError: it cannot begin or go on; nothing in `run` is lost.
@@ -96,7 +100,19 @@ def refuse_other_photos(photos: Photos, split: Split, record: Path) -> None:
 def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
     """Train `gan` from the step its optimizer is at to the last; return the number of batches done."""
     config, first_step = gan.config, int(gan.optimizer.iterations)
+    checkpoints = Checkpoints(run, config.checkpoint_every_s, first_step)
+    keep_best = []
+    if config.keep_best:
+        try:
+            judge = build_judge(photos, split, run / "photos")
+            keep_best.append(KeepBest(run, config, first_step, gan.ema_generator, judge, checkpoints))
+        except JudgeMissing as error:
+            print(f"{error} The run keeps its last checkpoint, not its best.")
     if first_step >= config.steps:
+        for callback in keep_best:  # the run may have been killed while its last batch was measured
+            callback.set_model(gan)
+            checkpoints.set_model(gan)
+            callback.on_train_begin()
         print(f"{run} is at batch {first_step} already: nothing is left to do.")
         return first_step
     if first_step:
@@ -113,7 +129,8 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
                 stop,
                 Progress(config, first_step),
                 History(run, config.log_every, first_step),
-                Checkpoints(run, config.checkpoint_every_s, first_step),
+                checkpoints,
+                *keep_best,
                 Grids(run, config.grid_every, first_step, gan.ema_generator),
             ],
         )
@@ -122,6 +139,20 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
         name = stop.received.name if stop.received else "The model"
         print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
     return done
+
+
+def build_judge(photos: Photos, split: Split, cache_dir: Path) -> Callable[[NDArray[np.uint8]], tuple[float, float]]:
+    """Return a function: pictures uint8[N, S, S, 3] -> KID to the photos trained on, and its standard deviation.
+
+    Raises JudgeMissing if the network that judges is not installed.
+    """
+    extract = build_extractor()
+
+    @cache
+    def seen() -> NDArray[np.float32]:
+        return features_of_photos(extract, photos, cache_dir)[split.training]
+
+    return lambda pictures: kernel_distance(seen(), extract(pictures), subsets=KID_SUBSETS)
 
 
 def batches(
