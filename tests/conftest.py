@@ -72,7 +72,10 @@ def small_run(photos, tmp_path_factory) -> Path:
     from training.train import fit
 
     run = tmp_path_factory.mktemp("run") / "small"
-    fit(photos, run, TrainingConfig(image_size=32, steps=4, batch_size=8, log_every=1, grid_every=2, jit_compile=False))
+    config = TrainingConfig(
+        image_size=32, steps=4, batch_size=8, log_every=1, grid_every=2, keep_best=False, jit_compile=False
+    )
+    fit(photos, run, config)
     return run
 
 

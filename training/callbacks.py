@@ -5,18 +5,20 @@ import io
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.checkpoints import save_checkpoint
 from training.config import TrainingConfig
-from training.errors import TrainingError
+from training.errors import RecordError, TrainingError
 from training.painting import paint, picture_grid
 from training.plots import animate_grids, plot_losses
 from training.records import write_whole
@@ -183,6 +185,77 @@ class Checkpoints(StepCallback):
         self.bring_back_state()
         save_checkpoint(self.model, self.path)
         self.saved_at_s = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A row of kid.csv: KID of the pictures at batch `step`, and its standard deviation, both times 1000."""
+
+    step: int
+    kid_x1000: float
+    std: float
+
+
+class KeepBest(StepCallback):
+    """best.npz: the checkpoint whose pictures had the lowest KID; kid.csv: what was measured, and when.
+
+    The same seeds are painted every `evaluate_every` batches and after the last. Before a batch is measured it becomes
+    the last checkpoint: so a run killed at any moment resumes with the best of all batches before, and with no row of
+    a batch that is still to come.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        first_step: int,
+        generator: keras.Model,
+        judge: Callable[[NDArray[np.uint8]], tuple[float, float]],
+        checkpoints: Checkpoints,
+    ) -> None:
+        super().__init__(first_step)
+        self.folder, self.config, self.generator = folder, config, generator
+        self.judge, self.checkpoints = judge, checkpoints
+        self.measured = [row for row in read_measurements(folder / "kid.csv") if row.step <= first_step]
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Measure what was saved to be measured, if the run was killed at that."""
+        if self.step > 0 and all(row.step != self.step for row in self.measured):
+            self.after_step({})
+
+    def after_step(self, logs: dict[str, float]) -> None:
+        """Measure when it is time."""
+        if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
+            self.checkpoints.save()
+            self.measure()
+
+    def measure(self) -> None:
+        """Write a row, and before it the checkpoint, if no former one was as good."""
+        distance, deviation = self.judge(paint(self.generator, np.arange(self.config.evaluate_count)))
+        row = Measurement(self.step, round(1000 * distance, 3), round(1000 * deviation, 3))
+        best = self.folder / "best.npz"
+        if not best.exists() or all(row.kid_x1000 < former.kid_x1000 for former in self.measured):
+            save_checkpoint(self.model, best)
+        self.measured.append(row)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(f.name for f in fields(Measurement))
+        writer.writerows(astuple(row) for row in self.measured)
+        write_whole(self.folder / "kid.csv", text.getvalue())
+
+
+def read_measurements(path: Path) -> list[Measurement]:
+    """Return the rows of kid.csv, none if there is no such file. Raises RecordError if it is damaged."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return [
+                Measurement(int(row["step"]), float(row["kid_x1000"]), float(row["std"]))
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from error
 
 
 class StopOnSignal(keras.callbacks.Callback):

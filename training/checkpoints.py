@@ -16,6 +16,8 @@ from training.config import TrainingConfig
 from training.errors import CheckpointError
 from training.gan import GAN, build_gan
 
+CHECKPOINTS = ("best", "last")
+
 
 def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
     """Yield every variable with a name that does not depend on the backend or on what else lives in the process."""
@@ -62,14 +64,18 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
         variable.assign(values[name])
 
 
-def load_gan(run: Path) -> GAN:
-    """Return the GAN of the run folder `run` at its last checkpoint. Raises CheckpointError if there is none."""
-    config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
+def load_gan(run: Path, which: str = "best") -> GAN:
+    """Return the GAN of the run folder `run` at one of CHECKPOINTS; the best is the last where none was measured.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
         if not file.is_file():
             raise CheckpointError(
                 f"{run} has no {file.name}: name the --out folder of a `fit` that has saved a checkpoint."
             )
     gan = build_gan(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
-    load_checkpoint(gan, checkpoint)
+    load_checkpoint(gan, best if which == "best" and best.is_file() else checkpoint)
     return gan

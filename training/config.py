@@ -84,6 +84,9 @@ class TrainingConfig:
         0.6, "the mean sign of D(real) above which that probability rises, to 0.8 at most", low=-1.0, high=1.0
     )
     ema_half_life: int = option(10_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
+    holdout_fraction: float = option(
+        0.1, "part of the photos, whole arcs of series, that only evaluations see", low=0.0, high=0.5
+    )
     seed: int = option(0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1)
     jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)", fixed=False)
     memory_limit_mib: int = option(
@@ -91,6 +94,9 @@ class TrainingConfig:
     )
     log_every: int = option(50, "batches between rows of history.csv", low=1, high=10**6, fixed=False)
     grid_every: int = option(500, "batches between picture grids", low=1, high=10**7, fixed=False)
+    keep_best: bool = option(True, "measure KID now and then, and keep the best checkpoint by it", fixed=False)
+    evaluate_every: int = option(1_000, "batches between measurements of KID", low=1, high=10**7, fixed=False)
+    evaluate_count: int = option(500, "pictures painted for each", low=50, high=50_000, fixed=False)
     checkpoint_every_s: float = option(120.0, "seconds between checkpoints", low=0.0, high=86_400.0, fixed=False)
 
     def __post_init__(self) -> None:

@@ -21,5 +21,9 @@ class RecordError(TrainingError):
     """A file of a run folder is missing or damaged."""
 
 
+class JudgeMissing(TrainingError):
+    """The weights of the network that judges pictures are not installed."""
+
+
 class ExportError(TrainingError):
     """A run cannot become a model version."""

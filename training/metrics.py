@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Features = NDArray[np.float64]  # [N, D]
+Features = NDArray[np.float32]  # [N, D]
+Sums = NDArray[np.float64]
 
 SUBSETS = 50
 SUBSET_SIZE = 500
@@ -14,18 +15,21 @@ def frechet_distance(real: Features, generated: Features) -> float:
 
     Biased by the sample size: compare only figures of the same number of pictures.
     """
-    covariance_real, covariance_generated = np.cov(real, rowvar=False), np.cov(generated, rowvar=False)
+    wide_real, wide_generated = real.astype(np.float64), generated.astype(np.float64)
+    covariance_real, covariance_generated = np.cov(wide_real, rowvar=False), np.cov(wide_generated, rowvar=False)
     # trace((A B)^1/2) = trace((A^1/2 B A^1/2)^1/2), whose inner matrix is symmetric: eigh is enough, and real.
     values, vectors = np.linalg.eigh(covariance_real)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ covariance_generated @ root)
-    difference = real.mean(axis=0) - generated.mean(axis=0)
+    difference = wide_real.mean(axis=0) - wide_generated.mean(axis=0)
     traces = np.trace(covariance_real) + np.trace(covariance_generated)
     return float(difference @ difference + traces - 2.0 * np.sqrt(inner.clip(0)).sum())
 
 
-def kernel_distance(real: Features, generated: Features, seed: int = 0) -> tuple[float, float]:
-    """Return the KID (Binkowski et al. 2018, section 4.1) and its standard deviation over SUBSETS subsets.
+def kernel_distance(
+    real: Features, generated: Features, *, seed: int = 0, subsets: int = SUBSETS
+) -> tuple[float, float]:
+    """Return the KID (Binkowski et al. 2018, section 4.1) and its standard deviation over `subsets` subsets.
 
     Unbiased: near 0, also below it, for two halves of one set. Trust it below 3,000 pictures, where the FID's
     covariance of 1,280 features is poorly known. Subsets have SUBSET_SIZE pictures, or three quarters of the smaller
@@ -35,7 +39,7 @@ def kernel_distance(real: Features, generated: Features, seed: int = 0) -> tuple
     size = min(SUBSET_SIZE, 3 * min(len(real), len(generated)) // 4)
     distances = [
         _squared_mmd(real[rng.choice(len(real), size, False)], generated[rng.choice(len(generated), size, False)])
-        for _ in range(SUBSETS)
+        for _ in range(subsets)
     ]
     return float(np.mean(distances)), float(np.std(distances))
 
@@ -43,11 +47,12 @@ def kernel_distance(real: Features, generated: Features, seed: int = 0) -> tuple
 def _squared_mmd(x: Features, y: Features) -> float:
     """Return the unbiased estimate of the squared maximum mean discrepancy under the kernel (x . y / D + 1)^3."""
 
-    def kernel(a: Features, b: Features) -> Features:
-        products: Features = (a @ b.T / a.shape[1] + 1.0) ** 3
+    def kernel(a: Sums, b: Sums) -> Sums:
+        products: Sums = (a @ b.T / a.shape[1] + 1.0) ** 3
         return products
 
-    def mean_off_diagonal(k: Features) -> float:
+    def mean_off_diagonal(k: Sums) -> float:
         return float((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)))
 
-    return mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y)) - 2.0 * float(kernel(x, y).mean())
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    return mean_off_diagonal(kernel(a, a)) + mean_off_diagonal(kernel(b, b)) - 2.0 * float(kernel(a, b).mean())

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,11 @@ class Photos:
     pixels: NDArray[np.uint8]  # [n, size, size, 3], sRGB, read-only: an array or a memory map
     files: tuple[str, ...]  # relative to the folder; bytes that are not UTF-8 are written as \xNN
     summary: PhotoSummary
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of all pixels, in hexadecimal digits."""
+        return hashlib.sha256(self.pixels.data).hexdigest()
 
 
 @dataclass(frozen=True)
