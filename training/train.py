@@ -5,6 +5,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +38,8 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     """
     if run.resolve().is_relative_to(photos_folder.resolve()):
         raise TrainingError(f"--out {run} lies inside --photos {photos_folder}: the grids would become photos.")
+    if config.deterministic:
+        fix_the_order_of_sums(config)
     run.mkdir(parents=True, exist_ok=True)
     config_file = run / "config.json"
     if config_file.exists():
@@ -63,6 +66,17 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
         if without_drawing:
             print(without_drawing)
     return continue_training(gan, photos, split, run)
+
+
+def fix_the_order_of_sums(config: TrainingConfig) -> None:
+    """Have TensorFlow's own kernels add up in the same order whenever the program runs; call it before any operation.
+
+    XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with XLA once this is switched on.
+    """
+    if keras.backend.backend() == "tensorflow" and not config.jit_compile:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
 
 
 def refuse_too_few_photos(folder: Path, split: Split, batch_size: int) -> None:
