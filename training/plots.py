@@ -1,10 +1,11 @@
 """Drawings about a run: the curves of its losses, its grids in motion, and its networks."""
 
-import csv
 from pathlib import Path
 
 import keras
 from PIL import Image, ImageDraw
+
+from training.records import read_curves
 
 LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
@@ -14,9 +15,8 @@ def plot_losses(history: Path, to: Path) -> None:
     """Draw the columns of `history` (a CSV file with step, g_loss, d_loss, d_real, d_generated) to the PNG `to`."""
     from matplotlib.figure import Figure  # 0.5 s, and no global state: pyplot would keep every figure
 
-    with history.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    if not rows:
+    curves = read_curves(history)
+    if not curves:
         return
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
@@ -31,7 +31,7 @@ def plot_losses(history: Path, to: Path) -> None:
         (panels[1], ("d_real", "d_generated"), "probability of being real"),
     ):
         for name in names:
-            panel.plot([row["step"] for row in rows], [row[name] for row in rows], label=labels[name], linewidth=1)
+            panel.plot(curves["step"], curves[name], label=labels[name], linewidth=1)
         panel.set_ylabel(title)
         panel.grid(alpha=0.3)
         panel.legend()
