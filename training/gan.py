@@ -43,8 +43,8 @@ class GAN(keras.Model):
         and the discriminator's variables, each its own: nothing is frozen, nothing detached.
         """
         config = self.config
-        real = self._augment(ops.cast(photos, "float32") / 127.5 - 1.0)
-        generated = self._augment(self.generator(latents, training=True))
+        real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
+        generated = augment_as(config, self.generator(latents, training=True), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
         for_generator = generator_loss(generated_logits)
@@ -61,16 +61,6 @@ class GAN(keras.Model):
             "d_generated": ops.mean(ops.sigmoid(generated_logits)),
         }
         return for_generator, for_discriminator, watched
-
-    def _augment(self, images: Tensor) -> Tensor:
-        c = self.config
-        return augment(
-            images,
-            self.noise,
-            flip=c.flip,
-            translate_fraction=c.translate_fraction,
-            translate_probability=c.translate_probability,
-        )
 
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
@@ -132,6 +122,17 @@ class GAN(keras.Model):
             self.update_moving_average()
         non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
         return watched, (trainable, non_trainable, optimizer_variables, metrics_variables)
+
+
+def augment_as(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
+    """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`."""
+    return augment(
+        images,
+        noise,
+        flip=config.flip,
+        translate_fraction=config.translate_fraction,
+        translate_probability=config.translate_probability,
+    )
 
 
 def build_gan(config: TrainingConfig) -> GAN:
