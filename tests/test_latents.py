@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.latents import MAX_SEED, sample_latents, standardise, sum_of_uniforms
+from training.latents import MAX_SEED, sample_latents, slerp, standardise, sum_of_uniforms
 
 SPECIFICATION = Path(__file__).parents[1] / "docs" / "ringo-latent-1.md"
 
@@ -111,3 +111,33 @@ def test_numbers_within_a_latent_are_uncorrelated(sample):
     products = (sample.T @ sample / math.sqrt(N))[~np.eye(128, dtype=bool)]
     assert np.abs(products).max() < 6
     assert abs(products.std() - 1) < 0.03
+
+
+def test_slerp_goes_from_one_latent_to_the_other_without_a_detour():
+    first, last = sample_latents(np.array([3, 9]), 128)
+    way = slerp(first, last, 9)
+    assert way.dtype == np.float32
+    np.testing.assert_allclose(way[[0, -1]], [first, last], rtol=1e-6)
+    unit = way.astype(np.float64) / np.linalg.norm(way, axis=1, keepdims=True)
+    angles = np.arccos((unit[:-1] * unit[1:]).sum(axis=1))
+    assert angles.sum() == pytest.approx(np.arccos(unit[0] @ unit[-1]))
+
+
+def test_slerp_of_unit_latents_stays_on_the_sphere_in_steps_of_one_angle():
+    first, last = np.eye(2, 128, dtype=np.float32)
+    expected = np.zeros((4, 128))
+    expected[:, :2] = [[math.cos(a), math.sin(a)] for a in (0, math.pi / 6, math.pi / 3, math.pi / 2)]
+    np.testing.assert_allclose(slerp(first, last, 4), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("nudge", [0.0, 1e-7, 1e-5, 1e-3])
+def test_slerp_of_nearly_parallel_latents_is_the_straight_way(nudge):
+    first, other = sample_latents(np.array([3, 9]), 128)
+    last = first + np.float32(nudge) * other
+    np.testing.assert_allclose(slerp(first, last, 5), np.linspace(first, last, 5), atol=1e-5)
+
+
+def test_between_opposite_latents_there_is_no_shortest_way():
+    (latent,) = sample_latents(np.array([3]), 128)
+    with pytest.raises(ValueError, match="opposite"):
+        slerp(latent, -latent, 5)

@@ -1,10 +1,10 @@
-"""The command: python -m training fit | evaluate | export."""
+"""The command: python -m training preview | fit | evaluate | export."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,16 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
     for f in fields(TrainingConfig):
-        kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if not isinstance(f.default, bool):
-            kind = {"type": type(f.default), "metavar": f.name.rsplit("_", 1)[-1].upper()}
-        fit.add_argument(
-            "--" + f.name.replace("_", "-"),
-            default=f.default,
-            help=f"{f.metadata['help']} (default: {f.default})",
-            **kind,
-        )
+        add_flag(fit, f)
+
+    preview = commands.add_parser("preview", help="show what the augmentation does to some of the photos")
+    preview.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
+    preview.add_argument(
+        "--out", type=Path, default=Path("preview.png"), metavar="PNG", help="the sheet (default: preview.png)"
+    )
+    for f in fields(TrainingConfig):
+        if f.metadata["augments"]:
+            add_flag(preview, f)
 
     evaluate = commands.add_parser("evaluate", help="compare a run's pictures with photos; the model card quotes it")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
@@ -46,6 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     export.add_argument("--attribution", default="not stated", help="whose photos they are, for the model card")
     return parser
+
+
+def add_flag(parser: argparse.ArgumentParser, f: "Field[Any]") -> None:
+    """Add the flag of a field of TrainingConfig."""
+    kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    if not isinstance(f.default, bool):
+        kind = {"type": type(f.default), "metavar": f.name.rsplit("_", 1)[-1].upper()}
+    parser.add_argument(
+        "--" + f.name.replace("_", "-"), default=f.default, help=f"{f.metadata['help']} (default: {f.default})", **kind
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from training.train import fit  # imports Keras: 3 s that --help and bad flags need not wait
 
             return 0 if fit(options.photos, options.out, config) >= config.steps else INTERRUPTED
+        if options.command == "preview":
+            names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
+            config = TrainingConfig(**{name: getattr(options, name) for name in names})
+            from training.preview import preview
+
+            shown = preview(options.photos, options.out, config)
+            print(f"Wrote {options.out}: {shown} of the photos, each beside what the discriminator would see of it.")
+            return 0
         if options.command == "evaluate":
             from training.evaluate import evaluate
 

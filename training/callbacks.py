@@ -20,11 +20,12 @@ from training.checkpoints import save_checkpoint
 from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
 from training.painting import paint, picture_grid
-from training.plots import animate_grids, plot_losses
+from training.plots import animate_grids, grids_in, plot_losses
 from training.records import write_whole
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same 64 in every grid, so that one apple can be followed through the run
+MILESTONES = (0, 2500, 5000)  # batches whose grid every run that reaches them has, however rare its grids are
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -133,34 +134,56 @@ def is_whole(row: dict[str, str]) -> bool:
 
 
 class Grids(StepCallback):
-    """grids/<batch>.png: the same 64 seeds at batch 0 and every `every` batches; losses.png is drawn beside."""
+    """grids/<batch>.png: the same 64 seeds at MILESTONES, every `every` batches and the end.
+
+    losses.png is drawn beside; progress.gif at the end, and whenever the number of grids has doubled: so it costs a
+    run of any length a few animations.
+    """
 
     def __init__(self, folder: Path, every: int, first_step: int, generator: keras.Model) -> None:
         super().__init__(first_step)
         self.folder, self.every, self.generator = folder, every, generator
+        self.grids = folder / "grids"
+        self.grids.mkdir(exist_ok=True)
+        for batch, path in grids_in(self.grids):
+            if batch > first_step:  # a killed run may have drawn past its last checkpoint
+                path.unlink()
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Show the untrained generator."""
-        if self.step == 0:
-            self.draw()
+        """Show the untrained generator, or what a kill between checkpoint and grid has left out."""
+        self.draw_if_due()
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Draw when it is time."""
-        if self.step % self.every == 0:
-            self.draw()
+        self.draw_if_due()
+        number, rest = divmod(self.step, self.every)
+        if rest == 0 and number.bit_count() == 1:
+            self.animate()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Show where the training ended, and how it came there."""
         self.draw()
-        animate_grids(self.folder / "grids", self.folder / "progress.gif")
+        self.animate()
+
+    def draw_if_due(self) -> None:
+        """Draw if this batch is to have a grid."""
+        if self.step % self.every == 0 or self.step in MILESTONES:
+            self.draw()
 
     def draw(self) -> None:
-        """Paint the grid and the losses of the moment."""
+        """Paint the grid and the losses of the moment, once."""
+        path = self.grids / f"{self.step:07d}.png"
+        if path.exists():
+            return
         self.bring_back_state()
-        (self.folder / "grids").mkdir(exist_ok=True)
-        grid = picture_grid(paint(self.generator, GRID_SEEDS), columns=8)
-        grid.save(self.folder / "grids" / f"{self.step:07d}.png")
+        file = io.BytesIO()
+        picture_grid(paint(self.generator, GRID_SEEDS), columns=8).save(file, "PNG")
+        write_whole(path, file.getvalue())
         plot_losses(self.folder / "history.csv", self.folder / "losses.png")
+
+    def animate(self) -> None:
+        """Join the grids so far."""
+        animate_grids(self.grids, self.folder / "progress.gif", keep=MILESTONES)
 
 
 class Checkpoints(StepCallback):

@@ -43,12 +43,15 @@ def option(
     low: float = -math.inf,
     high: float = math.inf,
     fixed: bool = True,
+    augments: bool = False,
 ) -> Any:
     """Declare a field: its default, its help `text`, its `allowed` values or inclusive range.
 
-    `fixed` fields shape the weights: a run that has begun cannot change them when it resumes.
+    `fixed` fields shape the weights: a run that has begun cannot change them when it resumes. Those that `augments`
+    change what the discriminator sees of a photo: they are the flags of `preview`.
     """
-    return field(default=default, metadata={"help": text, "allowed": allowed, "low": low, "high": high, "fixed": fixed})
+    metadata = {"help": text, "allowed": allowed, "low": low, "high": high, "fixed": fixed, "augments": augments}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class TrainingConfig:
         ConfigError: a value is outside what its field allows.
     """
 
-    image_size: int = option(64, "width and height of the pictures, in pixels", allowed=IMAGE_SIZES)
+    image_size: int = option(64, "width and height of the pictures, in pixels", allowed=IMAGE_SIZES, augments=True)
     preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
     latent_dim: int = option(128, "numbers in a latent", low=1, high=4096)
     steps: int = option(
@@ -76,10 +79,16 @@ class TrainingConfig:
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
     r1_gamma: float = option(0.0, "weight of the approximate R1 penalty; 0 leaves it out", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
-    flip: bool = option(True, "mirror half of the pictures the discriminator sees")
-    translate_fraction: float = option(0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5)
-    zoom_deviation: float = option(0.1, "standard deviation of a zoom's natural logarithm", low=0.0, high=1.0)
-    augment_probability: float = option(0.3, "how often a picture is shifted and zoomed at first", low=0.0, high=0.8)
+    flip: bool = option(True, "mirror half of the pictures the discriminator sees", augments=True)
+    translate_fraction: float = option(
+        0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5, augments=True
+    )
+    zoom_deviation: float = option(
+        0.1, "standard deviation of a zoom's natural logarithm", low=0.0, high=1.0, augments=True
+    )
+    augment_probability: float = option(
+        0.3, "how often a picture is shifted and zoomed at first", low=0.0, high=0.8, augments=True
+    )
     augment_target: float = option(
         0.6, "the mean sign of D(real) above which that probability rises, to 0.8 at most", low=-1.0, high=1.0
     )
@@ -87,7 +96,9 @@ class TrainingConfig:
     holdout_fraction: float = option(
         0.1, "part of the photos, whole arcs of series, that only evaluations see", low=0.0, high=0.5
     )
-    seed: int = option(0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1)
+    seed: int = option(
+        0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1, augments=True
+    )
     jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)", fixed=False)
     deterministic: bool = option(True, "the same command gives the same bits, resumed or not, on a CPU", fixed=False)
     memory_limit_mib: int = option(

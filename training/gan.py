@@ -52,8 +52,9 @@ class GAN(keras.Model):
         and the discriminator's variables, each its own: nothing is frozen, nothing detached.
         """
         config = self.config
-        real = self._augment(ops.cast(photos, "float32") / 127.5 - 1.0)
-        generated = self._augment(self.generator(latents, training=True))
+        probability = self.augment_probability
+        real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise, probability)
+        generated = augment_as(config, self.generator(latents, training=True), self.noise, probability)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
         for_generator = generator_loss(generated_logits)
@@ -81,17 +82,6 @@ class GAN(keras.Model):
         surer = ops.sign(ops.mean(ops.sign(real_logits)) - self.config.augment_target)
         moved = self.augment_probability + surer * (self.config.batch_size / AUGMENT_TRAVEL)
         self.augment_probability.assign(ops.clip(moved, 0.0, MAX_AUGMENT_PROBABILITY))
-
-    def _augment(self, images: Tensor) -> Tensor:
-        c = self.config
-        return augment(
-            images,
-            self.noise,
-            flip=c.flip,
-            translate_fraction=c.translate_fraction,
-            zoom_deviation=c.zoom_deviation,
-            probability=self.augment_probability,
-        )
 
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
@@ -153,6 +143,23 @@ class GAN(keras.Model):
             self.update_moving_average()
         non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
         return watched, (trainable, non_trainable, optimizer_variables, metrics_variables)
+
+
+def augment_as(
+    config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator, probability: Tensor
+) -> Tensor:
+    """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`.
+
+    `probability` is the present one of a shift and a zoom.
+    """
+    return augment(
+        images,
+        noise,
+        flip=config.flip,
+        translate_fraction=config.translate_fraction,
+        zoom_deviation=config.zoom_deviation,
+        probability=probability,
+    )
 
 
 def build_gan(config: TrainingConfig) -> GAN:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 NAME = "ringo-latent/1"
 MAX_SEED = 2**63 - 1
+PARALLEL = 1e-6  # radians: below, arccos of a cosine near 1 is mostly rounding, 1e-8 in float64
 
 Array = Any  # of NumPy, TensorFlow or JAX
 
@@ -34,6 +35,26 @@ def sample_latents(seeds: NDArray[np.int64], latent_dim: int) -> NDArray[np.floa
         sum_of_uniforms(low, high, latent_dim, np.right_shift).astype(np.float32)
     )
     return latents
+
+
+def slerp(first: NDArray[np.float32], last: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Return `count` latents float32[count, latent_dim] on the way from `first` to `last`, both float32[latent_dim].
+
+    Equal steps of angle on a great circle (Shoemake 1985, "Animating Rotation with Quaternion Curves", section 3.3):
+    the straight way would leave the shell on which normal latents lie. Nearly parallel latents have no great circle
+    that could be computed, and the straight way between them is the same to rounding. Not part of ringo-latent/1.
+
+    Raises:
+        ValueError: the latents are opposite, so that no way is the shortest.
+    """
+    a, b = first.astype(np.float64), last.astype(np.float64)
+    angle = np.arccos(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
+    t = np.linspace(0.0, 1.0, count)[:, None]
+    if np.pi - angle < PARALLEL:
+        raise ValueError("the latents are opposite: no way between them is the shortest")
+    if angle < PARALLEL:
+        return ((1 - t) * a + t * b).astype(np.float32)
+    return ((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)).astype(np.float32)
 
 
 def sum_of_uniforms(low: Array, high: Array, latent_dim: int, right_shift: Callable[[Array, Any], Array]) -> Array:

@@ -105,12 +105,6 @@ def load_photos(
 
     Raises PhotosError if the folder is missing, holds no usable photo, or the cache can't be written.
     """
-    try:
-        fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
-    except OSError as error:
-        fault = f"can't be opened ({error.strerror})"
-    if fault:
-        raise PhotosError(f"The photos folder {_printable(str(folder))!r} {fault}; name one with pictures in it.")
     files = _find_files(folder)
     most = sum(file.fault is None for file in files)
     if most * image_size * image_size * 3 > memory_limit_bytes:
@@ -120,6 +114,18 @@ def load_photos(
     names, summary = _decode(folder, files, image_size, lambda photo: np.copyto(next(rows), photo), progress)
     pixels.flags.writeable = False
     return Photos(pixels[: len(names)], names, summary)
+
+
+def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> NDArray[np.uint8]:
+    """Return up to `count` usable photos of `folder`, chosen by `seed`, as `load_photos` would, decoding no more.
+
+    uint8[n, image_size, image_size, 3], n >= 1. Raises PhotosError if the folder is missing or holds no usable photo.
+    """
+    files = _find_files(folder)
+    shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+    pixels: list[NDArray[np.uint8]] = []
+    _decode(folder, shuffled, image_size, pixels.append, progress=False, at_most=count)
+    return np.stack(pixels)
 
 
 def _load_through_cache(folder: Path, files: list[_Found], image_size: int, cache_dir: Path, progress: bool) -> Photos:
@@ -167,7 +173,14 @@ def _find_files(folder: Path) -> list[_Found]:
     """Return every file below `folder` that is not hidden, sorted by relative path; opens none of them.
 
     Links to folders are followed, each folder is visited once. One that can't be listed counts as a file.
+    Raises PhotosError if `folder` itself is missing or no folder.
     """
+    try:
+        fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
+    except OSError as error:
+        fault = f"can't be opened ({error.strerror})"
+    if fault:
+        raise PhotosError(f"The photos folder {_printable(str(folder))!r} {fault}; name one with pictures in it.")
     seen: set[Path] = set()
     found: list[_Found] = []
     folders = [folder]
@@ -209,9 +222,16 @@ def _look_at(path: Path, name: str) -> _Found | None:
 
 
 def _decode(
-    folder: Path, files: list[_Found], image_size: int, store: Callable[[NDArray[np.uint8]], object], progress: bool
+    folder: Path,
+    files: list[_Found],
+    image_size: int,
+    store: Callable[[NDArray[np.uint8]], object],
+    progress: bool,
+    at_most: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
     """Hand each usable photo to `store`, in order; return their printable names and the account of all files.
+
+    The account ends with photo number `at_most`.
 
     Raises PhotosError if there is none.
     """
@@ -225,6 +245,8 @@ def _decode(
         else:
             store(photo)
             used.append(_printable(file.name))
+            if len(used) == at_most:
+                break
     counts = {reason.value: skipped[reason] for reason in Skip if skipped[reason]}
     summary = PhotoSummary(_printable(str(folder)), len(files), len(used), counts)
     if used:

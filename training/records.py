@@ -1,19 +1,24 @@
-"""The small JSON files of a run: written whole, and read with one sentence where they are damaged."""
+"""The small files of a run: JSON written whole and read with one sentence where damaged, and columns of CSV."""
 
+import csv
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from training.errors import RecordError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all, also after a power cut. Raises OSError."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) to `path`, whole or not at all, also after a power cut. Raises OSError."""
     aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
@@ -33,3 +38,24 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RecordError(f"{path} cannot be read: it holds no JSON object.")
     return record
+
+
+def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of the CSV file `path`, all of one length; empty if there is no file or no whole row.
+
+    A row that is not all finite numbers is left out: a full disk tears the last one.
+    """
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        names, *rows = [*csv.reader(file)] or [[]]
+    numbers = [[_number(text) for text in row] for row in rows if len(row) == len(names)]
+    whole = np.array([row for row in numbers if all(map(math.isfinite, row))], np.float64)
+    return dict(zip(names, whole.T, strict=True)) if len(whole) else {}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
