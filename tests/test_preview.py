@@ -39,13 +39,15 @@ SHIFTS = ("--translate-fraction", 0.0625, "--zoom-deviation", 0, "--augment-prob
 
 def test_each_version_is_the_photo_mirrored_or_not_and_shifted_on_white(photos, tmp_path):
     preview(photos, tmp_path / "sheet.png", *SHIFTS)
+    seen = set()
     for photo, *versions in cells(tmp_path / "sheet.png"):
-        possible = [
-            np.pad(seen, ((2, 2), (2, 2), (0, 0)), constant_values=255)[y : y + SIZE, x : x + SIZE]
-            for seen, y, x in product((photo, photo[:, ::-1]), range(5), range(5))
-        ]
-        assert all(any(np.array_equal(version, one) for one in possible) for version in versions)
-        assert len({version.tobytes() for version in versions}) > 1
+        possible = {}
+        for mirrored, y, x in product((False, True), range(5), range(5)):
+            wide = np.pad(photo[:, ::-1] if mirrored else photo, ((2, 2), (2, 2), (0, 0)), constant_values=255)
+            possible[wide[y : y + SIZE, x : x + SIZE].tobytes()] = mirrored, y, x
+        seen |= {possible[version.tobytes()] for version in versions}
+    assert {mirrored for mirrored, _, _ in seen} == {False, True}
+    assert {y for _, y, _ in seen} == {x for _, _, x in seen} == set(range(5))
 
 
 def test_the_seed_fixes_the_sheet(photos, tmp_path):

@@ -154,7 +154,12 @@ def test_a_page_without_curves_draws_none(page):
     ("generated", "held_out", "level", "headline"),
     [
         (FAR, FAR, "good", "No sign of copying."),
-        (NEAR, FAR, "bad", "The generated pictures lie closer to the training photos than new photos do: it copies."),
+        (
+            NEAR,
+            FAR,
+            "bad",
+            "The generated pictures lie closer to the training photos than new photos do, as copies would.",
+        ),
         (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", "Part of the generated pictures look like copies."),
         (FAR, None, "unknown", "Whether it copies is not known."),
         (None, None, "unknown", "Not checked for copies."),
@@ -170,6 +175,12 @@ def test_the_verdict_on_copies_is_the_first_thing_said(page, generated, held_out
 
 def test_a_curve_names_its_lowest_value_and_the_batch_of_it(page):
     assert "the lowest is -1 at batch 1,500." in page(FULL).text
+
+
+def test_a_long_curve_is_averaged_and_says_so(page):
+    found = page(FULL)
+    assert "Each point is the mean of 4 rows of history.csv." in found.text
+    assert len(found.all("polyline")[-1]["points"].split()) == 250
 
 
 def test_a_curve_of_one_point_leaves_a_dot(page):

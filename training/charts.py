@@ -65,13 +65,14 @@ def line_chart(curves: Curves, labels: Mapping[str, str], highest: float = 0.0) 
     if not {"step", *labels} <= curves.keys():
         return None
     rows = len(curves["step"])
-    parts = min(MOST_POINTS, rows)
-    steps, *lines = (np.array([p.mean() for p in np.array_split(curves[name], parts)]) for name in ("step", *labels))
+    together = math.ceil(rows / MOST_POINTS)
+    cuts = range(together, rows, together)
+    steps, *lines = (np.array([p.mean() for p in np.array_split(curves[name], cuts)]) for name in ("step", *labels))
     x, y = _Axis(steps[0], steps[-1]), _Axis(0.0, max(highest, *(line.max() for line in lines)))
     told = [f"{label} from {line[0]:.3g} to {line[-1]:.3g}" for label, line in zip(labels.values(), lines, strict=True)]
-    averaged = f" Each point is the mean of up to {math.ceil(rows / parts)} rows of history.csv." * (rows > parts)
+    averaged = f" Each point is the mean of {together} rows of history.csv." * (together > 1)
     return Chart(
-        f"Batches {steps[0]:,.0f} to {steps[-1]:,.0f}: {', '.join(told)}.{averaged}",
+        f"Batches {curves['step'][0]:,.0f} to {curves['step'][-1]:,.0f}: {', '.join(told)}.{averaged}",
         [Line(label, _points(x, steps, y, line)) for label, line in zip(labels.values(), lines, strict=True)],
         x.ticks(),
         y.ticks_from_top(),

@@ -17,7 +17,7 @@ from training.charts import Curves, Numbers, histogram_chart, kid_chart, line_ch
 from training.records import write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-LARGEST_LOSSLESS = 128  # pixels a side: 190 pictures of 256 would be 25 MB on a page that is to be mailed
+LARGEST_LOSSLESS = 128  # pixels a side: 180 photos of 256 would be 22 MB instead of 5, on a page to be mailed
 CLOSE = 0.05  # what part of the held-out photos is close to training photos by chance
 MOST_CLOSE = 0.20  # part of the generated pictures as close as those: with a dozen held-out photos chance reaches 0.13
 
@@ -142,7 +142,7 @@ def judge_copies(generated: Pairs | None, held_out: Pairs | None) -> CopiesVerdi
         f"held out; {close:.0%} of the generated pictures are closer than the closest {CLOSE:.0%} of those."
     )
     if median < usual:
-        headline = "The generated pictures lie closer to the training photos than new photos do: it copies."
+        headline = "The generated pictures lie closer to the training photos than new photos do, as copies would."
         return CopiesVerdict("bad", headline, f"{explanation} Compare the pairs below.")
     if close > MOST_CLOSE:
         return CopiesVerdict("bad", "Part of the generated pictures look like copies.", explanation)
