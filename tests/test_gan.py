@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.errors import CheckpointError
-from training.gan import AUGMENT_TRAVEL, LateCosine, build_gan
+from training.gan import TRANSLATE_TRAVEL, LateCosine, build_gan
 from training.train import batches
 
 CONFIG = TrainingConfig(image_size=32, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False)
@@ -49,7 +49,7 @@ def test_the_moving_average_lags_behind_but_has_the_current_normalisation_statis
 
 def plain_gan():
     """A GAN without noise in its step, whose optimizer subtracts the gradient and nothing else."""
-    gan = build_gan(replace(CONFIG, flip=False, augment_probability=0.0, augment_target=1.0, r1_gamma=0.0))
+    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, translate_target=1.0, r1_gamma=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, gan.discriminator):
         weights = [
@@ -135,8 +135,8 @@ def test_the_augmentation_grows_while_the_discriminator_is_sure_of_the_photos_an
     last.kernel.assign(np.zeros(last.kernel.shape))
     last.bias.assign([real_logit])
     train(gan, 0, 1)
-    moved = float(gan.augment_probability) - CONFIG.augment_probability
-    assert moved == pytest.approx(direction * CONFIG.batch_size / AUGMENT_TRAVEL, rel=1e-2)
+    moved = float(gan.translate_probability) - CONFIG.translate_probability
+    assert moved == pytest.approx(direction * CONFIG.batch_size / TRANSLATE_TRAVEL, rel=1e-2)
 
 
 ONE_STEP = """

@@ -13,8 +13,8 @@ from training.networks import build_discriminator, build_generator
 
 Tensor = Any
 
-AUGMENT_TRAVEL = 200_000  # photos; the paper's 500,000 are half of a run on a CPU
-MAX_AUGMENT_PROBABILITY = 0.8  # above, the generator begins to paint the augmentation
+TRANSLATE_TRAVEL = 200_000  # photos; the paper's 500,000 are half of a run on a CPU
+MAX_TRANSLATE_PROBABILITY = 0.8  # above, the generator begins to paint the augmentation
 
 
 class GAN(keras.Model):
@@ -37,10 +37,10 @@ class GAN(keras.Model):
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
         self.noise = keras.random.SeedGenerator(config.seed, name="noise")
-        self.augment_probability = self.add_weight(
-            name="augment_probability",
+        self.translate_probability = self.add_weight(
+            name="translate_probability",
             shape=(),
-            initializer=keras.initializers.Constant(config.augment_probability),
+            initializer=keras.initializers.Constant(config.translate_probability),
             trainable=False,
         )
         self.built = True  # every part is; the model itself has no call
@@ -52,7 +52,7 @@ class GAN(keras.Model):
         and the discriminator's variables, each its own: nothing is frozen, nothing detached.
         """
         config = self.config
-        probability = self.augment_probability
+        probability = self.translate_probability
         real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise, probability)
         generated = augment_as(config, self.generator(latents, training=True), self.noise, probability)
         real_logits = self.discriminator(real, training=True)
@@ -70,18 +70,18 @@ class GAN(keras.Model):
             "d_real": ops.mean(ops.sigmoid(real_logits)),
             "d_generated": ops.mean(ops.sigmoid(generated_logits)),
         }
-        self._adapt_augmentation(real_logits)
+        self._adapt_translation(real_logits)
         return for_generator, for_discriminator, watched
 
-    def _adapt_augmentation(self, real_logits: Tensor) -> None:
-        """Augment more while the discriminator knows the photos too well, less while it does not.
+    def _adapt_translation(self, real_logits: Tensor) -> None:
+        """Shift more while the discriminator knows the photos too well, less while it does not.
 
         Karras et al. 2020, "Training GANs with Limited Data", section 3.1, whose sign of D(real) is the measure. The
-        probability crosses its whole range in AUGMENT_TRAVEL photos.
+        probability crosses its whole range in TRANSLATE_TRAVEL photos.
         """
-        surer = ops.sign(ops.mean(ops.sign(real_logits)) - self.config.augment_target)
-        moved = self.augment_probability + surer * (self.config.batch_size / AUGMENT_TRAVEL)
-        self.augment_probability.assign(ops.clip(moved, 0.0, MAX_AUGMENT_PROBABILITY))
+        surer = ops.sign(ops.mean(ops.sign(real_logits)) - self.config.translate_target)
+        moved = self.translate_probability + surer * (self.config.batch_size / TRANSLATE_TRAVEL)
+        self.translate_probability.assign(ops.clip(moved, 0.0, MAX_TRANSLATE_PROBABILITY))
 
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
@@ -146,19 +146,18 @@ class GAN(keras.Model):
 
 
 def augment_as(
-    config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator, probability: Tensor
+    config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator, translate_probability: Tensor
 ) -> Tensor:
     """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`.
 
-    `probability` is the present one of a shift and a zoom.
+    `translate_probability` is the present one.
     """
     return augment(
         images,
         noise,
         flip=config.flip,
         translate_fraction=config.translate_fraction,
-        zoom_deviation=config.zoom_deviation,
-        probability=probability,
+        translate_probability=translate_probability,
     )
 
 
