@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.errors import CheckpointError
-from training.gan import TRANSLATE_TRAVEL, LateCosine, build_gan
+from training.gan import LateCosine, build_gan
 from training.train import batches
 
 CONFIG = TrainingConfig(image_size=32, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False)
@@ -49,7 +49,7 @@ def test_the_moving_average_lags_behind_but_has_the_current_normalisation_statis
 
 def plain_gan():
     """A GAN without noise in its step, whose optimizer subtracts the gradient and nothing else."""
-    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, translate_target=1.0, r1_gamma=0.0))
+    gan = build_gan(replace(CONFIG, flip=False, augment_probability=0.0, r1_gamma=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, gan.discriminator):
         weights = [
@@ -126,17 +126,6 @@ def test_an_epoch_shows_no_photo_twice():
 def test_the_learning_rate_holds_for_half_the_run_and_falls_to_its_end():
     rate = LateCosine(5e-4, 5e-5, 1000)
     assert [float(rate(step)) for step in (0, 500, 750, 1000)] == pytest.approx([5e-4, 5e-4, 2.75e-4, 5e-5])
-
-
-@pytest.mark.parametrize(("real_logit", "direction"), [(1.0, 1), (-1.0, -1)])
-def test_the_augmentation_grows_while_the_discriminator_is_sure_of_the_photos_and_shrinks_else(real_logit, direction):
-    gan = build_gan(CONFIG)
-    last = gan.discriminator.get_layer("dense")
-    last.kernel.assign(np.zeros(last.kernel.shape))
-    last.bias.assign([real_logit])
-    train(gan, 0, 1)
-    moved = float(gan.translate_probability) - CONFIG.translate_probability
-    assert moved == pytest.approx(direction * CONFIG.batch_size / TRANSLATE_TRAVEL, rel=1e-2)
 
 
 ONE_STEP = """

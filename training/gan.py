@@ -13,9 +13,6 @@ from training.networks import build_discriminator, build_generator
 
 Tensor = Any
 
-TRANSLATE_TRAVEL = 200_000  # photos; the paper's 500,000 are half of a run on a CPU
-MAX_TRANSLATE_PROBABILITY = 0.8  # above, the generator begins to paint the augmentation
-
 
 class GAN(keras.Model):
     """Generator and discriminator, updated at the same time from one batch.
@@ -37,11 +34,8 @@ class GAN(keras.Model):
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
         self.noise = keras.random.SeedGenerator(config.seed, name="noise")
-        self.translate_probability = self.add_weight(
-            name="translate_probability",
-            shape=(),
-            initializer=keras.initializers.Constant(config.translate_probability),
-            trainable=False,
+        self.augment_probability = LateCosine(
+            config.augment_probability, config.final_augment_probability, config.steps
         )
         self.built = True  # every part is; the model itself has no call
 
@@ -52,7 +46,7 @@ class GAN(keras.Model):
         and the discriminator's variables, each its own: nothing is frozen, nothing detached.
         """
         config = self.config
-        probability = self.translate_probability
+        probability = self.augment_probability(self.optimizer.iterations)
         real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise, probability)
         generated = augment_as(config, self.generator(latents, training=True), self.noise, probability)
         real_logits = self.discriminator(real, training=True)
@@ -70,18 +64,7 @@ class GAN(keras.Model):
             "d_real": ops.mean(ops.sigmoid(real_logits)),
             "d_generated": ops.mean(ops.sigmoid(generated_logits)),
         }
-        self._adapt_translation(real_logits)
         return for_generator, for_discriminator, watched
-
-    def _adapt_translation(self, real_logits: Tensor) -> None:
-        """Shift more while the discriminator knows the photos too well, less while it does not.
-
-        Karras et al. 2020, "Training GANs with Limited Data", section 3.1, whose sign of D(real) is the measure. The
-        probability crosses its whole range in TRANSLATE_TRAVEL photos.
-        """
-        surer = ops.sign(ops.mean(ops.sign(real_logits)) - self.config.translate_target)
-        moved = self.translate_probability + surer * (self.config.batch_size / TRANSLATE_TRAVEL)
-        self.translate_probability.assign(ops.clip(moved, 0.0, MAX_TRANSLATE_PROBABILITY))
 
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
@@ -125,6 +108,7 @@ class GAN(keras.Model):
         def losses_at(trainable: list[Tensor]) -> Any:
             values = [*zip(self.trainable_variables, trainable, strict=True)]
             values += zip(self.non_trainable_variables, non_trainable, strict=True)
+            values += zip(self.optimizer.variables, optimizer_variables, strict=True)
             with keras.StatelessScope(values) as scope:
                 for_generator, for_discriminator, watched = self.losses_of(*data)
             changed = [scope.get_current_value(v) for v in self.non_trainable_variables]
@@ -146,18 +130,19 @@ class GAN(keras.Model):
 
 
 def augment_as(
-    config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator, translate_probability: Tensor
+    config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator, probability: Tensor
 ) -> Tensor:
     """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`.
 
-    `translate_probability` is the present one.
+    `probability` is the present one of a shift and a zoom.
     """
     return augment(
         images,
         noise,
         flip=config.flip,
         translate_fraction=config.translate_fraction,
-        translate_probability=translate_probability,
+        zoom_deviation=config.zoom_deviation,
+        probability=probability,
     )
 
 
@@ -177,13 +162,17 @@ def build_gan(config: TrainingConfig) -> GAN:
 
 @keras.saving.register_keras_serializable(package="ringo")
 class LateCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """`first` for half of `steps`, then a half cosine down to `last`."""
+    """`first` for half of `steps`, then a half cosine down to `last`.
+
+    The learning rate goes so, and so does the augmentation: it keeps the discriminator from knowing the photos too
+    soon, and the generator learns to paint some of it, which the second half mends.
+    """
 
     def __init__(self, first: float, last: float, steps: int) -> None:
         self.first, self.last, self.steps = first, last, steps
 
     def __call__(self, step: Tensor) -> Tensor:
-        """Return the learning rate at `step`, a float32 scalar."""
+        """Return the value at `step`, a float32 scalar."""
         past_half = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)
         return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * past_half))
 
