@@ -150,7 +150,9 @@ def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_gan():
-    return build_gan(TrainingConfig(image_size=32, steps=3, batch_size=8, jit_compile=False, evaluate_every=1))
+    return build_gan(
+        TrainingConfig(image_size=32, steps=3, batch_size=8, jit_compile=False, evaluate_every=1, evaluate_count=50)
+    )
 
 
 def train_past_a_judge(gan, run: Path, first_step: int, last_step: int, figures: list[float]) -> None:

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from training.errors import JudgeMissing, TrainingError
 from training.photos import Photos
 
-NETWORKS = ("efficientnet-lite0", "inception")
 INPUT_SIZE, INCEPTION_INPUT_SIZE = 224, 299  # pixels, what the networks were trained on
 EPSILON = 1e-3  # of its batch normalisations
 BATCH = 32
@@ -70,7 +69,7 @@ class Extractor:
 
 
 def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
-    """Return the extractor of one of NETWORKS; Inception's `weights` are a file, those of the other are a package.
+    """Return the extractor of efficientnet-lite0, whose weights are in a package, or of inception with its `weights`.
 
     Raises:
         TrainingError: the weights are missing, or are not those of that network.
