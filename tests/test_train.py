@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, command, draw_photo, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, draw_photo, wait_until
 from training.callbacks import Checkpoints, KeepBest, read_measurements
 from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
@@ -86,6 +86,13 @@ def test_the_grids_become_one_moving_picture_that_ends_with_the_last(small_run):
         progress.seek(2)
         shown = np.asarray(progress.convert("RGB"))[-grid.height :].astype(int)
         assert np.abs(shown - np.asarray(grid)).mean() < 12  # of 255: a GIF has 256 colours
+
+
+def test_the_time_spent_adds_up_over_resumptions(small_gan, tmp_path):
+    train_past_a_judge(small_gan, tmp_path, 0, 1, [0.03])
+    (tmp_path / "compute.json").write_text('{"training_s": 1000.0}')
+    train_past_a_judge(small_gan, tmp_path, 1, 2, [0.04])
+    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
 
 
 def test_the_history_has_a_finite_row_for_every_batch(small_run):

@@ -84,7 +84,7 @@ def evaluate(
     nearest_photos = nearest_distances = copies = held_out = None
     if split:
         held_out = compare(real[split.held_out], generated) if len(split.held_out) >= MIN_COUNT else None
-        if not held_out:
+        if not held_out and split.arcs:
             remarks += (f"{len(split.held_out)} photos held out are too few for a KID ({MIN_COUNT} are needed).",)
         copies, rows, nearest_distances = find_copies(photos.pixels, pictures, real, generated, split)
         nearest_photos = split.training[rows]

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,8 +102,10 @@ def _build_inception(weights: Path | None) -> Extractor:
         include_top=False, weights=None, pooling="avg", input_shape=(INCEPTION_INPUT_SIZE, INCEPTION_INPUT_SIZE, 3)
     )
     try:
-        inception.load_weights(weights)
-    except (ValueError, KeyError, OSError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras warns of layers that stay random
+            inception.load_weights(weights)
+    except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:
         raise TrainingError(f"--weights {weights} are not those of Keras's InceptionV3 without top.") from error
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, zero=127.5, unit=127.5)

@@ -38,6 +38,7 @@ class RunRecord:
     measured: Measurement | None  # the KID of this checkpoint while it was trained
     measurements: int
     evaluation: Evaluation | None  # of this checkpoint
+    compute: dict[str, Any]  # empty if the run is older than its recording
 
 
 def read_run(run: Path, gan: GAN) -> RunRecord:
@@ -51,6 +52,7 @@ def read_run(run: Path, gan: GAN) -> RunRecord:
         measured=next((row for row in measurements if row.step == steps), None),
         measurements=len(measurements),
         evaluation=evaluation if evaluation and evaluation.batch == steps else None,
+        compute=read_record(run / "compute.json") if (run / "compute.json").exists() else {},
     )
 
 
@@ -65,6 +67,11 @@ def write_model_card(
     if run.measured:
         kid = f"KID x1000 {run.measured.kid_x1000} ± {run.measured.std} to the photos trained on"
         chosen = f" Measured {run.measurements} times in {config.steps:,} batches; {kid} at this one."
+    compute = ""
+    if run.compute:
+        hours, minutes = divmod(round(run.compute["training_s"] / 60), 60)
+        machine = f"{run.compute['machine']} with {run.compute['processors']} processors"
+        compute = f" The whole run took {hours} h {minutes} min on {machine} ({run.compute['backend']})."
     rows = "one row at a time" if checks.row_by_row else "all rows at once, odd batches with one more"
     card = f"""\
 ---
@@ -88,7 +95,7 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
 
 ## Training
 
-{run.steps:,} batches of {config.batch_size}: {run.steps * config.batch_size:,} pictures.{chosen}
+{run.steps:,} batches of {config.batch_size}: {run.steps * config.batch_size:,} pictures.{chosen}{compute}
 
 {_table({f.name: getattr(config, f.name) for f in fields(config) if f.metadata["fixed"]})}
 

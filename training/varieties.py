@@ -16,7 +16,7 @@ MAX_CLUSTERS = 20
 ROUNDS = 20  # of k-means; few photos change their cluster after ten
 
 # What is left of a stem when the number of a frame and the mark of its series are gone: `apple-5__r0_017`, `gala_b12`.
-SERIES_MARK = re.compile(r"([\W_]+[a-z]\d*)?[\W_]*\d*$", re.ASCII | re.IGNORECASE)
+SERIES_MARK = re.compile(r"([\W_]+[a-z]\d*)?[\W_]*\d*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
