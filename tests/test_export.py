@@ -1,10 +1,11 @@
 """The SavedModel contract: what the exporter writes, seen as a model server sees it."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from training.checkpoints import load_gan
 from training.config import TrainingConfig
 from training.errors import CheckpointError
 from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
+from training.figures import Copies, Coverage, Distances, Evaluation, Nearness
 from training.latents import MAX_SEED, sample_latents
+from training.model_card import ExportChecks, read_run, write_model_card
 from training.painting import paint
+from training.records import write_record
 
 SEEDS = np.random.default_rng(5).integers(MAX_SEED, size=192, endpoint=True)
 
@@ -135,17 +139,71 @@ def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small
     config = TrainingConfig.from_json((small_run / "config.json").read_text(encoding="utf-8"))
     hyperparameters = [f"| {f.name} | {getattr(config, f.name)} |" for f in fields(config) if f.metadata["fixed"]]
     assert len(hyperparameters) > 10
-    for fact in ("license: CC0-1.0", "drawn by the tests", "4 batches of 8: 32 pictures", *hyperparameters):
+    for fact in (
+        "license: CC0-1.0",
+        "drawn by the tests",
+        "4 batches of 8: 32 pictures",
+        "The whole run took 0 h",
+        *hyperparameters,
+    ):
         assert fact in card
 
 
-def test_the_card_quotes_the_evaluation_of_the_run(small_run, tmp_path):
-    (small_run / "evaluation.json").write_text('{"KID x1000": 12.5}')
-    try:
-        version = export(small_run, tmp_path / "fruit", licence="CC0-1.0", attribution="the tests")
-    finally:
-        (small_run / "evaluation.json").unlink()
-    assert "| KID x1000 | 12.5 |" in (version / "model_card.md").read_text(encoding="utf-8")
+DISTANCES = Distances(pictures=56, photos=56, kid_x1000=12.5, kid_x1000_std=0.5, fid=34.5)
+EVALUATION = Evaluation(
+    model="small",
+    batch=4,
+    features="a network",
+    photos="fruit, 56 photos",
+    against_all=DISTANCES,
+    against_held_out=Distances(pictures=56, photos=6, kid_x1000=23.5, kid_x1000_std=1.5, fid=None),
+    copies=Copies(Nearness(2.0, 1.0), Nearness(1.0, 0.5), Nearness(0.2, 0.1), None, verdict="No sign of copying."),
+    coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
+    remarks=(),
+)
+
+
+def card_after(evaluation: Evaluation, run: Path, folder: Path) -> str:
+    copied = folder / "run"
+    shutil.copytree(run, copied)
+    write_record(copied / "evaluation.json", asdict(evaluation))
+    record = read_run(copied, load_gan(copied))
+    folder.joinpath("1").mkdir()
+    checks = ExportChecks(largest_difference=0, batch_sizes=64, seeds=64, row_by_row=False, threads="2")
+    write_model_card(folder / "1", record, model_name="fruit", licence="", attribution="", checks=checks)
+    return (folder / "1" / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_the_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
+    card = card_after(EVALUATION, small_run, tmp_path)
+    for row in (
+        "| KID x1000, against all photos | 12.5 ± 0.5 (56 pictures, 56 photos) |",
+        "| FID, against all photos | 34.5 (56 of each) |",
+        "| KID x1000, against photos held out of training | 23.5 ± 1.5 (56 pictures, 6 photos) |",
+        "| copies | No sign of copying. |",
+        "| varieties covered | 1 of 2, told apart by folder; missing: elstar |",
+    ):
+        assert row in card
+
+
+def test_the_card_does_not_quote_the_evaluation_of_another_checkpoint(small_run, tmp_path):
+    assert "Not evaluated." in card_after(replace(EVALUATION, batch=3), small_run, tmp_path)
+
+
+def test_a_version_says_what_its_training_saw_but_not_where_the_photos_lie(small_model, small_run):
+    version, record = small_model / "1", json.loads((small_run / "photos.json").read_text(encoding="utf-8"))
+    folder = record.pop("folder")
+    assert json.loads((version / "photos.json").read_text(encoding="utf-8")) == {**record, "batch": 4}
+    assert (version / "config.json").read_text() == (small_run / "config.json").read_text()
+    assert all(folder.encode() not in file.read_bytes() for file in version.rglob("*") if file.is_file())
+
+
+def test_the_best_checkpoint_is_exported_unless_the_last_is_asked_for(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    with np.load(run / "checkpoint.npz") as file:
+        np.savez(run / "best.npz", **dict(file) | {"optimizer/000": np.array(2)})
+    assert [int(load_gan(run, which).optimizer.iterations) for which in ("best", "last")] == [2, 4]
 
 
 def digests(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.metrics import frechet_distance, kernel_distance
+from training.metrics import NEAREST_AT_ONCE, frechet_distance, kernel_distance, nearest
 
 
 def normal(n: int, mean: float = 0.0, deviation: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -40,3 +40,11 @@ def test_the_kernel_distance_grows_with_the_difference():
 
 def test_the_kernel_distance_is_the_same_on_every_call():
     assert kernel_distance(normal(300), normal(300, seed=1)) == kernel_distance(normal(300), normal(300, seed=1))
+
+
+def test_the_nearest_rows_are_those_of_a_plain_search_however_many_there_are():
+    points, among = normal(NEAREST_AT_ONCE + 100) + 1000, normal(300, seed=1) + 1000  # far from 0, where sums cancel
+    differences = np.sqrt(((points[:, None] - among) ** 2).mean(axis=2))
+    rows, distances = nearest(points.astype(np.float32), among.astype(np.float32))
+    assert rows.tolist() == differences.argmin(axis=1).tolist()
+    np.testing.assert_allclose(distances, differences.min(axis=1), rtol=1e-3)

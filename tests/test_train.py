@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, command, draw_photo, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, draw_photo, wait_until
 from training.callbacks import Checkpoints, KeepBest, read_measurements
 from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
@@ -88,6 +88,13 @@ def test_the_grids_become_one_moving_picture_that_ends_with_the_last(small_run):
         assert np.abs(shown - np.asarray(grid)).mean() < 12  # of 255: a GIF has 256 colours
 
 
+def test_the_time_spent_adds_up_over_resumptions(small_gan, tmp_path):
+    train_past_a_judge(small_gan, tmp_path, 0, 1, [0.03])
+    (tmp_path / "compute.json").write_text('{"training_s": 1000.0}')
+    train_past_a_judge(small_gan, tmp_path, 1, 2, [0.04])
+    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
+
+
 def test_the_history_has_a_finite_row_for_every_batch(small_run):
     with (small_run / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -147,7 +154,9 @@ def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_gan():
-    return build_gan(TrainingConfig(image_size=32, steps=3, batch_size=8, jit_compile=False, evaluate_every=1))
+    return build_gan(
+        TrainingConfig(image_size=32, steps=3, batch_size=8, jit_compile=False, evaluate_every=1, evaluate_count=50)
+    )
 
 
 def train_past_a_judge(gan, run: Path, first_step: int, last_step: int, figures: list[float]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from training.config import TrainingConfig
 from training.errors import TrainingError
 
+CHECKPOINT_HELP = "the one of the lowest KID, or the last; the last where none was measured (default: best)"
 BACKENDS = ("tensorflow", "jax")
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
@@ -36,14 +37,29 @@ def build_parser() -> argparse.ArgumentParser:
         if f.metadata["augments"]:
             add_flag(preview, f)
 
-    evaluate = commands.add_parser("evaluate", help="compare a run's pictures with photos; the model card quotes it")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
+    evaluate = commands.add_parser("evaluate", help="compare a model's pictures with photos; the model card quotes it")
+    evaluate.add_argument("model", type=Path, metavar="MODEL", help="run folder of `fit`, or a version of a model")
     evaluate.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos to compare with")
     evaluate.add_argument("--count", type=int, default=1900, help="pictures of each kind (default: 1900)")
+    evaluate.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where evaluation.json goes (default: the run folder; evaluation-MODEL-VERSION for a version)",
+    )
+    evaluate.add_argument(
+        "--features",
+        choices=("efficientnet-lite0", "inception"),
+        default="efficientnet-lite0",
+        help="what judges (default: efficientnet-lite0)",
+    )
+    evaluate.add_argument("--weights", type=Path, metavar="FILE", help="of Keras's InceptionV3 without top, HDF5")
+    evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
 
     export = commands.add_parser("export", help="write the generator of a run as the next model version")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
     export.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
+    export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
     export.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     export.add_argument("--attribution", default="not stated", help="whose photos they are, for the model card")
     return parser
@@ -85,14 +101,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Wrote {options.out}: {shown} of the photos, each beside what the discriminator would see of it.")
             return 0
         if options.command == "evaluate":
-            from training.evaluate import evaluate
+            from training.evaluate import evaluate, is_version
 
-            for name, value in evaluate(options.run, options.photos, count=options.count).items():
+            model, out = options.model, options.out or options.model
+            if is_version(model) and not options.out:  # a version never changes
+                out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
+            found = evaluate(
+                model,
+                options.photos,
+                out=out,
+                count=options.count,
+                checkpoint=options.checkpoint,
+                network=options.features,
+                weights=options.weights,
+            )
+            for name, value in found.evaluation.rows().items():
                 print(f"{name}: {value}")
+            print(f"Wrote {out / 'evaluation.json'}.")
             return 0
         from training.export import export
 
-        version = export(options.run, options.to, licence=options.licence, attribution=options.attribution)
+        version = export(
+            options.run,
+            options.to,
+            licence=options.licence,
+            attribution=options.attribution,
+            checkpoint=options.checkpoint,
+        )
         print(f"Wrote {version}.")
     except TrainingError as error:
         print(f"python -m training {options.command}: {error}", file=sys.stderr)

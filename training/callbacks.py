@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+import platform
 import signal
 import sys
 import time
@@ -21,7 +23,7 @@ from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
 from training.painting import paint, picture_grid
 from training.plots import animate_grids, grids_in, plot_losses
-from training.records import write_whole
+from training.records import read_record, write_record, write_whole
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same 64 in every grid, so that one apple can be followed through the run
@@ -187,11 +189,17 @@ class Grids(StepCallback):
 
 
 class Checkpoints(StepCallback):
-    """checkpoint.npz, every `every_s` seconds and at the end."""
+    """checkpoint.npz, every `every_s` seconds and at the end; compute.json says how long it took to come there."""
 
     def __init__(self, folder: Path, every_s: float, first_step: int) -> None:
         super().__init__(first_step)
         self.path, self.every_s = folder / "checkpoint.npz", every_s
+        self.compute = folder / "compute.json"
+        self.spent_s = read_record(self.compute)["training_s"] if first_step > 0 and self.compute.exists() else 0.0
+        self.saved_at_s = time.monotonic()
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Begin to count the time."""
         self.saved_at_s = time.monotonic()
 
     def after_step(self, logs: dict[str, float]) -> None:
@@ -207,7 +215,15 @@ class Checkpoints(StepCallback):
         """Write the checkpoint."""
         self.bring_back_state()
         save_checkpoint(self.model, self.path)
-        self.saved_at_s = time.monotonic()
+        now_s = time.monotonic()
+        self.spent_s, self.saved_at_s = self.spent_s + now_s - self.saved_at_s, now_s
+        record = {
+            "training_s": round(self.spent_s, 1),
+            "backend": keras.backend.backend(),
+            "machine": platform.machine(),
+            "processors": os.cpu_count(),
+        }
+        write_record(self.compute, record)
 
 
 @dataclass(frozen=True)

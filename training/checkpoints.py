@@ -16,8 +16,6 @@ from training.config import TrainingConfig
 from training.errors import CheckpointError
 from training.gan import GAN, build_gan
 
-CHECKPOINTS = ("best", "last")
-
 
 def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
     """Yield every variable with a name that does not depend on the backend or on what else lives in the process."""
@@ -65,7 +63,7 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
 
 
 def load_gan(run: Path, which: str = "best") -> GAN:
-    """Return the GAN of the run folder `run` at one of CHECKPOINTS; the best is the last where none was measured.
+    """Return the GAN of the run folder `run` at its "best" or "last" checkpoint, the last where no best is kept.
 
     Raises:
         CheckpointError: there is none, or it is damaged.

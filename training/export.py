@@ -16,6 +16,7 @@ from training.gan import GAN
 from training.latents import MAX_SEED, sample_latents
 from training.model_card import ExportChecks, read_run, write_model_card
 from training.painting import paint
+from training.records import write_record, write_whole
 from training.servable import Servable
 
 MAX_BATCH_SIZE = 64
@@ -30,7 +31,7 @@ num_batch_threads {{ value: 2 }}
 {"".join(f"allowed_batch_sizes: {size}{chr(10)}" for size in ALLOWED_BATCH_SIZES)}"""
 
 
-def export(run: Path, to: Path, *, licence: str, attribution: str) -> Path:
+def export(run: Path, to: Path, *, licence: str, attribution: str, checkpoint: str = "best") -> Path:
     """Write the moving average of `run`'s generator as the next version of the model folder `to`; return its folder.
 
     The version is written aside and renamed into place, so that a server which polls `to` sees it whole or not at
@@ -40,7 +41,7 @@ def export(run: Path, to: Path, *, licence: str, attribution: str) -> Path:
     Raises:
         TrainingError: `run` is no run folder, a proof failed, or `to` cannot be written. `to` is unchanged then.
     """
-    gan, to = load_gan(run), to.resolve()
+    gan, to = load_gan(run, checkpoint), to.resolve()
     record = read_run(run, gan)
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,10 @@ def export(run: Path, to: Path, *, licence: str, attribution: str) -> Path:
             write_model_card(
                 folder, record, model_name=to.name, licence=licence, attribution=attribution, checks=checks
             )
+            write_whole(folder / "config.json", gan.config.to_json())
+            # Without the folder: where somebody keeps photos is nobody's business.
+            photos = {name: value for name, value in record.photos.items() if name != "folder"}
+            write_record(folder / "photos.json", {**photos, "batch": record.steps})
             return folder.rename(to / str(version))
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"The model folder {to} could not be written: {error}.") from error

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from tqdm import tqdm
 from training.errors import JudgeMissing, TrainingError
 from training.photos import Photos
 
-NETWORKS = ("efficientnet-lite0", "inception")
 INPUT_SIZE, INCEPTION_INPUT_SIZE = 224, 299  # pixels, what the networks were trained on
 EPSILON = 1e-3  # of its batch normalisations
 BATCH = 32
@@ -70,7 +70,7 @@ class Extractor:
 
 
 def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
-    """Return the extractor of one of NETWORKS; Inception's `weights` are a file, those of the other are a package.
+    """Return the extractor of efficientnet-lite0, whose weights are in a package, or of inception with its `weights`.
 
     Raises:
         TrainingError: the weights are missing, or are not those of that network.
@@ -102,8 +102,10 @@ def _build_inception(weights: Path | None) -> Extractor:
         include_top=False, weights=None, pooling="avg", input_shape=(INCEPTION_INPUT_SIZE, INCEPTION_INPUT_SIZE, 3)
     )
     try:
-        inception.load_weights(weights)
-    except (ValueError, KeyError, OSError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras warns of layers that stay random
+            inception.load_weights(weights)
+    except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:
         raise TrainingError(f"--weights {weights} are not those of Keras's InceptionV3 without top.") from error
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, zero=127.5, unit=127.5)

@@ -8,6 +8,7 @@ Sums = NDArray[np.float64]
 
 SUBSETS = 50
 SUBSET_SIZE = 500
+NEAREST_AT_ONCE = 512
 
 
 def frechet_distance(real: Features, generated: Features) -> float:
@@ -56,3 +57,19 @@ def _squared_mmd(x: Features, y: Features) -> float:
 
     a, b = x.astype(np.float64), y.astype(np.float64)
     return mean_off_diagonal(kernel(a, a)) + mean_off_diagonal(kernel(b, b)) - 2.0 * float(kernel(a, b).mean())
+
+
+def nearest(points: Features, among: Features) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return for each row of `points` the nearest row of `among`, and its distance: the root of the mean square.
+
+    Memory grows with NEAREST_AT_ONCE times the rows of `among`, however many `points` there are.
+    """
+    middle = among.mean(axis=0)  # near it the products are small, and little is lost to cancellation
+    centred = among - middle
+    squares = (centred**2).sum(axis=1)
+    parts = range(0, len(points), NEAREST_AT_ONCE)
+    found = np.concatenate(
+        [(squares - 2.0 * (points[i : i + NEAREST_AT_ONCE] - middle) @ centred.T).argmin(axis=1) for i in parts]
+    )
+    differences = [points[i : i + NEAREST_AT_ONCE] - among[found[i : i + NEAREST_AT_ONCE]] for i in parts]
+    return found, np.sqrt(np.concatenate([(part**2).mean(axis=1) for part in differences]))

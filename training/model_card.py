@@ -1,6 +1,7 @@
 """The model card: what a version is, what it was made of, and how good it is (Mitchell et al. 2019)."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 import keras
 
+from training.callbacks import Measurement, read_measurements
 from training.config import TrainingConfig
+from training.figures import Evaluation, read_evaluation
 from training.gan import GAN
 from training.latents import NAME
 from training.records import read_record
@@ -32,17 +35,24 @@ class RunRecord:
     config: TrainingConfig
     steps: int
     photos: dict[str, Any]
-    evaluation: dict[str, Any]  # empty if the run was never evaluated
+    measured: Measurement | None  # the KID of this checkpoint while it was trained
+    measurements: int
+    evaluation: Evaluation | None  # of this checkpoint
+    compute: dict[str, Any]  # empty if the run is older than its recording
 
 
 def read_run(run: Path, gan: GAN) -> RunRecord:
     """Return what the card will say of `run`. Raises RecordError if one of its files is missing or damaged."""
-    evaluation = run / "evaluation.json"
+    steps, measurements = int(gan.optimizer.iterations), read_measurements(run / "kid.csv")
+    evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
     return RunRecord(
         config=gan.config,
-        steps=int(gan.optimizer.iterations),
+        steps=steps,
         photos=read_record(run / "photos.json"),
-        evaluation=read_record(evaluation) if evaluation.exists() else {},
+        measured=next((row for row in measurements if row.step == steps), None),
+        measurements=len(measurements),
+        evaluation=evaluation if evaluation and evaluation.batch == steps else None,
+        compute=read_record(run / "compute.json") if (run / "compute.json").exists() else {},
     )
 
 
@@ -52,6 +62,16 @@ def write_model_card(
     """Write `folder`/model_card.md."""
     config, photos = run.config, run.photos
     skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
+    held_out = f"; {photos['held_out']:,} held out of training" if photos.get("held_out") else ""
+    chosen = ""
+    if run.measured:
+        kid = f"KID x1000 {run.measured.kid_x1000} ± {run.measured.std} to the photos trained on"
+        chosen = f" Measured {run.measurements} times in {config.steps:,} batches; {kid} at this one."
+    compute = ""
+    if run.compute:
+        hours, minutes = divmod(round(run.compute["training_s"] / 60), 60)
+        machine = f"{run.compute['machine']} with {run.compute['processors']} processors"
+        compute = f" The whole run took {hours} h {minutes} min on {machine} ({run.compute['backend']})."
     rows = "one row at a time" if checks.row_by_row else "all rows at once, odd batches with one more"
     card = f"""\
 ---
@@ -68,20 +88,20 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
 
 ## Data
 
-{photos["used"]:,} photos of {photos["files"]:,} files{skipped}.
+{photos["used"]:,} photos of {photos["files"]:,} files{skipped}{held_out}.
 
 - Attribution: {attribution}
 - Licence of these weights: {licence}
 
 ## Training
 
-{run.steps:,} batches of {config.batch_size}: {run.steps * config.batch_size:,} pictures.
+{run.steps:,} batches of {config.batch_size}: {run.steps * config.batch_size:,} pictures.{chosen}{compute}
 
 {_table({f.name: getattr(config, f.name) for f in fields(config) if f.metadata["fixed"]})}
 
 ## Evaluation
 
-{_table(run.evaluation) if run.evaluation else "Not evaluated."}
+{_table(run.evaluation.rows()) if run.evaluation else "Not evaluated."}
 
 ## Checks at export
 
@@ -92,5 +112,5 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 
 
-def _table(rows: dict[str, object]) -> str:
+def _table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
