@@ -61,6 +61,21 @@ def test_the_description_is_that_of_openapi_3_1_and_served_as_it_is(gateway):
     assert described == json.loads(json.dumps(build_openapi()))
 
 
+@pytest.mark.parametrize(
+    ("query", "accept", "status"),
+    [
+        ("seed=1", "*/*", 200),
+        ("seed=x", "*/*", 400),
+        ("version=9", "*/*", 404),
+        ("", "text/html", 406),
+        ("seed=" + "1" * 5000, "*/*", 414),
+    ],
+)
+def test_each_of_these_statuses_comes_and_is_described(gateway, query, accept, status):
+    assert gateway.ask(f"/generate?{query}", Accept=accept).status == status
+    assert str(status) in build_openapi()["paths"]["/generate"]["get"]["responses"]
+
+
 def test_every_route_is_described(gateway):
     """Nothing is found that is not described, but the page at / and the files of pages."""
     from serving.gateway import create_app

@@ -2,11 +2,14 @@
 
 import io
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer, picture
 from tests.gateway_process import Gateway, gateway_for
 
@@ -187,7 +190,11 @@ def test_the_docs_name_every_path_and_parameter(gateway):
 
 def test_counts_are_right_across_workers(model_server, tmp_path):
     with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
-        for _ in range(40):
-            assert gateway.ask("/livez").status == 200
+        wait_until(lambda: len(gateway.workers()) == 2, "two workers")
+        for asleep in gateway.workers():
+            os.kill(int(asleep.name), signal.SIGSTOP)
+            for _ in range(20):
+                assert gateway.ask("/livez").status == 200
+            os.kill(int(asleep.name), signal.SIGCONT)
         assert gateway.metric('ringo_http_responses_total{resource="livez",status="200"}') == 40
         assert gateway.ask("/metrics").status == 404  # on the port of metrics alone
