@@ -7,7 +7,7 @@ MODEL ?= models/apple
 RUN ?= runs/$(notdir $(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format train bench lock clean
+.PHONY: help run test fuzz lint format train bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ run: .venv/serve .venv/train ## serve the shipped generator on http://localhost:
 
 test: .venv/dev ## run all tests
 	$(BIN)/python -m pytest
+
+fuzz: .venv/dev ## send the API 5,000 requests made up from its description
+	FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/test_openapi.py -k fuzzer
 
 lint: .venv/dev ## check style, types and who imports whom
 	$(BIN)/ruff check

@@ -1,8 +1,9 @@
-"""The serving side's command line: python -m serving {gateway,model-server,run}."""
+"""The serving side's command line: python -m serving {gateway,model-server,run,verify}."""
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from serving.settings import Settings, SettingsError
 
@@ -16,15 +17,17 @@ def main(argv: list[str]) -> int:
         description="Turn a seed into a picture.",
         epilog="The gateway's and the launcher's settings are the RINGO_ variables of serving/settings.py.",
     )
-    parts = parser.add_subparsers(dest="part", required=True, metavar="{gateway,model-server,run}")
+    parts = parser.add_subparsers(dest="part", required=True, metavar="{gateway,model-server,run,verify}")
     parts.add_parser("gateway", help="answer HTTP, asking a model server for the pixels")
     parts.add_parser("model-server", help="serve a SavedModel as TensorFlow Serving does", add_help=False)
     parts.add_parser("run", help="start a model server and the gateway; one Ctrl-C ends both")
+    verify = parts.add_parser("verify", help="render PNGs again, and say whether they are what they say")
+    verify.add_argument("files", nargs="+", type=Path, metavar="FILE")
     chosen, rest = parser.parse_known_args(argv)
     if rest and chosen.part != "model-server":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _run_part(chosen.part, rest)
+        return _run_part(chosen, rest)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return MISUSED
@@ -32,17 +35,21 @@ def main(argv: list[str]) -> int:
         return 0
 
 
-def _run_part(part: str, argv: list[str]) -> int:
+def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
     """Import and run one part; the others stay unloaded: the model server brings TensorFlow, the gateway must not."""
-    if part == "model-server":
+    if chosen.part == "model-server":
         from serving.model_server import main as serve_model
 
         return serve_model(argv)
     settings = Settings.from_environment(os.environ)
-    if part == "run":
+    if chosen.part == "run":
         from serving.run import run
 
         return run(settings)
+    if chosen.part == "verify":
+        from serving.verify import verify
+
+        return verify(chosen.files, settings)
     from serving.http_server import serve
 
     serve(settings)

@@ -3,7 +3,8 @@
 Nothing here knows a protocol: each edge keeps one table from these classes to its own statuses.
 
     RingoError
-    ├── InvalidRequest      the caller asked for what there is not
+    ├── InvalidRequest      one field of the request is refused
+    ├── UnknownVersion      the model server has no such version of the model loaded
     ├── ModelUnavailable    no model server, or none of its versions is loaded: try again soon
     ├── ModelTimeout        the model server did not answer within the limit
     ├── Overloaded          the model server refuses more work for now: try again later
@@ -25,6 +26,10 @@ class InvalidRequest(RingoError):
         self.value = _shown(value)
         self.allowed = allowed
         super().__init__(f"{self.field}={self.value!r} is not valid; allowed is {allowed}.")
+
+
+class UnknownVersion(RingoError):
+    """The version that was asked for is not loaded."""
 
 
 class ModelUnavailable(RingoError):

@@ -1,26 +1,58 @@
-"""The HTTP edge: a seed in the query, a picture in the answer, problems as RFC 9457 has them."""
+"""The HTTP edge: a query in the URL, a picture in the answer, problems as RFC 9457 has them.
 
+One model version, one seed, one set of options is one SHA-256, so a picture's ETag is known before the picture is made.
+"""
+
+import hashlib
+import io
 import json
-import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import quote
 
-from flask import Flask, Response, request, url_for
-from werkzeug.datastructures import MultiDict
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, jsonify, render_template, request, send_file
+from werkzeug.exceptions import HTTPException, NotAcceptable
 
-from serving.errors import InvalidRequest, ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError
+from serving.errors import (
+    InvalidRequest,
+    ModelMismatch,
+    ModelTimeout,
+    ModelUnavailable,
+    Overloaded,
+    RingoError,
+    UnknownVersion,
+)
+from serving.metrics import PICTURES, RESPONSES
 from serving.model_client import ModelClient
-from serving.pictures import encode_png
+from serving.openapi import build_openapi
+from serving.painter import Painter
+from serving.pictures import MIMETYPES, RENDERER_VERSION
+from serving.queries import MAX_SEED, RESOURCES, Picture, Query, address, check_canvas, mimetypes, read_query
+from serving.replica import PROVED, Replica
 from serving.settings import Settings
 
-MAX_SEED = 2**63 - 1  # the model takes int64
+REVALIDATE = "no-cache"  # keep it, but ask: the newest version may be another by then
+IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 takes for ever
+NOT_KEPT = "no-store"
 
-# One spelling per seed, so that one picture has one URL.
-SEED = re.compile("0|[1-9][0-9]{0,18}")
-ALLOWED_SEED = f"one whole number from 0 to {MAX_SEED}, in decimal digits without sign, space or leading zero"
+# Pages and what they load come from here alone; there is no inline script or style.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Pictures are for any page on the web to show, read and revalidate.
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "Content-Disposition, Content-Location, ETag, Retry-After, Ringo-Model-Version, "
+    "Ringo-Seed",
+}
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+    "Access-Control-Allow-Headers": "If-None-Match",
+    "Access-Control-Max-Age": "86400",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +69,7 @@ class Answer:
 # Overloaded is 503 and not 429: the whole service is at its limit, this caller need not have asked too often.
 ANSWERS: dict[type[RingoError], Answer] = {
     InvalidRequest: Answer(400, "invalid-request", "The request is not valid"),
+    UnknownVersion: Answer(404, "unknown-version", "The model server has no such version of the model"),
     ModelMismatch: Answer(502, "model-mismatch", "The model server answered something else than pictures"),
     ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
     Overloaded: Answer(503, "overloaded", "The model server takes no more work for now", retry_after_s=1),
@@ -46,21 +79,107 @@ ANSWERS: dict[type[RingoError], Answer] = {
 
 def create_app(settings: Settings) -> Flask:
     """Return the gateway with a channel of its own: call it in the process that answers, not before a fork."""
-    app = Flask(__name__, static_folder=None)
+    app = Flask(__name__)
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
+    replica = Replica(client)
+    painter = Painter(client, settings.model_name, cache_bytes=settings.cache_mb * 2**20)
+    description = build_openapi()
 
-    @app.get("/generate")
-    def generate() -> Response:
-        asked = asked_seed(request.args)
-        seed = secrets.randbelow(MAX_SEED + 1) if asked is None else asked
-        generated = client.generate([seed])
-        response = Response(encode_png(generated.images[0]), mimetype="image/png")
-        response.headers["Ringo-Seed"] = str(seed)
-        response.headers["Ringo-Model-Version"] = str(generated.model_version)
-        response.headers["Content-Location"] = url_for("generate", seed=seed)
-        # A seed's picture changes with the model's version: keep it, but ask. Without a seed each answer is another.
-        response.headers["Cache-Control"] = "no-store" if asked is None else "no-cache"
+    def picture(resource: type[Query]) -> Response:
+        """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
+        asked = read_query(resource, request.args)
+        query = asked if asked.format else replace(asked, format=negotiated_format(resource))
+        if isinstance(query, Picture) and query.seed is None:
+            query = replace(query, seed=secrets.randbelow(MAX_SEED + 1))
+        if query.version is not None:
+            response = pinned(query, query.version, IMMUTABLE)
+        else:
+            try:
+                response = pinned(query, replica.versions()[-1], REVALIDATE)
+            except UnknownVersion:  # another took its place since we last looked
+                response = pinned(query, replica.versions(ask=True)[-1], REVALIDATE)
+        if isinstance(asked, Picture) and asked.seed is None:  # each answer is another
+            response.headers["Cache-Control"] = NOT_KEPT
+        if asked.format is None:
+            response.vary.add("Accept")
         return response
+
+    def pinned(query: Query, version: int, cache_control: str) -> Response:
+        """Answer a query, whose seed and format are decided, with what `version` paints.
+
+        Who holds the proved picture holds the picture, whatever this replica would paint: that needs no model server.
+        """
+        query = replace(query, version=version)
+        not_modified = Response(status=304, mimetype=MIMETYPES[str(query.format)])
+        if request.if_none_match.contains_weak(etag(query, PROVED)):
+            return finished(not_modified, query, PROVED, cache_control)
+        proof = replica.proof(version)
+        if proof.differing:  # for a year nobody should keep what this replica alone paints so
+            cache_control = REVALIDATE
+        if request.if_none_match.contains_weak(etag(query, proof.mark)):
+            return finished(not_modified, query, proof.mark, cache_control)
+        if query.size is None:
+            check_canvas(query, proof.size)
+        made = painter.kept(query, proof.mark)
+        PICTURES.labels("model" if made is None else "cache").inc()
+        if made is None:
+            made = painter.answer(query, proof.mark)
+        response = send_file(
+            io.BytesIO(made),
+            MIMETYPES[str(query.format)],
+            download_name=file_name(query),
+            etag=False,
+            conditional=False,
+        )
+        return finished(response, query, proof.mark, cache_control)
+
+    def finished(response: Response, query: Query, mark: str, cache_control: str) -> Response:
+        response.set_etag(etag(query, mark))
+        response.headers["Cache-Control"] = cache_control
+        response.headers["Content-Location"] = address(query)
+        response.headers["Ringo-Model-Version"] = str(query.version)
+        if isinstance(query, Picture):
+            response.headers["Ringo-Seed"] = str(query.seed)
+        return response
+
+    def etag(query: Query, mark: str) -> str:
+        """Return the tag of the picture: its class, and a digest of all that its bytes depend on."""
+        named = "\n".join((settings.model_name, address(query), str(RENDERER_VERSION)))
+        return f"{mark}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+
+    def file_name(query: Query) -> str:
+        """Return what a browser calls the picture when it saves it: apple-42.png."""
+        which = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
+        return f"{settings.model_name}-{which}.{query.format}"
+
+    for resource in RESOURCES:
+        app.add_url_rule(resource.path, resource.path[1:], picture, defaults={"resource": resource})
+
+    @app.get("/about")
+    def about() -> Response:
+        """Tell which model is served, in which versions, what its newest is, and whether this replica is proved."""
+        versions = replica.versions()
+        proof = replica.proof(versions[-1])
+        response = jsonify(
+            model=settings.model_name,
+            version=versions[-1],
+            versions=versions,
+            replica=proof.verdict,
+            size=proof.size,
+            renderer=RENDERER_VERSION,
+            card=model_card(settings.model_base_path / str(versions[-1])),
+        )
+        return revalidated(response)
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        """Describe all of this for programs."""
+        return revalidated(jsonify(description))
+
+    @app.get("/docs")
+    def docs() -> Response:
+        """Describe all of this for people."""
+        return revalidated(Response(render_template("docs.html", api=description), mimetype="text/html"))
 
     @app.get("/livez")
     def livez() -> Response:
@@ -69,8 +188,24 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Answer 200 while the model server has a version of the model ready, else the problem ModelUnavailable."""
-        return Response(f"ready: version {client.available_version()}\n", mimetype="text/plain")
+        """Answer 200 while the model server has a version of the model ready, else a problem.
+
+        The first time, and after an outage, its golden pictures are compared: a replica that paints others is ready
+        all the same, but says so, here, in its log, its metrics and its ETags.
+        """
+        version = replica.versions(ask=True)[-1]
+        return Response(f"ready: version {version}, {replica.proof(version).verdict}\n", mimetype="text/plain")
+
+    @app.after_request
+    def for_everyone(response: Response) -> Response:
+        """Add what every response carries, and count it."""
+        response.headers.extend(CORS | (PREFLIGHT if request.method == "OPTIONS" else {}))
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        if response.mimetype == "text/html":
+            response.headers["Content-Security-Policy"] = PAGE_POLICY
+        RESPONSES.labels(request.endpoint or "unknown", response.status_code).inc()
+        return response
 
     @app.errorhandler(RingoError)
     def domain_problem(error: RingoError) -> Response:
@@ -97,17 +232,29 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def asked_seed(query: MultiDict[str, str]) -> int | None:
-    """Return the seed that `query` asks for, None if it leaves the choice to us; raise InvalidRequest."""
-    for name in query:
-        if name != "seed":
-            raise InvalidRequest(name, query[name], "no parameter but seed")
-    values = query.getlist("seed")
-    if not values:
+def negotiated_format(resource: type[Query]) -> str:
+    """Return the format of `resource` that `Accept` likes best; raise NotAcceptable if it likes none."""
+    offered = mimetypes(resource)
+    liked = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else offered[0]
+    if liked is None:
+        raise NotAcceptable(f"{resource.path} has {', '.join(offered)}.")
+    return resource.formats[offered.index(liked)]
+
+
+def revalidated(response: Response) -> Response:
+    """Return `response` with an ETag of its content, as a 304 if the caller holds it already."""
+    response.headers["Cache-Control"] = REVALIDATE
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+def model_card(folder: Path) -> str | None:
+    """Return the card of the version in `folder`, None where this machine has none: it need not have the model."""
+    try:
+        return (folder / "model_card.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return None
-    if len(values) > 1 or not SEED.fullmatch(values[0]) or int(values[0]) > MAX_SEED:
-        raise InvalidRequest("seed", ", ".join(values), ALLOWED_SEED)
-    return int(values[0])
 
 
 def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[str, str] | None = None) -> Response:

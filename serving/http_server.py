@@ -1,18 +1,22 @@
 """The gateway under gunicorn: its own configuration, no command line and no configuration file."""
 
+import ctypes
 import json
 import math
+import os
+import shutil
 import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
-from serving.gateway import create_app
 from serving.ports import listen
 from serving.settings import Settings
 
@@ -20,42 +24,83 @@ SHARED_MEMORY = Path("/dev/shm")
 KEEPALIVE_S = 75  # longer than the 60 s of nginx and most load balancers: the side that sends must be the one to close
 DRAIN_MARGIN_S = 5  # on top of the longest request
 
+M_MMAP_THRESHOLD = -3  # from malloc.h
+MMAP_THRESHOLD_BYTES = 2**17  # glibc's own, before it adapts
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # of WSGI
+
 
 def serve(settings: Settings) -> None:
     """Answer HTTP until a signal ends it: SIGTERM after the requests in flight, SIGINT at once.
 
     Raises SettingsError if the port is not to be had.
     """
-    # gunicorn would try a taken port five times, with a log line each: it gets a socket that listens already.
-    listener = listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port))
-    _Gunicorn(settings, listener).run()
+    # gunicorn would try a taken port five times, with a log line each: it gets sockets that listen already.
+    listeners = [
+        listen(settings.host, port, variable=variable, value=str(port))
+        for variable, port in (("RINGO_PORT", settings.port), ("RINGO_METRICS_PORT", settings.metrics_port))
+    ]
+    # Where the workers keep their counts; serving/metrics.py is imported after this, in each of them.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=_shared_memory())
+    _Gunicorn(settings, listeners).run()
+
+
+def _shared_memory() -> Path | None:
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
 
 
 class _Gunicorn(BaseApplication):
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
         self._settings = settings
-        self._listener_fd = listener.detach()  # gunicorn's from here on: it closes it to refuse when it drains
+        # gunicorn's from here on: it closes them to refuse when it drains
+        self._listener_fds = [listener.detach() for listener in listeners]
         super().__init__()
 
     def load_config(self) -> None:
         options = {
-            "bind": f"fd://{self._listener_fd}",
+            "bind": [f"fd://{fd}" for fd in self._listener_fds],
             "worker_class": _ProblemWorker,
             "workers": self._settings.workers,
             "threads": self._settings.threads,
             "keepalive": KEEPALIVE_S,
             "graceful_timeout": math.ceil(self._settings.predict_timeout_s) + DRAIN_MARGIN_S,
             # The heartbeat is a file: on a disk that stalls, healthy workers would be killed for it.
-            "worker_tmp_dir": str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
+            "worker_tmp_dir": _shared_memory() and str(_shared_memory()),
+            "child_exit": _forget_worker,
+            "on_exit": _remove_counts,
             # A remote control by a socket in $HOME, on by default: nobody here speaks to it.
             "control_socket_disable": True,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Flask:
+    def load(self) -> Application:
         """Return the application; gunicorn calls this in each worker, after the fork, as channels need it."""
-        return create_app(self._settings)
+        # glibc raises its threshold with each large block that is freed, and then keeps such blocks: after eight sheets
+        # of 2048 x 2048 a worker held 366 MB. With a threshold that stays they go back to the system.
+        if sys.platform == "linux":
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        from serving.gateway import create_app
+        from serving.metrics import build_metrics_app
+
+        gateway, metrics, metrics_port = create_app(self._settings), build_metrics_app(), self._settings.metrics_port
+
+        def by_port(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            chosen = metrics if environ["SERVER_PORT"] == str(metrics_port) else gateway
+            return chosen(environ, start_response)
+
+        return by_port
+
+
+def _forget_worker(arbiter: Any, worker: Any) -> None:
+    """Let what only a living worker can say end with it; gunicorn calls this in its first process."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _remove_counts(arbiter: Any) -> None:
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 class _ProblemWorker(ThreadWorker):

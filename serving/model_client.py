@@ -1,7 +1,7 @@
 """The client of the model server: seeds in, pixels out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded
+from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError, UnknownVersion
 from serving.messages import (
     get_model_status_pb2,
     model_service_pb2_grpc,
@@ -21,7 +21,7 @@ from serving.messages import (
 
 log = logging.getLogger(__name__)
 
-SIGNATURE = "generate"  # seeds int64[N] -> images uint8[N, H, W, 3]
+MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
 STATUS_TIMEOUT_S = 1.0  # answered from memory in a millisecond; probes come every few seconds and must not pile up
 
 CHANNEL_OPTIONS = (
@@ -42,7 +42,7 @@ CHANNEL_OPTIONS = (
 ERRORS = MappingProxyType(
     {
         grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
-        grpc.StatusCode.NOT_FOUND: ModelUnavailable,  # nothing is loaded under this name or version
+        grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
         grpc.StatusCode.CANCELLED: ModelUnavailable,  # we never cancel: the server is going away
         grpc.StatusCode.ABORTED: ModelUnavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
@@ -62,15 +62,21 @@ ERRORS = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth to compare by
-class Generated:
-    """What one model version made of the seeds: one picture per seed, in order."""
+class Golden:
+    """What the exporter found the pictures of some seeds to be, row by row."""
 
-    images: npt.NDArray[np.uint8]  # [N, H, W, 3], sRGB
-    model_version: int
+    seeds: npt.NDArray[np.int64]  # [N]
+    digests: npt.NDArray[np.uint8]  # [N, 32], SHA-256 of the pixels
 
 
 class ModelClient:
-    """Asks one model of one model server. Threads may share it; processes may not: make it after the fork."""
+    """Asks one model of one model server. Threads may share it; processes may not: make it after the fork.
+
+    Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: a server that is down fails at
+    once, one that is slow after `predict_timeout_s`. Those that take a version raise UnknownVersion if it is not
+    loaded. Those that take rows send at most MAX_ROWS at a time, and raise ValueError without any: a request of zero
+    rows kills TensorFlow Serving.
+    """
 
     def __init__(self, target: str, model_name: str, *, predict_timeout_s: float) -> None:
         self._target = target
@@ -84,68 +90,124 @@ class ModelClient:
         """Close the channel; calls in flight end with ModelUnavailable."""
         self._channel.close()
 
-    def generate(self, seeds: Sequence[int], *, model_version: int | None = None) -> Generated:
-        """Return one picture per seed, in order, made by `model_version` or else by the newest one that is loaded.
+    def generate(self, version: int, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Return one picture per seed, in order: uint8[N, H, W, 3], sRGB."""
+        return self._in_parts(version, "generate", "seeds", np.array(seeds, np.int64), "images", IMAGES)
 
-        Raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch. A server that is down fails at once, one
-        that is slow after `predict_timeout_s`. Raises ValueError without a seed: a request of zero rows kills
-        TensorFlow Serving.
-        """
-        if not seeds:
-            raise ValueError("At least one seed is needed.")
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
-        request.model_spec.signature_name = SIGNATURE
-        if model_version is not None:
-            request.model_spec.version.value = model_version
-        tensor = request.inputs["seeds"]
-        tensor.dtype = types_pb2.DT_INT64
-        tensor.tensor_shape.dim.add(size=len(seeds))
-        tensor.int64_val.extend(seeds)
+    def sample(self, version: int, seeds: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return one latent per seed, in order: float32[N, latent_dim]."""
+        return self._in_parts(version, "sample", "seeds", np.array(seeds, np.int64), "latents", LATENTS)
+
+    def paint(self, version: int, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Return one picture per latent of float32[N, latent_dim], in order: uint8[N, H, W, 3], sRGB."""
+        return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES)
+
+    def golden(self, version: int) -> Golden | None:
+        """Return the golden digests that the model carries, None if it was exported without."""
         try:
-            response = self._predictions.Predict(request, timeout=self._predict_timeout_s)
+            response = self._predict(version, "golden", "index", np.arange(MAX_ROWS))
         except grpc.RpcError as error:
-            log.warning("Predict: %s: %s", error.code().name, error.details())
-            raise ERRORS[error.code()](self._sentence(error)) from error
-        if not response.model_spec.HasField("version"):
-            raise ModelMismatch("The model server does not say which version of the model answered.")
-        return Generated(_images(response, rows=len(seeds)), response.model_spec.version.value)
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # no such signature
+                return None
+            raise self._domain_error(error, version) from error
+        return Golden(
+            _array(response, "seeds", SEEDS, rows=MAX_ROWS), _array(response, "digests", DIGESTS, rows=MAX_ROWS)
+        )
 
-    def available_version(self) -> int:
-        """Return the newest version that the model server has ready; raise ModelUnavailable if there is none to see."""
+    def available_versions(self) -> list[int]:
+        """Return the versions that the model server has ready, oldest first; raise ModelUnavailable without any."""
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = self._model_name
         try:
             response = self._models.GetModelStatus(request, timeout=STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise ModelUnavailable(self._sentence(error)) from error
+            timeout = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            raise (ModelTimeout if timeout else ModelUnavailable)(self._sentence(error)) from error
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-        versions: list[int] = [status.version for status in response.model_version_status if status.state == available]
+        versions = sorted(status.version for status in response.model_version_status if status.state == available)
         if not versions:
             raise ModelUnavailable(f"The model server at {self._target} has no version of {self._model_name!r} ready.")
-        return max(versions)
+        return versions
+
+    def _in_parts(
+        self, version: int, signature: str, name: str, values: npt.NDArray[Any], output: str, kind: "Kind"
+    ) -> npt.NDArray[Any]:
+        """Return `output` of `signature` for all rows of `values`, asked for in parts of at most MAX_ROWS."""
+        if not len(values):
+            raise ValueError("At least one row is needed.")
+        parts = []
+        for first in range(0, len(values), MAX_ROWS):
+            part = values[first : first + MAX_ROWS]
+            try:
+                response = self._predict(version, signature, name, part)
+            except grpc.RpcError as error:
+                raise self._domain_error(error, version) from error
+            parts.append(_array(response, output, kind, rows=len(part)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _predict(self, version: int, signature: str, name: str, values: npt.NDArray[Any]) -> Any:
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = self._model_name
+        request.model_spec.signature_name = signature
+        request.model_spec.version.value = version
+        tensor = request.inputs[name]
+        tensor.dtype = types_pb2.DT_INT64 if values.dtype == np.int64 else types_pb2.DT_FLOAT
+        for size in values.shape:
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.tensor_content = values.tobytes()
+        response = self._predictions.Predict(request, timeout=self._predict_timeout_s)
+        if response.model_spec.version.value != version:
+            told = response.model_spec.version.value
+            raise ModelMismatch(f"The model server was asked for version {version} and answered as version {told}.")
+        return response
+
+    def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
+        log.warning("Predict: %s: %s", error.code().name, error.details())
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
+        return ERRORS[error.code()](self._sentence(error))
 
     def _sentence(self, error: grpc.RpcError) -> str:
         """Return what the caller may know; the server's own text, with its addresses and nodes, is for the log."""
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."
 
 
-def _images(response: Any, *, rows: int) -> npt.NDArray[np.uint8]:
-    """Return uint8[rows, H, W, 3] from a PredictResponse; raise ModelMismatch if it holds anything else."""
-    if "images" not in response.outputs:
-        raise ModelMismatch(f"The model answered {sorted(response.outputs)}, not images.")
-    tensor = response.outputs["images"]
-    if tensor.dtype != types_pb2.DT_UINT8:
-        raise ModelMismatch(f"The model answered images of {types_pb2.DataType.Name(tensor.dtype)}, not of DT_UINT8.")
+@dataclass(frozen=True)
+class Kind:
+    """What an output of the contract is, beside its rows."""
+
+    dtype: type[np.generic]
+    data_type: int  # TensorFlow's number for it
+    field: str  # of a TensorProto, where TensorFlow Serving up to 2.18 puts the numbers
+    row: str  # the shape of a row, in words
+    fits: Callable[[tuple[int, ...]], bool]  # whether a row may have this shape
+
+
+IMAGES = Kind(np.uint8, types_pb2.DT_UINT8, "int_val", "height, width, 3", lambda row: len(row) == 3 and row[2] == 3)
+LATENTS = Kind(np.float32, types_pb2.DT_FLOAT, "float_val", "latent_dim", lambda row: len(row) == 1)
+SEEDS = Kind(np.int64, types_pb2.DT_INT64, "int64_val", "", lambda row: not row)
+DIGESTS = Kind(np.uint8, types_pb2.DT_UINT8, "int_val", "32", lambda row: row == (32,))
+
+
+def _array(response: Any, name: str, kind: Kind, *, rows: int) -> npt.NDArray[Any]:
+    """Return the output `name` of a PredictResponse, [rows, ...]; raise ModelMismatch if it holds anything else."""
+    if name not in response.outputs:
+        raise ModelMismatch(f"The model answered {sorted(response.outputs)}, not {name}.")
+    tensor = response.outputs[name]
+    if tensor.dtype != kind.data_type:
+        told, asked = types_pb2.DataType.Name(tensor.dtype), types_pb2.DataType.Name(kind.data_type)
+        raise ModelMismatch(f"The model answered {name} of {told}, not of {asked}.")
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if len(shape) != 4 or shape[0] != rows or shape[3] != 3 or min(shape) < 1:
-        raise ModelMismatch(f"The model answered images of the shape {shape}, not of ({rows}, height, width, 3).")
+    if not shape or shape[0] != rows or min(shape) < 1 or not kind.fits(shape[1:]):
+        raise ModelMismatch(f"The model answered {name} of the shape {shape}, not of ({rows}, {kind.row}).")
     # TensorFlow Serving up to 2.18 fills typed fields, later ones can do either. NumPy reads both by the buffer:
     # 0.2 ms for 256 x 256 in typed fields, where iterating takes 9 ms.
     if tensor.tensor_content:
-        pixels = np.frombuffer(tensor.tensor_content, np.uint8)
+        if len(tensor.tensor_content) != np.dtype(kind.dtype).itemsize * np.prod(shape):
+            raise ModelMismatch(f"The model answered {len(tensor.tensor_content)} bytes for {name} of {shape}.")
+        numbers = np.frombuffer(tensor.tensor_content, kind.dtype)
     else:
-        pixels = np.array(tensor.int_val, np.uint8)
-    if pixels.size != np.prod(shape):
-        raise ModelMismatch(f"The model answered {pixels.size} numbers for images of the shape {shape}.")
-    return pixels.reshape(shape)
+        numbers = np.array(getattr(tensor, kind.field), kind.dtype)
+        if numbers.size != np.prod(shape):
+            raise ModelMismatch(f"The model answered {numbers.size} numbers for {name} of the shape {shape}.")
+    return numbers.reshape(shape)

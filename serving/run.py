@@ -60,9 +60,10 @@ def run(settings: Settings) -> int:
 
 def _require_free_ports(settings: Settings) -> None:
     host, port = settings.model_server_address
-    # Both at once: the two must not be one.
+    # All at once: no two may be one.
     with (
         listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
+        listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
         listen(host, port, variable="RINGO_MODEL_SERVER", value=settings.model_server),
     ):
         pass

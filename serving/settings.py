@@ -29,7 +29,7 @@ class Settings:
     model_server: str = "localhost:8500"
     model_name: str = "apple"
 
-    # Only `run` reads it, for the model server that it starts.
+    # For the model server that `run` starts, and for the model cards that the gateway shows; it may lack the folder.
     model_base_path: Path = Path("models/apple")
 
     # One picture takes tens of milliseconds on two cores: 10 s outlast a queue of hundreds, and still end before the
@@ -41,6 +41,12 @@ class Settings:
 
     # Of each worker: enough waiting requests to keep a model server of a few cores busy while others are encoded.
     threads: int = 8
+
+    # Of each worker, for pictures: a thousand of 64 x 64, and the worker stays under 100 MB.
+    cache_mb: int = 16
+
+    # Prometheus asks here. A port of its own: what is counted is nobody's business outside.
+    metrics_port: int = 9100
 
     @property
     def model_server_address(self) -> tuple[str, int]:
@@ -119,4 +125,6 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
     "threads": (integer_reader(1, 256), "a whole number from 1 to 256"),
+    "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (nothing is kept) to 65536"),
+    "metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
 }

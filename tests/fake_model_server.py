@@ -4,10 +4,11 @@ Run as a program, it takes the flags of the genuine tensorflow_model_server that
 """
 
 import argparse
+import hashlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any, Self
 
@@ -26,29 +27,67 @@ INSIDE = "node 7 of 10.0.0.1"  # the text that goes with a StatusError, none of 
 HEIGHT, WIDTH = 6, 8
 
 
-def picture(seed: int) -> np.ndarray:
-    """Return uint8[HEIGHT, WIDTH, 3], a different one for any two seeds that a test uses."""
-    place = np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3)
-    return ((place * 7 + seed % 65521) % 251).astype(np.uint8)
+def picture(seed: int, version: int = 1) -> np.ndarray:
+    """Return uint8[HEIGHT, WIDTH, 3], a different one for any two seeds, or versions, that a test uses."""
+    return pictures_of(latents([seed]), version)[0]
+
+
+def latents(seeds: Sequence[int]) -> np.ndarray:
+    """Return float32[N, 3]; of a length and two directions, as slerp wants them."""
+    numbers = np.array([seed % 65521 for seed in seeds], np.float32)
+    return np.stack([numbers, np.ones_like(numbers), numbers % 7], axis=1)
+
+
+def pictures_of(latents: np.ndarray, version: int) -> np.ndarray:
+    """Return uint8[N, HEIGHT, WIDTH, 3] of latents float32[N, 3]."""
+    place = np.arange(HEIGHT * WIDTH * 3).reshape(1, HEIGHT, WIDTH, 3)
+    number = np.rint(latents[:, 0]).astype(np.int64).reshape(-1, 1, 1, 1)
+    return ((place * 7 + number + 31 * version) % 251).astype(np.uint8)
+
+
+def golden(version: int) -> np.ndarray:
+    """Return uint8[64, 32], the digests of what the exporter would have seen of seeds 0 to 63."""
+    digests = [hashlib.sha256(picture(seed, version).tobytes()).digest() for seed in range(64)]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(64, 32)
+
+
+FIELDS = {"uint8": (types_pb2.DT_UINT8, "int_val"), "int64": (types_pb2.DT_INT64, "int64_val")} | {
+    "float32": (types_pb2.DT_FLOAT, "float_val")
+}
 
 
 def answer(
     request: Any, *, version: int, as_content: bool = False, images: np.ndarray | None = None
 ) -> predict_pb2.PredictResponse:
-    """Return the response to `request`: uint8 in `int_val` as TensorFlow Serving's default is, or in tensor_content."""
-    if images is None:
-        images = np.stack([picture(seed) for seed in request.inputs["seeds"].int64_val])
+    """Return the response to `request`: in typed fields, as TensorFlow Serving's default is, or in tensor_content.
+
+    `images` replaces what `generate` would give.
+    """
+    (tensor,) = request.inputs.values()
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    dtype = np.float32 if tensor.dtype == types_pb2.DT_FLOAT else np.int64
+    rows = np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    match request.model_spec.signature_name:
+        case "generate":
+            outputs = {"images": pictures_of(latents(rows.tolist()), version) if images is None else images}
+        case "serving_default":
+            outputs = {"images": pictures_of(rows, version)}
+        case "sample":
+            outputs = {"latents": latents(rows.tolist())}
+        case "golden":
+            outputs = {"seeds": rows % 64, "digests": golden(version)[rows % 64]}
     response = predict_pb2.PredictResponse()
     response.model_spec.name = request.model_spec.name
     response.model_spec.version.value = version
-    tensor = response.outputs["images"]
-    tensor.dtype = types_pb2.DT_UINT8
-    for size in images.shape:
-        tensor.tensor_shape.dim.add(size=size)
-    if as_content:
-        tensor.tensor_content = images.tobytes()
-    else:
-        tensor.int_val.extend(images.ravel().tolist())
+    for name, values in outputs.items():
+        filled = response.outputs[name]
+        filled.dtype, field = FIELDS[values.dtype.name]
+        for size in values.shape:
+            filled.tensor_shape.dim.add(size=size)
+        if as_content:
+            filled.tensor_content = values.tobytes()
+        else:
+            getattr(filled, field).extend(values.ravel().tolist())
     return response
 
 
@@ -63,7 +102,10 @@ class StatusError(Exception):
 class FakeModelServer(
     prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
 ):
-    """Serves one version of a model while the `with` block lasts; `reply` answers Predict or raises StatusError."""
+    """Serves one version of a model while the `with` block lasts; `reply` answers Predict or raises StatusError.
+
+    Set `version` to another and that one is served from then on.
+    """
 
     def __init__(
         self,
@@ -77,7 +119,7 @@ class FakeModelServer(
         self.model_name = model_name
         self.version = version
         self.state = state
-        self.reply = reply or (lambda request: answer(request, version=version))
+        self.reply = reply or (lambda request: answer(request, version=self.version))
         self.requests: list[Any] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)

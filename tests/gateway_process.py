@@ -30,19 +30,31 @@ class Reply:
 @dataclass(frozen=True)
 class Gateway:
     port: int
+    metrics_port: int
     process: subprocess.Popen[bytes]
     log: Path
 
-    def ask(self, path: str, method: str = "GET") -> Reply:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)) as connection:
-            connection.request(method, path)
+    def ask(self, path: str, method: str = "GET", *, port: int | None = None, **headers: str) -> Reply:
+        """Answer one request; `If_None_Match="..."` sends the header of that name."""
+        with closing(http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=LIMIT_S)) as connection:
+            connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
 
+    def metric(self, line: str) -> float:
+        """Return the value that Prometheus is told of `line`, a name with its labels; 0 if it isn't told of any."""
+        lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
+        return sum(float(told.removeprefix(line)) for told in lines if told.startswith(f"{line} "))
+
+    def workers(self) -> list[Path]:
+        """Return the workers' folders in /proc."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [Path("/proc", pid) for pid in children.read_text().split()]
+
     def worker(self) -> Path:
         """Return the one worker's folder in /proc."""
-        (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return Path("/proc", pid)
+        (worker,) = self.workers()
+        return worker
 
 
 def free_port() -> int:
@@ -51,23 +63,25 @@ def free_port() -> int:
 
 
 def environment(**settings: object) -> dict[str, str]:
+    """Return ours without the developer's RINGO_ variables, with `settings`; 9100 may be taken by anybody."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("RINGO_")}
+    settings = {"metrics_port": free_port()} | settings
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
 @contextmanager
 def gateway_for(target: str, folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the gateway for the model server at `target` until the `with` block ends."""
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     log = folder / "gateway.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             command("serving", "gateway"),
-            env=environment(port=port, model_server=target, **settings),
+            env=environment(port=port, metrics_port=metrics_port, model_server=target, **settings),
             stderr=stderr,
             cwd=ROOT,
         )
     with ended_afterwards(process):
         wait_until(lambda: process.poll() is not None or "Listening at" in log.read_text(), "gateway")
         assert process.poll() is None, log.read_text()
-        yield Gateway(port, process, log)
+        yield Gateway(port, metrics_port, process, log)

@@ -111,6 +111,7 @@ class Hosted:
     """A model server in this process, with the stubs of one channel to it."""
 
     base_path: Path
+    target: str
     watcher: VersionWatcher
     predictions: Any
     models: Any
@@ -137,7 +138,9 @@ def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            yield Hosted(base_path, watcher, predictions, model_service_pb2_grpc.ModelServiceStub(channel))
+            yield Hosted(
+                base_path, f"127.0.0.1:{port}", watcher, predictions, model_service_pb2_grpc.ModelServiceStub(channel)
+            )
     finally:
         server.stop(None).wait(LIMIT_S)
         watcher.close(timeout_s=LIMIT_S)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving import gateway
-from serving.model_client import SIGNATURE, ModelClient
+from serving import queries
+from serving.model_client import MAX_ROWS, ModelClient
 from serving.model_server import start_server
 from serving.prediction_service import PredictionService
+from serving.replica import PROVED, Proof, Replica
 from serving.servable import load
 from serving.version_watcher import VersionWatcher
 from training.checkpoints import load_gan
@@ -32,25 +33,33 @@ def client(request, small_model):
 
 
 def test_the_gateway_takes_the_seeds_that_the_model_takes():
-    assert gateway.MAX_SEED == MAX_SEED
+    assert queries.MAX_SEED == MAX_SEED
 
 
-def test_the_gateway_asks_for_a_signature_that_the_export_has(small_model):
-    assert SIGNATURE in tf.saved_model.load(str(small_model / "1")).signatures
+def test_the_client_sends_as_many_rows_as_the_batching_parameters_allow():
+    assert MAX_ROWS == MAX_BATCH_SIZE
+
+
+def test_a_replica_on_the_machine_of_the_export_is_proved(client):
+    assert Replica(client).proof(1) == Proof(PROVED, 0, 32)
+
+
+def test_latents_sampled_and_painted_are_the_pixels_of_their_seeds(client):
+    assert np.array_equal(client.paint(1, client.sample(1, SEEDS.tolist())), client.generate(1, SEEDS.tolist()))
 
 
 def test_the_client_gets_the_pixels_of_the_saved_model(client, small_model):
     signatures = tf.saved_model.load(str(small_model / "1")).signatures
     expected = signatures["generate"](seeds=tf.constant(SEEDS))["images"].numpy()
-    assert np.array_equal(client.generate(SEEDS.tolist()).images, expected)
+    assert np.array_equal(client.generate(1, SEEDS.tolist()), expected)
 
 
 def test_the_client_gets_what_the_keras_generator_paints_to_within_1_of_255(client, small_run):
-    found = client.generate(SEEDS.tolist()).images.astype(int)
+    found = client.generate(1, SEEDS.tolist()).astype(int)
     assert np.abs(found - paint(load_gan(small_run).ema_generator, SEEDS)).max() <= 1
 
 
 def test_a_seed_alone_and_in_company_is_one_picture(client):
-    together = client.generate(SEEDS.tolist()).images
-    alone = [client.generate([seed]).images[0] for seed in SEEDS.tolist()]
+    together = client.generate(1, SEEDS.tolist())
+    alone = [client.generate(1, [seed])[0] for seed in SEEDS.tolist()]
     assert np.array_equal(together, alone)

@@ -1,5 +1,6 @@
 """The SavedModel contract: what the exporter writes, seen as a model server sees it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,16 +40,17 @@ def pictures(signatures, seeds) -> np.ndarray:
 @pytest.mark.parametrize(
     ("signature", "given", "returned"),
     [
-        ("serving_default", ("latents", tf.float32, [None, 128]), ("images", tf.uint8, [None, 32, 32, 3])),
-        ("generate", ("seeds", tf.int64, [None]), ("images", tf.uint8, [None, 32, 32, 3])),
-        ("sample", ("seeds", tf.int64, [None]), ("latents", tf.float32, [None, 128])),
+        ("serving_default", ("latents", tf.float32, [None, 128]), [("images", tf.uint8, [None, 32, 32, 3])]),
+        ("generate", ("seeds", tf.int64, [None]), [("images", tf.uint8, [None, 32, 32, 3])]),
+        ("sample", ("seeds", tf.int64, [None]), [("latents", tf.float32, [None, 128])]),
+        ("golden", ("index", tf.int64, [None]), [("seeds", tf.int64, [None]), ("digests", tf.uint8, [None, 32])]),
     ],
 )
 def test_a_signature_takes_and_returns_what_the_contract_says(signatures, signature, given, returned):
     function = signatures[signature]
     assert [(s.name, s.dtype, s.shape.as_list()) for s in function.structured_input_signature[1].values()] == [given]
-    output = function.structured_outputs
-    assert [(name, s.dtype, s.shape.as_list()) for name, s in output.items()] == [returned]
+    outputs = function.structured_outputs
+    assert {(name, s.dtype, *s.shape.as_list()) for name, s in outputs.items()} == {(n, d, *s) for n, d, s in returned}
 
 
 def test_sample_gives_the_bits_of_ringo_latent_1_for_1000_seeds(signatures):
@@ -113,6 +115,27 @@ def test_a_session_serves_it_as_tensorflow_serving_does(small_model, signatures)
         fed = {definition.inputs["seeds"].name: SEEDS[:4]}
         found = session.run(definition.outputs["images"].name, fed)
     assert np.array_equal(found, pictures(signatures, SEEDS[:4]))
+
+
+def golden(signatures, index) -> tuple[np.ndarray, np.ndarray]:
+    answered = signatures["golden"](index=tf.constant(index, tf.int64))
+    return answered["seeds"].numpy(), answered["digests"].numpy()
+
+
+def test_the_golden_digests_are_those_of_the_pixels_of_64_seeds(signatures):
+    seeds, digests = golden(signatures, range(64))
+    assert len(set(seeds.tolist())) == 64
+    for seed, digest in zip(seeds, digests, strict=True):
+        assert digest.tobytes() == hashlib.sha256(pictures(signatures, [seed]).tobytes()).digest()
+
+
+@pytest.mark.parametrize("index", [[], [3], [63, 0, 63], [64, -1, 2**62], range(65)])
+def test_any_batch_of_golden_indices_is_answered_row_by_row(signatures, index):
+    seeds, digests = golden(signatures, range(64))
+    rows = np.asarray(index, np.int64) % 64
+    found = golden(signatures, index)
+    assert np.array_equal(found[0], seeds[rows])
+    assert np.array_equal(found[1], digests[rows])
 
 
 def test_warm_up_requests_cover_every_allowed_batch_size(small_model, signatures):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.pictures import RENDERER_VERSION, encode_png
+from serving.pictures import RENDERER_VERSION, arrange, encode, encode_animation, resize
+
+FACTS = {"Model": "apple", "Picture": "/generate?seed=42"}
 
 
 @pytest.fixture
@@ -13,20 +15,62 @@ def pixels():
     return (np.arange(40 * 56 * 3).reshape(40, 56, 3) * 7 % 251).astype(np.uint8)
 
 
-def test_the_png_holds_the_very_pixels(pixels):
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(pixels)))), pixels)
+def decoded(encoded: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def test_the_png_holds_nothing_but_the_picture(pixels):
-    with Image.open(io.BytesIO(encode_png(pixels))) as image:
-        assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})
+@pytest.mark.parametrize("file_format", ["png", "webp"])
+def test_png_and_webp_hold_the_very_pixels(pixels, file_format):
+    assert np.array_equal(decoded(encode(pixels, file_format, FACTS)), pixels)
+
+
+def test_a_jpeg_of_a_smooth_picture_is_within_a_few_levels():
+    smooth = np.full((64, 64, 3), (180, 40, 30), np.uint8)
+    assert np.abs(decoded(encode(smooth, "jpeg", {})).astype(int) - smooth).max() <= 3
+
+
+def test_a_png_carries_its_facts_and_nothing_else(pixels):
+    with Image.open(io.BytesIO(encode(pixels, "png", FACTS))) as image:
+        assert (image.format, image.mode, image.info) == ("PNG", "RGB", FACTS)
 
 
 def test_the_layout_of_the_array_in_memory_does_not_matter(pixels):
-    assert encode_png(np.asfortranarray(pixels)) == encode_png(pixels)
+    assert encode(np.asfortranarray(pixels), "png", FACTS) == encode(pixels, "png", FACTS)
 
 
 def test_the_bytes_are_those_of_this_renderer_version(pixels):
     """If this fails after an upgrade of Pillow, raise RENDERER_VERSION: every picture has other bytes now."""
-    digests = {1: "c682c0876d839c6835071480b6d4181de789f292d60f6f26d58eebe420add75e"}
-    assert hashlib.sha256(encode_png(pixels)).hexdigest() == digests[RENDERER_VERSION]
+    digests = {2: "ecf6c55afae1389b7bf0f9b6938ac2883b69a8d56d2564f27e2f6cc0ebcc181f"}
+    frames = [pixels, np.flip(pixels, 0), np.flip(pixels, 1)]
+    all_paths = [encode(resize(pixels, 128), name, FACTS) for name in ("png", "webp", "jpeg")]
+    all_paths += [encode_animation(frames, name) for name in ("webp", "gif")]
+    assert hashlib.sha256(b"".join(all_paths)).hexdigest() == digests[RENDERER_VERSION]
+
+
+@pytest.mark.parametrize(("size", "shape"), [(56, (40, 56)), (112, (80, 112)), (28, (20, 28)), (16, (11, 16))])
+def test_size_is_the_longer_side(pixels, size, shape):
+    assert resize(pixels, size).shape == (*shape, 3)
+
+
+def test_the_models_own_size_is_left_untouched(pixels):
+    assert resize(pixels, 56) is pixels
+
+
+def test_tiles_stand_row_by_row_and_the_last_row_is_filled_with_white(pixels):
+    tiles = [pixels, pixels // 2, pixels // 3]
+    sheet = arrange(tiles, 2)
+    assert sheet.shape == (80, 112, 3)
+    assert np.array_equal(sheet[:40, 56:], tiles[1])
+    assert np.array_equal(sheet[40:, :56], tiles[2])
+    assert (sheet[40:, 56:] == 255).all()
+
+
+@pytest.mark.parametrize("file_format", ["webp", "gif"])
+def test_an_animation_runs_there_and_back_for_ever(pixels, file_format):
+    frames = [pixels // divisor for divisor in (1, 2, 3)]
+    with Image.open(io.BytesIO(encode_animation(frames, file_format))) as image:
+        assert (image.n_frames, image.info["loop"]) == (4, 0)
+        if file_format == "webp":
+            for place, frame in enumerate([frames[0], frames[1], frames[2], frames[1]]):
+                image.seek(place)
+                assert np.array_equal(np.asarray(image.convert("RGB")), frame)

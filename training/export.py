@@ -17,7 +17,7 @@ from training.latents import MAX_SEED, sample_latents
 from training.model_card import ExportChecks, read_run, write_model_card
 from training.painting import paint
 from training.records import write_record, write_whole
-from training.servable import Servable
+from training.servable import GOLDEN_SEEDS, Servable, pixel_digests
 
 MAX_BATCH_SIZE = 64
 ALLOWED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # what TensorFlow Serving pads batches to; the last must be the maximum
@@ -113,7 +113,8 @@ def prove(gan: GAN, servable: Servable, folder: Path) -> ExportChecks:
 
     Raises:
         NotInvariant: batch sizes disagree.
-        ExportError: pictures differ from the Keras generator's by more than 1/255.
+        ExportError: pictures differ from the Keras generator's by more than 1/255, or a golden digest from the pixels
+            that the written graph gives for its seed alone.
     """
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     # Floats, not pixels: a last bit that differs changes a picture only now and then, and would slip through.
@@ -126,7 +127,13 @@ def prove(gan: GAN, servable: Servable, folder: Path) -> ExportChecks:
         sizes = ", ".join(map(str, unlike))
         raise NotInvariant(f"On this machine batches of {sizes} give other bits than batches of 1.")
 
-    generate = tf.saved_model.load(str(folder)).signatures["generate"]
+    signatures = tf.saved_model.load(str(folder)).signatures
+    generate = signatures["generate"]
+    golden = signatures["golden"](index=tf.range(len(GOLDEN_SEEDS), dtype=tf.int64))
+    painted = np.concatenate([generate(seeds=golden["seeds"][i : i + 1])["images"] for i in range(len(GOLDEN_SEEDS))])
+    if not np.array_equal(golden["digests"], pixel_digests(painted)):
+        raise ExportError("The written graph gives other pixels than its golden digests say.")
+
     pictures = np.asarray(generate(seeds=tf.constant(seeds))["images"])
     difference = int(np.abs(pictures.astype(np.int16) - paint(gan.ema_generator, seeds)).max())
     if difference > 1:

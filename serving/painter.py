@@ -1,0 +1,144 @@
+"""From a query to the bytes of its picture: what is kept, what is joined, and what the model is asked for."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cachetools import LRUCache
+
+from serving.errors import Overloaded
+from serving.interpolation import Latent, slerp
+from serving.model_client import ModelClient
+from serving.pictures import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
+from serving.queries import Animation, Grid, Morph, Picture, Query, address
+from serving.single_flight import SingleFlight
+
+ANCHOR_SEED = 0  # towards whose latent truncation leads
+
+LARGE_PIXELS = 2**18  # one of 512 x 512. From here on, encoding takes up to 30 MB, and eight threads would take 240.
+LARGE_WAIT_S = 10.0  # as long as we wait for a model server by default, and twenty times what the largest takes
+
+
+@dataclass(frozen=True)
+class Painting:
+    """The name under which the model's own pixels for a seed are kept."""
+
+    mark: str
+    version: int
+    seed: int
+    truncation: float
+
+
+class Painter:
+    """Makes pictures of pinned queries: version, format and seed decided. Threads may share it.
+
+    Up to `cache_bytes` of answers and of the model's own pixels are kept, the longest unused going first. Callers who
+    ask for one thing at a time share one making of it, whether or not anything is kept. What is kept, and shared, is
+    so under the `mark` of the replica that made it (replica.Proof): another kind of replica begins anew.
+    """
+
+    def __init__(self, client: ModelClient, model_name: str, *, cache_bytes: int) -> None:
+        self._client = client
+        self._model_name = model_name
+        self._lock = threading.Lock()  # guards the cache
+        # Of bytes and arrays: memoryview knows the size of either.
+        self._cache: LRUCache[Any, Any] = LRUCache(cache_bytes, getsizeof=lambda made: memoryview(made).nbytes)
+        self._flight = SingleFlight[Any, Any]()
+        self._large = threading.Lock()  # held while a large picture is encoded
+
+    def kept(self, query: Query, mark: str) -> bytes | None:
+        """Return the answer to `query` if it is kept."""
+        with self._lock:
+            made: bytes | None = self._cache.get((mark, query))
+        return made
+
+    def answer(self, query: Query, mark: str) -> bytes:
+        """Return the encoded picture that `query` asks for. Raises what ModelClient does."""
+        made: bytes = self._flight.do((mark, query), lambda: self._keep((mark, query), self._encode(query, mark)))
+        return made
+
+    def facts(self, query: Query) -> dict[str, str]:
+        """Return what a PNG says of itself: enough to make it again."""
+        return {
+            "Software": "Ringo",
+            "Model": self._model_name,
+            "Picture": address(query),
+            "Renderer": str(RENDERER_VERSION),
+        }
+
+    def _encode(self, query: Query, mark: str) -> bytes:
+        if query.version is None or query.format is None:
+            raise ValueError(f"{query} is not pinned.")
+        tiles = self._tiles(query, query.version, mark)
+        columns, rows = query.tiles
+        with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2):
+            if query.size is not None:
+                tiles = [resize(tile, query.size) for tile in tiles]
+            if isinstance(query, Animation):
+                return encode_animation(tiles, query.format)
+            return encode(arrange(tiles, columns), query.format, self.facts(query))
+
+    @contextlib.contextmanager
+    def _room(self, pixels: int) -> Iterator[None]:
+        """Let one large picture at a time be encoded; raise Overloaded if the others take too long."""
+        if pixels < LARGE_PIXELS:
+            yield
+            return
+        if not self._large.acquire(timeout=LARGE_WAIT_S):
+            raise Overloaded(f"Other large pictures have been in the way for {LARGE_WAIT_S:g} s.")
+        try:
+            yield
+        finally:
+            self._large.release()
+
+    def _tiles(self, query: Query, version: int, mark: str) -> Sequence[Pixels]:
+        """Return the model's own pixels of each tile of `query`."""
+        match query:
+            case Picture(seed=int(seed)):
+                name = Painting(mark, version, seed, query.truncation)
+                (pixels,) = self._flight.do(name, lambda: self._paint([name]))
+                return [pixels]
+            case Grid(seeds=seeds):
+                return self._paint([Painting(mark, version, seed, query.truncation) for seed in seeds])
+            case Morph(start, end, frames) | Animation(start, end, frames):
+                first, last = self._latents(version, [start, end], query.truncation)
+                way = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
+                return list(self._client.paint(version, np.stack(way)))
+            case _:
+                raise ValueError(f"{query} is not pinned.")
+
+    def _paint(self, names: Sequence[Painting]) -> list[Pixels]:
+        """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together."""
+        with self._lock:
+            found = {name: self._cache[name] for name in names if name in self._cache}
+        missing = [name for name in dict.fromkeys(names) if name not in found]
+        if missing:
+            version, truncation = missing[0].version, missing[0].truncation
+            seeds = [name.seed for name in missing]
+            if truncation == 1.0:
+                painted = self._client.generate(version, seeds)
+            else:
+                painted = self._client.paint(version, np.stack(self._latents(version, seeds, truncation)))
+            for name, pixels in zip(missing, painted, strict=True):
+                found[name] = self._keep(name, pixels.copy())  # a view would keep the whole batch alive
+        return [found[name] for name in names]
+
+    def _latents(self, version: int, seeds: Sequence[int], truncation: float) -> list[Latent]:
+        """Return a latent per seed, led towards the anchor's.
+
+        Pixel norm makes a latent's length irrelevant, and no direction is more typical than another: a centre to
+        shrink towards, as a StyleGAN's has one, there is not. What is left of truncation is less variety around a
+        picture that everybody can look at.
+        """
+        if truncation == 1.0:
+            return list(self._client.sample(version, seeds))
+        anchor, *latents = self._client.sample(version, [ANCHOR_SEED, *seeds])
+        return [slerp(anchor, latent, truncation) for latent in latents]
+
+    def _keep(self, name: Any, made: Any) -> Any:
+        with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
+            self._cache[name] = made
+        return made

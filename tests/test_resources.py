@@ -1,0 +1,200 @@
+"""The resource family, as callers see it: what each one shows, in which formats, and what is refused."""
+
+import io
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import wait_until
+from tests.fake_model_server import FakeModelServer, answer, picture
+from tests.gateway_process import Gateway, gateway_for
+
+VERSION = 3
+
+
+@pytest.fixture(scope="module")
+def model_server():
+    with FakeModelServer(version=VERSION) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
+    (folder / "3").mkdir()
+    (folder / "3" / "model_card.md").write_text("# A card\n")
+    with gateway_for(model_server.target, folder, model_base_path=folder) as gateway:
+        yield gateway
+
+
+def pixels(gateway: Gateway, url: str) -> np.ndarray:
+    reply = gateway.ask(url)
+    assert reply.status == 200, reply.body
+    with Image.open(io.BytesIO(reply.body)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
+    height, width = 6, 8
+    return sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+def test_a_grid_shows_its_seeds_row_by_row(gateway):
+    sheet = pixels(gateway, "/grid?seeds=5,1,7-9&columns=3")
+    assert sheet.shape == (2 * 6, 3 * 8, 3)
+    for place, seed in enumerate((5, 1, 7, 8, 9)):
+        assert np.array_equal(tile(sheet, *divmod(place, 3)), picture(seed, VERSION))
+    assert (tile(sheet, 1, 2) == 255).all()
+
+
+def test_without_parameters_a_grid_shows_the_first_16_seeds(gateway):
+    sheet = pixels(gateway, "/grid")
+    assert np.array_equal(tile(sheet, 3, 3), picture(15, VERSION))
+
+
+@pytest.mark.parametrize("truncation", ["1", "0.4"])
+def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway, truncation):
+    strip = pixels(gateway, f"/morph?start=10&end=200&frames=5&truncation={truncation}")
+    assert strip.shape == (6, 5 * 8, 3)
+    for column, seed in ((0, 10), (4, 200)):
+        alone = pixels(gateway, f"/generate?seed={seed}&truncation={truncation}")
+        assert np.array_equal(tile(strip, 0, column), alone)
+
+
+def test_the_stills_of_a_morph_lead_from_one_to_the_other(gateway):
+    strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
+    assert len({tile(strip, 0, column).tobytes() for column in range(5)}) == 5
+
+
+def test_an_animation_shows_the_stills_of_the_morph(gateway):
+    strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
+    animation = gateway.ask("/animation?start=10&end=200&frames=5")
+    assert animation.headers["Content-Type"] == "image/webp"
+    with Image.open(io.BytesIO(animation.body)) as image:
+        assert image.n_frames == 8  # 5 there, 3 back
+        for place in range(5):
+            image.seek(place)
+            assert np.array_equal(np.asarray(image.convert("RGB")), tile(strip, 0, place))
+
+
+def test_truncation_0_is_seed_0_for_every_seed_and_1_is_the_seed_itself(gateway):
+    assert np.array_equal(pixels(gateway, "/generate?seed=99&truncation=0"), picture(0, VERSION))
+    assert np.array_equal(pixels(gateway, "/generate?seed=99&truncation=1"), picture(99, VERSION))
+    assert not np.array_equal(pixels(gateway, "/generate?seed=99&truncation=0.5"), picture(99, VERSION))
+
+
+@pytest.mark.parametrize("size", [16, 100, 1024])
+def test_size_is_the_longer_side(gateway, size):
+    assert pixels(gateway, f"/generate?seed=1&size={size}").shape == (size * 6 // 8, size, 3)
+
+
+@pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
+def test_a_format_can_be_chosen_whatever_accept_says(gateway, file_format):
+    reply = gateway.ask(f"/generate?seed=1&format={file_format}", Accept="image/gif")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, f"image/{file_format}")
+    assert reply.headers["Vary"] is None
+    with Image.open(io.BytesIO(reply.body)) as image:
+        assert image.format == file_format.upper()
+
+
+@pytest.mark.parametrize(
+    ("accept", "mimetype"),
+    [
+        (None, "image/png"),
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("image/webp", "image/webp"),
+        ("image/jpeg;q=0.5, image/webp;q=0.4", "image/jpeg"),
+        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/webp"),  # of a browser's <img>
+    ],
+)
+def test_without_format_accept_decides_and_caches_are_told(gateway, accept, mimetype):
+    reply = gateway.ask("/generate?seed=1", **({} if accept is None else {"Accept": accept}))
+    assert (reply.headers["Content-Type"], reply.headers["Vary"]) == (mimetype, "Accept")
+
+
+def test_an_accept_that_admits_no_format_is_406_and_says_which_there_are(gateway):
+    reply = gateway.ask("/generate?seed=1", Accept="text/html")
+    assert reply.status == 406
+    assert "image/png, image/webp, image/jpeg" in reply.problem["detail"]
+
+
+def test_an_unknown_version_is_404(gateway):
+    reply = gateway.ask("/generate?seed=1&version=99")
+    assert (reply.status, reply.problem["type"]) == (404, "urn:ringo:problem:unknown-version")
+    assert "no version 99" in reply.problem["detail"]
+
+
+def test_pictures_too_large_together_are_refused_before_the_model_is_asked(gateway, model_server):
+    gateway.ask("/readyz")
+    asked = len(model_server.requests)
+    reply = gateway.ask("/grid?size=1024")
+    assert (reply.status, reply.problem["parameter"]) == (400, "size")
+    assert len(model_server.requests) == asked
+
+
+def test_so_are_those_of_a_model_of_large_pictures(tmp_path):
+    def large(request):
+        if request.model_spec.signature_name != "generate":
+            return answer(request, version=1)
+        images = np.zeros((request.inputs["seeds"].tensor_shape.dim[0].size, 2, 300, 3), np.uint8)
+        return answer(request, version=1, as_content=True, images=images)
+
+    with FakeModelServer(reply=large) as server, gateway_for(server.target, tmp_path) as gateway:
+        assert gateway.ask("/generate?seed=1").status == 200
+        reply = gateway.ask("/grid")
+        assert (reply.status, reply.problem["parameter"], reply.problem["value"]) == (400, "size", "300")
+
+
+def test_about_names_model_versions_proof_and_card(gateway):
+    about = json.loads(gateway.ask("/about").body)
+    assert about == {
+        "model": "apple",
+        "version": VERSION,
+        "versions": [VERSION],
+        "replica": "proved",
+        "size": 8,
+        "renderer": 2,
+        "card": "# A card\n",
+    }
+
+
+@pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs"])
+def test_what_describes_the_service_is_revalidated(gateway, url):
+    whole = gateway.ask(url)
+    assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
+    assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
+
+
+def test_the_docs_are_a_page_that_loads_nothing_from_elsewhere(gateway):
+    page = gateway.ask("/docs")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert b"://" not in page.body
+    assert b"<script" not in page.body
+    assert b"style=" not in page.body
+    assert gateway.ask("/static/docs.css").status == 200
+
+
+def test_the_docs_name_every_path_and_parameter(gateway):
+    page = gateway.ask("/docs").body.decode()
+    for path, methods in json.loads(gateway.ask("/openapi.json").body)["paths"].items():
+        assert f"GET {path}" in page
+        for parameter in methods["get"].get("parameters", []):
+            assert f"<code>{parameter['name']}</code>" in page
+
+
+def test_counts_are_right_across_workers(model_server, tmp_path):
+    with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
+        wait_until(lambda: len(gateway.workers()) == 2, "two workers")
+        for asleep in gateway.workers():
+            os.kill(int(asleep.name), signal.SIGSTOP)
+            for _ in range(20):
+                assert gateway.ask("/livez").status == 200
+            os.kill(int(asleep.name), signal.SIGCONT)
+        assert gateway.metric('ringo_http_responses_total{resource="livez",status="200"}') == 40
+        assert gateway.ask("/metrics").status == 404  # on the port of metrics alone
