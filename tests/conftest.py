@@ -83,9 +83,11 @@ def small_run(photos, tmp_path_factory) -> Path:
 def small_model(small_run, tmp_path_factory) -> Path:
     """A model folder whose version 1 is the export of the small run."""
     from training.export import export
+    from training.model_card import Fault
 
     models = tmp_path_factory.mktemp("models") / "fruit"
-    export(small_run, models, licence="CC0-1.0", attribution="drawn by the tests")
+    faults = [Fault(7, "torn at the left")]
+    export(small_run, models, licence="CC0-1.0", attribution="drawn by the tests", faults=faults)
     return models
 
 

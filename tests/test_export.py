@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tests.conftest import ROOT, SHIPPED, command
 from training.checkpoints import load_gan
 from training.config import TrainingConfig
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ExportError
 from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
 from training.figures import Copies, Coverage, Distances, Evaluation, Nearness
 from training.latents import MAX_SEED, sample_latents
-from training.model_card import ExportChecks, read_run, write_model_card
+from training.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.painting import paint
 from training.records import write_record
 
@@ -172,6 +173,19 @@ def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small
         assert fact in card
 
 
+def test_the_card_shows_a_known_fault_with_the_picture_of_its_seed(small_model, small_run):
+    version = small_model / "1"
+    assert "| ![seed 7](faults/7.png) | 7 | torn at the left |" in (version / "model_card.md").read_text("utf-8")
+    with Image.open(version / "faults" / "7.png") as picture:
+        assert np.array_equal(picture, paint(load_gan(small_run).ema_generator, np.array([7]))[0])
+
+
+@pytest.mark.parametrize("text", ["torn", "x: torn", "-1: torn", "7:", "9223372036854775808: torn"])
+def test_a_fault_that_names_no_seed_or_no_fault_is_refused(text):
+    with pytest.raises(ExportError, match=r"^--fault is .*: allowed is SEED:TEXT"):
+        Fault.parse(text)
+
+
 DISTANCES = Distances(pictures=56, photos=56, kid_x1000=12.5, kid_x1000_std=0.5, fid=34.5)
 EVALUATION = Evaluation(
     model="small",
@@ -193,7 +207,7 @@ def card_after(evaluation: Evaluation, run: Path, folder: Path) -> str:
     record = read_run(copied, load_gan(copied))
     folder.joinpath("1").mkdir()
     checks = ExportChecks(largest_difference=0, batch_sizes=64, seeds=64, row_by_row=False, threads="2")
-    write_model_card(folder / "1", record, model_name="fruit", licence="", attribution="", checks=checks)
+    write_model_card(folder / "1", record, model_name="fruit", licence="", attribution="", checks=checks, faults=[])
     return (folder / "1" / "model_card.md").read_text(encoding="utf-8")
 
 

@@ -62,6 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
     export.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     export.add_argument("--attribution", default="not stated", help="whose photos they are, for the model card")
+    export.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="SEED:TEXT",
+        help="what is wrong with a seed's picture: both go on the model card; may be given several times",
+    )
     return parser
 
 
@@ -120,12 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Wrote {out / 'evaluation.json'}.")
             return 0
         from training.export import export
+        from training.model_card import Fault
 
         version = export(
             options.run,
             options.to,
             licence=options.licence,
             attribution=options.attribution,
+            faults=[Fault.parse(text) for text in options.fault],
             checkpoint=options.checkpoint,
         )
         print(f"Wrote {version}.")

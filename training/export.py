@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from training.checkpoints import load_gan
 from training.errors import ExportError
 from training.gan import GAN
 from training.latents import MAX_SEED, sample_latents
-from training.model_card import ExportChecks, read_run, write_model_card
+from training.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.painting import paint
 from training.records import write_record, write_whole
 from training.servable import GOLDEN_SEEDS, Servable, pixel_digests
@@ -31,7 +32,15 @@ num_batch_threads {{ value: 2 }}
 {"".join(f"allowed_batch_sizes: {size}{chr(10)}" for size in ALLOWED_BATCH_SIZES)}"""
 
 
-def export(run: Path, to: Path, *, licence: str, attribution: str, checkpoint: str = "best") -> Path:
+def export(
+    run: Path,
+    to: Path,
+    *,
+    licence: str,
+    attribution: str,
+    faults: Sequence[Fault] = (),
+    checkpoint: str = "best",
+) -> Path:
     """Write the moving average of `run`'s generator as the next version of the model folder `to`; return its folder.
 
     The version is written aside and renamed into place, so that a server which polls `to` sees it whole or not at
@@ -49,8 +58,15 @@ def export(run: Path, to: Path, *, licence: str, attribution: str, checkpoint: s
         with tempfile.TemporaryDirectory(dir=to, prefix=".export-") as aside:
             folder = Path(aside) / str(version)
             checks = save_proved(gan, folder, model_name=to.name)
+            paint_faults(gan, faults, folder / "faults")
             write_model_card(
-                folder, record, model_name=to.name, licence=licence, attribution=attribution, checks=checks
+                folder,
+                record,
+                model_name=to.name,
+                licence=licence,
+                attribution=attribution,
+                checks=checks,
+                faults=faults,
             )
             write_whole(folder / "config.json", gan.config.to_json())
             # Without the folder: where somebody keeps photos is nobody's business.
@@ -59,6 +75,15 @@ def export(run: Path, to: Path, *, licence: str, attribution: str, checkpoint: s
             return folder.rename(to / str(version))
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"The model folder {to} could not be written: {error}.") from error
+
+
+def paint_faults(gan: GAN, faults: Sequence[Fault], folder: Path) -> None:
+    """Write the picture of each fault's seed to `folder`/<seed>.png, for the model card. Raises OSError."""
+    if faults:
+        folder.mkdir()
+        pictures = paint(gan.ema_generator, np.array([fault.seed for fault in faults]))
+        for fault, picture in zip(faults, pictures, strict=True):
+            Image.fromarray(picture).save(folder / f"{fault.seed}.png")
 
 
 class NotInvariant(ExportError):

@@ -1,7 +1,9 @@
 """The model card: what a version is, what it was made of, and how good it is (Mitchell et al. 2019)."""
 
+from __future__ import annotations
+
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +13,10 @@ import keras
 
 from training.callbacks import Measurement, read_measurements
 from training.config import TrainingConfig
+from training.errors import ExportError
 from training.figures import Evaluation, read_evaluation
 from training.gan import GAN
-from training.latents import NAME
+from training.latents import MAX_SEED, NAME
 from training.records import read_record
 
 
@@ -26,6 +29,24 @@ class ExportChecks:
     seeds: int  # random ones, over which both were measured
     row_by_row: bool  # whether the graph paints a batch one row at a time
     threads: str  # to an operation of TensorFlow while measuring
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with the picture of a seed, for those who decide whether to use the model."""
+
+    seed: int
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """Read "SEED: what is wrong". Raises ExportError if it is something else."""
+        seed, _, words = text.partition(":")
+        if not (seed.isascii() and seed.isdigit()) or int(seed) > MAX_SEED or not words.strip():
+            raise ExportError(
+                f"--fault is {text!r}: allowed is SEED:TEXT, a seed from 0 to {MAX_SEED} and what is wrong with it."
+            )
+        return cls(int(seed), words.strip())
 
 
 @dataclass(frozen=True)
@@ -57,9 +78,16 @@ def read_run(run: Path, gan: GAN) -> RunRecord:
 
 
 def write_model_card(
-    folder: Path, run: RunRecord, *, model_name: str, licence: str, attribution: str, checks: ExportChecks
+    folder: Path,
+    run: RunRecord,
+    *,
+    model_name: str,
+    licence: str,
+    attribution: str,
+    checks: ExportChecks,
+    faults: Sequence[Fault],
 ) -> None:
-    """Write `folder`/model_card.md."""
+    """Write `folder`/model_card.md. The pictures of `faults` are expected as faults/<seed>.png beside it."""
     config, photos = run.config, run.photos
     skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
     held_out = f"; {photos['held_out']:,} held out of training" if photos.get("held_out") else ""
@@ -103,6 +131,10 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
 
 {_table(run.evaluation.rows()) if run.evaluation else "Not evaluated."}
 
+## Known faults
+
+{_faults(faults)}
+
 ## Checks at export
 
 - The fused generator differs from the Keras one by at most {checks.largest_difference}/255 ({checks.seeds} seeds).
@@ -114,3 +146,10 @@ Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` a
 
 def _table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _faults(faults: Sequence[Fault]) -> str:
+    if not faults:
+        return "None are noted, which does not mean that there are none."
+    rows = (f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {fault.text} |" for fault in faults)
+    return "\n".join(["| picture | seed | what is wrong |", "|---|---|---|", *rows])
