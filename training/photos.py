@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -35,6 +36,8 @@ MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN lea
 PROGRESS_DELAY_S = 1.0  # small folders finish before a bar is worth drawing
 
 _BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+
+_Seen = TypeVar("_Seen")
 
 _CACHE_LAYOUT = 1  # goes up whenever the same file would give other pixels or the cache other files
 
@@ -99,12 +102,6 @@ def load_photos(
 
     Raises PhotosError if the folder is missing, holds no usable photo, or the cache can't be written.
     """
-    try:
-        fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
-    except OSError as error:
-        fault = f"can't be opened ({error.strerror})"
-    if fault:
-        raise PhotosError(f"The photos folder {_printable(str(folder))!r} {fault}; name one with pictures in it.")
     files = _find_files(folder)
     most = sum(file.fault is None for file in files)
     if most * image_size * image_size * 3 > memory_limit_bytes:
@@ -114,6 +111,22 @@ def load_photos(
     names, summary = _decode(folder, files, image_size, lambda photo: np.copyto(next(rows), photo), progress)
     pixels.flags.writeable = False
     return Photos(pixels[: len(names)], names, summary)
+
+
+def measure_photos(folder: Path, image_size: int, *, progress: bool = True) -> tuple[int, ...]:
+    """Return the shorter side, in pixels, of every file in `folder` and below that looks usable at `image_size`.
+
+    It looks at headers and for copies but decodes nothing: what is damaged further inside still counts.
+
+    Raises PhotosError if the folder is missing or no file looks usable.
+    """
+    sides: list[int] = []
+    _account(folder, _find_files(folder), image_size, _shorter_side, sides.append, progress)
+    return tuple(sides)
+
+
+def _shorter_side(image: Image.Image) -> int:
+    return min(image.size)
 
 
 def _load_through_cache(folder: Path, files: list[_Found], image_size: int, cache_dir: Path, progress: bool) -> Photos:
@@ -161,7 +174,15 @@ def _find_files(folder: Path) -> list[_Found]:
     """Return every file below `folder` that is not hidden, sorted by relative path; opens none of them.
 
     Links to folders are followed, each folder is visited once. One that can't be listed counts as a file.
+
+    Raises PhotosError if `folder` itself can't be.
     """
+    try:
+        fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
+    except OSError as error:
+        fault = f"can't be opened ({error.strerror})"
+    if fault:
+        raise PhotosError(f"The photos folder {_printable(str(folder))!r} {fault}; name one with pictures in it.")
     seen: set[Path] = set()
     found: list[_Found] = []
     folders = [folder]
@@ -205,19 +226,31 @@ def _look_at(path: Path, name: str) -> _Found | None:
 def _decode(
     folder: Path, files: list[_Found], image_size: int, store: Callable[[NDArray[np.uint8]], object], progress: bool
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Hand each usable photo to `store`, in order; return their printable names and the account of all files.
+    """Hand the pixels of each usable photo to `store`, in order; else as `_account`."""
+    return _account(folder, files, image_size, lambda image: np.asarray(_square(image, image_size)), store, progress)
 
-    Raises PhotosError if there is none.
+
+def _account(
+    folder: Path,
+    files: list[_Found],
+    image_size: int,
+    look: Callable[[Image.Image], _Seen],
+    store: Callable[[_Seen], object],
+    progress: bool,
+) -> tuple[tuple[str, ...], PhotoSummary]:
+    """Hand what `look` sees in each usable photo to `store`, in order.
+
+    Return their printable names and the account of all files. Raises PhotosError if there is none.
     """
     used: list[str] = []
     skipped: Counter[Skip] = Counter()
     digests: set[bytes] = set()
     for file in tqdm(files, "photos", unit=" files", disable=not progress, delay=PROGRESS_DELAY_S):
-        photo = file.fault or _read_photo(file.path, image_size, digests)
-        if isinstance(photo, Skip):
-            skipped[photo] += 1
+        seen = file.fault or _read_photo(file.path, image_size, look, digests)
+        if isinstance(seen, Skip):
+            skipped[seen] += 1
         else:
-            store(photo)
+            store(seen)
             used.append(_printable(file.name))
     counts = {reason.value: skipped[reason] for reason in Skip if skipped[reason]}
     summary = PhotoSummary(_printable(str(folder)), len(files), len(used), counts)
@@ -232,8 +265,8 @@ def _decode(
     )
 
 
-def _read_photo(path: Path, image_size: int, digests: set[bytes]) -> NDArray[np.uint8] | Skip:
-    """Return the photo as uint8[image_size, image_size, 3], or why it can't be used.
+def _read_photo(path: Path, image_size: int, look: Callable[[Image.Image], _Seen], digests: set[bytes]) -> _Seen | Skip:
+    """Return what `look` sees in the opened photo, or why it can't be used at `image_size`.
 
     Adds the SHA-256 of a usable file to `digests`; a file whose digest is there already is a copy.
     """
@@ -255,7 +288,7 @@ def _read_photo(path: Path, image_size: int, digests: set[bytes]) -> NDArray[np.
             stream.seek(place)  # where Pillow will read on
             if digest in digests:
                 return Skip.COPY
-            photo = np.asarray(_square(image, image_size))
+            seen = look(image)
         except MemoryError:
             raise  # says something about the machine, not about the file
         except UnidentifiedImageError:
@@ -265,7 +298,7 @@ def _read_photo(path: Path, image_size: int, digests: set[bytes]) -> NDArray[np.
         except Exception:  # Pillow's decoders raise a dozen types on damaged bytes, struct.error to KeyError
             return Skip.DAMAGED
     digests.add(digest)
-    return photo
+    return seen
 
 
 def _square(image: Image.Image, image_size: int) -> Image.Image:
