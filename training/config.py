@@ -81,7 +81,7 @@ class TrainingConfig:
     translate_probability: float = option(0.3, "how often a picture is shifted", low=0.0, high=1.0)
     ema_half_life: int = option(3_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
     seed: int = option(0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1)
-    jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)", fixed=False)
+    jit_compile: bool = option(True, "compile the step with XLA", fixed=False)
     memory_limit_mib: int = option(
         2048, "photos beyond this stay on disk, decoded, in MiB", low=0, high=2**20, fixed=False
     )

@@ -31,12 +31,18 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     Raises:
         TrainingError: it cannot begin or go on; nothing in `run` is lost.
     """
+    refuse_run_among_photos(photos_folder, run)
+    return train(load_enough_photos(photos_folder, run, config), run, config)
+
+
+def refuse_run_among_photos(photos_folder: Path, run: Path) -> None:
+    """Raise TrainingError if the run would lie inside the photos."""
     if run.resolve().is_relative_to(photos_folder.resolve()):
         raise TrainingError(f"--out {run} lies inside --photos {photos_folder}: the grids would become photos.")
-    run.mkdir(parents=True, exist_ok=True)
-    config_file = run / "config.json"
-    if config_file.exists():
-        config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
+
+
+def load_enough_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
+    """Return the photos and say what became of every file. Raises TrainingError if they are too few."""
     photos = load_photos(
         photos_folder,
         config.image_size,
@@ -44,12 +50,24 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
         memory_limit_bytes=config.memory_limit_mib * 2**20,
     )
     print(photos.summary.table())
+    refuse_too_few(len(photos.pixels), photos_folder, config)
+    return photos
+
+
+def refuse_too_few(usable: int, photos_folder: Path, config: TrainingConfig) -> None:
+    """Raise TrainingError if so many photos cannot be learnt from."""
     needed = max(MIN_PHOTOS, config.batch_size)
-    if len(photos.pixels) < needed:
-        raise TrainingError(
-            f"{photos_folder} has {len(photos.pixels)} usable photos: at least {needed} are needed, {MIN_PHOTOS} to "
-            f"learn from and {config.batch_size} to fill a batch."
-        )
+    if usable < needed:
+        purpose = "to learn from" if needed == MIN_PHOTOS else "to fill a batch"
+        raise TrainingError(f"{photos_folder} has {usable} usable photos: at least {needed} are needed {purpose}.")
+
+
+def train(photos: Photos, run: Path, config: TrainingConfig) -> int:
+    """Train on `photos` in `run`; else as `fit`."""
+    run.mkdir(parents=True, exist_ok=True)
+    config_file = run / "config.json"
+    if config_file.exists():
+        config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
     refuse_other_photos(photos, run / "photos.json")
     write_whole(config_file, config.to_json())
 
