@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-annotate --no-header
-MODEL ?= models/apple
+# A model bears its folder's name in lower case, of what addresses allow; models/apple is the one that ships.
+NAME = $(or $(patsubst apple,my-apple,$(shell basename "$$(realpath -m -- "$(PHOTOS)" 2>/dev/null)" | LC_ALL=C tr A-Z a-z \
+	| LC_ALL=C tr -cs 'a-z0-9\n' - | sed 's/^-//; s/-$$//')),photos)
+MODEL ?= models/$(NAME)
 RUN ?= runs/$(notdir $(MODEL))
 
 .DEFAULT_GOAL := help
@@ -31,13 +34,14 @@ format: .venv/dev ## put the code into its standard form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-train: .venv/train ## fit a GAN on PHOTOS=folder and export it to MODEL=models/name
-	@test -n "$(PHOTOS)" || { echo "Say which photos: make train PHOTOS=folder MODEL=models/name"; exit 2; }
-	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)"
+train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 128" as in `fit --help`
+	@test -n "$(PHOTOS)" || { echo "Say which photos: make train PHOTOS=folder"; exit 2; }
+	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)" $(FLAGS)
 	$(BIN)/python -m training export "$(RUN)" --to "$(MODEL)"
 
-bench: .venv/dev ## measure, as ratios
+bench: .venv/dev ## measure speed, as ratios, and peak memory
 	$(BIN)/python -m benchmarks.generator
+	$(BIN)/python -m benchmarks.memory
 
 lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt

@@ -1,4 +1,3 @@
-import json
 from dataclasses import fields
 
 import pytest
@@ -28,9 +27,24 @@ def test_a_value_out_of_range_is_refused_by_name_value_and_range(name, value, al
     assert allowed in str(refused.value)
 
 
-def test_every_field_is_a_flag_with_its_default():
-    options = build_parser().parse_args(["fit", "--photos", "p", "--out", "r"])
-    assert {f.name: getattr(options, f.name) for f in fields(TrainingConfig)} == json.loads(TrainingConfig().to_json())
+def test_every_field_is_a_flag_with_help(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["fit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for f in fields(TrainingConfig):
+        assert f"--{f.name.replace('_', '-')}" in said
+        assert f.metadata["help"] in said
+
+
+def test_a_flag_that_is_not_given_says_nothing():
+    options = build_parser().parse_args(["fit", "--photos", "p", "--out", "r", "--no-flip"])
+    given = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
+    assert {name: value for name, value in given.items() if value is not None} == {"flip": False}
+
+
+@pytest.mark.parametrize("flag", ["--size", "--image-size"])
+def test_the_size_has_a_short_name_and_a_long_one(flag):
+    assert build_parser().parse_args(["fit", "--photos", "p", "--out", "r", flag, "128"]).image_size == 128
 
 
 def test_the_configuration_survives_json():

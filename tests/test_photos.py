@@ -18,11 +18,13 @@ from tests.photo_files import (
     encoded,
     lab,
     load,
+    png_that_claims,
     profile_with_red_and_green_swapped,
     save_photo,
     solid,
     two_halves,
 )
+from training.photos import measure_photos
 
 COLOURS = {
     "RGB JPEG": (encoded(solid("RGB", ORANGE), "JPEG", quality=95), ORANGE),
@@ -226,3 +228,13 @@ def test_damaged_bytes_are_used_or_skipped_but_never_raise(
         Path(made, "photo").write_bytes(damaged[: round(len(damaged) * kept)])
         summary = load(Path(made)).summary
     assert summary.files == 2 == summary.used + sum(summary.skipped.values())
+
+
+def test_the_sides_of_usable_photos_are_told_without_decoding(folder):
+    solid("RGB", ORANGE, (80, 50)).save(folder / "a.png")
+    solid("RGB", GREY, (40, 60)).save(folder / "b.png")
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    (folder / "page.html").write_text("not a photo")
+    solid("RGB", GREY, (5, 5)).save(folder / "tiny.png")
+    (folder / "torn.png").write_bytes(png_that_claims(100, 70))
+    assert measure_photos(folder, 32, progress=False) == (50, 40, 70)

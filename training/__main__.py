@@ -5,15 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig
 from training.errors import TrainingError
+from training.plan import CHOSEN
 
 CHECKPOINT_HELP = "the one of the lowest KID, or the last; the last where none was measured (default: best)"
 BACKENDS = ("tensorflow", "jax")
+ALIASES = {"image_size": ("--size",)}
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
@@ -25,8 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="train a GAN on a folder of photos; the same command resumes")
     fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
+    fit.add_argument("--dry-run", action="store_true", help="tell the plan and how long it would take; write nothing")
     for f in fields(TrainingConfig):
-        add_flag(fit, f)
+        add_flag(fit, f, keep_unsaid=True)
 
     preview = commands.add_parser("preview", help="show what the augmentation does to some of the photos")
     preview.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
@@ -72,20 +76,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_flag(parser: argparse.ArgumentParser, f: "Field[Any]") -> None:
-    """Add the flag of a field of TrainingConfig."""
+def add_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, keep_unsaid: bool = False) -> None:
+    """Add the flag of a field of TrainingConfig; with `keep_unsaid` it is None unless it is given.
+
+    Resuming keeps what the run began with, and must know what was said.
+    """
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
         kind = {"type": type(f.default), "metavar": f.name.rsplit("_", 1)[-1].upper()}
+    default = "chosen from photos and machine" if keep_unsaid and f.name in CHOSEN else f.default
     parser.add_argument(
-        "--" + f.name.replace("_", "-"), default=f.default, help=f"{f.metadata['help']} (default: {f.default})", **kind
+        "--" + f.name.replace("_", "-"),
+        *ALIASES.get(f.name, ()),
+        dest=f.name,
+        default=None if keep_unsaid else f.default,
+        help=f"{f.metadata['help']} (default: {default})",
+        **kind,
     )
+
+
+def import_quietly(name: str) -> None:
+    """Import a module that writes past Python to the terminal: TensorFlow greets before it reads its log level."""
+    sys.stderr.flush()
+    ours, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import_module(name)
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        os.close(nowhere)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status: 0 done, 2 refused with one sentence, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our own messages
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it logs as errors are remarks: real ones are raised
     if options.command == "export":
         # Batches of eight threads round by their size, those of two do not (see training/servable.py).
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
@@ -95,10 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         if options.command == "fit":
-            config = TrainingConfig(**{f.name: getattr(options, f.name) for f in fields(TrainingConfig)})
-            from training.train import fit  # imports Keras: 3 s that --help and bad flags need not wait
+            values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
+            given = {name: value for name, value in values.items() if value is not None}
+            TrainingConfig(**given)  # bad values need not wait for Keras, nor --help: 3 s
+            import_quietly(backend)
+            from training.begin import begin_or_resume
 
-            return 0 if fit(options.photos, options.out, config) >= config.steps else INTERRUPTED
+            finished = begin_or_resume(options.photos, options.out, given, dry_run=options.dry_run)
+            return 0 if finished else INTERRUPTED
+        import_quietly(backend)
         if options.command == "preview":
             names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
             config = TrainingConfig(**{name: getattr(options, name) for name in names})
@@ -137,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             faults=[Fault.parse(text) for text in options.fault],
             checkpoint=options.checkpoint,
         )
-        print(f"Wrote {version}.")
+        print(f"Wrote {version}. Serve it:")
+        print(f"  RINGO_MODEL_NAME={version.parent.name} RINGO_MODEL_BASE_PATH={version.parent} make run")
     except TrainingError as error:
         print(f"python -m training {options.command}: {error}", file=sys.stderr)
         return 2

@@ -97,7 +97,7 @@ class TrainingConfig:
     seed: int = option(
         0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1, augments=True
     )
-    jit_compile: bool = option(True, "compile the step with XLA (1.5 times as fast on two cores)", fixed=False)
+    jit_compile: bool = option(True, "compile the step with XLA", fixed=False)
     deterministic: bool = option(True, "the same command gives the same bits, resumed or not, on a CPU", fixed=False)
     memory_limit_mib: int = option(
         2048, "photos beyond this stay on disk, decoded, in MiB", low=0, high=2**20, fixed=False

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -36,6 +37,8 @@ MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN lea
 PROGRESS_DELAY_S = 1.0  # small folders finish before a bar is worth drawing
 
 _BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+
+_Seen = TypeVar("_Seen")
 
 _CACHE_LAYOUT = 1  # goes up whenever the same file would give other pixels or the cache other files
 
@@ -128,6 +131,22 @@ def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> ND
     return np.stack(pixels)
 
 
+def measure_photos(folder: Path, image_size: int, *, progress: bool = True) -> tuple[int, ...]:
+    """Return the shorter side, in pixels, of every file in `folder` and below that looks usable at `image_size`.
+
+    It looks at headers and for copies but decodes nothing: what is damaged further inside still counts.
+
+    Raises PhotosError if the folder is missing or no file looks usable.
+    """
+    sides: list[int] = []
+    _account(folder, _find_files(folder), image_size, _shorter_side, sides.append, progress)
+    return tuple(sides)
+
+
+def _shorter_side(image: Image.Image) -> int:
+    return min(image.size)
+
+
 def _load_through_cache(folder: Path, files: list[_Found], image_size: int, cache_dir: Path, progress: bool) -> Photos:
     stamps = [(file.name, file.stamp) for file in files]
     determined_by = [_CACHE_LAYOUT, PIL.__version__, image_size, str(folder.resolve()), stamps]
@@ -173,7 +192,8 @@ def _find_files(folder: Path) -> list[_Found]:
     """Return every file below `folder` that is not hidden, sorted by relative path; opens none of them.
 
     Links to folders are followed, each folder is visited once. One that can't be listed counts as a file.
-    Raises PhotosError if `folder` itself is missing or no folder.
+
+    Raises PhotosError if `folder` itself can't be.
     """
     try:
         fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
@@ -229,21 +249,36 @@ def _decode(
     progress: bool,
     at_most: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Hand each usable photo to `store`, in order; return their printable names and the account of all files.
+    """Hand the pixels of each usable photo to `store`, in order; else as `_account`."""
 
-    The account ends with photo number `at_most`.
+    def look(image: Image.Image) -> NDArray[np.uint8]:
+        return np.asarray(_square(image, image_size))
 
-    Raises PhotosError if there is none.
+    return _account(folder, files, image_size, look, store, progress, at_most)
+
+
+def _account(
+    folder: Path,
+    files: list[_Found],
+    image_size: int,
+    look: Callable[[Image.Image], _Seen],
+    store: Callable[[_Seen], object],
+    progress: bool,
+    at_most: int | None = None,
+) -> tuple[tuple[str, ...], PhotoSummary]:
+    """Hand what `look` sees in each usable photo to `store`, in order, and end with photo number `at_most`.
+
+    Return their printable names and the account of all files. Raises PhotosError if there is none.
     """
     used: list[str] = []
     skipped: Counter[Skip] = Counter()
     digests: set[bytes] = set()
     for file in tqdm(files, "photos", unit=" files", disable=not progress, delay=PROGRESS_DELAY_S):
-        photo = file.fault or _read_photo(file.path, image_size, digests)
-        if isinstance(photo, Skip):
-            skipped[photo] += 1
+        seen = file.fault or _read_photo(file.path, image_size, look, digests)
+        if isinstance(seen, Skip):
+            skipped[seen] += 1
         else:
-            store(photo)
+            store(seen)
             used.append(_printable(file.name))
             if len(used) == at_most:
                 break
@@ -260,8 +295,8 @@ def _decode(
     )
 
 
-def _read_photo(path: Path, image_size: int, digests: set[bytes]) -> NDArray[np.uint8] | Skip:
-    """Return the photo as uint8[image_size, image_size, 3], or why it can't be used.
+def _read_photo(path: Path, image_size: int, look: Callable[[Image.Image], _Seen], digests: set[bytes]) -> _Seen | Skip:
+    """Return what `look` sees in the opened photo, or why it can't be used at `image_size`.
 
     Adds the SHA-256 of a usable file to `digests`; a file whose digest is there already is a copy.
     """
@@ -283,7 +318,7 @@ def _read_photo(path: Path, image_size: int, digests: set[bytes]) -> NDArray[np.
             stream.seek(place)  # where Pillow will read on
             if digest in digests:
                 return Skip.COPY
-            photo = np.asarray(_square(image, image_size))
+            seen = look(image)
         except MemoryError:
             raise  # says something about the machine, not about the file
         except UnidentifiedImageError:
@@ -293,7 +328,7 @@ def _read_photo(path: Path, image_size: int, digests: set[bytes]) -> NDArray[np.
         except Exception:  # Pillow's decoders raise a dozen types on damaged bytes, struct.error to KeyError
             return Skip.DAMAGED
     digests.add(digest)
-    return photo
+    return seen
 
 
 def _square(image: Image.Image, image_size: int) -> Image.Image:

@@ -36,14 +36,18 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     Raises:
         TrainingError: it cannot begin or go on; nothing in `run` is lost.
     """
+    refuse_run_among_photos(photos_folder, run)
+    return train(load_enough_photos(photos_folder, run, config), run, config)
+
+
+def refuse_run_among_photos(photos_folder: Path, run: Path) -> None:
+    """Raise TrainingError if the run would lie inside the photos."""
     if run.resolve().is_relative_to(photos_folder.resolve()):
         raise TrainingError(f"--out {run} lies inside --photos {photos_folder}: the grids would become photos.")
-    if config.deterministic:
-        fix_the_order_of_sums(config)
-    run.mkdir(parents=True, exist_ok=True)
-    config_file = run / "config.json"
-    if config_file.exists():
-        config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
+
+
+def load_enough_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
+    """Return the photos and say what became of every file. Raises TrainingError if they are too few."""
     photos = load_photos(
         photos_folder,
         config.image_size,
@@ -51,9 +55,26 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
         memory_limit_bytes=config.memory_limit_mib * 2**20,
     )
     print(photos.summary.table())
+    refuse_too_few_photos(len(photos.pixels), photos_folder)
+    return photos
+
+
+def refuse_too_few_photos(usable: int, folder: Path) -> None:
+    """Raise TrainingError if `folder` has too few usable photos to learn from."""
+    if usable < MIN_PHOTOS:
+        raise TrainingError(f"{folder} has {usable} usable photos: at least {MIN_PHOTOS} are needed to learn from.")
+
+
+def train(photos: Photos, run: Path, config: TrainingConfig) -> int:
+    """Train on `photos` in `run`; else as `fit`."""
     split = split_photos(photos.files, config.holdout_fraction)
-    refuse_too_few_photos(photos_folder, split, config.batch_size)
+    refuse_large_batch(len(split.training), len(split.held_out), config.batch_size)
     print(split.sentence())
+    fix_the_order_of_sums(config)
+    run.mkdir(parents=True, exist_ok=True)
+    config_file = run / "config.json"
+    if config_file.exists():
+        config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
     refuse_other_photos(photos, split, run / "photos.json")
     write_whole(config_file, config.to_json())
 
@@ -69,26 +90,22 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
 
 
 def fix_the_order_of_sums(config: TrainingConfig) -> None:
-    """Have TensorFlow's own kernels add up in the same order whenever the program runs; call it before any operation.
+    """Have TensorFlow's own kernels add up in the same order whenever the program runs, if `config` asks for it.
 
-    XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with XLA once this is switched on.
+    To be called before any operation. XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with
+    XLA once this is switched on.
     """
-    if keras.backend.backend() == "tensorflow" and not config.jit_compile:
+    if config.deterministic and keras.backend.backend() == "tensorflow" and not config.jit_compile:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
 
 
-def refuse_too_few_photos(folder: Path, split: Split, batch_size: int) -> None:
-    """Raise TrainingError if there are too few photos to learn from, or to fill one batch."""
-    training, held_out = len(split.training), len(split.held_out)
-    if training + held_out < MIN_PHOTOS:
-        raise TrainingError(
-            f"{folder} has {training + held_out} usable photos: at least {MIN_PHOTOS} are needed to learn from."
-        )
+def refuse_large_batch(training: int, held_out: int, batch_size: int) -> None:
+    """Raise TrainingError if the photos to train on do not fill one batch."""
     if training < batch_size:
         raise TrainingError(
-            f"{folder} has {training} usable photos to train on, with {held_out} more held out: "
+            f"{training} usable photos are left to train on, with {held_out} more held out: "
             f"a batch needs {batch_size}, so choose a smaller --batch-size."
         )
 
