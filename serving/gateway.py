@@ -6,6 +6,7 @@ One model version, one seed, one set of options is one SHA-256, so a picture's E
 import hashlib
 import io
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, render_template, request, send_file
+from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException, NotAcceptable
 
 from serving.errors import (
@@ -84,6 +86,7 @@ def create_app(settings: Settings) -> Flask:
     replica = Replica(client)
     painter = Painter(client, settings.model_name, cache_bytes=settings.cache_mb * 2**20)
     description = build_openapi()
+    app.add_template_filter(code_marked)
 
     def picture(resource: type[Query]) -> Response:
         """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
@@ -247,6 +250,11 @@ def revalidated(response: Response) -> Response:
     response.add_etag()
     response.make_conditional(request)
     return response
+
+
+def code_marked(text: str) -> Markup:
+    """Return `text` for a page, with what stands between backticks as code: the one Markdown of our descriptions."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def model_card(folder: Path) -> str | None:

@@ -177,6 +177,7 @@ def test_the_docs_are_a_page_that_loads_nothing_from_elsewhere(gateway):
     assert b"://" not in page.body
     assert b"<script" not in page.body
     assert b"style=" not in page.body
+    assert b"`" not in page.body
     assert gateway.ask("/static/docs.css").status == 200
 
 
