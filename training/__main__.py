@@ -13,6 +13,7 @@ from training.config import TrainingConfig
 from training.errors import TrainingError
 
 BACKENDS = ("tensorflow", "jax")
+STRATEGIES = ("single", "mirrored", "multi-worker")
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
@@ -24,6 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="train a GAN on a folder of photos; the same command resumes")
     fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
+    fit.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="single",
+        help="who shares each batch: one device, all GPUs here, or those of all machines in TF_CONFIG; "
+        "several do without XLA (default: single)",
+    )
     for f in fields(TrainingConfig):
         kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if not isinstance(f.default, bool):
@@ -62,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "fit":
             config = TrainingConfig(**{f.name: getattr(options, f.name) for f in fields(TrainingConfig)})
-            from training.train import fit  # imports Keras: 3 s that --help and bad flags need not wait
+            from training.replicas import sharing  # imports Keras: 3 s that --help and bad flags need not wait
+            from training.train import fit
 
-            return 0 if fit(options.photos, options.out, config) >= config.steps else INTERRUPTED
+            with sharing(options.strategy, options.out) as run:
+                return 0 if fit(options.photos, run, config) >= config.steps else INTERRUPTED
         if options.command == "evaluate":
             from training.evaluate import evaluate
 

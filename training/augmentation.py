@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from training.replicas import draw_rows
+
 Tensor = Any
 
 
@@ -28,13 +30,13 @@ def augment(
     columns = ops.broadcast_to(ops.arange(size, dtype="int32"), (batch, size))
     rows = columns
     if flip:
-        mirrored = keras.random.uniform((batch, 1), seed=seed) < 0.5
+        mirrored = draw_rows(keras.random.uniform, (batch, 1), seed=seed) < 0.5
         columns = ops.where(mirrored, size - 1 - columns, columns)
     if translate_fraction > 0 and translate_probability > 0:
         reach = round(size * translate_fraction)
-        shifted = ops.cast(keras.random.uniform((batch, 1), seed=seed) < translate_probability, "int32")
-        columns = columns + shifted * keras.random.randint((batch, 1), -reach, reach + 1, seed=seed)
-        rows = rows + shifted * keras.random.randint((batch, 1), -reach, reach + 1, seed=seed)
+        shifted = ops.cast(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < translate_probability, "int32")
+        columns = columns + shifted * draw_rows(keras.random.randint, (batch, 1), -reach, reach + 1, seed=seed)
+        rows = rows + shifted * draw_rows(keras.random.randint, (batch, 1), -reach, reach + 1, seed=seed)
     pick_rows = ops.one_hot(rows, size, dtype=images.dtype)
     pick_columns = ops.one_hot(columns, size, dtype=images.dtype)
     picked = ops.einsum("nyh,nhwc->nywc", pick_rows, images - 1.0)

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from training.replicas import count_replicas
+
 SLOPE = 0.2  # of LeakyReLU below zero, as in DCGAN
 
 
@@ -34,7 +36,8 @@ def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
 
 
 def _normalise_and_activate(x: Any, size: int) -> Any:
-    x = layers.BatchNormalization(momentum=0.9, name=f"norm_{size}")(x)  # 0.99 lags 100 steps behind the weights
+    # 0.99 lags 100 steps behind the weights
+    x = layers.BatchNormalization(momentum=0.9, synchronized=count_replicas() > 1, name=f"norm_{size}")(x)
     return layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
 
 
@@ -67,7 +70,8 @@ class MinibatchStandardDeviation(layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Return float[N, H, W, C + 1] for float[N, H, W, C]."""
-        spread = ops.mean(ops.sqrt(ops.var(x, axis=0) + 1e-8))  # 1e-8: the root's slope is infinite at 0
+        _, variance = ops.moments(x, axes=[0], synchronized=count_replicas() > 1)
+        spread = ops.mean(ops.sqrt(variance + 1e-8))  # 1e-8: the root's slope is infinite at 0
         channel = ops.broadcast_to(spread, (*ops.shape(x)[:-1], 1))
         return ops.concatenate([x, channel], axis=-1)
 

@@ -18,6 +18,7 @@ from training.latents import MAX_SEED, sample_latents
 from training.photos import Photos, load_photos
 from training.plots import draw_networks
 from training.records import read_record, write_record, write_whole
+from training.replicas import count_replicas, share_out
 
 MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
 
@@ -34,6 +35,9 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     """
     if run.resolve().is_relative_to(photos_folder.resolve()):
         raise TrainingError(f"--out {run} lies inside --photos {photos_folder}: the grids would become photos.")
+    replicas = count_replicas()
+    if config.batch_size % replicas:
+        raise TrainingError(f"batch_size is {config.batch_size}: {replicas} replicas need a multiple of {replicas}.")
     if config.deterministic:
         fix_the_order_of_sums(config)
     run.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ def fix_the_order_of_sums(config: TrainingConfig) -> None:
 
     XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with XLA once this is switched on.
     """
-    if keras.backend.backend() == "tensorflow" and not config.jit_compile:
+    if keras.backend.backend() == "tensorflow" and not (config.jit_compile and count_replicas() == 1):
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
@@ -91,7 +95,7 @@ def refuse_other_photos(photos: Photos, record: Path) -> None:
 
 def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
     """Train `gan` on `pixels` from the step its optimizer is at to the last; return the number of batches done."""
-    config, first_step = gan.config, int(gan.optimizer.iterations)
+    config, first_step = gan.config, int(gan.optimizer.iterations.numpy())
     if first_step >= config.steps:
         print(f"{run} is at batch {first_step} already: nothing is left to do.")
         return first_step
@@ -100,7 +104,7 @@ def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
     stop = StopOnSignal()
     with stop.listening():
         gan.fit(
-            batches(pixels, config, first_step),
+            share_out(lambda: batches(pixels, config, first_step)),
             steps_per_epoch=config.steps - first_step,
             shuffle=False,
             verbose=0,
@@ -113,7 +117,7 @@ def continue_training(gan: GAN, pixels: NDArray[np.uint8], run: Path) -> int:
                 Grids(run, config.grid_every, first_step, gan.ema_generator),
             ],
         )
-    done = int(gan.optimizer.iterations)
+    done = int(gan.optimizer.iterations.numpy())
     if done < config.steps:
         name = stop.received.name if stop.received else "The model"
         print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
