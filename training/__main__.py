@@ -17,6 +17,7 @@ from training.plan import CHOSEN
 CHECKPOINT_HELP = "the one of the lowest KID, or the last; the last where none was measured (default: best)"
 BACKENDS = ("tensorflow", "jax")
 ALIASES = {"image_size": ("--size",)}
+STRATEGIES = ("single", "mirrored", "multi-worker")
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
@@ -29,6 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
     fit.add_argument("--dry-run", action="store_true", help="tell the plan and how long it would take; write nothing")
+    fit.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="single",
+        help="who shares each batch: one device, all GPUs here, or those of all machines in TF_CONFIG; "
+        "several do without XLA (default: single)",
+    )
     for f in fields(TrainingConfig):
         add_flag(fit, f, keep_unsaid=True)
 
@@ -126,8 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             TrainingConfig(**given)  # bad values need not wait for Keras, nor --help: 3 s
             import_quietly(backend)
             from training.begin import begin_or_resume
+            from training.replicas import sharing
 
-            finished = begin_or_resume(options.photos, options.out, given, dry_run=options.dry_run)
+            with sharing(options.strategy, options.out) as run:
+                finished = begin_or_resume(options.photos, run, given, dry_run=options.dry_run)
             return 0 if finished else INTERRUPTED
         import_quietly(backend)
         if options.command == "preview":

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from training.replicas import draw_rows
+
 Tensor = Any
 
 
@@ -35,14 +37,16 @@ def augment(
     columns = ops.broadcast_to(ops.arange(size, dtype="float32") - centre, (batch, size))  # where each is picked
     rows = columns
     if flip:
-        columns = ops.where(keras.random.uniform((batch, 1), seed=seed) < 0.5, -columns, columns)
-    chosen = ops.cast(keras.random.uniform((batch, 1), seed=seed) < probability, "float32")
+        columns = ops.where(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < 0.5, -columns, columns)
+    chosen = ops.cast(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < probability, "float32")
     if zoom_deviation > 0:
-        zoom = ops.exp(chosen * zoom_deviation * keras.random.normal((batch, 1), seed=seed))
+        zoom = ops.exp(chosen * zoom_deviation * draw_rows(keras.random.normal, (batch, 1), seed=seed))
         columns, rows = columns * zoom, rows * zoom
     if translate_fraction > 0:
         reach = round(size * translate_fraction)
-        for_columns, for_rows = (keras.random.randint((batch, 1), -reach, reach + 1, seed=seed) for _ in range(2))
+        for_columns, for_rows = (
+            draw_rows(keras.random.randint, (batch, 1), -reach, reach + 1, seed=seed) for _ in ("columns", "rows")
+        )
         columns = columns + chosen * ops.cast(for_columns, "float32")
         rows = rows + chosen * ops.cast(for_rows, "float32")
     picked = ops.einsum("nyh,nhwc->nywc", _pick(rows + centre, size), images - 1.0)

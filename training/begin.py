@@ -9,6 +9,7 @@ from training.config import IMAGE_SIZES, TrainingConfig
 from training.machine import look_at_machine, measure_step_s
 from training.photos import MAX_ENLARGEMENT, measure_photos
 from training.plan import Plan, choose_length, choose_networks, choose_pictures, in_words
+from training.replicas import count_replicas
 from training.train import (
     fit,
     fix_the_order_of_sums,
@@ -53,11 +54,13 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
     plan = plan.plus(*choose_networks(usable - held_out, plan.config.image_size, machine))
     refuse_large_batch(usable - held_out, held_out, plan.config.batch_size)
     fix_the_order_of_sums(plan.config)
-    estimate = "This is over in a moment."
-    if dry_run or given.get("steps", WORTH_MEASURING) >= WORTH_MEASURING:
+    step_s, estimate = None, "The line below tells how long it takes."
+    # Workers that measured would measure, and choose, each otherwise.
+    if count_replicas() == 1 and (dry_run or given.get("steps", WORTH_MEASURING) >= WORTH_MEASURING):
         print("Measuring how long a batch takes here ...", flush=True)
         step_s = measure_step_s(plan.config)
-        plan = plan.plus(choose_length(usable - held_out, plan.config.batch_size, step_s, machine))
+    plan = plan.plus(choose_length(usable - held_out, plan.config.batch_size, step_s, machine))
+    if step_s:
         estimate = f"This takes about {in_words(step_s * plan.config.steps)}."
     print(f"settings for {machine}")
     print(plan.table())

@@ -33,7 +33,7 @@ def save_checkpoint(gan: GAN, path: Path) -> None:
     aside = path.with_name(path.name + ".part")
     try:
         with aside.open("wb") as file:
-            arrays: dict[str, Any] = {name: np.asarray(variable) for name, variable in _named_variables(gan)}
+            arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan)}
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from training.augmentation import augment
 from training.config import TrainingConfig
 from training.losses import approximate_r1, discriminator_loss, generator_loss
 from training.networks import build_discriminator, build_generator
+from training.replicas import count_replicas, draw_rows
 
 Tensor = Any
 
@@ -54,7 +55,7 @@ class GAN(keras.Model):
         for_generator = generator_loss(generated_logits)
         for_discriminator = discriminator_loss(real_logits, generated_logits)
         if config.r1_gamma > 0:
-            noisy = real + config.r1_sigma * keras.random.normal(ops.shape(real), seed=self.noise)
+            noisy = real + config.r1_sigma * draw_rows(keras.random.normal, ops.shape(real), seed=self.noise)
             noisy_logits = self.discriminator(noisy, training=True)
             penalty = approximate_r1(real_logits, noisy_logits, gamma=config.r1_gamma, sigma=config.r1_sigma)
             for_discriminator = for_discriminator + penalty
@@ -82,6 +83,32 @@ class GAN(keras.Model):
             else:
                 average.assign(current + decay * (average - current))
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Make Keras's function or, for several replicas, one that averages what is watched over all of them.
+
+        Keras 3.15 averages over the first axis where there are several workers, and a loss has none.
+        """
+        if count_replicas() == 1:
+            super().make_train_function(force)
+            return
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+
+        def step(iterator: Any) -> dict[str, Tensor]:
+            watched = strategy.run(self.train_step, args=(next(iterator),))
+            return {name: strategy.reduce("MEAN", value, axis=None) for name, value in watched.items()}
+
+        self.train_function = tf.function(step)
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """None: what is watched comes from the step, and reading Keras's unused tracker would wait for all workers."""
+        return []
+
+    def _maybe_symbolic_build(self, **data: Any) -> None:
+        """Build nothing, all is built: Keras 3.15 would average a batch over several workers for that, and fail."""
+
     def train_step(self, *args: Any) -> Any:
         """Update both networks on one batch; see the step of the backend in use."""
         if keras.backend.backend() == "jax":
@@ -93,6 +120,8 @@ class GAN(keras.Model):
 
         with tf.GradientTape(persistent=True) as tape:
             for_generator, for_discriminator, watched = self.losses_of(*data)
+            # The optimizer sums the gradients of all replicas, and each has its share of the batch.
+            for_generator, for_discriminator = for_generator / count_replicas(), for_discriminator / count_replicas()
         mine = self.generator.trainable_variables, self.discriminator.trainable_variables
         gradients = tape.gradient(for_generator, mine[0]) + tape.gradient(for_discriminator, mine[1])
         self.optimizer.apply(gradients, [*mine[0], *mine[1]])
@@ -156,7 +185,7 @@ def build_gan(config: TrainingConfig) -> GAN:
         config.beta_2,
     )
     optimizer.build(gan.trainable_variables)
-    gan.compile(optimizer=optimizer, jit_compile=config.jit_compile)
+    gan.compile(optimizer=optimizer, jit_compile=config.jit_compile and count_replicas() == 1)
     return gan
 
 

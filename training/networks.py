@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from training.replicas import count_replicas
+
 SLOPE = 0.2  # of LeakyReLU below zero, as in DCGAN
 
 
@@ -87,8 +89,13 @@ class SelfModulation(layers.Layer):
 
 
 def _modulate_and_activate(x: Any, style: Any, size: int) -> Any:
-    # Momentum 0.99 lags 100 steps behind the weights.
-    x = layers.BatchNormalization(momentum=0.9, center=False, scale=False, name=f"norm_{size}")(x)
+    x = layers.BatchNormalization(
+        momentum=0.9,  # 0.99 lags 100 steps behind the weights
+        center=False,
+        scale=False,
+        synchronized=count_replicas() > 1,
+        name=f"norm_{size}",
+    )(x)
     x = SelfModulation(name=f"modulation_{size}")(x, style)
     return layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
 
@@ -122,7 +129,8 @@ class MinibatchStandardDeviation(layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Return float[N, H, W, C + 1] for float[N, H, W, C]."""
-        spread = ops.mean(ops.sqrt(ops.var(x, axis=0) + 1e-8))  # 1e-8: the root's slope is infinite at 0
+        _, variance = ops.moments(x, axes=[0], synchronized=count_replicas() > 1)
+        spread = ops.mean(ops.sqrt(variance + 1e-8))  # 1e-8: the root's slope is infinite at 0
         channel = ops.broadcast_to(spread, (*ops.shape(x)[:-1], 1))
         return ops.concatenate([x, channel], axis=-1)
 

@@ -109,11 +109,11 @@ def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Cho
     return preset, Choice("batch_size", batch_size, reason), compiler
 
 
-def choose_length(photos: int, batch_size: int, step_s: float, machine: Machine) -> Choice:
-    """Choose the number of batches for so many photos, where one batch takes `step_s` seconds."""
+def choose_length(photos: int, batch_size: int, step_s: float | None, machine: Machine) -> Choice:
+    """Choose the number of batches for so many photos, where one batch takes `step_s` seconds if that is known."""
     least, most = PICTURES[machine.kind]
     pictures = min(max(PASSES * photos, least), most)
-    affordable = MAX_HOURS * 3600 / step_s * batch_size
+    affordable = MAX_HOURS * 3600 / step_s * batch_size if step_s else pictures
     if affordable < pictures:
         reason = f"what {MAX_HOURS} hours allow; {pictures:,} pictures would be better"
     elif pictures == least:

@@ -21,6 +21,7 @@ from training.metrics import kernel_distance
 from training.photos import Photos, load_photos
 from training.plots import draw_networks
 from training.records import read_record, write_record, write_whole
+from training.replicas import count_replicas, share_out
 
 MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
 KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
@@ -67,6 +68,9 @@ def refuse_too_few_photos(usable: int, folder: Path) -> None:
 
 def train(photos: Photos, run: Path, config: TrainingConfig) -> int:
     """Train on `photos` in `run`; else as `fit`."""
+    replicas = count_replicas()
+    if config.batch_size % replicas:
+        raise TrainingError(f"batch_size is {config.batch_size}: {replicas} replicas need a multiple of {replicas}.")
     split = split_photos(photos.files, config.holdout_fraction)
     refuse_large_batch(len(split.training), len(split.held_out), config.batch_size)
     print(split.sentence())
@@ -95,7 +99,8 @@ def fix_the_order_of_sums(config: TrainingConfig) -> None:
     To be called before any operation. XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with
     XLA once this is switched on.
     """
-    if config.deterministic and keras.backend.backend() == "tensorflow" and not config.jit_compile:
+    xla = config.jit_compile and count_replicas() == 1
+    if config.deterministic and keras.backend.backend() == "tensorflow" and not xla:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
@@ -130,7 +135,7 @@ def refuse_other_photos(photos: Photos, split: Split, record: Path) -> None:
 
 def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
     """Train `gan` from the step its optimizer is at to the last; return the number of batches done."""
-    config, first_step = gan.config, int(gan.optimizer.iterations)
+    config, first_step = gan.config, int(gan.optimizer.iterations.numpy())
     checkpoints = Checkpoints(run, config.checkpoint_every_s, first_step)
     keep_best = []
     if config.keep_best:
@@ -151,7 +156,7 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
     stop = StopOnSignal()
     with stop.listening():
         gan.fit(
-            batches(photos.pixels, split.training, config, first_step),
+            share_out(lambda: batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=config.steps - first_step,
             shuffle=False,
             verbose=0,
@@ -165,7 +170,7 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
                 Grids(run, config.grid_every, first_step, gan.ema_generator),
             ],
         )
-    done = int(gan.optimizer.iterations)
+    done = int(gan.optimizer.iterations.numpy())
     if done < config.steps:
         name = stop.received.name if stop.received else "The model"
         print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
