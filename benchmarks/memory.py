@@ -18,8 +18,9 @@ def draw_photos(folder: Path) -> None:
     """Write PHOTOS different JPEGs of PHOTO_SIZE."""
     for number in range(PHOTOS):
         photo = Image.new("RGB", PHOTO_SIZE, "white")
-        colour = (number % 256, number // 256, 90)
-        ImageDraw.Draw(photo).ellipse((300, 100, 1_100, 900), fill=colour)
+        draw = ImageDraw.Draw(photo)
+        draw.ellipse((300, 100, 1_100, 900), fill=(number % 256, number // 256, 90))
+        draw.text((20, 20), str(number), fill="black", font_size=60)  # neighbouring colours alone become equal files
         photo.save(folder / f"{number:04d}.jpg")
 
 
@@ -34,7 +35,8 @@ def measure(photos: Path, scratch: Path, *, size: int = 256) -> dict[str, int]:
         stdout=subprocess.DEVNULL,
     )
     peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-    return {"image_size": size, "steps": STEPS, "peak_mib": peak_mib, "limit_mib": LIMIT_MIB}
+    used = json.loads((scratch / "run" / "photos.json").read_text())["used"]
+    return {"image_size": size, "photos": used, "steps": STEPS, "peak_mib": peak_mib, "limit_mib": LIMIT_MIB}
 
 
 if __name__ == "__main__":
