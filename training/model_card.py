@@ -112,7 +112,8 @@ pipeline_tag: unconditional-image-generation
 
 A generator of {config.image_size}x{config.image_size} RGB pictures: the moving average of a GAN's generator, made on
 {datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
-Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default` and `sample`.
+Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default`, `sample`,
+and `golden`, which tells the digests of a few seeds' pixels.
 
 ## Data
 
