@@ -3,10 +3,13 @@
 import dataclasses
 import pickle
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.conftest import ROOT, command, draw_photo
 from training.errors import RecordError, TrainingError
@@ -15,7 +18,7 @@ from training.evaluate import find_copies, find_coverage
 from training.features import build_extractor, features_of_photos, read_weights
 from training.figures import read_evaluation
 from training.holdout import split_photos
-from training.photos import Photos, PhotoSummary
+from training.photos import Photos, PhotoSummary, load_photos
 
 
 def evaluate(run, photos, *flags: object) -> subprocess.CompletedProcess[str]:
@@ -42,17 +45,18 @@ def test_a_file_of_weights_cannot_run_code(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(small_run, photos):
-    """What the command said and wrote of the small run and the photos it was trained on."""
-    done = evaluate(small_run, photos)
+    """What the command said of the small run and the photos it was trained on, and wrote: figures and page."""
+    done = evaluate(small_run, photos, "--licence", "CC0-1.0")
     assert done.returncode == 0, done.stderr
-    written = small_run / "evaluation.json"
-    found = read_evaluation(written)
-    written.unlink()  # the run is shared with tests of what was never evaluated
-    return done.stdout, found
+    written = small_run / "evaluation.json", small_run / "report.html"
+    found = read_evaluation(written[0]), written[1].read_text(encoding="utf-8")
+    for file in written:
+        file.unlink()  # the run is shared with tests of what was never evaluated
+    return done.stdout, *found
 
 
 def test_a_run_is_compared_with_photos_and_the_figures_are_kept(evaluated):
-    said, found = evaluated
+    said, found, _ = evaluated
     assert (found.model, found.batch) == ("small", 4)
     assert (found.against_all.pictures, found.against_all.photos) == (56, 56)
     assert found.against_all.kid_x1000 > 100  # four batches old: noise, not fruit
@@ -60,20 +64,39 @@ def test_a_run_is_compared_with_photos_and_the_figures_are_kept(evaluated):
 
 
 def test_the_nearest_photo_trained_on_is_told_beside_that_of_held_out_photos(evaluated):
-    said, found = evaluated
+    said, found, _ = evaluated
     assert found.copies.pictures_by_pixels.median > found.copies.held_out_by_pixels.median > 0  # noise is no copy
-    assert found.copies.verdict.startswith("No sign of copying: half of 56 pictures")
-    assert f"copies: {found.copies.verdict}" in said
+    assert found.verdict.explanation.startswith("Half of 56 pictures lie within ")
+    assert f"copies: No sign of copying. {found.verdict.explanation}" in said
+
+
+def test_the_page_of_a_run_lies_beside_its_figures_and_the_command_says_where(evaluated, small_run):
+    said, found, page = evaluated
+    assert said.endswith(f"Wrote {small_run / 'evaluation.json'}, and {small_run / 'report.html'} to look at.\n")
+    for words in (
+        found.verdict.explanation,
+        "a hundred seeds",
+        'alt="seed 99"',
+        "The 12 closest of 56 generated pictures",
+        "The 6 closest of 6 held-out photos",
+        "Seed 6 to seed 7",
+        "Batches 1 to 4: generator from",
+        "KID was not measured while it learned",
+        '<th scope="row"><bdi>batch_size</bdi></th><td><bdi>8</bdi></td>',
+        "Held out of training: 6 of 56 photos",
+        "<bdi>CC0-1.0</bdi>",
+    ):
+        assert words.casefold() in page.casefold()
 
 
 def test_too_few_held_out_photos_for_a_kid_are_told(evaluated):
-    said, found = evaluated
+    said, found, _ = evaluated
     assert found.against_held_out is None
     assert "6 photos held out are too few for a KID (50 are needed)." in said
 
 
 def test_one_look_for_all_seeds_covers_few_varieties(evaluated):
-    _, found = evaluated
+    _, found, _ = evaluated
     assert found.coverage.rule == "5 clusters of their features"
     assert sum(found.coverage.pictures.values()) == pytest.approx(1, abs=1e-3)
     assert len(found.coverage.missing) >= 3
@@ -82,32 +105,82 @@ def test_one_look_for_all_seeds_covers_few_varieties(evaluated):
 def test_photos_that_the_training_did_not_see_say_nothing_about_copies(small_run, tmp_path):
     for seed in range(60):
         draw_photo(seed + 100).save(tmp_path / f"{seed}.png")
-    found = evaluate_in_process(small_run, tmp_path, out=tmp_path / "out").evaluation
+    found = evaluate_in_process(small_run, tmp_path, out=tmp_path / "out")
     assert found.remarks == ("These are not the photos of the training: nothing can be said about copies.",)
     assert (found.copies, found.against_held_out) == (None, None)
     assert read_evaluation(tmp_path / "out" / "evaluation.json") == found
 
 
-def test_a_version_has_the_figures_of_its_run_and_stays_as_it_was(small_model, photos, tmp_path, evaluated):
-    version = small_model / "1"
+@pytest.fixture(scope="module")
+def version_evaluated(small_model, photos, tmp_path_factory):
+    """Of the small run's export the figures, the page, what the version changed by, and the folder of all that."""
+    version, out = small_model / "1", tmp_path_factory.mktemp("evaluation")
     before = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
-    found = evaluate_in_process(version, photos, out=tmp_path).evaluation
-    _, of_run = evaluated
+    found = evaluate_in_process(version, photos, out=out, attribution="somebody else")
+    changed = before.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
+    return found, (out / "report.html").read_text(encoding="utf-8"), changed, out
+
+
+def test_a_version_has_the_figures_of_its_run_and_stays_as_it_was(version_evaluated, evaluated):
+    found, _, changed, _ = version_evaluated
+    _, of_run, _ = evaluated
     assert (found.model, found.batch) == ("fruit, version 1", 4)
     assert found.against_all.kid_x1000 == pytest.approx(of_run.against_all.kid_x1000, rel=0.02)
     assert found.coverage == of_run.coverage
-    assert {path: path.stat().st_mtime_ns for path in version.rglob("*")} == before
+    assert not changed
 
 
-def test_pictures_that_are_photos_of_the_training_are_called_copies():
+def test_the_page_of_a_version_quotes_its_card_and_says_that_there_are_no_curves(version_evaluated):
+    _, page, _, _ = version_evaluated
+    assert "<bdi>CC0-1.0</bdi>" in page
+    assert "<bdi>somebody else</bdi>" in page  # what is asked for goes before the card
+    assert "The history of its losses is not at hand" in page
+    assert "Held out of training: 6 of 56 photos" in page
+
+
+@pytest.fixture(scope="module")
+def copying_version(small_model, small_run, photos, tmp_path_factory) -> Path:
+    """A version whose every picture is a photo that the small run was trained on."""
+    version = tmp_path_factory.mktemp("models") / "copier" / "1"
+    loaded = load_photos(photos, 32, cache_dir=version, memory_limit_bytes=2**30, progress=False)
+    seen = tf.constant(loaded.pixels[split_photos(loaded.files, 0.1).training])
+    module = tf.Module()
+    module.paint = tf.function(
+        lambda latents: {"images": tf.gather(seen, tf.cast(tf.abs(latents[:, 0]) * 1e6, tf.int32) % len(seen))},
+        input_signature=[tf.TensorSpec((None, 128), tf.float32, name="latents")],
+    )
+    tf.saved_model.save(module, str(version), signatures={"serving_default": module.paint})
+    for name in ("config.json", "photos.json"):
+        shutil.copy(small_model / "1" / name, version)
+    return version
+
+
+def test_figures_and_page_say_that_a_generator_copies(copying_version, photos, version_evaluated):
+    *_, out = version_evaluated  # which has the features of the photos
+    evaluate_in_process(copying_version, photos, out=out)
+    found = read_evaluation(out / "evaluation.json")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert found.model == "copier, version 1"
+    assert found.verdict.level == "bad"
+    assert found.verdict.headline.startswith("The pictures come closer to the photos trained on than new photos do")
+    assert found.verdict.explanation.startswith("Half of 56 pictures lie within 0.0/255 of a photo trained on")
+    assert f'<div class="verdict bad">\n    <strong>{found.verdict.headline}</strong>' in page
+    assert found.verdict.explanation in page
+
+
+def test_a_picture_is_shown_beside_the_photo_of_the_training_that_it_copies():
     pixels = np.stack([np.asarray(draw_photo(seed, 32)) for seed in range(60)])
+    files = tuple(f"{number}.png" for number in range(60))
     features = pixels.reshape(60, -1).astype(np.float32)
-    split = split_photos([f"{number}.png" for number in range(60)], 0.1)
+    split = split_photos(files, 0.1)
     seen = split.training[:20]
-    copies, rows, distances = find_copies(pixels, pixels[seen], features, features[seen], split)
-    assert copies.verdict.startswith("The pictures come closer to the photos trained on than new photos do")
-    assert split.training[rows].tolist() == seen.tolist()
-    assert distances.tolist() == [0] * 20
+    photos = Photos(pixels, files, PhotoSummary("p", 60, 60, {}))
+    _, generated, held_out = find_copies(photos, pixels[seen], features, features[seen], split)
+    assert np.array_equal(generated.pictures, generated.nearest)
+    assert generated.nearest_names == [files[row] for row in seen[:12]]
+    assert generated.all_distances.tolist() == [0] * 20
+    assert set(held_out.names) == {files[row] for row in split.held_out}
+    assert held_out.distances.tolist() == sorted(held_out.all_distances)
 
 
 def test_a_variety_that_no_picture_is_near_is_missing():

@@ -20,7 +20,7 @@ from training.checkpoints import load_gan
 from training.config import TrainingConfig
 from training.errors import CheckpointError, ExportError
 from training.export import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
-from training.figures import Copies, Coverage, Distances, Evaluation, Nearness
+from training.figures import Copies, Coverage, Distances, Evaluation, Nearness, Verdict
 from training.latents import MAX_SEED, sample_latents
 from training.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.painting import paint
@@ -194,7 +194,7 @@ EVALUATION = Evaluation(
     photos="fruit, 56 photos",
     against_all=DISTANCES,
     against_held_out=Distances(pictures=56, photos=6, kid_x1000=23.5, kid_x1000_std=1.5, fid=None),
-    copies=Copies(Nearness(2.0, 1.0), Nearness(1.0, 0.5), Nearness(0.2, 0.1), None, verdict="No sign of copying."),
+    copies=Copies(Nearness(2.0, 1.0), None, Nearness(0.2, 0.1), None, Verdict("good", "No sign of copying.", "See 2.")),
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
     remarks=(),
 )
@@ -217,7 +217,7 @@ def test_the_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
         "| KID x1000, against all photos | 12.5 ± 0.5 (56 pictures, 56 photos) |",
         "| FID, against all photos | 34.5 (56 of each) |",
         "| KID x1000, against photos held out of training | 23.5 ± 1.5 (56 pictures, 6 photos) |",
-        "| copies | No sign of copying. |",
+        "| copies | No sign of copying. See 2. |",
         "| varieties covered | 1 of 2, told apart by folder; missing: elstar |",
     ):
         assert row in card

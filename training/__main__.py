@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
         if f.metadata["augments"]:
             add_flag(preview, f)
 
-    evaluate = commands.add_parser("evaluate", help="compare a model's pictures with photos; the model card quotes it")
+    evaluate = commands.add_parser(
+        "evaluate", help="compare a model's pictures with photos: a page, and what the card quotes"
+    )
     evaluate.add_argument("model", type=Path, metavar="MODEL", help="run folder of `fit`, or a version of a model")
     evaluate.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos to compare with")
     evaluate.add_argument("--count", type=int, default=1900, help="pictures of each kind (default: 1900)")
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where evaluation.json goes (default: the run folder; evaluation-MODEL-VERSION for a version)",
+        help="where evaluation.json and report.html go (default: the run; evaluation-MODEL-VERSION for a version)",
     )
     evaluate.add_argument(
         "--features",
@@ -67,6 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help="of Keras's InceptionV3 without top, HDF5")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
+    evaluate.add_argument(
+        "--licence", help="licence of the weights, for the page (default: what a version's card says)"
+    )
+    evaluate.add_argument("--attribution", help="whose photos they are, for the page (default: likewise)")
 
     export = commands.add_parser("export", help="write the generator of a run as the next model version")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
@@ -149,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Wrote {options.out}: {shown} of the photos, each beside what the discriminator would see of it.")
             return 0
         if options.command == "evaluate":
-            from training.evaluate import evaluate, is_version
+            from training.evaluate import evaluate
+            from training.painter import is_version
 
             model, out = options.model, options.out or options.model
             if is_version(model) and not options.out:  # a version never changes
@@ -162,10 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 checkpoint=options.checkpoint,
                 network=options.features,
                 weights=options.weights,
+                licence=options.licence,
+                attribution=options.attribution,
             )
-            for name, value in found.evaluation.rows().items():
+            for name, value in found.rows().items():
                 print(f"{name}: {value}")
-            print(f"Wrote {out / 'evaluation.json'}.")
+            print(f"Wrote {out / 'evaluation.json'}, and {out / 'report.html'} to look at.")
             return 0
         from training.export import export
         from training.model_card import Fault

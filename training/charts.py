@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -12,7 +13,7 @@ MOST_POINTS = 300  # of a line: a phone shows no more, and the mean of what fall
 BINS = 40  # of a histogram
 KID_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
-Numbers = NDArray[np.float64]  # [N]
+Numbers = NDArray[np.floating[Any]]  # [N]
 Curves = Mapping[str, Numbers]  # the columns of a CSV file
 
 

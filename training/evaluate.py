@@ -1,51 +1,30 @@
 """How good the pictures of a run or of a model version are, compared with photos; the model card quotes it."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.checkpoints import load_gan
-from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.features import build_extractor, features_of_photos
-from training.figures import Copies, Coverage, Distances, Evaluation, Nearness
+from training.figures import SMALL, Copies, Coverage, Distances, Evaluation, Nearness, judge_copies
 from training.holdout import Split, split_photos
+from training.latents import sample_latents, slerp
 from training.metrics import Features, frechet_distance, kernel_distance, nearest
-from training.painting import AT_ONCE, paint
+from training.model_card import read_statements
+from training.painter import Painter, open_painter
+from training.painting import AT_ONCE
 from training.photos import Photos, load_photos
-from training.records import read_record, write_record
+from training.records import read_curves, write_record
+from training.report import DataSummary, Morph, Pairs, Report, write_report
 from training.varieties import find_varieties
 
 MIN_COUNT = 50  # fewer say nothing: KID's deviation then exceeds what separates good from bad
-SMALL = 32  # pixels: the side at which pictures are compared by pixels; finer detail would hide likeness
 NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
-
-
-@dataclass(frozen=True)
-class Painter:
-    """A generator to be judged, and what is known of its training."""
-
-    name: str
-    batch: int | None
-    image_size: int
-    paint: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-    holdout_fraction: float
-    photos: dict[str, Any] | None  # photos.json of its run; None if all photos count as seen
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The figures, and what they were taken from: for a report that shows it."""
-
-    evaluation: Evaluation
-    pictures: NDArray[np.uint8]  # [N, S, S, 3], of seeds 0 to N - 1
-    photos: Photos
-    nearest_photos: NDArray[np.intp] | None  # [N]: rows of `photos`, the nearest trained on, by pixels
-    nearest_distances: NDArray[np.float32] | None  # [N]: RMS of 255 between pictures of 32x32
+SEEDS_SHOWN, PAIRS_SHOWN = 100, 12
+MORPHS, MORPH_PICTURES = ((0, 1), (2, 3), (4, 5), (6, 7)), 10  # not chosen, as the grid's seeds are not
 
 
 def evaluate(
@@ -57,17 +36,21 @@ def evaluate(
     checkpoint: str = "best",
     network: str = "efficientnet-lite0",
     weights: Path | None = None,
+    licence: str | None = None,
+    attribution: str | None = None,
     memory_limit_mib: int = 2048,
-) -> Evaluated:
-    """Compare seeds 0 to `count` - 1 of `model`, a run or version folder, with photos; write `out`/evaluation.json.
+) -> Evaluation:
+    """Compare seeds 0 to `count` - 1 of `model`, a run or version folder, with photos.
 
-    Photos are cropped and scaled as for training, so that sharpness is compared like with like. Fewer photos than
-    `count` means fewer of both: FID depends on the number. `out` also keeps the photos' features for the next time.
+    Writes `out`/evaluation.json, and `out`/report.html to be looked at. Photos are cropped and scaled as for training,
+    so that sharpness is compared like with like. Fewer photos than `count` means fewer of both: FID depends on the
+    number. `out` also keeps the photos' features for the next time. `licence` and `attribution` are for the page;
+    without them it says what the version's card says.
 
     Raises:
         TrainingError: `model` is neither, there are fewer than MIN_COUNT photos, or the judge's weights are missing.
     """
-    painter = open_model(model, checkpoint)
+    painter = open_painter(model, checkpoint)
     extract = build_extractor(network, weights)
     photos = load_photos(
         photos_folder, painter.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
@@ -81,13 +64,12 @@ def evaluate(
 
     split, remarks = split_of(painter, photos)
     chosen = np.sort(np.random.default_rng(0).choice(len(real), count, replace=False))
-    nearest_photos = nearest_distances = copies = held_out = None
+    held_out = copies = picture_pairs = held_out_pairs = None
     if split:
         held_out = compare(real[split.held_out], generated) if len(split.held_out) >= MIN_COUNT else None
         if not held_out and split.arcs:
             remarks += (f"{len(split.held_out)} photos held out are too few for a KID ({MIN_COUNT} are needed).",)
-        copies, rows, nearest_distances = find_copies(photos.pixels, pictures, real, generated, split)
-        nearest_photos = split.training[rows]
+        copies, picture_pairs, held_out_pairs = find_copies(photos, pictures, real, generated, split)
     evaluation = Evaluation(
         model=painter.name,
         batch=painter.batch,
@@ -100,58 +82,31 @@ def evaluate(
         remarks=remarks,
     )
     write_record(out / "evaluation.json", asdict(evaluation))
-    return Evaluated(evaluation, pictures, photos, nearest_photos, nearest_distances)
-
-
-def is_version(model: Path) -> bool:
-    """Return whether `model` is a version folder, which never changes, and not a run folder."""
-    return (model / "saved_model.pb").is_file()
-
-
-def open_model(model: Path, checkpoint: str) -> Painter:
-    """Return the generator of a run folder, or of an exported version. Raises TrainingError if there is none."""
-    if is_version(model):
-        return _open_version(model)
-    gan = load_gan(model, checkpoint)
-    return Painter(
-        name=model.resolve().name,
-        batch=int(gan.optimizer.iterations),
-        image_size=gan.config.image_size,
-        paint=lambda seeds: paint(gan.ema_generator, seeds),
-        holdout_fraction=gan.config.holdout_fraction,
-        photos=read_record(model / "photos.json"),
+    stated = read_statements(model / "model_card.md")
+    report = Report(
+        evaluation=evaluation,
+        grid=painter.paint(np.arange(SEEDS_SHOWN)),
+        generated=picture_pairs,
+        held_out=held_out_pairs,
+        morphs=paint_morphs(painter),
+        losses=read_curves(model / "history.csv"),
+        kid=read_curves(model / "kid.csv"),
+        config=painter.config,
+        data=summarise_data(
+            painter,
+            photos,
+            split,
+            licence=licence or stated.get("licence", "not stated"),
+            attribution=attribution or stated.get("attribution", "not stated"),
+        ),
     )
-
-
-def _open_version(version: Path) -> Painter:
-    import tensorflow as tf
-
-    try:
-        generate = tf.saved_model.load(str(version)).signatures["generate"]
-    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        raise TrainingError(f"{version} has no signature `generate`: {error}.") from error
-
-    def paint_seeds(seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        parts = (seeds[i : i + AT_ONCE] for i in range(0, len(seeds), AT_ONCE))
-        return np.concatenate([generate(seeds=tf.constant(part, tf.int64))["images"].numpy() for part in parts])
-
-    config, record = version / "config.json", version / "photos.json"
-    known = config.is_file() and record.is_file()  # version 1 of the apples came before they were kept
-    return Painter(
-        name=f"{version.resolve().parent.name}, version {version.resolve().name}",
-        batch=int(read_record(record)["batch"]) if known else None,
-        image_size=generate.structured_outputs["images"].shape[1],
-        paint=paint_seeds,
-        holdout_fraction=TrainingConfig.from_json(config.read_text(encoding="utf-8")).holdout_fraction
-        if known
-        else 0.0,
-        photos=read_record(record) if known else None,
-    )
+    write_report(out / "report.html", report)
+    return evaluation
 
 
 def split_of(painter: Painter, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
     """Return which of `photos` the training saw, None if they are not those of the training; and remarks about it."""
-    split = split_photos(photos.files, painter.holdout_fraction)
+    split = split_photos(photos.files, painter.config.get("holdout_fraction", 0.0))
     if painter.photos is None:
         return split, ("The version does not say which photos it was trained on: all are taken as seen.",)
     if painter.photos.get("pixels_sha256") != photos.sha256 or painter.photos.get("held_out_arcs") != [
@@ -174,24 +129,41 @@ def compare(real: Features, generated: Features) -> Distances:
 
 
 def find_copies(
-    pixels: NDArray[np.uint8], pictures: NDArray[np.uint8], real: Features, generated: Features, split: Split
-) -> tuple[Copies, NDArray[np.intp], NDArray[np.float32]]:
-    """Return the check against copying, and for each picture the nearest of `split.training` by pixels, and how far."""
-    small, seen = shrink(pixels), real[split.training]
-    rows, distances = nearest(shrink(pictures), small[split.training])
-    mine = _nearness(distances), _nearness(nearest(generated, seen)[1])
-    unseen: tuple[Nearness | None, Nearness | None] = None, None
+    photos: Photos, pictures: NDArray[np.uint8], real: Features, generated: Features, split: Split
+) -> tuple[Copies, Pairs, Pairs | None]:
+    """Return the check against copying, and the closest of the pictures and of the photos held out, to be looked at.
+
+    `real` and `generated` are the features of `photos` and `pictures`.
+    """
+    small, seen = shrink(photos.pixels), real[split.training]
+
+    def pair(of: NDArray[np.uint8], rows: NDArray[np.intp], names: Sequence[str], compared: Features) -> Pairs:
+        found, distances = nearest(compared, small[split.training])
+        closest = np.argsort(distances, kind="stable")[:PAIRS_SHOWN]
+        neighbours = split.training[found[closest]]
+        return Pairs(
+            pictures=of[rows[closest]],
+            names=[names[row] for row in rows[closest]],
+            nearest=photos.pixels[neighbours],
+            nearest_names=[photos.files[row] for row in neighbours],
+            distances=distances[closest],
+            all_distances=distances,
+        )
+
+    seeds = np.arange(len(pictures))
+    mine = pair(pictures, seeds, [f"seed {seed}" for seed in seeds], shrink(pictures))
+    unseen = held_out_by_features = None
     if len(split.held_out):
-        held_out_distances = nearest(small[split.held_out], small[split.training])[1]
-        unseen = _nearness(held_out_distances), _nearness(nearest(real[split.held_out], seen)[1])
+        unseen = pair(photos.pixels, split.held_out, photos.files, small[split.held_out])
+        held_out_by_features = _nearness(nearest(real[split.held_out], seen)[1])
     copies = Copies(
-        pictures_by_pixels=mine[0],
-        held_out_by_pixels=unseen[0],
-        pictures_by_features=mine[1],
-        held_out_by_features=unseen[1],
-        verdict=_verdict(mine[0], unseen[0], len(pictures), len(split.held_out)),
+        pictures_by_pixels=_nearness(mine.all_distances),
+        held_out_by_pixels=_nearness(unseen.all_distances) if unseen else None,
+        pictures_by_features=_nearness(nearest(generated, seen)[1]),
+        held_out_by_features=held_out_by_features,
+        verdict=judge_copies(mine.all_distances, unseen.all_distances if unseen else None),
     )
-    return copies, rows, distances
+    return copies, mine, unseen
 
 
 def shrink(pictures: NDArray[np.uint8]) -> Features:
@@ -210,24 +182,6 @@ def _nearness(distances: NDArray[np.float32]) -> Nearness:
     return Nearness(median=round(float(median), 3), closest_5_percent=round(float(closest), 3))
 
 
-def _verdict(pictures: Nearness, held_out: Nearness | None, count: int, held_out_count: int) -> str:
-    if held_out is None:
-        return (
-            f"Unknown: half of {count:,} pictures lie within {pictures.median:.1f}/255 of a photo trained on (RMS at "
-            f"{SMALL}x{SMALL}), but no photo was held out to compare that with."
-        )
-    figures = (
-        f"half of {count:,} pictures lie within {pictures.median:.1f}/255 of a photo trained on (RMS at "
-        f"{SMALL}x{SMALL}), half of {held_out_count:,} photos held out within {held_out.median:.1f}; the closest "
-        f"5 % within {pictures.closest_5_percent:.1f} and {held_out.closest_5_percent:.1f}."
-    )
-    if pictures.median < held_out.median:
-        return f"The pictures come closer to the photos trained on than new photos do, as copies would: {figures}"
-    if pictures.closest_5_percent < held_out.closest_5_percent:
-        return f"No sign of copying in most pictures, but the closest may be copies: {figures}"
-    return f"No sign of copying: {figures}"
-
-
 def find_coverage(files: tuple[str, ...], real: Features, generated: Features) -> Coverage:
     """Return which varieties of the photos the pictures show.
 
@@ -242,3 +196,27 @@ def find_coverage(files: tuple[str, ...], real: Features, generated: Features) -
     pictures = {name: round(float((shown == name).mean()), 4) for name in names}
     missing = tuple(name for name in names if pictures[name] < NEEDED_SHARE * photos[name])
     return Coverage(rule=varieties.rule, needed=NEEDED_SHARE, photos=photos, pictures=pictures, missing=missing)
+
+
+def paint_morphs(painter: Painter) -> list[Morph]:
+    """Return the ways between the pairs of seeds MORPHS."""
+    morphs = []
+    for first, last in MORPHS:
+        start, end = sample_latents(np.array([first, last]), painter.latent_dim)
+        morphs.append(Morph(first, last, painter.paint_latents(slerp(start, end, MORPH_PICTURES))))
+    return morphs
+
+
+def summarise_data(
+    painter: Painter, photos: Photos, split: Split | None, *, licence: str, attribution: str
+) -> DataSummary:
+    """Return what became of the files of the training: of `photos`, as far as is known, where there is no record."""
+    record = painter.photos or asdict(photos.summary)
+    return DataSummary(
+        files=record["files"],
+        used=record["used"],
+        skipped=record["skipped"],
+        held_out=split.sentence() if split else f"{record.get('held_out', 0):,} photos.",
+        licence=licence,
+        attribution=attribution,
+    )

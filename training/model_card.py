@@ -145,6 +145,18 @@ and `golden`, which tells the digests of a few seeds' pixels.
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 
 
+def read_statements(card: Path) -> dict[str, str]:
+    """Return the `licence` and the `attribution` that a card states; nothing if there is no card."""
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    beginnings = {"licence": "license: ", "attribution": "- Attribution: "}
+    return {
+        name: line.removeprefix(beginning)
+        for name, beginning in beginnings.items()
+        for line in lines
+        if line.startswith(beginning)
+    }
+
+
 def _table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 

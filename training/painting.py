@@ -13,11 +13,16 @@ AT_ONCE = 16  # pictures: 64 at once would take 2.6 GiB at 256 px, more than the
 
 def paint(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return the pictures uint8[N, S, S, 3] of `seeds`, as an exported model would show them up to rounding."""
-    return np.concatenate([_paint(generator, seeds[i : i + AT_ONCE]) for i in range(0, len(seeds), AT_ONCE)])
+    return paint_latents(generator, sample_latents(seeds, generator.input_shape[1]))
 
 
-def _paint(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-    images = generator(sample_latents(seeds, generator.input_shape[1]), training=False)
+def paint_latents(generator: keras.Model, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the pictures uint8[N, S, S, 3] of `latents` float32[N, latent_dim]."""
+    return np.concatenate([_paint(generator, latents[i : i + AT_ONCE]) for i in range(0, len(latents), AT_ONCE)])
+
+
+def _paint(generator: keras.Model, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    images = generator(latents, training=False)
     pixels: NDArray[np.float32] = (ops.convert_to_numpy(images) + 1.0) * 127.5
     return pixels.round().clip(0, 255).astype(np.uint8)
 

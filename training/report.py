@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -14,12 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.charts import Curves, Numbers, histogram_chart, kid_chart, line_chart
+from training.figures import SMALL, Evaluation
 from training.records import write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 LARGEST_LOSSLESS = 128  # pixels a side: 180 photos of 256 would be 22 MB instead of 5, on a page to be mailed
-CLOSE = 0.05  # what part of the held-out photos is close to training photos by chance
-MOST_CLOSE = 0.20  # part of the generated pictures as close as those: with a dozen held-out photos chance reaches 0.13
 
 Pixels = NDArray[np.uint8]  # [N, S, S, 3], sRGB
 
@@ -49,11 +47,10 @@ class Morph:
 class DataSummary:
     """Whose photos they are, and what became of them."""
 
-    folder: str
     files: int
     used: int
     skipped: Mapping[str, int]  # reason to count
-    held_out: str  # how many, and by what rule; empty if none were
+    held_out: str  # how many
     licence: str
     attribution: str
 
@@ -62,18 +59,15 @@ class DataSummary:
 class Report:
     """All that is on the page. What is None or empty is left out with a sentence that says so."""
 
-    title: str
-    verdict: Sequence[str]  # sentences in plain words
-    figures: Mapping[str, object]  # name to value, in the order of the page
+    evaluation: Evaluation
     grid: Pixels  # [100, S, S, 3], seeds 0 to 99
-    distance: str = ""  # what it is between two pictures, in a few words
+    data: DataSummary
     generated: Pairs | None = None
     held_out: Pairs | None = None
     morphs: Sequence[Morph] = ()
     losses: Curves = field(default_factory=dict)  # the columns of history.csv
     kid: Curves = field(default_factory=dict)  # the columns of kid.csv: step, kid_x1000, std
     config: Mapping[str, object] = field(default_factory=dict)
-    data: DataSummary | None = None
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -87,7 +81,8 @@ def write_report(path: Path, report: Report) -> None:
     environment.filters |= {"readable": readable, "uri": data_uri}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
-        copies=judge_copies(report.generated, report.held_out),
+        found=report.evaluation,
+        small=SMALL,
         distances=distances and histogram_chart(distances),
         kid=kid_chart(report.kid),
         losses=line_chart(report.losses, {"g_loss": "generator", "d_loss": "discriminator"}),
@@ -111,39 +106,3 @@ def data_uri(picture: Pixels) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "WEBP", lossless=len(picture) <= LARGEST_LOSSLESS, quality=90)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-@dataclass(frozen=True)
-class CopiesVerdict:
-    """What the distances say about copying."""
-
-    level: Literal["good", "bad", "unknown"]
-    headline: str
-    explanation: str
-
-
-def judge_copies(generated: Pairs | None, held_out: Pairs | None) -> CopiesVerdict:
-    """Return whether generated pictures lie closer to the training photos than photos that were held out."""
-    if generated is None:
-        return CopiesVerdict("unknown", "Not checked for copies.", "No distances to the training photos were measured.")
-    distances = generated.all_distances
-    median = float(np.median(distances))
-    if held_out is None:
-        return CopiesVerdict(
-            "unknown",
-            "Whether it copies is not known.",
-            f"Half of the generated pictures lie within {median:.3g} of a training photo; without held-out photos "
-            "nothing says how close a new picture of the same kind would lie.",
-        )
-    usual = float(np.median(held_out.all_distances))
-    close = float((distances < np.quantile(held_out.all_distances, CLOSE)).mean())
-    explanation = (
-        f"To the nearest training photo the median distance is {median:.3g}, against {usual:.3g} from photos that were "
-        f"held out; {close:.0%} of the generated pictures are closer than the closest {CLOSE:.0%} of those."
-    )
-    if median < usual:
-        headline = "The generated pictures lie closer to the training photos than new photos do, as copies would."
-        return CopiesVerdict("bad", headline, f"{explanation} Compare the pairs below.")
-    if close > MOST_CLOSE:
-        return CopiesVerdict("bad", "Part of the generated pictures look like copies.", explanation)
-    return CopiesVerdict("good", "No sign of copying.", explanation)
