@@ -49,7 +49,7 @@ def test_the_moving_average_lags_behind_but_has_the_current_normalisation_statis
 
 def plain_gan():
     """A GAN without noise in its step, whose optimizer subtracts the gradient and nothing else."""
-    gan = build_gan(replace(CONFIG, flip=False, augment_probability=0.0, r1_gamma=0.0))
+    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, gan.discriminator):
         weights = [

@@ -28,13 +28,13 @@ def cells(sheet) -> np.ndarray:
 
 
 def test_without_augmentation_each_version_is_the_photo(photos, tmp_path):
-    assert preview(photos, tmp_path / "sheet.png", "--no-flip", "--augment-probability", 0) == 0
+    assert preview(photos, tmp_path / "sheet.png", "--no-flip", "--translate-probability", 0) == 0
     found = cells(tmp_path / "sheet.png")
     assert found.shape[:2] == (PHOTOS, 1 + VERSIONS)
     assert (found == found[:, :1]).all()
 
 
-SHIFTS = ("--translate-fraction", 0.0625, "--zoom-deviation", 0, "--augment-probability", 1)
+SHIFTS = ("--translate-fraction", 0.0625, "--translate-probability", 1)
 
 
 def test_each_version_is_the_photo_mirrored_or_not_and_shifted_on_white(photos, tmp_path):

@@ -1,4 +1,4 @@
-"""What the discriminator's pictures go through, real and generated alike: mirroring, small shifts and zooms.
+"""What the discriminator's pictures go through, real and generated alike: mirroring and small shifts.
 
 Colour is left alone (it is what the article lost), and nothing is cut out (it would hide most of a single apple).
 """
@@ -19,40 +19,25 @@ def augment(
     *,
     flip: bool,
     translate_fraction: float,
-    zoom_deviation: float,
-    probability: Tensor,
+    translate_probability: float,
 ) -> Tensor:
-    """Mirror half of `images` (float32[N, S, S, 3], in [-1, 1]); shift and zoom some of them, filled with white.
+    """Mirror half of `images` (float32[N, S, S, 3], in [-1, 1]) and shift some of them, filled with white.
 
-    A picture is shifted and zoomed with `probability`, a scalar: by up to `translate_fraction` of its side, and by a
-    factor whose logarithm is normal with `zoom_deviation`. Below 0.8 or so the generator cannot mistake what is done
-    to the pictures for what they show (Karras et al. 2020, "Training GANs with Limited Data", section 2.2).
-
-    Each picture is one product Y x X with matrices that pick its rows and columns, linearly between two of them:
-    differentiable, static in shape for XLA, and a column picked from outside the picture is zero. Taking white as
-    zero makes the border white.
+    Each picture is one product Y x X with 0/1 matrices that pick its rows and columns: differentiable, static in
+    shape for XLA, and a column picked from outside the picture is zero. Taking white as zero makes the border white.
     """
     batch, size = ops.shape(images)[0], images.shape[1]
-    centre = 0.5 * (size - 1)
-    columns = ops.broadcast_to(ops.arange(size, dtype="float32") - centre, (batch, size))  # where each is picked
+    columns = ops.broadcast_to(ops.arange(size, dtype="int32"), (batch, size))
     rows = columns
     if flip:
-        columns = ops.where(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < 0.5, -columns, columns)
-    chosen = ops.cast(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < probability, "float32")
-    if zoom_deviation > 0:
-        zoom = ops.exp(chosen * zoom_deviation * draw_rows(keras.random.normal, (batch, 1), seed=seed))
-        columns, rows = columns * zoom, rows * zoom
-    if translate_fraction > 0:
+        mirrored = draw_rows(keras.random.uniform, (batch, 1), seed=seed) < 0.5
+        columns = ops.where(mirrored, size - 1 - columns, columns)
+    if translate_fraction > 0 and translate_probability > 0:
         reach = round(size * translate_fraction)
-        for_columns, for_rows = (
-            draw_rows(keras.random.randint, (batch, 1), -reach, reach + 1, seed=seed) for _ in ("columns", "rows")
-        )
-        columns = columns + chosen * ops.cast(for_columns, "float32")
-        rows = rows + chosen * ops.cast(for_rows, "float32")
-    picked = ops.einsum("nyh,nhwc->nywc", _pick(rows + centre, size), images - 1.0)
-    return ops.einsum("nxw,nywc->nyxc", _pick(columns + centre, size), picked) + 1.0
-
-
-def _pick(places: Tensor, size: int) -> Tensor:
-    """Return the matrices float32[N, S, size] that interpolate at `places` float32[N, S], in pixels."""
-    return ops.relu(1.0 - ops.abs(places[:, :, None] - ops.arange(size, dtype="float32")))
+        shifted = ops.cast(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < translate_probability, "int32")
+        columns = columns + shifted * draw_rows(keras.random.randint, (batch, 1), -reach, reach + 1, seed=seed)
+        rows = rows + shifted * draw_rows(keras.random.randint, (batch, 1), -reach, reach + 1, seed=seed)
+    pick_rows = ops.one_hot(rows, size, dtype=images.dtype)
+    pick_columns = ops.one_hot(columns, size, dtype=images.dtype)
+    picked = ops.einsum("nyh,nhwc->nywc", pick_rows, images - 1.0)
+    return ops.einsum("nxw,nywc->nyxc", pick_columns, picked) + 1.0

@@ -83,14 +83,8 @@ class TrainingConfig:
     translate_fraction: float = option(
         0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5, augments=True
     )
-    zoom_deviation: float = option(
-        0.1, "standard deviation of a zoom's natural logarithm", low=0.0, high=1.0, augments=True
-    )
-    augment_probability: float = option(
-        0.4, "how often a picture is shifted and zoomed in the first half", low=0.0, high=1.0, augments=True
-    )
-    final_augment_probability: float = option(0.0, "where the cosine of the second half ends", low=0.0, high=1.0)
-    ema_half_life: int = option(10_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
+    translate_probability: float = option(0.3, "how often a picture is shifted", low=0.0, high=1.0, augments=True)
+    ema_half_life: int = option(3_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
     holdout_fraction: float = option(
         0.1, "part of the photos, whole arcs of series, that only evaluations see", low=0.0, high=0.5
     )

@@ -35,9 +35,6 @@ class GAN(keras.Model):
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
         self.noise = keras.random.SeedGenerator(config.seed, name="noise")
-        self.augment_probability = LateCosine(
-            config.augment_probability, config.final_augment_probability, config.steps
-        )
         self.built = True  # every part is; the model itself has no call
 
     def losses_of(self, photos: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -47,9 +44,8 @@ class GAN(keras.Model):
         and the discriminator's variables, each its own: nothing is frozen, nothing detached.
         """
         config = self.config
-        probability = self.augment_probability(self.optimizer.iterations)
-        real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise, probability)
-        generated = augment_as(config, self.generator(latents, training=True), self.noise, probability)
+        real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
+        generated = augment_as(config, self.generator(latents, training=True), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
         for_generator = generator_loss(generated_logits)
@@ -137,7 +133,6 @@ class GAN(keras.Model):
         def losses_at(trainable: list[Tensor]) -> Any:
             values = [*zip(self.trainable_variables, trainable, strict=True)]
             values += zip(self.non_trainable_variables, non_trainable, strict=True)
-            values += zip(self.optimizer.variables, optimizer_variables, strict=True)
             with keras.StatelessScope(values) as scope:
                 for_generator, for_discriminator, watched = self.losses_of(*data)
             changed = [scope.get_current_value(v) for v in self.non_trainable_variables]
@@ -158,20 +153,14 @@ class GAN(keras.Model):
         return watched, (trainable, non_trainable, optimizer_variables, metrics_variables)
 
 
-def augment_as(
-    config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator, probability: Tensor
-) -> Tensor:
-    """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`.
-
-    `probability` is the present one of a shift and a zoom.
-    """
+def augment_as(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
+    """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`."""
     return augment(
         images,
         noise,
         flip=config.flip,
         translate_fraction=config.translate_fraction,
-        zoom_deviation=config.zoom_deviation,
-        probability=probability,
+        translate_probability=config.translate_probability,
     )
 
 
@@ -191,17 +180,13 @@ def build_gan(config: TrainingConfig) -> GAN:
 
 @keras.saving.register_keras_serializable(package="ringo")
 class LateCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """`first` for half of `steps`, then a half cosine down to `last`.
-
-    The learning rate goes so, and so does the augmentation: it keeps the discriminator from knowing the photos too
-    soon, and the generator learns to paint some of it, which the second half mends.
-    """
+    """`first` for half of `steps`, then a half cosine down to `last`."""
 
     def __init__(self, first: float, last: float, steps: int) -> None:
         self.first, self.last, self.steps = first, last, steps
 
     def __call__(self, step: Tensor) -> Tensor:
-        """Return the value at `step`, a float32 scalar."""
+        """Return the learning rate at `step`, a float32 scalar."""
         past_half = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)
         return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * past_half))
 

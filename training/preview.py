@@ -35,8 +35,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
         raise TrainingError(f"--out {to} lies inside --photos {photos_folder}: the sheet would become a photo.")
     photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
-    noise = keras.random.SeedGenerator(config.seed)
-    seen = augment_as(config, ops.convert_to_tensor(repeated), noise, config.augment_probability)
+    seen = augment_as(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
     versions = ((ops.convert_to_numpy(seen) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     draw_sheet(photos, versions).save(file, "PNG")
