@@ -26,6 +26,7 @@ from serving.errors import (
     RingoError,
     UnknownVersion,
 )
+from serving.gallery import render_gallery
 from serving.metrics import PICTURES, RESPONSES
 from serving.model_client import ModelClient
 from serving.openapi import build_openapi
@@ -157,6 +158,17 @@ def create_app(settings: Settings) -> Flask:
 
     for resource in RESOURCES:
         app.add_url_rule(resource.path, resource.path[1:], picture, defaults={"resource": resource})
+
+    @app.get("/")
+    def gallery() -> Response:
+        """Show the pictures to people; while no model is ready the page comes all the same, and waits for one."""
+        version: int | None
+        try:
+            version = replica.versions()[-1]
+        except (ModelUnavailable, ModelTimeout):
+            version = None
+        page = render_gallery(settings.model_name, version)
+        return revalidated(Response(page, mimetype="text/html"))
 
     @app.get("/about")
     def about() -> Response:

@@ -126,7 +126,6 @@ def test_an_unknown_parameter_is_a_problem_that_names_it(gateway, query, paramet
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("GET", "/generate/", 404),
         ("GET", "/static/x", 404),
         ("POST", "/generate", 405),

@@ -1,0 +1,24 @@
+// Seeds are texts of decimal digits, or BigInts: numbers of JavaScript end at 2^53.
+
+export const MAX_SEED = BigInt(document.body.dataset.maxSeed);
+
+/** Return the seed that `text` names, or null if it names none. */
+export function parseSeed(text) {
+  if (text === null || !/^(0|[1-9][0-9]{0,18})$/.test(text.trim())) return null;
+  const seed = BigInt(text);
+  return seed > MAX_SEED ? null : seed;
+}
+
+/** Return the seed in the field, or null after the field has said what is allowed. */
+export function readSeed(field) {
+  const seed = parseSeed(field.value);
+  field.setCustomValidity(seed === null ? `A seed is a whole number from 0 to ${MAX_SEED}.` : "");
+  field.reportValidity();
+  field.addEventListener("input", () => field.setCustomValidity(""), { once: true });
+  return seed;
+}
+
+/** Return one of the first million: short enough to tell somebody. */
+export function randomSeed() {
+  return BigInt(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
+}

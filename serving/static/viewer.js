@@ -1,0 +1,92 @@
+// One seed large, with its link, its file and the command that fetches it.
+
+import { followVersion, pinned } from "./model.js";
+import { MAX_SEED } from "./seeds.js";
+
+/**
+ * Return the large view in `dialog`: `open(seed)`, `close()` and the `seed` that is shown, null if none is.
+ *
+ * `step(seed)` is called when a neighbour is asked for, and `closed(seed, end)` after the dialog has gone, with "start"
+ * or "end" if the seed was chosen for the morph. `small(seed)` is the address of a picture that may be at hand.
+ */
+export function buildViewer(dialog, { step, closed, small }) {
+  const part = (selector) => dialog.querySelector(selector);
+  const previous = part("#previous");
+  const next = part("#next");
+  let seed = null;
+
+  function show() {
+    if (seed === null) return;
+    const address = pinned(part("#download").href, { seed });
+    const link = new URL(address, location.origin).href;
+    part("h2 span").textContent = seed;
+    part("#download").href = address;
+    part("#link").value = link;
+    part("#curl").value = `curl '${link}' -o ${seed}.png`;
+    part("#said").textContent = "";
+    previous.disabled = seed === 0n;
+    next.disabled = seed === MAX_SEED;
+    // A fresh element, so that no other seed's picture stays until this one has come.
+    const image = part("img");
+    const fresh = image.cloneNode();
+    fresh.src = pinned(image.src, { seed });
+    fresh.alt = `Seed ${seed}`;
+    fresh.style.backgroundImage = `url("${small(seed)}")`;
+    image.replaceWith(fresh);
+  }
+
+  function go(by) {
+    if (seed + by >= 0n && seed + by <= MAX_SEED) step(seed + by);
+  }
+
+  previous.addEventListener("click", () => go(-1n));
+  next.addEventListener("click", () => go(1n));
+  dialog.addEventListener("keydown", (event) => {
+    if (event.target instanceof HTMLInputElement || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "ArrowLeft") go(-1n);
+    if (event.key === "ArrowRight") go(1n);
+  });
+
+  for (const button of dialog.querySelectorAll("[data-copies]")) {
+    button.addEventListener("click", async () => {
+      const field = part(`#${button.dataset.copies}`);
+      field.select();
+      try {
+        await navigator.clipboard.writeText(field.value);
+        part("#said").textContent = "Copied.";
+      } catch {
+        part("#said").textContent = "Press Ctrl+C or ⌘C to copy."; // the browser lets only secure pages do it
+      }
+    });
+  }
+
+  for (const button of dialog.querySelectorAll("[data-end]")) {
+    button.addEventListener("click", () => dialog.close(button.dataset.end));
+  }
+
+  part("#close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close(); // on what is around it: all inside is of other elements
+  });
+  dialog.addEventListener("close", () => {
+    const [last, end] = [seed, dialog.returnValue];
+    seed = null;
+    dialog.returnValue = "";
+    closed(last, end);
+  });
+  followVersion(show);
+
+  return {
+    get seed() {
+      return seed;
+    },
+    open(chosen) {
+      seed = chosen;
+      show();
+      if (!dialog.open) dialog.showModal();
+    },
+    close() {
+      if (dialog.open) dialog.close();
+    },
+  };
+}
