@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_changes_nothing(trained, tmp_p
 def test_a_checkpoint_of_other_networks_is_refused(trained, tmp_path):
     save_checkpoint(trained, tmp_path / "checkpoint.npz")
     with pytest.raises(CheckpointError, match="belongs to other networks"):
-        load_checkpoint(build_gan(TrainingConfig(image_size=64)), tmp_path / "checkpoint.npz")
+        load_checkpoint(build_gan(replace(CONFIG, image_size=64)), tmp_path / "checkpoint.npz")
 
 
 def test_a_batch_depends_on_its_number_alone():

@@ -346,7 +346,7 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):
     ("number", "batch_size", "sentence"),
     [
         (49, 8, "has 49 usable photos: at least 50 are needed"),
-        (56, 51, "has 50 usable photos to train on, with 6 more held out: a batch needs 51"),
+        (56, 51, "50 usable photos are left to train on, with 6 more held out: a batch needs 51"),
     ],
 )
 def test_too_few_photos_are_one_sentence_before_anything_starts(photos, tmp_path, number, batch_size, sentence):

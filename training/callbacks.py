@@ -218,7 +218,7 @@ class Checkpoints(StepCallback):
         now_s = time.monotonic()
         self.spent_s, self.saved_at_s = self.spent_s + now_s - self.saved_at_s, now_s
         record = {
-            "training_s": round(self.spent_s, 1),
+            "training_s": round(self.spent_s, 3),
             "backend": keras.backend.backend(),
             "machine": platform.machine(),
             "processors": os.cpu_count(),
