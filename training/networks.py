@@ -17,20 +17,19 @@ def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
     """Return latents float32[N, latent_dim] -> images float32[N, S, S, 3] in [-1, 1], S = 4 * 2 ** (len(channels) - 1).
 
     Each level doubles the picture by nearest upsampling and a 3x3 convolution: free of checkerboards (Odena et al.
-    2016), computed as one operation. The latent also scales and shifts the channels of every level.
+    2016), computed as one operation.
     """
     latents = keras.Input((latent_dim,), name="latents")
     # Pixel norm (Karras et al. 2018): the latent's direction counts, its length does not.
     x = layers.UnitNormalization(name="pixel_norm")(latents)
     x = layers.Rescaling(math.sqrt(latent_dim), name="unit_variance")(x)
-    style = layers.Dense(latent_dim, keras.activations.leaky_relu, name="style")(x)  # its slope is SLOPE, too
     x = layers.Dense(4 * 4 * channels[0], use_bias=False, name="dense")(x)
     x = layers.Reshape((4, 4, channels[0]), name="reshape")(x)
-    x = _modulate_and_activate(x, style, 4)
+    x = _normalise_and_activate(x, 4)
     for level, width in enumerate(channels[1:], start=3):
         size = 2**level
         x = UpsampleConv(width, name=f"upsample_conv_{size}")(x)
-        x = _modulate_and_activate(x, style, size)
+        x = _normalise_and_activate(x, size)
     x = layers.Conv2D(3, 3, padding="same", name="to_rgb", dtype="float32")(x)
     images = layers.Activation("tanh", name="images", dtype="float32")(x)
     return keras.Model(latents, images, name="generator")
@@ -70,33 +69,9 @@ class UpsampleConv(layers.Layer):
         return (batch, 2 * height, 2 * width, self.filters)  # type: ignore[operator]
 
 
-class SelfModulation(layers.Layer):
-    """Scale and shift each channel as the latent says (Chen et al. 2019, "On Self Modulation for GANs", equation 3).
-
-    KIDx1000 219 to 146 after 64,000 pictures, the largest gain of all that was tried; it takes the place of batch
-    normalisation's own scale and shift, and begins as neither.
-    """
-
-    def build(self, x_shape: tuple[int | None, ...], style_shape: tuple[int | None, ...]) -> None:
-        """Create the linear layer from styles to scales less one, and shifts."""
-        self.scales_and_shifts = layers.Dense(2 * x_shape[-1], kernel_initializer="zeros", name="scales_and_shifts")  # type: ignore[operator]
-        self.scales_and_shifts.build(style_shape)
-
-    def call(self, x: Any, style: Any) -> Any:
-        """Return float[N, H, W, C] for x float[N, H, W, C] and style float[N, D]."""
-        scale, shift = ops.split(self.scales_and_shifts(style)[:, None, None, :], 2, axis=-1)
-        return x * (1.0 + scale) + shift
-
-
-def _modulate_and_activate(x: Any, style: Any, size: int) -> Any:
-    x = layers.BatchNormalization(
-        momentum=0.9,  # 0.99 lags 100 steps behind the weights
-        center=False,
-        scale=False,
-        synchronized=count_replicas() > 1,
-        name=f"norm_{size}",
-    )(x)
-    x = SelfModulation(name=f"modulation_{size}")(x, style)
+def _normalise_and_activate(x: Any, size: int) -> Any:
+    # 0.99 lags 100 steps behind the weights
+    x = layers.BatchNormalization(momentum=0.9, synchronized=count_replicas() > 1, name=f"norm_{size}")(x)
     return layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
 
 
