@@ -1,4 +1,4 @@
-"""The serving side's command line: python -m serving {gateway,model-server,run,verify}."""
+"""The serving side's command line: python -m serving {gateway,model-server,run,paint,verify}."""
 
 import argparse
 import os
@@ -17,14 +17,15 @@ def main(argv: list[str]) -> int:
         description="Turn a seed into a picture.",
         epilog="The gateway's and the launcher's settings are the RINGO_ variables of serving/settings.py.",
     )
-    parts = parser.add_subparsers(dest="part", required=True, metavar="{gateway,model-server,run,verify}")
+    parts = parser.add_subparsers(dest="part", required=True, metavar="{gateway,model-server,run,paint,verify}")
     parts.add_parser("gateway", help="answer HTTP, asking a model server for the pixels")
     parts.add_parser("model-server", help="serve a SavedModel as TensorFlow Serving does", add_help=False)
     parts.add_parser("run", help="start a model server and the gateway; one Ctrl-C ends both")
+    parts.add_parser("paint", help="many pictures into a folder, over gRPC; resumes", add_help=False)
     verify = parts.add_parser("verify", help="render PNGs again, and say whether they are what they say")
     verify.add_argument("files", nargs="+", type=Path, metavar="FILE")
     chosen, rest = parser.parse_known_args(argv)
-    if rest and chosen.part != "model-server":
+    if rest and chosen.part not in ("model-server", "paint"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run_part(chosen, rest)
@@ -41,6 +42,10 @@ def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
         from serving.model_server import main as serve_model
 
         return serve_model(argv)
+    if chosen.part == "paint":
+        from serving.paint import main as paint
+
+        return paint(argv)
     settings = Settings.from_environment(os.environ)
     if chosen.part == "run":
         from serving.run import run

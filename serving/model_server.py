@@ -5,16 +5,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import grpc
 
 from serving.ports import listen
 from serving.prediction_service import PredictionService
-from serving.settings import SettingsError, integer_reader, read_text, seconds_reader
+from serving.settings import SettingsError, flag, integer_reader, read_text, seconds_reader
 from serving.version_watcher import VersionWatcher
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
@@ -35,7 +35,6 @@ SERVER_OPTIONS = (
 )
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def start_server(service: PredictionService, *, host: str, port: int, max_workers: int) -> tuple[grpc.Server, int]:
@@ -135,18 +134,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--poll-interval-s", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
     add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
     return parser.parse_args(argv)
-
-
-def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
-    """Return `read` for argparse: where that raises ValueError, the sentence names flag, value and what is allowed."""
-
-    def parse_value(value: str) -> T:
-        try:
-            return read(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{value!r} is not valid; allowed is {allowed}.") from None
-
-    return parse_value
 
 
 def folder(value: str) -> Path:

@@ -1,12 +1,15 @@
 """What an operator may choose, read once from the environment."""
 
+import argparse
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 PREFIX = "RINGO_"
+T = TypeVar("T")
+
 MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseconds for seconds
 
 
@@ -108,6 +111,18 @@ def seconds_reader(high: float) -> Callable[[str], float]:
         return seconds
 
     return read
+
+
+def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
+    """Return `read` for argparse: where that raises ValueError, the sentence names flag, value and what is allowed."""
+
+    def parse_value(value: str) -> T:
+        try:
+            return read(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not valid; allowed is {allowed}.") from None
+
+    return parse_value
 
 
 def _target(text: str) -> str:

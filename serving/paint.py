@@ -1,0 +1,328 @@
+"""`paint`: the pictures of many seeds into a folder, over gRPC; what ended early goes on where it was.
+
+The folder is the whole state: its manifest says what is there, and a picture counts if its bytes are what that says.
+"""
+
+import argparse
+import errno
+import heapq
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from serving.manifest import InUseError, Manifest, Row
+from serving.picture_client import PaintingError, PictureClient, Secrets, Stopped, VersionGoneError
+from serving.picture_files import Files, Painted, Tars
+from serving.queries import SIZE, STILL, TRUNCATION, VERSION, Parameter, Picture, address
+from serving.seeds import ALLOWED, Seeds
+from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, seconds_reader
+
+CALL_SEEDS = 256  # of one call where each picture is a file: a stream of a second or two, so that replicas take turns
+FAILED, INTERRUPTED = 1, 130  # exit statuses; argparse's own is 2
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` parts that share the seeds."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Return the shard that `text` names, such as 0/4; raise ValueError."""
+        index, _, count = text.partition("/")
+        shard = cls(integer_reader(0, 99_999)(index), integer_reader(1, 100_000)(count))
+        if shard.index >= shard.count:
+            raise ValueError
+        return shard
+
+    @property
+    def manifest(self) -> str:
+        """The name of its manifest: in their names' order, those of all shards are the one of the whole."""
+        return "manifest.jsonl" if self.count == 1 else f"manifest-{self.index:05d}-of-{self.count:05d}.jsonl"
+
+    def of(self, seeds: Seeds, layout: Files | Tars) -> Seeds:
+        """Return this part of `seeds`: as many as the others have, but a tar is never divided."""
+        if isinstance(layout, Tars):
+            ends = [0, *np.cumsum([len(group) for group in seeds.groups(layout.per_folder)]).tolist()]
+        else:
+            ends = range(len(seeds) + 1)
+        first, behind = (ends[index * (len(ends) - 1) // self.count] for index in (self.index, self.index + 1))
+        return seeds.between(first, behind)
+
+
+class Holdings:
+    """Which of `seeds` are in the folder already: 41 bytes a seed, however long the list."""
+
+    def __init__(self, seeds: Seeds, layout: Files | Tars, query: Picture) -> None:
+        self._seeds = seeds
+        self._layout = layout
+        self._query = query
+        self._there = np.zeros(len(seeds), bool)
+        self._digests = np.zeros((len(seeds), 32), np.uint8)
+        self._versions = np.zeros(len(seeds), np.int64)
+        self._others: list[Row] = []  # of seeds that this command doesn't name
+
+    @property
+    def count(self) -> int:
+        """How many are there."""
+        return int(self._there.sum())
+
+    @property
+    def versions(self) -> set[int]:
+        """The model versions that painted them."""
+        return set(self._versions[self._there].tolist())
+
+    def add(self, row: Row) -> None:
+        """Take `row` for true. Raises PaintingError if it is of other options or another layout."""
+        if row.picture != self._address(row.seed, row.model_version):
+            raise PaintingError(f"The folder holds {row.picture}: other options than these need a folder of their own.")
+        if row.file != self._layout.name(row.seed):
+            raise PaintingError(f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with.")
+        place = self._seeds.place(row.seed)
+        if place is None:
+            self._others.append(row)
+            return
+        self._there[place] = True
+        self._digests[place] = np.frombuffer(bytes.fromhex(row.sha256), np.uint8)
+        self._versions[place] = row.model_version
+
+    def check(self) -> None:
+        """Forget what is not in the folder, or is not what its row says. A tar counts as a whole."""
+        for group in self._seeds.groups(self._layout.per_folder):
+            places = slice(first := self._seeds.place(next(iter(group))), first + len(group))
+            if not self._there[places].any():
+                continue
+            found = dict(self._layout.digests(group))
+            for place, seed in enumerate(group, places.start):
+                self._there[place] &= found.get(seed) == self._digests[place].tobytes().hex()
+            if isinstance(self._layout, Tars) and not self._there[places].all():
+                self._there[places] = False
+
+    def missing(self) -> Iterator[list[int]]:
+        """Yield the seeds to be painted, in parts for one call each."""
+        if isinstance(self._layout, Tars):
+            groups = self._seeds.groups(self._layout.per_folder)
+            yield from (list(group) for group in groups if not self._holds(next(iter(group))))
+            return
+        part: list[int] = []
+        for seed in self._seeds:
+            if not self._holds(seed):
+                part.append(seed)
+            if len(part) == CALL_SEEDS:
+                yield part
+                part = []
+        if part:
+            yield part
+
+    def row(self, picture: Painted) -> Row:
+        """Return the row for `picture`."""
+        where, what = self._layout.name(picture.seed), self._address(picture.seed, picture.model_version)
+        return Row(picture.seed, where, picture.sha256, picture.model_version, what)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows of all that is there, in the seeds' order."""
+        mine = (
+            self.row(Painted(seed, digest.tobytes().hex(), int(version), b""))
+            for seed, there, digest, version in zip(
+                self._seeds, self._there, self._digests, self._versions, strict=True
+            )
+            if there
+        )
+        return heapq.merge(mine, sorted(self._others, key=_seed), key=_seed)
+
+    def _holds(self, seed: int) -> bool:
+        return bool(self._there[self._seeds.place(seed)])
+
+    def _address(self, seed: int, version: int) -> str:
+        return address(replace(self._query, seed=seed, version=version))
+
+
+class Work:
+    """The streams of one run, and what they share."""
+
+    def __init__(
+        self, client: PictureClient, holdings: Holdings, manifest: Manifest, layout: Files | Tars, bar: "tqdm[None]"
+    ) -> None:
+        self._client = client
+        self._holdings = holdings
+        self._manifest = manifest
+        self._layout = layout
+        self._bar = bar
+        self._calls = holdings.missing()
+        self._lock = threading.Lock()
+
+    def run(self, query: Picture, *, streams: int, any_version: bool) -> None:
+        """Paint all that is missing as `query` says. Raises what PictureClient does, and OSError."""
+        with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
+            futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:  # Ctrl-C, too
+                self._client.stop()
+                raise
+
+    def _stream(self, query: Picture, *, any_version: bool) -> None:
+        while seeds := self._next_call():
+            while seeds:
+                try:
+                    for stored in self._layout.store(self._client.paint(seeds, query)):
+                        self._record(stored)
+                        seeds = seeds[len(stored) :]
+                except VersionGoneError:
+                    if not any_version:
+                        raise
+                    query = replace(query, version=self._client.newest_version())
+
+    def _next_call(self) -> list[int] | None:
+        with self._lock:
+            return next(self._calls, None)
+
+    def _record(self, stored: Sequence[Painted]) -> None:
+        rows = [self._holdings.row(picture) for picture in stored]
+        with self._lock:
+            self._manifest.append(rows)
+            for row in rows:
+                self._holdings.add(row)
+            self._bar.update(len(rows))
+
+
+def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
+    """Let the folder `chosen.out` hold all pictures that are asked for.
+
+    Raises:
+        PaintingError: it can't; what was painted stays, and the same command goes on.
+        OSError: the folder can't be written.
+    """
+    layout = (Tars if chosen.layout == "tar" else Files)(chosen.out, chosen.format, chosen.per_folder)
+    seeds = chosen.shard.of(chosen.seeds, layout)
+    query = Picture(size=chosen.size, truncation=chosen.truncation, format=chosen.format)
+    holdings = Holdings(seeds, layout, query)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
+    with (
+        Manifest(chosen.out / chosen.shard.manifest) as manifest,
+        closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s)) as client,
+    ):
+        for row in manifest.rows():
+            holdings.add(row)
+        holdings.check()
+        before = holdings.count
+        if before < len(seeds):
+            version = _version(chosen, holdings.versions, client)
+            with tqdm(total=len(seeds), initial=before, unit="picture", mininterval=every_s, desc="paint") as bar:
+                work = Work(client, holdings, manifest, layout, bar)
+                work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
+        manifest.replace(holdings.rows())
+    print(f"{len(seeds):,} pictures are in {chosen.out}; {before:,} were there before.")
+
+
+def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
+    """Return the model version that paints what is missing: the one that was chosen, or that of the folder, or the newest."""
+    if chosen.model_version is not None:
+        version: int = chosen.model_version
+        if held - {version} and not chosen.any_version:
+            raise PaintingError(
+                f"The folder holds pictures of version {min(held - {version})}, and --model-version says {version}: "
+                "--any-version lets several be together."
+            )
+        return version
+    return max(held) if held else client.newest_version()
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Run `python -m serving paint` and return its exit status: 0 when all pictures are there, 1 after one sentence on
+    stderr if they can't be, 130 after Ctrl-C or SIGTERM. Raises SystemExit(2) if `argv` is not valid.
+    """
+    chosen = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, environ.get("RINGO_TOKEN"))
+    try:
+        paint(chosen, secrets)
+    except KeyboardInterrupt:
+        print(f"Stopped. What is painted is in {chosen.out}; the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    except VersionGoneError as error:
+        print(f"{error}. --any-version goes on with the newest; what is painted stays.", file=sys.stderr)
+    except (PaintingError, InUseError) as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "The disk is full" if full else f"{chosen.out} can't be used"
+        print(f"{what}: {error.filename or chosen.out}: {os.strerror(error.errno or 0)}.", file=sys.stderr)
+    else:
+        return 0
+    return FAILED
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command line. Raises SystemExit(2) after one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__)
+    add = parser.add_argument
+    add("--seeds", type=flag(Seeds.parse, ALLOWED), required=True, help="which pictures, such as 0:10000 or 7,42,100:116")
+    add("--out", type=flag(_path, "the path of a folder"), required=True, help="the folder; holds all there is to resume")
+    add(
+        "--target",
+        type=flag(read_text, "a gRPC target"),
+        default="dns:///localhost:9090",
+        help="the batch servers: all addresses behind a dns:/// name take turns (default: dns:///localhost:9090)",
+    )
+    _add_parameter(parser, "--size", SIZE, "pixels of the longer side (default: the model's own)")
+    _add_parameter(parser, "--truncation", TRUNCATION, "how far from seed 0 a picture may stray (default: 1)", default=1.0)
+    add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
+    _add_parameter(parser, "--model-version", VERSION, "who paints (default: who began the folder, else the newest)")
+    add("--any-version", action="store_true", help="where that version is gone, go on with the newest one")
+    add("--layout", choices=("files", "tar"), default="files", help="a file each, or tar shards as WebDataset reads them")
+    add(
+        "--per-folder",
+        type=flag(integer_reader(1, 100_000), "a whole number from 1 to 100000"),
+        default=1000,
+        help="seeds to a folder, or to a tar (default: 1000)",
+    )
+    add(
+        "--shard",
+        type=flag(Shard.parse, "INDEX/COUNT, the index from 0, such as 0/4"),
+        default=Shard(0, 1),
+        metavar="I/N",
+        help="paint part I of N of the seeds; all parts together are the whole, byte for byte",
+    )
+    add("--streams", type=flag(integer_reader(1, 64), "a whole number from 1 to 64"), default=4, help="calls at a time (default: 4)")
+    add(
+        "--patience-s",
+        type=flag(seconds_reader(100 * MAX_TIMEOUT_S), f"a number of seconds above 0, up to {100 * MAX_TIMEOUT_S:g}"),
+        default=MAX_TIMEOUT_S,
+        help="how long to try again while no picture comes (default: 600)",
+    )
+    add("--ca", type=Path, metavar="FILE", help="TLS: certificates that vouch for the server, PEM")
+    add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
+    add("--key", type=Path, metavar="FILE", help="mutual TLS: its key, PEM")
+    parser.epilog = "A bearer token is taken from the environment: RINGO_TOKEN."
+    chosen = parser.parse_args(argv)
+    if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
+        parser.error("--certificate and --key go together, and with --ca.")
+    return chosen
+
+
+def _add_parameter(
+    parser: argparse.ArgumentParser, name: str, parameter: Parameter, text: str, *, default: float | None = None
+) -> None:
+    parser.add_argument(name, type=flag(parameter.read, parameter.allowed), default=default, help=text)
+
+
+def _path(text: str) -> Path:
+    return Path(read_text(text))
+
+
+def _seed(row: Row) -> int:
+    return row.seed
