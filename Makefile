@@ -8,23 +8,24 @@ NAME = $(or $(patsubst apple,my-apple,$(shell basename "$$(realpath -m -- "$(PHO
 	| LC_ALL=C tr -cs 'a-z0-9\n' - | sed 's/^-//; s/-$$//')),photos)
 MODEL ?= models/$(NAME)
 RUN ?= runs/$(notdir $(MODEL))
+STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format train bench lock clean
+.PHONY: help run test fuzz lint format train bench stubs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/serve .venv/train ## serve the shipped generator on http://localhost:8080
+run: .venv/serve .venv/train $(STUBS) ## serve the shipped generator on http://localhost:8080
 	@$(BIN)/python -m serving run
 
-test: .venv/dev ## run all tests
+test: .venv/dev $(STUBS) ## run all tests
 	$(BIN)/python -m pytest
 
-fuzz: .venv/dev ## send the API 5,000 requests made up from its description
+fuzz: .venv/dev $(STUBS) ## send the API 5,000 requests made up from its description
 	FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/test_openapi.py -k fuzzer
 
-lint: .venv/dev ## check style, types and who imports whom
+lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -39,18 +40,26 @@ train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 12
 	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)" $(FLAGS)
 	$(BIN)/python -m training export "$(RUN)" --to "$(MODEL)"
 
-bench: .venv/dev ## measure speed, as ratios, and peak memory
+bench: .venv/dev $(STUBS) ## measure speed, as ratios, and peak memory
 	$(BIN)/python -m benchmarks.generator
 	$(BIN)/python -m benchmarks.memory
 
+stubs: .venv/serve $(STUBS) ## generate serving/pb from proto, for `python -m serving batch`
+
 lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt
+	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
 
 clean: ## remove the environment and all caches; runs/ stays
-	rm -rf .venv .*_cache .hypothesis
+	rm -rf .venv .*_cache .hypothesis serving/pb
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# For protoc proto/ lies at serving/pb/, so that the modules it makes import each other by the names they have here.
+$(STUBS): proto/ringo/v1/picture_service.proto .venv/build
+	@$(BIN)/python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. --grpc_python_out=. $<
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ringo needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
