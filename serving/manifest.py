@@ -19,7 +19,7 @@ class InUseError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One picture. `picture` is its address at the gateway: model version, seed and options, all its bytes depend on."""
+    """One picture. `picture` is its address at the gateway: version, seed and options, all that its bytes depend on."""
 
     seed: int
     file: str  # relative to the folder; of a tar, the tar

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from serving.manifest import InUseError, Manifest, Row
-from serving.picture_client import PaintingError, PictureClient, Secrets, Stopped, VersionGoneError
+from serving.picture_client import PaintingError, PictureClient, Secrets, VersionGoneError
 from serving.picture_files import Files, Painted, Tars
 from serving.queries import SIZE, STILL, TRUNCATION, VERSION, Parameter, Picture, address
 from serving.seeds import ALLOWED, Seeds
@@ -54,7 +55,7 @@ class Shard:
     def of(self, seeds: Seeds, layout: Files | Tars) -> Seeds:
         """Return this part of `seeds`: as many as the others have, but a tar is never divided."""
         if isinstance(layout, Tars):
-            ends = [0, *np.cumsum([len(group) for group in seeds.groups(layout.per_folder)]).tolist()]
+            ends: Sequence[int] = [0, *accumulate(len(group) for group in seeds.groups(layout.per_folder))]
         else:
             ends = range(len(seeds) + 1)
         first, behind = (ends[index * (len(ends) - 1) // self.count] for index in (self.index, self.index + 1))
@@ -88,7 +89,9 @@ class Holdings:
         if row.picture != self._address(row.seed, row.model_version):
             raise PaintingError(f"The folder holds {row.picture}: other options than these need a folder of their own.")
         if row.file != self._layout.name(row.seed):
-            raise PaintingError(f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with.")
+            raise PaintingError(
+                f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with."
+            )
         place = self._seeds.place(row.seed)
         if place is None:
             self._others.append(row)
@@ -99,8 +102,9 @@ class Holdings:
 
     def check(self) -> None:
         """Forget what is not in the folder, or is not what its row says. A tar counts as a whole."""
+        behind = 0
         for group in self._seeds.groups(self._layout.per_folder):
-            places = slice(first := self._seeds.place(next(iter(group))), first + len(group))
+            places = slice(behind, behind := behind + len(group))
             if not self._there[places].any():
                 continue
             found = dict(self._layout.digests(group))
@@ -229,7 +233,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
-    """Return the model version that paints what is missing: the one that was chosen, or that of the folder, or the newest."""
+    """Return the version that paints what is missing: the one that was chosen, that of the folder, or the newest."""
     if chosen.model_version is not None:
         version: int = chosen.model_version
         if held - {version} and not chosen.any_version:
@@ -242,8 +246,10 @@ def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) 
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    """Run `python -m serving paint` and return its exit status: 0 when all pictures are there, 1 after one sentence on
-    stderr if they can't be, 130 after Ctrl-C or SIGTERM. Raises SystemExit(2) if `argv` is not valid.
+    """Run `python -m serving paint` and return its exit status.
+
+    It is 0 when all pictures are there, 1 after one sentence on stderr if they can't be, 130 after Ctrl-C or SIGTERM.
+    Raises SystemExit(2) if `argv` is not valid.
     """
     chosen = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -270,8 +276,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line. Raises SystemExit(2) after one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__)
     add = parser.add_argument
-    add("--seeds", type=flag(Seeds.parse, ALLOWED), required=True, help="which pictures, such as 0:10000 or 7,42,100:116")
-    add("--out", type=flag(_path, "the path of a folder"), required=True, help="the folder; holds all there is to resume")
+    add(
+        "--seeds",
+        type=flag(Seeds.parse, ALLOWED),
+        required=True,
+        help="which pictures, such as 0:10000 or 7,42,100:116",
+    )
+    add(
+        "--out",
+        type=flag(_path, "the path of a folder"),
+        required=True,
+        help="the folder; holds all there is to resume",
+    )
     add(
         "--target",
         type=flag(read_text, "a gRPC target"),
@@ -279,11 +295,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="the batch servers: all addresses behind a dns:/// name take turns (default: dns:///localhost:9090)",
     )
     _add_parameter(parser, "--size", SIZE, "pixels of the longer side (default: the model's own)")
-    _add_parameter(parser, "--truncation", TRUNCATION, "how far from seed 0 a picture may stray (default: 1)", default=1.0)
+    _add_parameter(
+        parser, "--truncation", TRUNCATION, "how far from seed 0 a picture may stray (default: 1)", default=1.0
+    )
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
     _add_parameter(parser, "--model-version", VERSION, "who paints (default: who began the folder, else the newest)")
     add("--any-version", action="store_true", help="where that version is gone, go on with the newest one")
-    add("--layout", choices=("files", "tar"), default="files", help="a file each, or tar shards as WebDataset reads them")
+    add(
+        "--layout",
+        choices=("files", "tar"),
+        default="files",
+        help="a file each, or tar shards as WebDataset reads them",
+    )
     add(
         "--per-folder",
         type=flag(integer_reader(1, 100_000), "a whole number from 1 to 100000"),
@@ -297,7 +320,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="I/N",
         help="paint part I of N of the seeds; all parts together are the whole, byte for byte",
     )
-    add("--streams", type=flag(integer_reader(1, 64), "a whole number from 1 to 64"), default=4, help="calls at a time (default: 4)")
+    add(
+        "--streams",
+        type=flag(integer_reader(1, 64), "a whole number from 1 to 64"),
+        default=4,
+        help="calls at a time (default: 4)",
+    )
     add(
         "--patience-s",
         type=flag(seconds_reader(100 * MAX_TIMEOUT_S), f"a number of seconds above 0, up to {100 * MAX_TIMEOUT_S:g}"),

@@ -165,7 +165,7 @@ class PictureClient:
         return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
 
     def _rest(self, error: grpc.RpcError, attempt: int) -> int:
-        """Wait before another try, and return its number; raise if `error` is not transient or patience is at its end."""
+        """Wait before another try, and return its number; raise if `error` is not transient, or patience at its end."""
         if self._stopped.is_set():
             raise Stopped from error
         sentence = f"{self._target} answered {error.code().name}: {_shown(error.details() or 'no reason given')}"
