@@ -1,0 +1,91 @@
+"""A batch server on a real socket, whose pictures are a few bytes made from the seed, and which fails on command."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, Self
+
+import grpc
+
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
+from serving.pb.ringo.v1 import picture_service_pb2_grpc
+
+LIMIT_S = 60.0
+
+
+def data_of(seed: int, version: int = 1) -> bytes:
+    return f"picture {seed} of version {version}\n".encode()
+
+
+class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
+    """Answers while the `with` block lasts.
+
+    `before(seed, context)` is called ahead of each picture, and may abort; `alter(picture)` may spoil one.
+    `painted` lists the seeds that were sent, `calls` those that each call asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: int = 1,
+        before: Callable[[int, Any], object] = lambda seed, context: None,
+        alter: Callable[[pb.Picture], object] = lambda picture: None,
+    ) -> None:
+        self.version = version
+        self.before = before
+        self.alter = alter
+        self.painted: list[int] = []
+        self.calls: list[list[int]] = []
+        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
+        picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.target = f"ipv4:127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(grace=None).wait(timeout=LIMIT_S)
+
+    def DescribeModel(self, request: Any, context: Any) -> pb.DescribeModelResponse:  # noqa: N802 (the service's name)
+        return pb.DescribeModelResponse(
+            name="apple", model_versions=[self.version], size=8, renderer=2, replica="proved"
+        )
+
+    def GenerateBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        seeds = list(request.list.seeds)
+        self.calls.append(seeds)
+        for seed in seeds:
+            self.before(seed, context)
+            if request.options.model_version != self.version:
+                context.abort(grpc.StatusCode.NOT_FOUND, "The model server has no such version of 'apple' loaded.")
+            data = data_of(seed, self.version)
+            picture = pb.Picture(
+                seed=seed,
+                data=data,
+                sha256=hashlib.sha256(data).digest(),
+                model_version=self.version,
+                media_type="image/png",
+            )
+            self.alter(picture)
+            self.painted.append(seed)
+            yield pb.GenerateBatchResponse(picture=picture)
+
+
+class Gate:
+    """Holds whoever comes with `seed` or a later one, until it is opened."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._opened = threading.Event()
+        self.reached = threading.Event()
+
+    def __call__(self, seed: int, context: Any) -> None:
+        if seed >= self._seed:
+            self.reached.set()
+            assert self._opened.wait(LIMIT_S)
+
+    def open(self) -> None:
+        self._opened.set()
