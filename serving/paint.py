@@ -169,8 +169,8 @@ class Work:
     def run(self, query: Picture, *, streams: int, any_version: bool) -> None:
         """Paint all that is missing as `query` says. Raises what PictureClient does, and OSError."""
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
-            futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]
             try:
+                futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]
                 for future in as_completed(futures):
                     future.result()
             except BaseException:  # Ctrl-C, too

@@ -6,14 +6,21 @@ import signal
 import subprocess
 import tarfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
 
+from serving.paint import main
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.fake_batch_server import FakeBatchServer, Gate, data_of
-from tests.gateway_process import environment
+from tests.gateway_process import environment, free_port
+
+
+@dataclass
+class Target:
+    target: str
 
 
 def paint(server, out, *flags, seeds="0:30", code=0, **settings):
@@ -154,7 +161,7 @@ def test_more_seeds_join_a_folder(server, tmp_path):
         (["--format", "webp"], "The folder holds /generate?seed=0&format=png&version=1: other options than these need"),
         (
             ["--per-folder", 7],
-            "The folder holds seed 10 in 000001/000000010.png: go on with the layout it was begun with.",
+            "The folder holds seed 7 in 000000/000000007.png: go on with the layout it was begun with.",
         ),
         (
             ["--model-version", 2, "--seeds", "0:31"],
@@ -205,10 +212,10 @@ def test_what_is_not_transient_ends_it_with_the_servers_sentence(tmp_path):
 
 
 def test_without_a_server_patience_has_an_end(tmp_path):
-    server = FakeBatchServer()  # has a port, and doesn't answer
-    said = paint(server, tmp_path, "--patience-s", "0.5", code=1)
+    nobody = Target(f"ipv4:127.0.0.1:{free_port()}")
+    said = paint(nobody, tmp_path, "--patience-s", "0.5", code=1)
     assert "No picture has come for" in said.splitlines()[-1]
-    assert "answered UNAVAILABLE" in said.splitlines()[-1]
+    assert f"{nobody.target} answered UNAVAILABLE" in said.splitlines()[-1]
 
 
 def change_version(server: FakeBatchServer, at: int):
@@ -314,7 +321,8 @@ def test_a_full_disk_is_one_sentence_and_what_was_painted_stays(server, tmp_path
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_a_flag_that_cannot_be_used_is_refused_by_name(server, tmp_path, flags, named):
-    said = paint(server, tmp_path / "out", *(f"{flags[0]}={flags[1]}" if len(flags) > 1 else flags[0],), code=2)
-    assert named in said.splitlines()[-1]
+def test_a_flag_that_cannot_be_used_is_refused_by_name(tmp_path, capsys, flags, named):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--seeds=0:30", f"--out={tmp_path}/out", "=".join(flags)])
+    assert named in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
