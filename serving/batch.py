@@ -134,10 +134,15 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                 replica=proof.verdict,
             )
 
-    def drain(self, timeout_s: float) -> None:
-        """Take no stream any more; those under way have `timeout_s`, then they end after what is in the making."""
+    def drain(self, timeout_s: float, *, grace_s: float) -> None:
+        """Take no stream any more; those under way have `timeout_s`, then they end after what is in the making.
+
+        That has `grace_s`; so have single pictures, which are taken until then.
+        """
         self._streams.shut(timeout_s)
         self._stopping.set()
+        self._streams.shut(grace_s)
+        self._singles.shut(grace_s)
 
     def close(self) -> None:
         """Make nothing more; what is at the model server is waited for."""
@@ -181,7 +186,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         rows, first = batch_rows(query.size or proof.size), 0
         ahead: deque[Future[list[Message]]] = deque()
         try:
-            while ahead or first < len(seeds):
+            while (ahead or first < len(seeds)) and not ended.is_set():
                 while first < len(seeds) and len(ahead) < BATCHES_AHEAD and not self._stopping.is_set():
                     ahead.append(self._threads.submit(make, seeds[first : first + rows]))
                     first += rows
@@ -250,7 +255,8 @@ def answering(context: grpc.ServicerContext, method: str) -> Iterator[None]:
     code = grpc.StatusCode.CANCELLED  # unless it comes to another end
     try:
         yield
-        code = grpc.StatusCode.OK
+        if context.is_active():
+            code = grpc.StatusCode.OK
     except RingoError as error:
         code = ANSWERS[type(error)].code
         context.abort_with_status(status_of(error))

@@ -26,6 +26,7 @@ MAX_RESPONSE_BYTES = 4 * 2**20  # what clients take by default; the largest pict
 SPARE_THREADS = 8  # beside those of streams and single pictures: for health, reflection, refusals
 HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
 STOP_GRACE_S = 5.0  # for what is in the making when the time to drain is up
+FLUSH_S = 0.5  # then, for the last answers to leave; who watches our health stays to the end
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
@@ -76,18 +77,18 @@ def serve(settings: Settings) -> None:
     threading.Thread(target=watch, args=(replica, told, told_to_end), daemon=True).start()
     server.start()
     log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
-    grace_s = None
+    flush_s = None
     try:
         told_to_end.wait()
         log.info("stopping; streams have %g s", settings.batch_drain_s)
         told.enter_graceful_shutdown()
-        service.drain(settings.batch_drain_s)
-        grace_s = STOP_GRACE_S
+        service.drain(settings.batch_drain_s, grace_s=STOP_GRACE_S)
+        flush_s = FLUSH_S
     except KeyboardInterrupt:
         pass
     finally:
         told_to_end.set()
-        server.stop(grace_s).wait()
+        server.stop(flush_s).wait()
         client.close()
         service.close()
 
