@@ -236,7 +236,9 @@ def test_a_slow_reader_is_painted_for_no_further_than_a_little_ahead(batch, mode
         return asked[-1] > 0 and asked[-1] == asked[-50]
 
     wait_until(stands_still, "the painting to wait for its reader")
-    assert seeds_asked(model_server.requests[before:]) < 1000  # 480 as found, most of them in gRPC's window
+    assert (
+        seeds_asked(model_server.requests[before:]) < 1000
+    )  # 480 as found with batches of 32, most of them in gRPC's window
     assert [next(stream).picture.seed for _ in range(500)] == list(range(1, 501))  # and it goes on
     cancel(batch, stream)
 
