@@ -79,8 +79,8 @@ def serve(settings: Settings) -> None:
     log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
     flush_s = None
     try:
-        # It looks around ten times a second. A wait without a limit missed one signal in about a hundred, on a busy
-        # machine: the system may hand it to any of gRPC's threads, and only the main one runs handlers.
+        # It looks around ten times a second. A wait without a limit missed 2 of about 30 signals on a busy machine,
+        # presumably because another thread got them: only the main one runs handlers, once it is awake.
         server.wait_for_termination()
     except SystemExit:
         log.info("stopping; streams have %g s", settings.batch_drain_s)
