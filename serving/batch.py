@@ -44,7 +44,7 @@ from serving.security import require_token
 SERVICE = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"].full_name
 MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of grpc_server.py lets through
 MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
-BATCH_ROWS = 32  # of one Predict call
+BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
 BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,12 @@
 """Through the front door: gRPC in, a real batch server, gRPC to a model server on a socket."""
 
 import hashlib
+import shutil
+import subprocess
 import threading
 from concurrent import futures
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import grpc
@@ -17,10 +20,11 @@ from grpc_status import rpc_status
 from serving.batch import ANSWERS, BATCH_ROWS, BATCHES_AHEAD, PictureService
 from serving.errors import RingoError
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
+from serving.ports import listen
 from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request
-from tests.conftest import LIMIT_S, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, wait_until
 from tests.fake_model_server import FakeModelServer, answer
-from tests.gateway_process import gateway_for
+from tests.gateway_process import environment, free_port, gateway_for
 
 MAX_SEED = 2**63 - 1
 SEEDS = [5, 0, MAX_SEED, 42, 5]
@@ -232,7 +236,9 @@ def test_a_slow_reader_is_painted_for_no_further_than_a_little_ahead(batch, mode
         return asked[-1] > 0 and asked[-1] == asked[-50]
 
     wait_until(stands_still, "the painting to wait for its reader")
-    assert seeds_asked(model_server.requests[before:]) < 1000  # 480 as found, most of them in gRPC's window
+    assert (
+        seeds_asked(model_server.requests[before:]) < 1000
+    )  # 480 as found with batches of 32, most of them in gRPC's window
     assert [next(stream).picture.seed for _ in range(500)] == list(range(1, 501))  # and it goes on
     cancel(batch, stream)
 
@@ -310,3 +316,33 @@ def test_an_error_of_our_own_is_internal_and_tells_nothing(caplog):
     server.stop(None).wait(LIMIT_S)
     assert (code, told) == (grpc.StatusCode.INTERNAL, "The server failed; its log says why.")
     assert "AttributeError" in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["RINGO_BATCH_PORT", "RINGO_BATCH_METRICS_PORT"])
+def test_a_taken_port_is_one_sentence_that_names_the_variable(variable):
+    with listen("127.0.0.1", 0, variable="", value="") as taken:
+        ports = {"RINGO_BATCH_PORT": free_port(), "RINGO_BATCH_METRICS_PORT": free_port()}
+        ports[variable] = taken.getsockname()[1]
+        done = run_batch(ROOT, {name: str(port) for name, port in ports.items()})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"{variable} is '{ports[variable]}'; allowed is a port that is free on 127.0.0.1: ")
+
+
+def test_without_the_stubs_one_sentence_says_how_to_make_them(tmp_path):
+    shutil.copytree(ROOT / "serving", tmp_path / "serving", ignore=shutil.ignore_patterns("pb", "__pycache__"))
+    done = run_batch(tmp_path, {})
+    assert (done.returncode, done.stderr) == (
+        2,
+        "serving/pb is not there yet: `make stubs` generates it from proto/.\n",
+    )
+
+
+def run_batch(folder: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("serving", "batch"),
+        env=environment() | settings,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        cwd=folder,
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+import trustme
 
 from serving.ports import listen
 from serving.run import model_server_command
@@ -96,6 +97,16 @@ def test_it_says_which_model_server_it_started_and_how_to_ask(surroundings, tmp_
         f"  curl '{address}/generate?seed=42' -o cat.png",
         "Ctrl-C ends it.",
     ]
+
+
+def test_it_is_ready_with_certificates_of_callers_and_a_token_that_it_has_not(surroundings, tmp_path):
+    ca, paths = trustme.CA(), {name: tmp_path / name for name in ("TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA")}
+    server = ca.issue_cert("localhost")
+    for name, blob in zip(paths, (server.cert_chain_pems[0], server.private_key_pem, ca.cert_pem), strict=True):
+        blob.write_to_path(paths[name])
+    secured = {f"RINGO_{name}": str(path) for name, path in paths.items()} | {"RINGO_TOKEN": "0123456789abcdef"}
+    with running(surroundings | secured, tmp_path) as run:
+        assert run.url.startswith("https://")
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -32,6 +32,11 @@ def test_variables_of_others_are_left_alone():
         ("RINGO_THREADS", "32", "threads", 32),
         ("RINGO_CACHE_MB", "0", "cache_mb", 0),
         ("RINGO_METRICS_PORT", "9101", "metrics_port", 9101),
+        ("RINGO_BATCH_PORT", "9091", "batch_port", 9091),
+        ("RINGO_BATCH_METRICS_PORT", "9102", "batch_metrics_port", 9102),
+        ("RINGO_BATCH_STREAMS", "4", "batch_streams", 4),
+        ("RINGO_BATCH_DRAIN_S", "20", "batch_drain_s", 20.0),
+        ("RINGO_TOKEN", "0123456789abcdef", "token", "0123456789abcdef"),
     ],
 )
 def test_a_variable_sets_its_field(variable, text, name, value):
@@ -60,6 +65,28 @@ def test_a_value_that_cannot_be_used_is_named_with_its_variable_and_what_is_allo
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({variable: text})
     assert str(caught.value).startswith(f"{variable} is {text!r}; allowed is ")
+
+
+@pytest.mark.parametrize(
+    ("given", "half", "missing"),
+    [
+        (["RINGO_TLS_CERTIFICATE"], "RINGO_TLS_CERTIFICATE", "RINGO_TLS_KEY"),
+        (["RINGO_TLS_KEY"], "RINGO_TLS_KEY", "RINGO_TLS_CERTIFICATE"),
+        (["RINGO_TLS_CLIENT_CA"], "RINGO_TLS_CLIENT_CA", "RINGO_TLS_CERTIFICATE"),
+        (["RINGO_TLS_CLIENT_CA", "RINGO_TLS_CERTIFICATE"], "RINGO_TLS_CLIENT_CA", "RINGO_TLS_KEY"),
+    ],
+)
+def test_half_of_what_goes_together_is_named_with_what_is_missing(given, half, missing):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(dict.fromkeys(given, "a.pem"))
+    assert str(caught.value) == f"{half} is 'a.pem'; allowed is a path only together with {missing}."
+
+
+@pytest.mark.parametrize("variable", ["RINGO_TOKEN", "RINGO_TOKENS"])
+def test_a_token_that_cannot_be_used_is_not_shown(variable):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({variable: "p\u00e4ssword"})
+    assert str(caught.value).startswith(f"{variable} is not shown; allowed is ")
 
 
 def test_an_unknown_variable_is_an_error_that_lists_the_known_ones():

@@ -1,0 +1,220 @@
+"""TLS, certificates of callers and the token, at both doors."""
+
+import http.client
+import json
+import ssl
+import subprocess
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from serving.pb.ringo.v1 import picture_service_pb2
+from serving.security import check_tls
+from serving.settings import Settings, SettingsError
+from tests.batch_process import SERVING, Batch, batch_for
+from tests.conftest import LIMIT_S, ROOT, command
+from tests.fake_model_server import FakeModelServer
+from tests.gateway_process import environment, gateway_for
+
+TOKEN = "0123456789abcdef"
+BEARER = f"Bearer {TOKEN}"
+DESCRIBE = picture_service_pb2.DescribeModelRequest()
+
+
+@dataclass(frozen=True)
+class Papers:
+    """PEM files: the server's certificate and key, the CA that both sides trust, a caller's certificate with key."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+    caller: Path
+
+    @property
+    def tls(self) -> dict[str, Path]:
+        return {"tls_certificate": self.certificate, "tls_key": self.key}
+
+    def credentials(self, *, caller: bool = False) -> grpc.ChannelCredentials:
+        pem = self.caller.read_bytes() if caller else None
+        return grpc.ssl_channel_credentials(self.ca.read_bytes(), private_key=pem, certificate_chain=pem)
+
+    def context(self, *, caller: bool = False) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca)
+        if caller:
+            context.load_cert_chain(self.caller)
+        return context
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory) -> Papers:
+    folder = tmp_path_factory.mktemp("papers")
+    papers = Papers(*(folder / name for name in ("server.pem", "server.key", "ca.pem", "caller.pem")))
+    ca = trustme.CA()
+    server = ca.issue_cert("localhost")
+    for blob in server.cert_chain_pems:
+        blob.write_to_path(papers.certificate, append=True)
+    server.private_key_pem.write_to_path(papers.key)
+    ca.cert_pem.write_to_path(papers.ca)
+    ca.issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.caller)
+    return papers
+
+
+@pytest.fixture(scope="module")
+def model_server():
+    with FakeModelServer() as server:
+        yield server
+
+
+def described(batch: Batch, *metadata: tuple[str, str]) -> str:
+    """Return the model's name, or the code of the refusal, over the channel of `batch`."""
+    try:
+        return batch.pictures.DescribeModel(DESCRIBE, metadata=metadata, timeout=LIMIT_S).name
+    except grpc.RpcError as error:
+        return error.code().name
+
+
+@pytest.fixture(scope="module")
+def batch(model_server, papers, tmp_path_factory):
+    """With TLS and a token."""
+    folder = tmp_path_factory.mktemp("batch")
+    with batch_for(model_server.target, folder, credentials=papers.credentials(), token=TOKEN, **papers.tls) as batch:
+        yield batch
+
+
+@pytest.mark.parametrize(
+    ("metadata", "answer"),
+    [
+        ((), "UNAUTHENTICATED"),
+        ((("authorization", "Bearer wrong-token-of-16"),), "UNAUTHENTICATED"),
+        ((("authorization", "Bearer"),), "UNAUTHENTICATED"),
+        ((("authorization", TOKEN),), "UNAUTHENTICATED"),
+        ((("authorization", f"Basic {TOKEN}"),), "UNAUTHENTICATED"),
+        ((("authorization", BEARER),), "apple"),
+        ((("authorization", f"bearer {TOKEN}"),), "apple"),
+    ],
+)
+def test_the_batch_server_answers_who_bears_the_token(batch, metadata, answer):
+    assert described(batch, *metadata) == answer
+
+
+def test_health_is_for_everybody_and_a_stream_for_bearers(batch):
+    assert batch.status() == SERVING
+    with pytest.raises(grpc.RpcError) as refused:
+        batch.paint([1])
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert refused.value.details() == "This service wants its bearer token: the header `authorization: Bearer ...`."
+
+
+def test_with_tls_who_comes_without_gets_nothing(batch):
+    with grpc.insecure_channel(batch.target) as channel:
+        describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
+        with pytest.raises(grpc.RpcError) as refused:
+            describe(b"", timeout=LIMIT_S)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_batch_server_lets_in_whose_certificate_it_trusts(model_server, papers, tmp_path):
+    with batch_for(
+        model_server.target,
+        tmp_path,
+        credentials=papers.credentials(caller=True),
+        tls_client_ca=papers.ca,
+        **papers.tls,
+    ) as batch:
+        assert described(batch) == "apple"
+        with grpc.secure_channel(batch.target, papers.credentials()) as channel:
+            describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
+            with pytest.raises(grpc.RpcError) as refused:
+                describe(b"", timeout=LIMIT_S)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def ask(port: int, path: str, context: ssl.SSLContext, method: str = "GET", **headers: str) -> Reply:
+    with closing(http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=context)) as connection:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return Reply(response.status, response.headers, response.read())
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, papers, tmp_path_factory):
+    """With TLS, certificates of callers and a token."""
+    folder = tmp_path_factory.mktemp("gateway")
+    settings = {"token": TOKEN, "tls_client_ca": papers.ca, **papers.tls}
+    with gateway_for(model_server.target, folder, **settings) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong-token-of-16"}, {"Authorization": TOKEN}])
+def test_the_gateway_answers_401_to_who_does_not_bear_the_token(gateway, papers, headers):
+    reply = ask(gateway.port, "/generate?seed=1", papers.context(caller=True), **headers)
+    assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert json.loads(reply.body)["type"] == "urn:ringo:problem:not-authenticated"
+
+
+def test_the_gateway_answers_who_bears_the_token_and_lets_no_shared_cache_keep_it(gateway, papers):
+    context = papers.context(caller=True)
+    reply = ask(gateway.port, "/generate?seed=1&version=1", context, Authorization=BEARER)
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "image/png")
+    assert reply.headers["Cache-Control"] == "private, max-age=31536000, immutable"
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/livez"), ("GET", "/readyz"), ("OPTIONS", "/generate")])
+def test_probes_and_preflights_need_no_token(gateway, papers, method, path):
+    assert ask(gateway.port, path, papers.context(caller=True), method).status == 200
+
+
+def test_the_gateway_lets_in_nobody_without_a_certificate(gateway, papers):
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        ask(gateway.port, "/livez", papers.context())
+    assert gateway.process.poll() is None
+    assert "Traceback" not in gateway.log.read_text()
+
+
+@pytest.mark.parametrize(("path", "beginning"), [("/metrics", b"# HELP"), ("/livez", b"alive"), ("/readyz", b"ready")])
+def test_the_metrics_port_is_plain_and_answers_probes(gateway, path, beginning):
+    assert gateway.ask(path, port=gateway.metrics_port).body.startswith(beginning)
+
+
+def test_the_token_is_in_no_representation_and_no_log(gateway, batch):
+    assert TOKEN not in repr(Settings(token=TOKEN))
+    assert TOKEN not in gateway.log.read_text() + batch.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "content", "sentence"),
+    [
+        ("tls_certificate", None, "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: No such"),
+        ("tls_certificate", "x", "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: "),
+        ("tls_key", "x", "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: "),
+        ("tls_client_ca", "x", "allowed is readable certificates in PEM: "),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(papers, tmp_path, variable, content, sentence):
+    file = tmp_path / "file.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        check_tls(Settings(**papers.tls | {variable: file}))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["gateway", "batch", "run"])
+def test_without_its_certificate_no_part_starts(papers, tmp_path, part):
+    settings = environment(**papers.tls | {"tls_certificate": tmp_path / "none.pem"})
+    done = subprocess.run(
+        command("serving", part), env=settings, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("RINGO_TLS_CERTIFICATE is '")
