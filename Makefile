@@ -42,6 +42,7 @@ train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 12
 
 bench: .venv/dev $(STUBS) ## measure speed, as ratios, and peak memory
 	$(BIN)/python -m benchmarks.generator
+	$(BIN)/python -m benchmarks.paint
 	$(BIN)/python -m benchmarks.memory
 
 stubs: .venv/serve $(STUBS) ## generate serving/pb from proto, for `python -m serving batch`
