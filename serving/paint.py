@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -28,6 +28,8 @@ from serving.seeds import ALLOWED, Seeds
 from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, seconds_reader
 
 CALL_SEEDS = 256  # of one call where each picture is a file: a stream of a second or two, so that replicas take turns
+# A signal that another thread receives does not end the wait of the first one, where Python's handlers run: steps do.
+SIGNAL_STEP_S = 0.5
 FAILED, INTERRUPTED = 1, 130  # exit statuses; argparse's own is 2
 
 
@@ -171,8 +173,11 @@ class Work:
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
             try:
                 futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]
-                for future in as_completed(futures):
-                    future.result()
+                waiting = set(futures)
+                while waiting:
+                    done, waiting = wait(waiting, SIGNAL_STEP_S, FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
             except BaseException:  # Ctrl-C, too
                 self._client.stop()
                 raise
