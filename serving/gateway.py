@@ -93,7 +93,7 @@ def create_app(settings: Settings) -> Flask:
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     replica = Replica(client)
     painter = Painter(client, settings.model_name, cache_bytes=settings.cache_mb * 2**20)
-    description = build_openapi()
+    description = build_openapi(open_to_all=None if settings.token is None else PROBES)
     immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
     app.add_template_filter(code_marked)
 

@@ -1,7 +1,8 @@
 """The OpenAPI 3.1 description of the gateway, made from what reads and checks its queries."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING
+from types import MappingProxyType
 from typing import Any
 
 from serving.queries import RESOURCES, Query, mimetypes, parameters
@@ -27,7 +28,8 @@ REFUSALS = {
     "503": "No model is ready, or the model server takes no more work; `Retry-After` says when to come back.",
     "504": "The model server took too long.",
 }
-ASKING = ("404", "502", "503", "504")  # what may come of asking the model server
+UNAUTHENTICATED = {"401": "The bearer token is missing, or not this service's."}
+ASKING = {status: REFUSALS[status] for status in ("404", "502", "503", "504")}
 
 PROBLEM = {
     "type": "object",
@@ -83,10 +85,10 @@ HEADERS = {
 }
 
 
-def build_openapi() -> dict[str, Any]:
-    """Return the description as one JSON document."""
+def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the description as one JSON document; all paths but `open_to_all`, where that is given, want a token."""
     text = {"type": "string"}
-    return {
+    described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Ringo", "version": "1", "description": INTRODUCTION, "license": {"name": "Apache-2.0"}},
         "paths": {
@@ -103,6 +105,13 @@ def build_openapi() -> dict[str, Any]:
         },
         "components": {"schemas": {"Problem": PROBLEM}},
     }
+    if open_to_all is not None:
+        described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, operations in described["paths"].items():
+            if path not in open_to_all:
+                operations["get"] |= {"security": [{"token": []}]}
+                operations["get"]["responses"] |= _refusals(UNAUTHENTICATED)
+    return described
 
 
 def _picture(resource: type[Query]) -> dict[str, Any]:
@@ -140,14 +149,14 @@ def _picture(resource: type[Query]) -> dict[str, Any]:
 
 
 def _operation(
-    name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Iterable[str] = ()
+    name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
     answer = {"200": _content("The answer.", mimetype, schema), **_refusals(refusals)}
     return {"get": {"operationId": name, "summary": summary, "responses": answer}}
 
 
 def _kept(
-    name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Iterable[str] = ()
+    name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Return an operation whose answer may be kept, and asked for again."""
     described = _operation(name, summary, mimetype, schema, refusals)
@@ -160,6 +169,6 @@ def _content(description: str, mimetype: str, schema: dict[str, Any]) -> dict[st
     return {"description": description, "content": {mimetype: {"schema": schema}}}
 
 
-def _refusals(statuses: Iterable[str]) -> dict[str, Any]:
+def _refusals(statuses: Mapping[str, str]) -> dict[str, Any]:
     problem = {"$ref": "#/components/schemas/Problem"}
-    return {status: _content(REFUSALS[status], "application/problem+json", problem) for status in statuses}
+    return {status: _content(said, "application/problem+json", problem) for status, said in statuses.items()}

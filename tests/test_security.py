@@ -175,6 +175,13 @@ def test_probes_and_preflights_need_no_token(gateway, papers, method, path):
     assert ask(gateway.port, path, papers.context(caller=True), method).status == 200
 
 
+def test_the_description_says_what_needs_the_token(gateway, papers):
+    described = json.loads(ask(gateway.port, "/openapi.json", papers.context(caller=True), Authorization=BEARER).body)
+    assert described["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    open_to_all = {path for path, methods in described["paths"].items() if "401" not in methods["get"]["responses"]}
+    assert open_to_all == {"/livez", "/readyz"}
+
+
 def test_the_gateway_lets_in_nobody_without_a_certificate(gateway, papers):
     with pytest.raises((ssl.SSLError, ConnectionError)):
         ask(gateway.port, "/livez", papers.context())
