@@ -1,4 +1,4 @@
-"""The serving side's command line: python -m serving {gateway,model-server,run,verify}."""
+"""The serving side's command line: python -m serving {gateway,batch,model-server,run,verify}."""
 
 import argparse
 import os
@@ -17,8 +17,9 @@ def main(argv: list[str]) -> int:
         description="Turn a seed into a picture.",
         epilog="The gateway's and the launcher's settings are the RINGO_ variables of serving/settings.py.",
     )
-    parts = parser.add_subparsers(dest="part", required=True, metavar="{gateway,model-server,run,verify}")
+    parts = parser.add_subparsers(dest="part", required=True, metavar="{gateway,batch,model-server,run,verify}")
     parts.add_parser("gateway", help="answer HTTP, asking a model server for the pixels")
+    parts.add_parser("batch", help="answer gRPC, many pictures a call, asking a model server for the pixels")
     parts.add_parser("model-server", help="serve a SavedModel as TensorFlow Serving does", add_help=False)
     parts.add_parser("run", help="start a model server and the gateway; one Ctrl-C ends both")
     verify = parts.add_parser("verify", help="render PNGs again, and say whether they are what they say")
@@ -46,6 +47,16 @@ def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
         from serving.run import run
 
         return run(settings)
+    if chosen.part == "batch":
+        try:
+            from serving.grpc_server import serve as serve_batch
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("serving.pb"):
+                raise
+            print("serving/pb is not there yet: `make stubs` generates it from proto/.", file=sys.stderr)
+            return MISUSED
+        serve_batch(settings)
+        return 0
     if chosen.part == "verify":
         from serving.verify import verify
 

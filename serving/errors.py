@@ -4,11 +4,13 @@ Nothing here knows a protocol: each edge keeps one table from these classes to i
 
     RingoError
     ├── InvalidRequest      one field of the request is refused
+    ├── NotAuthenticated    the caller doesn't bear the token
     ├── UnknownVersion      the model server has no such version of the model loaded
     ├── ModelUnavailable    no model server, or none of its versions is loaded: try again soon
     ├── ModelTimeout        the model server did not answer within the limit
     ├── Overloaded          the model server refuses more work for now: try again later
-    └── ModelMismatch       the model server answered something that is not this model's contract
+    ├── ModelMismatch       the model server answered something that is not this model's contract
+    └── Stopping            this server is about to end: another one goes on
 """
 
 MAX_SHOWN_CHARACTERS = 64  # three times the longest seed; whoever sends a megabyte doesn't get it back
@@ -26,6 +28,10 @@ class InvalidRequest(RingoError):
         self.value = _shown(value)
         self.allowed = allowed
         super().__init__(f"{self.field}={self.value!r} is not valid; allowed is {allowed}.")
+
+
+class NotAuthenticated(RingoError):
+    """The caller doesn't bear the token that this service wants."""
 
 
 class UnknownVersion(RingoError):
@@ -46,6 +52,10 @@ class Overloaded(RingoError):
 
 class ModelMismatch(RingoError):
     """The model server's answer is not what the SavedModel's contract says: an operator's fault, not the caller's."""
+
+
+class Stopping(RingoError):
+    """The server is about to end; nothing is wrong with the request or the model."""
 
 
 def _shown(text: str) -> str:

@@ -22,8 +22,10 @@ from serving.errors import (
     ModelMismatch,
     ModelTimeout,
     ModelUnavailable,
+    NotAuthenticated,
     Overloaded,
     RingoError,
+    Stopping,
     UnknownVersion,
 )
 from serving.gallery import render_gallery
@@ -34,11 +36,14 @@ from serving.painter import Painter
 from serving.pictures import MIMETYPES, RENDERER_VERSION
 from serving.queries import MAX_SEED, RESOURCES, Picture, Query, address, check_canvas, mimetypes, read_query
 from serving.replica import PROVED, Replica
+from serving.security import require_token
 from serving.settings import Settings
 
 REVALIDATE = "no-cache"  # keep it, but ask: the newest version may be another by then
 IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 takes for ever
+IMMUTABLE_FOR_BEARERS = IMMUTABLE.replace("public", "private")  # no shared cache hands it to who has no token
 NOT_KEPT = "no-store"
+PROBES = ("/livez", "/readyz")  # need no token
 
 # Pages and what they load come from here alone; there is no inline script or style.
 PAGE_POLICY = (
@@ -53,7 +58,7 @@ CORS = {
 }
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
-    "Access-Control-Allow-Headers": "If-None-Match",
+    "Access-Control-Allow-Headers": "Authorization, If-None-Match",
     "Access-Control-Max-Age": "86400",
 }
 
@@ -72,9 +77,11 @@ class Answer:
 # Overloaded is 503 and not 429: the whole service is at its limit, this caller need not have asked too often.
 ANSWERS: dict[type[RingoError], Answer] = {
     InvalidRequest: Answer(400, "invalid-request", "The request is not valid"),
+    NotAuthenticated: Answer(401, "not-authenticated", "The caller doesn't bear the token"),
     UnknownVersion: Answer(404, "unknown-version", "The model server has no such version of the model"),
     ModelMismatch: Answer(502, "model-mismatch", "The model server answered something else than pictures"),
     ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
+    Stopping: Answer(503, "stopping", "The server is about to end", retry_after_s=1),
     Overloaded: Answer(503, "overloaded", "The model server takes no more work for now", retry_after_s=1),
     ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
 }
@@ -87,7 +94,14 @@ def create_app(settings: Settings) -> Flask:
     replica = Replica(client)
     painter = Painter(client, settings.model_name, cache_bytes=settings.cache_mb * 2**20)
     description = build_openapi()
+    immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
     app.add_template_filter(code_marked)
+
+    @app.before_request
+    def for_bearers() -> None:
+        """Refuse whoever doesn't bear the token; a browser's preflight, which can't bear one, asks for nothing."""
+        if request.path not in PROBES and request.method != "OPTIONS":
+            require_token(settings.token, request.headers.get("Authorization"))
 
     def picture(resource: type[Query]) -> Response:
         """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
@@ -96,7 +110,7 @@ def create_app(settings: Settings) -> Flask:
         if isinstance(query, Picture) and query.seed is None:
             query = replace(query, seed=secrets.randbelow(MAX_SEED + 1))
         if query.version is not None:
-            response = pinned(query, query.version, IMMUTABLE)
+            response = pinned(query, query.version, immutable)
         else:
             try:
                 response = pinned(query, replica.versions()[-1], REVALIDATE)
@@ -230,6 +244,8 @@ def create_app(settings: Settings) -> Flask:
             more = {"parameter": error.field, "value": error.value, "allowed": error.allowed}
         kind = f"urn:ringo:problem:{answer.kind}"
         response = problem(answer.status, kind=kind, title=answer.title, detail=str(error), more=more)
+        if isinstance(error, NotAuthenticated):
+            response.headers["WWW-Authenticate"] = "Bearer"
         if answer.retry_after_s is not None:
             response.headers["Retry-After"] = str(answer.retry_after_s)
         return response

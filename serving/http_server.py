@@ -1,11 +1,13 @@
 """The gateway under gunicorn: its own configuration, no command line and no configuration file."""
 
+import copy
 import ctypes
 import json
 import math
 import os
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -18,6 +20,7 @@ from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, LimitR
 from gunicorn.workers.gthread import ThreadWorker
 
 from serving.ports import listen
+from serving.security import check_tls
 from serving.settings import Settings
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -33,8 +36,9 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # of WSGI
 def serve(settings: Settings) -> None:
     """Answer HTTP until a signal ends it: SIGTERM after the requests in flight, SIGINT at once.
 
-    Raises SettingsError if the port is not to be had.
+    Raises SettingsError if a port is not to be had, or a file of TLS.
     """
+    check_tls(settings)
     # gunicorn would try a taken port five times, with a log line each: it gets sockets that listen already.
     listeners = [
         listen(settings.host, port, variable=variable, value=str(port))
@@ -51,7 +55,7 @@ def _shared_memory() -> Path | None:
 
 class _Gunicorn(BaseApplication):
     def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
-        self._settings = settings
+        self.settings = settings
         # gunicorn's from here on: it closes them to refuse when it drains
         self._listener_fds = [listener.detach() for listener in listeners]
         super().__init__()
@@ -60,10 +64,14 @@ class _Gunicorn(BaseApplication):
         options = {
             "bind": [f"fd://{fd}" for fd in self._listener_fds],
             "worker_class": _ProblemWorker,
-            "workers": self._settings.workers,
-            "threads": self._settings.threads,
+            "workers": self.settings.workers,
+            "threads": self.settings.threads,
             "keepalive": KEEPALIVE_S,
-            "graceful_timeout": math.ceil(self._settings.predict_timeout_s) + DRAIN_MARGIN_S,
+            "graceful_timeout": math.ceil(self.settings.predict_timeout_s) + DRAIN_MARGIN_S,
+            "certfile": _text(self.settings.tls_certificate),
+            "keyfile": _text(self.settings.tls_key),
+            "ca_certs": _text(self.settings.tls_client_ca),
+            "cert_reqs": ssl.CERT_NONE if self.settings.tls_client_ca is None else ssl.CERT_REQUIRED,
             # The heartbeat is a file: on a disk that stalls, healthy workers would be killed for it.
             "worker_tmp_dir": _shared_memory() and str(_shared_memory()),
             "child_exit": _forget_worker,
@@ -80,16 +88,21 @@ class _Gunicorn(BaseApplication):
         # of 2048 x 2048 a worker held 366 MB. With a threshold that stays they go back to the system.
         if sys.platform == "linux":
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-        from serving.gateway import create_app
+        from serving.gateway import PROBES, create_app
         from serving.metrics import build_metrics_app
 
-        gateway, metrics, metrics_port = create_app(self._settings), build_metrics_app(), self._settings.metrics_port
+        gateway, metrics, metrics_port = create_app(self.settings), build_metrics_app(), self.settings.metrics_port
 
         def by_port(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            chosen = metrics if environ["SERVER_PORT"] == str(metrics_port) else gateway
-            return chosen(environ, start_response)
+            # Probes are answered on either: the metrics' port is plain, and a kubelet has no certificate to show.
+            private = environ["SERVER_PORT"] == str(metrics_port) and environ["PATH_INFO"] not in PROBES
+            return (metrics if private else gateway)(environ, start_response)
 
         return by_port
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _forget_worker(arbiter: Any, worker: Any) -> None:
@@ -104,9 +117,27 @@ def _remove_counts(arbiter: Any) -> None:
 
 
 class _ProblemWorker(ThreadWorker):
-    """A gthread worker that answers what never reaches the application with problems, too, not with pages of HTML."""
+    """A gthread worker that answers what never reaches the application with problems, too, not with pages of HTML.
+
+    TLS is for the gateway's port alone, where gunicorn knows it for all ports or none.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._plain = copy.deepcopy(self.cfg)
+        for name in ("certfile", "keyfile"):
+            self._plain.set(name, None)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Have a thread answer what comes over `conn`, before which its socket is wrapped if its `cfg` says so."""
+        if conn.server[1] == self.app.settings.metrics_port:
+            conn.cfg = self._plain
+        super().enqueue_req(conn)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        if isinstance(exc, ssl.SSLError):  # no TLS, or none of ours: there is no channel to answer through
+            self.log.info("A caller came without our TLS: %s", exc.reason)
+            return
         if isinstance(exc, LimitRequestLine):
             status = HTTPStatus.REQUEST_URI_TOO_LONG
         elif isinstance(exc, LimitRequestHeaders):

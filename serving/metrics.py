@@ -12,6 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 from prometheus_client.multiprocess import MultiProcessCollector
 
 RESPONSES = Counter("ringo_http_responses", "Responses, by resource and status.", ["resource", "status"])
+CALLS = Counter(
+    "ringo_grpc_calls", "Calls of the batch server that have ended, by method and status.", ["method", "status"]
+)
 PICTURES = Counter("ringo_pictures", "Answers with a picture, by where it came from.", ["source"])
 GOLDEN_DIFFERING = Gauge(
     "ringo_golden_pictures_differing",

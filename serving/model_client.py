@@ -1,6 +1,8 @@
 """The client of the model server: seeds in, pixels out."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -73,7 +75,8 @@ class ModelClient:
     """Asks one model of one model server. Threads may share it; processes may not: make it after the fork.
 
     Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: a server that is down fails at
-    once, one that is slow after `predict_timeout_s`. Those that take a version raise UnknownVersion if it is not
+    once, one that is slow after `predict_timeout_s`, or at `deadline_s` (of time.monotonic) if that comes before: from
+    then on the model server isn't asked at all. Those that take a version raise UnknownVersion if it is not
     loaded. Those that take rows send at most MAX_ROWS at a time, and raise ValueError without any: a request of zero
     rows kills TensorFlow Serving.
     """
@@ -90,17 +93,21 @@ class ModelClient:
         """Close the channel; calls in flight end with ModelUnavailable."""
         self._channel.close()
 
-    def generate(self, version: int, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+    def generate(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.uint8]:
         """Return one picture per seed, in order: uint8[N, H, W, 3], sRGB."""
-        return self._in_parts(version, "generate", "seeds", np.array(seeds, np.int64), "images", IMAGES)
+        values = np.array(seeds, np.int64)
+        return self._in_parts(version, "generate", "seeds", values, "images", IMAGES, deadline_s)
 
-    def sample(self, version: int, seeds: Sequence[int]) -> npt.NDArray[np.float32]:
+    def sample(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.float32]:
         """Return one latent per seed, in order: float32[N, latent_dim]."""
-        return self._in_parts(version, "sample", "seeds", np.array(seeds, np.int64), "latents", LATENTS)
+        values = np.array(seeds, np.int64)
+        return self._in_parts(version, "sample", "seeds", values, "latents", LATENTS, deadline_s)
 
-    def paint(self, version: int, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def paint(
+        self, version: int, latents: npt.NDArray[np.float32], *, deadline_s: float = math.inf
+    ) -> npt.NDArray[np.uint8]:
         """Return one picture per latent of float32[N, latent_dim], in order: uint8[N, H, W, 3], sRGB."""
-        return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES)
+        return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES, deadline_s)
 
     def golden(self, version: int) -> Golden | None:
         """Return the golden digests that the model carries, None if it was exported without."""
@@ -130,7 +137,14 @@ class ModelClient:
         return versions
 
     def _in_parts(
-        self, version: int, signature: str, name: str, values: npt.NDArray[Any], output: str, kind: "Kind"
+        self,
+        version: int,
+        signature: str,
+        name: str,
+        values: npt.NDArray[Any],
+        output: str,
+        kind: "Kind",
+        deadline_s: float,
     ) -> npt.NDArray[Any]:
         """Return `output` of `signature` for all rows of `values`, asked for in parts of at most MAX_ROWS."""
         if not len(values):
@@ -139,13 +153,18 @@ class ModelClient:
         for first in range(0, len(values), MAX_ROWS):
             part = values[first : first + MAX_ROWS]
             try:
-                response = self._predict(version, signature, name, part)
+                response = self._predict(version, signature, name, part, deadline_s)
             except grpc.RpcError as error:
                 raise self._domain_error(error, version) from error
             parts.append(_array(response, output, kind, rows=len(part)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _predict(self, version: int, signature: str, name: str, values: npt.NDArray[Any]) -> Any:
+    def _predict(
+        self, version: int, signature: str, name: str, values: npt.NDArray[Any], deadline_s: float = math.inf
+    ) -> Any:
+        timeout_s = min(self._predict_timeout_s, deadline_s - time.monotonic())
+        if timeout_s <= 0:
+            raise ModelTimeout("The caller's time was up before the model could be asked.")
         request = predict_pb2.PredictRequest()
         request.model_spec.name = self._model_name
         request.model_spec.signature_name = signature
@@ -155,7 +174,7 @@ class ModelClient:
         for size in values.shape:
             tensor.tensor_shape.dim.add(size=size)
         tensor.tensor_content = values.tobytes()
-        response = self._predictions.Predict(request, timeout=self._predict_timeout_s)
+        response = self._predictions.Predict(request, timeout=timeout_s)
         if response.model_spec.version.value != version:
             told = response.model_spec.version.value
             raise ModelMismatch(f"The model server was asked for version {version} and answered as version {told}.")

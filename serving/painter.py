@@ -1,6 +1,7 @@
 """From a query to the bytes of its picture: what is kept, what is joined, and what the model is asked for."""
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,24 @@ class Painter:
 
     def answer(self, query: Query, mark: str) -> bytes:
         """Return the encoded picture that `query` asks for. Raises what ModelClient does."""
-        made: bytes = self._flight.do((mark, query), lambda: self._keep((mark, query), self._encode(query, mark)))
+
+        def make() -> bytes:
+            version, file_format = pinned(query)
+            encoded = self._encode(query, file_format, self._tiles(query, version, mark))
+            self._keep((mark, query), encoded)
+            return encoded
+
+        made: bytes = self._flight.do((mark, query), make)
         return made
+
+    def answers(self, queries: Sequence[Picture], mark: str, *, deadline_s: float = math.inf) -> Iterator[bytes]:
+        """Yield what `answer` returns for each of `queries`, of one version and truncation, in order.
+
+        The model is asked for all of them together; each is encoded when it is wanted. Raises what ModelClient does.
+        """
+        names = [Painting(mark, pinned(query)[0], seed_of(query), query.truncation) for query in queries]
+        for query, pixels in zip(queries, self._paint(names, deadline_s=deadline_s), strict=True):
+            yield self._encode(query, pinned(query)[1], [pixels])
 
     def facts(self, query: Query) -> dict[str, str]:
         """Return what a PNG says of itself: enough to make it again."""
@@ -69,17 +86,14 @@ class Painter:
             "Renderer": str(RENDERER_VERSION),
         }
 
-    def _encode(self, query: Query, mark: str) -> bytes:
-        if query.version is None or query.format is None:
-            raise ValueError(f"{query} is not pinned.")
-        tiles = self._tiles(query, query.version, mark)
+    def _encode(self, query: Query, file_format: str, tiles: Sequence[Pixels]) -> bytes:
         columns, rows = query.tiles
         with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2):
             if query.size is not None:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
-                return encode_animation(tiles, query.format)
-            return encode(arrange(tiles, columns), query.format, self.facts(query))
+                return encode_animation(tiles, file_format)
+            return encode(arrange(tiles, columns), file_format, self.facts(query))
 
     @contextlib.contextmanager
     def _room(self, pixels: int) -> Iterator[None]:
@@ -97,8 +111,8 @@ class Painter:
     def _tiles(self, query: Query, version: int, mark: str) -> Sequence[Pixels]:
         """Return the model's own pixels of each tile of `query`."""
         match query:
-            case Picture(seed=int(seed)):
-                name = Painting(mark, version, seed, query.truncation)
+            case Picture():
+                name = Painting(mark, version, seed_of(query), query.truncation)
                 (pixels,) = self._flight.do(name, lambda: self._paint([name]))
                 return [pixels]
             case Grid(seeds=seeds):
@@ -107,10 +121,8 @@ class Painter:
                 first, last = self._latents(version, [start, end], query.truncation)
                 way = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
                 return list(self._client.paint(version, np.stack(way)))
-            case _:
-                raise ValueError(f"{query} is not pinned.")
 
-    def _paint(self, names: Sequence[Painting]) -> list[Pixels]:
+    def _paint(self, names: Sequence[Painting], *, deadline_s: float = math.inf) -> list[Pixels]:
         """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together."""
         with self._lock:
             found = {name: self._cache[name] for name in names if name in self._cache}
@@ -119,14 +131,17 @@ class Painter:
             version, truncation = missing[0].version, missing[0].truncation
             seeds = [name.seed for name in missing]
             if truncation == 1.0:
-                painted = self._client.generate(version, seeds)
+                painted = self._client.generate(version, seeds, deadline_s=deadline_s)
             else:
-                painted = self._client.paint(version, np.stack(self._latents(version, seeds, truncation)))
+                latents = np.stack(self._latents(version, seeds, truncation, deadline_s=deadline_s))
+                painted = self._client.paint(version, latents, deadline_s=deadline_s)
             for name, pixels in zip(missing, painted, strict=True):
                 found[name] = self._keep(name, pixels.copy())  # a view would keep the whole batch alive
         return [found[name] for name in names]
 
-    def _latents(self, version: int, seeds: Sequence[int], truncation: float) -> list[Latent]:
+    def _latents(
+        self, version: int, seeds: Sequence[int], truncation: float, *, deadline_s: float = math.inf
+    ) -> list[Latent]:
         """Return a latent per seed, led towards the anchor's.
 
         Pixel norm makes a latent's length irrelevant, and no direction is more typical than another: a centre to
@@ -134,11 +149,25 @@ class Painter:
         picture that everybody can look at.
         """
         if truncation == 1.0:
-            return list(self._client.sample(version, seeds))
-        anchor, *latents = self._client.sample(version, [ANCHOR_SEED, *seeds])
+            return list(self._client.sample(version, seeds, deadline_s=deadline_s))
+        anchor, *latents = self._client.sample(version, [ANCHOR_SEED, *seeds], deadline_s=deadline_s)
         return [slerp(anchor, latent, truncation) for latent in latents]
 
     def _keep(self, name: Any, made: Any) -> Any:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
             self._cache[name] = made
         return made
+
+
+def pinned(query: Query) -> tuple[int, str]:
+    """Return version and format of `query`; raise ValueError if it leaves either open."""
+    if query.version is None or query.format is None:
+        raise ValueError(f"{query} is not pinned.")
+    return query.version, query.format
+
+
+def seed_of(query: Picture) -> int:
+    """Return the seed of `query`; raise ValueError if it is yet to be drawn."""
+    if query.seed is None:
+        raise ValueError(f"{query} is not pinned.")
+    return query.seed

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
 from werkzeug.datastructures import MultiDict
@@ -208,16 +208,17 @@ class Animation:
 
 
 Query = Picture | Grid | Morph | Animation
+Q = TypeVar("Q", bound=Query)
 RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
 
 
-def parameters(resource: type[Query]) -> Iterator[tuple[Field[Any], Parameter]]:
+def parameters(resource: type[Q]) -> Iterator[tuple[Field[Any], Parameter]]:
     """Yield the fields of `resource` with their parameters, in the order of a URL."""
     for one in fields(resource):
         yield one, one.metadata["parameter"]
 
 
-def read_query(resource: type[Query], arguments: MultiDict[str, str]) -> Query:
+def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
     """Return what `arguments`, a parsed query string, ask of `resource`.
 
     Raises InvalidRequest, naming the parameter: an unknown, missing, repeated or refused one, or a `size` for which the

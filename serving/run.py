@@ -12,6 +12,7 @@ import time
 from functools import partial
 
 from serving.ports import listen
+from serving.security import check_tls
 from serving.settings import Settings, SettingsError
 from serving.version_watcher import version_folders
 
@@ -35,6 +36,7 @@ def run(settings: Settings) -> int:
     Return 0 after SIGINT or SIGTERM, 1 if a part died or nothing was ready in time. Whatever the way out, no child
     remains. Raises SettingsError before anything is started.
     """
+    check_tls(settings)
     _require_free_ports(settings)
     _require_model(settings)
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
@@ -139,7 +141,8 @@ def _wait_until_ready(settings: Settings, children: Children) -> None:
 
 
 def _is_ready(settings: Settings) -> bool:
-    connection = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=PROBE_TIMEOUT_S)
+    # The metrics' port: it answers probes, too, and wants neither TLS nor a certificate of ours.
+    connection = http.client.HTTPConnection(_reachable(settings.host), settings.metrics_port, timeout=PROBE_TIMEOUT_S)
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/readyz")
@@ -149,9 +152,13 @@ def _is_ready(settings: Settings) -> bool:
 
 
 def _announce(settings: Settings) -> None:
+    scheme = "http" if settings.tls_certificate is None else "https"
     address = f"{_reachable(settings.host)}:{settings.port}"
-    print(f"Ready: http://{address}/generate?seed=42", flush=True)
-    print(f"  curl '{address}/generate?seed=42' -o {settings.model_name}.png", flush=True)
+    print(f"Ready: {scheme}://{address}/generate?seed=42", flush=True)
+    print(
+        f"  curl '{'' if scheme == 'http' else f'{scheme}://'}{address}/generate?seed=42' -o {settings.model_name}.png",
+        flush=True,
+    )
     print("Ctrl-C ends it.", flush=True)
 
 

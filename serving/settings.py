@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +14,13 @@ class SettingsError(Exception):
     """A setting can't be used; the text is one sentence with the variable, its value and what is allowed."""
 
     def __init__(self, variable: str, value: str, allowed: str) -> None:
-        super().__init__(f"{variable} is {value!r}; allowed is {allowed}.")
+        shown = "not shown" if "TOKEN" in variable else repr(value)
+        super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the gateway and the launcher go by. RINGO_PREDICT_TIMEOUT_S sets `predict_timeout_s`, and so on."""
+    """What both doors and the launcher go by. RINGO_PREDICT_TIMEOUT_S sets `predict_timeout_s`, and so on."""
 
     # This machine alone: opening to a network is a decision, which the containers take.
     host: str = "127.0.0.1"
@@ -47,6 +48,32 @@ class Settings:
 
     # Prometheus asks here. A port of its own: what is counted is nobody's business outside.
     metrics_port: int = 9100
+
+    # The batch server, at the same host.
+    batch_port: int = 9090
+    batch_metrics_port: int = 9101
+
+    # Of GenerateBatch calls at a time: each keeps up to three batches of pictures, at most 10 MB of the largest.
+    batch_streams: int = 16
+
+    # What streams get when the batch server is told to end: with what follows within the 30 s that Kubernetes waits.
+    batch_drain_s: float = 10.0
+
+    # Of both doors, PEM: a certificate with its chain and its key; and the CA whose certificates callers have to show.
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+    # Of both doors: who doesn't send it gets nothing but probes.
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a half of what goes together only."""
+        tls = {"RINGO_TLS_CERTIFICATE": self.tls_certificate, "RINGO_TLS_KEY": self.tls_key}
+        given = {"RINGO_TLS_CLIENT_CA": self.tls_client_ca, **tls}
+        for variable, path in given.items():
+            for missing in (name for name, other in tls.items() if path is not None and other is None):
+                raise SettingsError(variable, str(path), f"a path only together with {missing}")
 
     @property
     def model_server_address(self) -> tuple[str, int]:
@@ -110,6 +137,12 @@ def seconds_reader(high: float) -> Callable[[str], float]:
     return read
 
 
+def _token(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9._~+/-]{16,}=*", text):  # RFC 6750's characters
+        raise ValueError
+    return text
+
+
 def _target(text: str) -> str:
     host, _, port = text.rpartition(":")
     return f"{read_text(host)}:{integer_reader(1, 65535)(port)}"
@@ -127,4 +160,12 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "threads": (integer_reader(1, 256), "a whole number from 1 to 256"),
     "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (nothing is kept) to 65536"),
     "metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
+    "batch_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
+    "batch_metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
+    "batch_streams": (integer_reader(1, 256), "a whole number from 1 to 256"),
+    "batch_drain_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
+    "tls_certificate": (_path, "the path of a PEM file"),
+    "tls_key": (_path, "the path of a PEM file"),
+    "tls_client_ca": (_path, "the path of a PEM file"),
+    "token": (_token, "at least 16 letters, digits and characters of ._~+/-"),
 }

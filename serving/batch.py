@@ -1,0 +1,340 @@
+"""The gRPC edge: seeds in, pictures out, one by one or as a stream; errors with google.rpc details.
+
+Limits, bytes, errors and the model client are the gateway's own modules.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.unknown_fields import UnknownFieldSet
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from werkzeug.datastructures import MultiDict
+
+from serving.errors import (
+    InvalidRequest,
+    ModelMismatch,
+    ModelTimeout,
+    ModelUnavailable,
+    NotAuthenticated,
+    Overloaded,
+    RingoError,
+    Stopping,
+    UnknownVersion,
+)
+from serving.metrics import CALLS, PICTURES
+from serving.painter import Painter
+from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
+from serving.pictures import MIMETYPES, RENDERER_VERSION
+from serving.queries import MAX_PIXELS, SEED, Picture, check_canvas, read_query
+from serving.replica import Proof, Replica
+from serving.security import require_token
+
+SERVICE = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"].full_name
+MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of grpc_server.py lets through
+MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
+BATCH_ROWS = 32  # of one Predict call
+BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
+
+log = logging.getLogger(__name__)
+Message = Any  # the generated classes carry no types
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a domain error looks in gRPC."""
+
+    code: grpc.StatusCode
+    reason: str  # of google.rpc.ErrorInfo
+    retry_after_s: int | None = None  # of google.rpc.RetryInfo
+
+
+ANSWERS: dict[type[RingoError], Answer] = {
+    InvalidRequest: Answer(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    NotAuthenticated: Answer(grpc.StatusCode.UNAUTHENTICATED, "NOT_AUTHENTICATED"),
+    UnknownVersion: Answer(grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION"),
+    ModelMismatch: Answer(grpc.StatusCode.INTERNAL, "MODEL_MISMATCH"),
+    ModelUnavailable: Answer(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE", retry_after_s=1),
+    Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_s=1),
+    ModelTimeout: Answer(grpc.StatusCode.DEADLINE_EXCEEDED, "MODEL_TIMEOUT"),
+    Stopping: Answer(grpc.StatusCode.UNAVAILABLE, "STOPPING", retry_after_s=1),
+}
+
+# What a parameter of queries.py is called in a request.
+FIELDS = MappingProxyType(
+    {
+        "seed": "seed",
+        "size": "options.size",
+        "truncation": "options.truncation",
+        "format": "options.format",
+        "version": "options.model_version",
+    }
+)
+FORMATS = MappingProxyType(
+    {
+        picture_service_pb2.FORMAT_UNSPECIFIED: "png",
+        picture_service_pb2.FORMAT_PNG: "png",
+        picture_service_pb2.FORMAT_WEBP: "webp",
+        picture_service_pb2.FORMAT_JPEG: "jpeg",
+    }
+)
+
+
+class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
+    """Answers ringo.v1.PictureService. Calls block: each takes a thread of the server."""
+
+    def __init__(self, replica: Replica, painter: Painter, model_name: str, *, threads: int, max_streams: int) -> None:
+        self._replica = replica
+        self._painter = painter
+        self._model_name = model_name
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="paint")  # of all streams together
+        self._singles = Gate(MAX_SINGLES, "single pictures")
+        self._streams = Gate(max_streams, "streams")
+        self._stopping = threading.Event()
+
+    def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
+        """Return one picture, the caller's deadline permitting."""
+        with answering(context, "Generate"), self._singles.passed():
+            check_known(request, request.options)
+            if not request.HasField("seed"):
+                raise InvalidRequest("seed", "", SEED.allowed)
+            query, proof = self._pinned(request.options, request.seed)
+            (made,) = self._painter.answers([query], proof.mark, deadline_s=deadline_s(context))
+            return picture_service_pb2.GenerateResponse(picture=picture(query, made))
+
+    def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
+        """Yield one picture per seed, in order, at most BATCHES_AHEAD batches of them made ahead of the reader."""
+        with answering(context, "GenerateBatch"), self._streams.passed():
+            check_known(request, request.range, request.list, request.options)
+            seeds = read_seeds(request)
+            query, proof = self._pinned(request.options, seeds[0])
+            yield from self._stream(seeds, query, proof, context)
+
+    def DescribeModel(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802
+        """Return what /about tells."""
+        with answering(context, "DescribeModel"):
+            versions = self._replica.versions(ask=True)
+            proof = self._replica.proof(versions[-1])
+            return picture_service_pb2.DescribeModelResponse(
+                name=self._model_name,
+                model_versions=versions,
+                size=proof.size,
+                renderer=RENDERER_VERSION,
+                replica=proof.verdict,
+            )
+
+    def drain(self, timeout_s: float, *, grace_s: float) -> None:
+        """Take no stream any more; those under way have `timeout_s`, then they end after what is in the making.
+
+        That has `grace_s`; so have single pictures, which are taken until then.
+        """
+        self._streams.shut(timeout_s)
+        self._stopping.set()
+        self._streams.shut(grace_s)
+        self._singles.shut(grace_s)
+
+    def close(self) -> None:
+        """Make nothing more; what is at the model server is waited for."""
+        self._stopping.set()
+        self._threads.shutdown()
+
+    def _pinned(self, options: Message, seed: int) -> tuple[Picture, Proof]:
+        """Return the query of `seed` with its version decided, and what this replica makes of that version."""
+        texts = {"seed": str(seed), "format": FORMATS.get(options.format, str(options.format))}
+        for name in ("size", "truncation", "model_version"):
+            if options.HasField(name):
+                texts[name.removeprefix("model_")] = str(getattr(options, name))
+        try:
+            query = read_query(Picture, MultiDict(texts))
+            version = self._replica.versions(ask=True)[-1] if query.version is None else query.version
+            proof = self._replica.proof(version)
+            if query.size is None:
+                check_canvas(query, proof.size)
+        except InvalidRequest as error:
+            raise InvalidRequest(FIELDS[error.field], error.value, error.allowed) from error
+        return replace(query, version=version), proof
+
+    def _stream(
+        self, seeds: Sequence[int], query: Picture, proof: Proof, context: grpc.ServicerContext
+    ) -> Iterator[Message]:
+        ended, until_s = threading.Event(), deadline_s(context)
+        if not context.add_callback(ended.set):  # cancelled already
+            return
+
+        def make(part: Sequence[int]) -> list[Message]:
+            queries = [replace(query, seed=seed) for seed in part]
+            made: list[Message] = []
+            if not ended.is_set():
+                answers = self._painter.answers(queries, proof.mark, deadline_s=until_s)
+                for one, encoded in zip(queries, answers, strict=True):
+                    if ended.is_set():
+                        break
+                    made.append(picture_service_pb2.GenerateBatchResponse(picture=picture(one, encoded)))
+            return made
+
+        rows, first = batch_rows(query.size or proof.size), 0
+        ahead: deque[Future[list[Message]]] = deque()
+        try:
+            while (ahead or first < len(seeds)) and not ended.is_set():
+                while first < len(seeds) and len(ahead) < BATCHES_AHEAD and not self._stopping.is_set():
+                    ahead.append(self._threads.submit(make, seeds[first : first + rows]))
+                    first += rows
+                if not ahead:
+                    raise Stopping("This server is being stopped; another one goes on from the next seed.")
+                yield from ahead.popleft().result()
+        finally:
+            ended.set()
+
+
+class Gate:
+    """Lets at most `limit` calls in at a time, and none any more once it is shut."""
+
+    def __init__(self, limit: int, calls: str) -> None:
+        self._limit = limit
+        self._calls = calls
+        self._changed = threading.Condition()  # guards what follows
+        self._inside = 0
+        self._shut = False
+
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        """Be inside for the length of the `with` block; raise Overloaded or Stopping instead of waiting."""
+        with self._changed:
+            if self._shut:
+                raise Stopping("This server is being stopped, and begins nothing new.")
+            if self._inside == self._limit:
+                raise Overloaded(f"This server has {self._limit} {self._calls} under way, and takes no more for now.")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def shut(self, timeout_s: float) -> None:
+        """Let nobody in any more, and wait until nobody is inside, at most for `timeout_s`."""
+        with self._changed:
+            self._shut = True
+            self._changed.wait_for(lambda: not self._inside, timeout_s)
+
+
+class TokenInterceptor(grpc.ServerInterceptor):
+    """Refuses whoever doesn't bear `token`, before anything is read of the request; health is for everybody."""
+
+    def __init__(self, token: str, *, open_to_all: str) -> None:
+        self._token = token
+        self._open_to_all = f"/{open_to_all}/"
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the handler of the call, or one that refuses it."""
+        if not handler_call_details.method.startswith(self._open_to_all):
+            try:
+                require_token(self._token, dict(handler_call_details.invocation_metadata).get("authorization"))
+            except NotAuthenticated as error:
+                status = status_of(error)
+                # Of streams, whatever the method: that waits for no request.
+                return grpc.stream_stream_rpc_method_handler(lambda _, context: context.abort_with_status(status))
+        return continuation(handler_call_details)
+
+
+@contextmanager
+def answering(context: grpc.ServicerContext, method: str) -> Iterator[None]:
+    """End the call with the status of whatever the `with` block raises, and count it."""
+    code = grpc.StatusCode.CANCELLED  # unless it comes to another end
+    try:
+        yield
+        if context.is_active():
+            code = grpc.StatusCode.OK
+    except RingoError as error:
+        code = ANSWERS[type(error)].code
+        context.abort_with_status(status_of(error))
+    except Exception:
+        code = grpc.StatusCode.INTERNAL
+        log.exception("%s failed.", method)
+        context.abort(code, "The server failed; its log says why.")
+    finally:
+        CALLS.labels(method, code.name).inc()
+
+
+def status_of(error: RingoError) -> grpc.Status:
+    """Return the status of `error`, with its google.rpc details."""
+    answer = ANSWERS[type(error)]
+    status = status_pb2.Status(code=answer.code.value[0], message=str(error))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=answer.reason, domain="ringo"))
+    if isinstance(error, InvalidRequest):
+        violation = {"field": error.field, "description": f"Allowed is {error.allowed}."}
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if answer.retry_after_s is not None:
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=answer.retry_after_s)))
+    return rpc_status.to_status(status)
+
+
+def check_known(*messages: Message) -> None:
+    """Raise InvalidRequest for a field of a later API: what it asks for must not be left out in silence."""
+    for message in messages:
+        for unknown in UnknownFieldSet(message):
+            known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
+            name = message.DESCRIPTOR.name
+            raise InvalidRequest(f"{name}.{unknown.field_number}", "set", f"in {name} only {known}")
+
+
+def read_seeds(request: Message) -> Sequence[int]:
+    """Return the seeds of a GenerateBatchRequest, in order; raise InvalidRequest."""
+    match request.WhichOneof("which"):
+        case "range":
+            start, end = request.range.start, request.range.end
+            check_seed("range.start", start)
+            if not 0 < end - start <= MAX_SEEDS:
+                raise InvalidRequest("range.end", str(end), f"more than range.start, {start}, by at most {MAX_SEEDS}")
+            return range(start, end)
+        case "list":
+            seeds = tuple(request.list.seeds)
+            if not 0 < len(seeds) <= MAX_SEEDS:
+                raise InvalidRequest("list.seeds", f"{len(seeds)} seeds", f"1 to {MAX_SEEDS} seeds")
+            lowest = min(seeds)  # nothing that fits into int64 is too high
+            check_seed(f"list.seeds[{seeds.index(lowest)}]", lowest)
+            return seeds
+        case _:
+            raise InvalidRequest("which", "", "one of range and list")
+
+
+def check_seed(field: str, seed: int) -> None:
+    """Raise InvalidRequest, naming `field`, if there is no such seed."""
+    try:
+        SEED.read(str(seed))
+    except ValueError:
+        raise InvalidRequest(field, str(seed), SEED.allowed) from None
+
+
+def batch_rows(size: int) -> int:
+    """Return how many pictures of `size` pixels are made together: no more than one answer of the gateway holds."""
+    return max(1, min(BATCH_ROWS, MAX_PIXELS // size**2))
+
+
+def deadline_s(context: grpc.ServicerContext) -> float:
+    """Return when the caller's time is up, by time.monotonic."""
+    return time.monotonic() + float(context.time_remaining())
+
+
+def picture(query: Picture, encoded: bytes) -> Message:
+    """Return the message of one picture."""
+    PICTURES.labels("model").inc()
+    return picture_service_pb2.Picture(
+        seed=query.seed,
+        data=encoded,
+        sha256=hashlib.sha256(encoded).digest(),
+        model_version=query.version,
+        media_type=MIMETYPES[str(query.format)],
+    )

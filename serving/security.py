@@ -1,0 +1,39 @@
+"""Who may come in: TLS, certificates of callers, and a bearer token. The same for both doors."""
+
+import hmac
+import ssl
+
+from serving.errors import NotAuthenticated
+from serving.settings import Settings, SettingsError
+
+
+def check_tls(settings: Settings) -> None:
+    """Raise SettingsError, naming the variable, if a file that TLS needs can't be used."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except OSError as error:  # ssl.SSLError is one
+        allowed = f"a certificate in PEM that fits RINGO_TLS_KEY, both readable: {_reason(error)}"
+        raise SettingsError("RINGO_TLS_CERTIFICATE", str(settings.tls_certificate), allowed) from error
+    if settings.tls_client_ca is not None:
+        try:
+            context.load_verify_locations(settings.tls_client_ca)
+        except OSError as error:
+            allowed = f"readable certificates in PEM: {_reason(error)}"
+            raise SettingsError("RINGO_TLS_CLIENT_CA", str(settings.tls_client_ca), allowed) from error
+
+
+def require_token(token: str | None, authorization: str | None) -> None:
+    """Raise NotAuthenticated unless `authorization`, the text of that header, bears `token`, if there is one."""
+    if token is None:
+        return
+    scheme, _, borne = (authorization or "").partition(" ")
+    # In constant time: how long the comparison takes tells nothing of the token.
+    if scheme.lower() != "bearer" or not hmac.compare_digest(borne.encode(), token.encode()):
+        raise NotAuthenticated("This service wants its bearer token: the header `authorization: Bearer ...`.")
+
+
+def _reason(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or "not in PEM"

@@ -1,0 +1,80 @@
+"""The batch server as it runs: a process of its own, asked over gRPC."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.gateway_process import environment, free_port
+
+SERVICE = "ringo.v1.PictureService"
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The process, which a test may end by its terminate() or kill(), and stubs of one channel to it."""
+
+    target: str
+    metrics_port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    channel: grpc.Channel
+    pictures: Any
+    health: Any
+
+    def stream(self, seeds: range | list[int], *, timeout: float = LIMIT_S, **options: Any) -> Any:
+        """Begin a GenerateBatch of `seeds`; iterate over it, or cancel() it."""
+        return self.pictures.GenerateBatch(batch_request(seeds, **options), timeout=timeout)
+
+    def paint(self, seeds: range | list[int], **options: Any) -> list[Any]:
+        return [response.picture for response in self.stream(seeds, **options)]
+
+    def status(self, service: str = SERVICE) -> int:
+        return self.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=LIMIT_S).status
+
+
+def batch_request(seeds: range | list[int], **options: Any) -> Any:
+    chosen = picture_service_pb2.PictureOptions(**options)
+    if isinstance(seeds, range):
+        which = {"range": picture_service_pb2.SeedRange(start=seeds.start, end=seeds.stop)}
+    else:
+        which = {"list": picture_service_pb2.SeedList(seeds=seeds)}
+    return picture_service_pb2.GenerateBatchRequest(options=chosen, **which)
+
+
+@contextmanager
+def batch_for(
+    target: str,
+    folder: Path,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    ready: bool = True,
+    **settings: Any,
+) -> Iterator[Batch]:
+    """Run the batch server for the model server at `target` until the `with` block ends; serving, unless not `ready`.
+
+    Port and metrics port are free ones where `settings` names none.
+    """
+    settings = {"batch_port": free_port(), "batch_metrics_port": free_port(), "model_server": target} | settings
+    log = folder / "batch.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command("serving", "batch"), env=environment(**settings), stderr=stderr, cwd=ROOT)
+    address = f"localhost:{settings['batch_port']}"
+    with ended_afterwards(process):
+        wait_until(lambda: process.poll() is not None or "painting" in log.read_text(), "batch server")
+        assert process.poll() is None, log.read_text()
+        channel = grpc.insecure_channel(address) if credentials is None else grpc.secure_channel(address, credentials)
+        with channel:
+            pictures, health = picture_service_pb2_grpc.PictureServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            batch = Batch(address, settings["batch_metrics_port"], process, log, channel, pictures, health)
+            if ready:
+                wait_until(lambda: batch.status() == SERVING, "a model that is ready")
+            yield batch
