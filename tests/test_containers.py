@@ -158,7 +158,7 @@ def test_training_fits_and_exports_under_all_restrictions(volume, photos):
     for name in ("runs", "models"):
         (volume / name).mkdir()
         (volume / name).chmod(0o777)
-    photos.parent.chmod(0o755)
+    photos.chmod(0o755)
     folders = {photos: "/photos:ro", volume / "runs": "/runs", volume / "models": "/models"}
     mounts = [part for source, target in folders.items() for part in ("-v", f"{source}:{target}")]
     run = ("run", "--rm", *HARDENED, "--network", "none", "--tmpfs", "/tmp", *mounts, TRAIN)
