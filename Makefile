@@ -18,7 +18,7 @@ OVERLAY ?= local
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format train bench stubs images deploy lock clean
+.PHONY: help run test fuzz lint format train bench stubs images deploy cluster lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ images: .venv/dev ## build the container images with podman or docker, and try t
 deploy: ## apply k8s/overlays/OVERLAY (local) to the cluster of kubectl, and wait for it
 	kubectl apply -k k8s/overlays/$(OVERLAY)
 	kubectl -n ringo rollout status --timeout=10m deployment/model-server deployment/gateway deployment/batch
+
+cluster: ## on a cluster of kind: deploy, paint, roll out, with the images of `make images` in docker
+	tests/cluster.sh $(VERSION)
 
 lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt

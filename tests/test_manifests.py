@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from training.__main__ import build_parser
 
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
-JOBS = ("jobs/train", "jobs/paint")
+JOBS = ("jobs/train", "jobs/paint", "jobs/roll-back")
 ALL = (*OVERLAYS, *JOBS)
 NEWEST = list(dict.fromkeys(map(utils.major_minor, utils.all_versions())))[-3:]
 # Of other projects: no schema of theirs is in kubernetes-validate.
