@@ -8,10 +8,17 @@ NAME = $(or $(patsubst apple,my-apple,$(shell basename "$$(realpath -m -- "$(PHO
 	| LC_ALL=C tr -cs 'a-z0-9\n' - | sed 's/^-//; s/-$$//')),photos)
 MODEL ?= models/$(NAME)
 RUN ?= runs/$(notdir $(MODEL))
+# Container images: BASE_IMAGE=... for another base, BUILD_FLAGS=... for whatever else the engine is to be told.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+ENGINE ?= $(or $(shell command -v podman),$(shell command -v docker))
+# podman leaves a HEALTHCHECK out of images of its own format.
+BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
+OVERLAY ?= local
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format train bench stubs lock clean
+.PHONY: help run test fuzz lint format train bench stubs images deploy cluster lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +37,7 @@ lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile.serve Dockerfile.train
 
 format: .venv/dev ## put the code into its standard form
 	$(BIN)/ruff check --fix
@@ -47,11 +55,27 @@ bench: .venv/dev $(STUBS) ## measure speed, as ratios, and peak memory
 
 stubs: .venv/serve $(STUBS) ## generate serving/pb from proto, for `python -m serving batch`
 
+images: .venv/dev ## build the container images with podman or docker, and try them
+	@test -n "$(ENGINE)" || { echo "Neither podman nor docker is on the PATH."; exit 2; }
+	$(BUILD) -f Dockerfile.serve --target model -t ringo-model:$(VERSION) .
+	$(BUILD) -f Dockerfile.serve --target serve -t ringo-serve:$(VERSION) .
+	$(BUILD) -f Dockerfile.train -t ringo-train:$(VERSION) .
+	CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/test_containers.py
+
+deploy: ## apply k8s/overlays/OVERLAY (local) to the cluster of kubectl, and wait for it
+	kubectl apply -k k8s/overlays/$(OVERLAY)
+	kubectl -n ringo rollout status --timeout=10m deployment/model-server deployment/gateway deployment/batch
+
+cluster: ## on a cluster of kind: deploy, paint, roll out, with the images of `make images` in docker
+	tests/cluster.sh $(VERSION)
+
 lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
+	$(UV_COMPILE) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
+	$(UV_COMPILE) --no-deps requirements/messages.in -c requirements/dev.txt -o requirements/messages.txt
 
 clean: ## remove the environment and all caches; runs/ stays
 	rm -rf .venv .*_cache .hypothesis serving/pb

@@ -1,0 +1,168 @@
+"""The images as they run: read-only, without rights, within 256 MB. `make images` builds them and then runs this."""
+
+import http.client
+import json
+import os
+import subprocess
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, wait_until
+from tests.fake_model_server import FakeModelServer
+from tests.gateway_process import free_port
+
+ENGINE = os.environ.get("CONTAINER_ENGINE")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+SERVE, MODEL, TRAIN = (f"ringo-{name}:{VERSION}" for name in ("serve", "model", "train"))
+LIMIT_S = 300  # of one command; TensorFlow's first import from a cold disk is slow
+MAX_IMAGE_BYTES = 250_000_000
+STOP_LIMIT_S = 20  # the gateway's longest request and its margin are 15
+
+HARDENED = (
+    *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--user", "10001", "--pids-limit", "128"),
+)
+
+pytestmark = pytest.mark.skipif(not ENGINE, reason="CONTAINER_ENGINE names none; `make images` builds and runs these")
+
+
+def engine(*arguments: object) -> str:
+    """Return what the engine prints; fail with what it complains of."""
+    command = [str(ENGINE), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@contextmanager
+def container(*arguments: object) -> Iterator[str]:
+    """Run a container on the host's network, where the fakes are, and remove it afterwards."""
+    name = engine("run", "-d", "--network", "host", *arguments)
+    try:
+        yield name
+    finally:
+        engine("rm", "-f", name)
+
+
+@pytest.fixture(scope="module")
+def model_server() -> Iterator[FakeModelServer]:
+    with FakeModelServer() as fake:
+        yield fake
+
+
+@contextmanager
+def gateway_at(model_server: FakeModelServer, port: int) -> Iterator[str]:
+    settings = {"PORT": port, "METRICS_PORT": free_port(), "MODEL_SERVER": model_server.target}
+    environment = [part for name, value in settings.items() for part in ("-e", f"RINGO_{name}={value}")]
+    with container(*HARDENED, "--memory", "256m", *environment, SERVE) as name:
+        wait_until(lambda: status_of(port, "/readyz") == 200, "the gateway is ready")
+        yield name
+
+
+def status_of(port: int, path: str) -> int | None:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return None
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, port) -> Iterator[str]:
+    with gateway_at(model_server, port) as name:
+        yield name
+
+
+def test_gateway_answers_with_a_picture_under_all_restrictions(gateway, port):
+    assert status_of(port, "/generate?seed=42") == 200
+
+
+def test_health_check_of_the_gateway_needs_no_program_but_python(gateway):
+    (described,) = json.loads(engine("inspect", gateway))
+    check = described["Config"]["Healthcheck"]["Test"]
+    assert check[:2] == ["CMD", "python"]
+    engine("exec", gateway, *check[1:])
+
+
+def test_gateway_runs_as_nobody_in_particular(gateway):
+    assert engine("exec", gateway, "id", "-u") == "10001"
+    assert "CapEff:\t0000000000000000" in engine("exec", gateway, "cat", "/proc/1/status")
+
+
+def test_gateway_image_is_small():
+    assert int(engine("image", "inspect", "--format", "{{.Size}}", SERVE)) <= MAX_IMAGE_BYTES
+
+
+def test_gateway_image_holds_of_tensorflow_only_its_messages(gateway):
+    script = "import pathlib; print(*{p.name for p in pathlib.Path('/opt').rglob('*tensorflow*/**/*.*')})"
+    files = engine("exec", gateway, "python", "-c", script).split()
+    assert files
+    assert not [name for name in files if not name.endswith(("_pb2.py", "_pb2_grpc.py"))]
+
+
+def test_images_say_what_they_are():
+    for image in (SERVE, TRAIN):
+        labels = json.loads(engine("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+        assert labels["org.opencontainers.image.version"] == VERSION
+        assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_sigterm_ends_the_gateway_in_time_and_in_order(model_server):
+    with gateway_at(model_server, free_port()) as name:
+        began = time.monotonic()
+        engine("stop", "-t", "60", name)
+        assert time.monotonic() - began < STOP_LIMIT_S
+        assert engine("inspect", "--format", "{{.State.ExitCode}}", name) == "0"
+
+
+@pytest.fixture
+def volume(tmp_path) -> Path:
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:3]:  # pytest's own are closed to others
+        folder.chmod(folder.stat().st_mode | 0o001)
+    return tmp_path
+
+
+def seed(volume: Path) -> None:
+    engine("run", "--rm", *HARDENED, "--network", "none", "-v", f"{volume}:/volume", MODEL)
+
+
+def test_an_empty_volume_gets_the_model_that_ships(volume):
+    seed(volume)
+    shipped = ROOT / "models" / "apple" / "1"
+    files = [path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()]
+    assert [(volume / "apple" / "1" / file).read_bytes() for file in files] == [
+        (shipped / file).read_bytes() for file in files
+    ]
+    assert [path.name for path in (volume / "apple").iterdir()] == ["1"]
+
+
+def test_a_volume_with_a_version_is_left_alone(volume):
+    (volume / "apple" / "7").mkdir(parents=True)
+    seed(volume)
+    assert [path.name for path in (volume / "apple").iterdir()] == ["7"]
+
+
+def test_training_fits_and_exports_under_all_restrictions(volume, photos):
+    for name in ("runs", "models"):
+        (volume / name).mkdir()
+        (volume / name).chmod(0o777)
+    photos.chmod(0o755)
+    folders = {photos: "/photos:ro", volume / "runs": "/runs", volume / "models": "/models"}
+    mounts = [part for source, target in folders.items() for part in ("-v", f"{source}:{target}")]
+    run = ("run", "--rm", *HARDENED, "--network", "none", "--tmpfs", "/tmp", *mounts, TRAIN)
+    small = ("--size", 32, "--steps", 20, "--batch-size", 8)
+    engine(*run, "fit", "--photos", "/photos", "--out", "/runs/fruit", *small)
+    engine(*run, "export", "/runs/fruit", "--to", "/models/fruit")
+    assert (volume / "models" / "fruit" / "1" / "saved_model.pb").exists()
