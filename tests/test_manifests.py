@@ -21,6 +21,7 @@ from serving.batch import SERVICE
 from serving.gateway import create_app
 from serving.grpc_server import STOP_GRACE_S
 from serving.http_server import DRAIN_MARGIN_S
+from serving.paint import Shard, parse
 from serving.run import model_server_command
 from serving.settings import PREFIX, Settings
 from tests.conftest import ROOT
@@ -243,9 +244,15 @@ def test_training_job_is_a_command_of_training(rendered):
 def test_painting_job_has_a_shard_for_each_completion(rendered):
     job = of_kind(rendered["jobs/paint"], "Job")["paint"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
-    assert "--shard=$(JOB_COMPLETION_INDEX)/$(SHARDS)" in container["args"]
-    assert {"name": "SHARDS", "value": str(job["completions"])} in container["env"]
     assert job["completionMode"] == "Indexed"
+    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+    shards = []
+    for index in range(job["completions"]):
+        variables["JOB_COMPLETION_INDEX"] = str(index)
+        name, *arguments = [re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], arg) for arg in container["args"]]
+        shards.append(parse(arguments).shard)
+        assert name == "paint"
+    assert shards == [Shard(index, 4) for index in range(4)]
 
 
 def test_gpu_overlay_trains_and_serves_on_one_gpu_each(rendered):
