@@ -4,7 +4,7 @@ import pytest
 
 from training.config import IMAGE_SIZES, TrainingConfig
 from training.latents import sample_latents
-from training.networks import UpsampleConv, build_discriminator, build_generator
+from training.networks import NEAREST, SMOOTH, UpsampleConv, build_discriminator, build_generator
 
 
 @pytest.mark.parametrize("image_size", IMAGE_SIZES)
@@ -17,14 +17,30 @@ def test_the_networks_fit_each_other_at_every_size(image_size):
     assert discriminator(images).shape == (2,)
 
 
-def test_an_upsample_conv_is_nearest_upsampling_and_a_3x3_convolution():
+def doubled(pictures, taps):
+    """Upsample float[N, H, W, C] as NumPy can: nearest, then a running mean weighted by `taps`; nought outside."""
+    pictures = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(2, axis=1).repeat(2, axis=2)
+    for axis in (1, 2):
+        pictures = sum(weight * np.roll(pictures, shift, axis) for shift, weight in zip((-1, 0, 1), taps, strict=True))
+    return pictures
+
+
+@pytest.mark.parametrize(("upsampling", "taps"), [(NEAREST, (0, 1, 0)), (SMOOTH, (0.25, 0.5, 0.25))])
+def test_an_upsample_conv_is_upsampling_and_a_3x3_convolution(upsampling, taps):
     pictures = np.random.default_rng(0).normal(size=(2, 6, 4, 5)).astype(np.float32)
-    joined = UpsampleConv(7)
+    joined = UpsampleConv(7, upsampling)
     found = joined(pictures)
     convolution = keras.layers.Conv2D(7, 3, padding="same", use_bias=False)
-    convolution.build((None, 12, 8, 5))
+    convolution.build((None, 20, 16, 5))
     convolution.set_weights(joined.get_weights())
-    np.testing.assert_allclose(found, convolution(keras.layers.UpSampling2D()(pictures)), atol=1e-5)
+    expected = convolution(doubled(pictures, taps))[:, 4:-4, 4:-4]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_last_upsampling_is_smooth_and_the_others_are_not():
+    generator = build_generator(16, (32, 16, 8))
+    assert generator.get_layer("upsample_conv_8").upsampling is NEAREST
+    assert generator.get_layer("upsample_conv_16").upsampling is SMOOTH
 
 
 def test_generated_values_lie_in_the_range_of_tanh():

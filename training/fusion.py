@@ -1,7 +1,7 @@
 """Fuse a trained generator for serving, exactly: fewer and cheaper operations with the same pictures.
 
 Training keeps apart what serving can join: batch normalisation with frozen statistics is a scale and a shift, which
-fold into the weights before it; and what upsampling makes of nine weights, the graph holds ready as sixteen.
+fold into the weights before it; and what upsampling makes of nine weights, the graph holds ready as 16 or 36.
 """
 
 import math
@@ -16,7 +16,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from training.errors import ExportError
-from training.networks import SLOPE, SPREAD, UpsampleConv
+from training.networks import SLOPE, UpsampleConv
 
 Weights = NDArray[np.float64]  # until the graph is built: folding in float32 would round twice
 
@@ -47,7 +47,8 @@ def fuse(generator: keras.Model) -> list[Stage]:
             case layers.Dense():
                 stages.append(_stage("dense", layer.kernel, layer.bias))
             case UpsampleConv():
-                kernel = np.einsum("ya,xb,abio->yxio", SPREAD, SPREAD, np.asarray(layer.kernel, np.float64))
+                taps, kernel = layer.upsampling, np.asarray(layer.kernel, np.float64)
+                kernel = np.einsum("ya,xb,abio->yxio", taps, taps, kernel)
                 stages.append(_stage("upsample_conv", kernel, bias=None))
             case layers.Conv2D():
                 stages.append(_stage("conv", layer.kernel, layer.bias))
