@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, SHIPPED, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port
 
@@ -140,12 +140,11 @@ def seed(volume: Path) -> None:
 
 def test_an_empty_volume_gets_the_model_that_ships(volume):
     seed(volume)
-    shipped = ROOT / "models" / "apple" / "1"
-    files = [path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()]
-    assert [(volume / "apple" / "1" / file).read_bytes() for file in files] == [
-        (shipped / file).read_bytes() for file in files
+    files = [path.relative_to(SHIPPED) for path in SHIPPED.rglob("*") if path.is_file()]
+    assert [(volume / "apple" / SHIPPED.name / file).read_bytes() for file in files] == [
+        (SHIPPED / file).read_bytes() for file in files
     ]
-    assert [path.name for path in (volume / "apple").iterdir()] == ["1"]
+    assert [path.name for path in (volume / "apple").iterdir()] == [SHIPPED.name]
 
 
 def test_a_volume_with_a_version_is_left_alone(volume):

@@ -278,10 +278,15 @@ def test_calls_run_at_the_same_time_as_many_as_streams(tmp_path):
 
 
 def test_replicas_take_turns(tmp_path):
-    with FakeBatchServer() as one, FakeBatchServer() as other:
-        one.target = f"ipv4:127.0.0.1:{one.port},127.0.0.1:{other.port}"
-        paint(one, tmp_path, "--streams", 1, seeds="0:2000")
-        assert min(len(one.calls), len(other.calls)) >= 3  # of 8; the first may come before the second is connected
+    def refuse_until_the_other_is_asked(seed, context):
+        if not other.calls:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "ask the other one")
+
+    with FakeBatchServer(before=refuse_until_the_other_is_asked) as one, FakeBatchServer() as other:
+        both = Target(f"ipv4:127.0.0.1:{one.port},127.0.0.1:{other.port}")
+        paint(both, tmp_path, "--streams", 1, "--patience-s", 30, seeds="0:1000")
+        assert one.painted
+        assert other.painted
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_painted_stays(server, tmp_path):
