@@ -278,15 +278,23 @@ def test_calls_run_at_the_same_time_as_many_as_streams(tmp_path):
 
 
 def test_replicas_take_turns(tmp_path):
-    def refuse_until_the_other_is_asked(seed, context):
-        if not other.calls:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "ask the other one")
+    one, other = FakeBatchServer(), FakeBatchServer()
 
-    with FakeBatchServer(before=refuse_until_the_other_is_asked) as one, FakeBatchServer() as other:
+    def patient(server: FakeBatchServer, until: FakeBatchServer):
+        """Return what refuses all but the first call to `server` until another one was asked."""
+
+        def before(seed, context):
+            if len(server.calls) > 1 and not until.calls:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "ask the other one")
+
+        return before
+
+    one.before, other.before = patient(one, other), patient(other, one)
+    with one, other:
         both = Target(f"ipv4:127.0.0.1:{one.port},127.0.0.1:{other.port}")
         paint(both, tmp_path, "--streams", 1, "--patience-s", 30, seeds="0:1000")
-        assert one.painted
-        assert other.painted
+    assert one.painted
+    assert other.painted
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_painted_stays(server, tmp_path):
