@@ -257,6 +257,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     Raises SystemExit(2) if `argv` is not valid.
     """
     chosen = parse(argv)
+    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, environ.get("RINGO_TOKEN"))
     try:
