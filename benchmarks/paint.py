@@ -23,12 +23,13 @@ import numpy as np
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.pictures import encode
 from serving.ports import listen
 
-ROUNDS, PICTURES = 3, 5_000  # of each side, in turns
-MEMORY = Path("/dev/shm")  # where `paint` writes: the limit writes nothing, and a slow disk is not ours
+ROUNDS, PICTURES = 5, 5_000  # of each side, in turns
 MANY = 50_000  # for memory
+NAP_S, NAP_EVERY = 1.0, 1_000  # a reader that sleeps: about as long as it reads, after so many pictures
 READY_S = 60.0
 
 
@@ -86,7 +87,7 @@ def speed(model: Path, target: str) -> dict[str, object]:
     ratios, ours, theirs = [], [], []
     for number in range(ROUNDS):
         theirs.append(limit(number * PICTURES, PICTURES - PICTURES % best, best))
-        with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as out:
+        with tempfile.TemporaryDirectory() as out:
             begin = time.perf_counter()
             assert paint(target, number * PICTURES, PICTURES, Path(out)).wait() == 0
             ours.append(PICTURES / (time.perf_counter() - begin))
@@ -118,9 +119,27 @@ def memory(target: str, batch: "subprocess.Popen[bytes]") -> dict[str, object]:
                 seen.append((resident_mib(client.pid), resident_mib(batch.pid)))
             time.sleep(1.0)
         assert client.returncode == 0
+    return {"pictures": MANY, **growth(seen)}
+
+
+def memory_asleep(target: str, batch: "subprocess.Popen[bytes]") -> dict[str, object]:
+    """Return the same of one stream whose reader sleeps every now and then; this process is its client."""
+    seen = []
+    with grpc.insecure_channel(target) as channel:
+        request = picture_service_pb2.GenerateBatchRequest(range={"start": 0, "end": MANY})
+        for number, _ in enumerate(picture_service_pb2_grpc.PictureServiceStub(channel).GenerateBatch(request), 1):
+            if number % NAP_EVERY == 0:
+                time.sleep(NAP_S)
+                if number > MANY / 10:
+                    seen.append((resident_mib(os.getpid()), resident_mib(batch.pid)))
+    assert number == MANY
+    return {"pictures": MANY, "asleep_s": NAP_S * MANY / NAP_EVERY, **growth(seen)}
+
+
+def growth(seen: list[tuple[float, float]]) -> dict[str, object]:
+    """Return the first and the largest of the memory `seen`, of client and server."""
     both = np.array(seen)
     return {
-        "pictures": MANY,
         "client_mib": [round(value, 1) for value in (both[0, 0], both[:, 0].max())],
         "server_mib": [round(value, 1) for value in (both[0, 1], both[:, 1].max())],
     }
@@ -131,3 +150,4 @@ if __name__ == "__main__":
     with servers(folder) as (where, process):
         print(json.dumps(speed(folder, where)), flush=True)
         print(json.dumps(memory(where, process)), flush=True)
+        print(json.dumps(memory_asleep(where, process)), flush=True)
