@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 from werkzeug.datastructures import MultiDict
 
 from serving.errors import (
+    CallerGone,
     InvalidRequest,
     ModelMismatch,
     ModelTimeout,
@@ -33,6 +34,7 @@ from serving.errors import (
     Stopping,
     UnknownVersion,
 )
+from serving.gate import Gate
 from serving.metrics import CALLS, PICTURES
 from serving.painter import Painter
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
@@ -66,6 +68,7 @@ ANSWERS: dict[type[RingoError], Answer] = {
     UnknownVersion: Answer(grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION"),
     ModelMismatch: Answer(grpc.StatusCode.INTERNAL, "MODEL_MISMATCH"),
     ModelUnavailable: Answer(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE", retry_after_s=1),
+    CallerGone: Answer(grpc.StatusCode.CANCELLED, "CALLER_GONE"),
     Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_s=1),
     ModelTimeout: Answer(grpc.StatusCode.DEADLINE_EXCEEDED, "MODEL_TIMEOUT"),
     Stopping: Answer(grpc.StatusCode.UNAVAILABLE, "STOPPING", retry_after_s=1),
@@ -110,6 +113,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             if not request.HasField("seed"):
                 raise InvalidRequest("seed", "", SEED.allowed)
             query, proof = self._pinned(request.options, request.seed)
+            if not context.is_active():
+                raise CallerGone("The caller has gone before the model was asked.")
             (made,) = self._painter.answers([query], proof.mark, deadline_s=deadline_s(context))
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
@@ -124,7 +129,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
     def DescribeModel(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802
         """Return what /about tells."""
         with answering(context, "DescribeModel"):
-            versions = self._replica.versions(ask=True)
+            versions = self._replica.look()
             proof = self._replica.proof(versions[-1])
             return picture_service_pb2.DescribeModelResponse(
                 name=self._model_name,
@@ -157,7 +162,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                 texts[name.removeprefix("model_")] = str(getattr(options, name))
         try:
             query = read_query(Picture, MultiDict(texts))
-            version = self._replica.versions(ask=True)[-1] if query.version is None else query.version
+            self._replica.require_model()
+            version = self._replica.look()[-1] if query.version is None else query.version
             proof = self._replica.proof(version)
             if query.size is None:
                 check_canvas(query, proof.size)
@@ -195,39 +201,6 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                 yield from ahead.popleft().result()
         finally:
             ended.set()
-
-
-class Gate:
-    """Lets at most `limit` calls in at a time, and none any more once it is shut."""
-
-    def __init__(self, limit: int, calls: str) -> None:
-        self._limit = limit
-        self._calls = calls
-        self._changed = threading.Condition()  # guards what follows
-        self._inside = 0
-        self._shut = False
-
-    @contextmanager
-    def passed(self) -> Iterator[None]:
-        """Be inside for the length of the `with` block; raise Overloaded or Stopping instead of waiting."""
-        with self._changed:
-            if self._shut:
-                raise Stopping("This server is being stopped, and begins nothing new.")
-            if self._inside == self._limit:
-                raise Overloaded(f"This server has {self._limit} {self._calls} under way, and takes no more for now.")
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    def shut(self, timeout_s: float) -> None:
-        """Let nobody in any more, and wait until nobody is inside, at most for `timeout_s`."""
-        with self._changed:
-            self._shut = True
-            self._changed.wait_for(lambda: not self._inside, timeout_s)
 
 
 class TokenInterceptor(grpc.ServerInterceptor):

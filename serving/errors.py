@@ -8,8 +8,9 @@ Nothing here knows a protocol: each edge keeps one table from these classes to i
     ├── UnknownVersion      the model server has no such version of the model loaded
     ├── ModelUnavailable    no model server, or none of its versions is loaded: try again soon
     ├── ModelTimeout        the model server did not answer within the limit
-    ├── Overloaded          the model server refuses more work for now: try again later
+    ├── Overloaded          this server or the model server refuses more work for now: try again later
     ├── ModelMismatch       the model server answered something that is not this model's contract
+    ├── CallerGone          nobody waits for the answer any more
     └── Stopping            this server is about to end: another one goes on
 """
 
@@ -47,11 +48,15 @@ class ModelTimeout(RingoError):
 
 
 class Overloaded(RingoError):
-    """The model server has more work than it takes."""
+    """Here, or at the model server, is as much work as is taken at a time."""
 
 
 class ModelMismatch(RingoError):
     """The model server's answer is not what the SavedModel's contract says: an operator's fault, not the caller's."""
+
+
+class CallerGone(RingoError):
+    """Whoever asked has closed the connection: there is nobody to answer."""
 
 
 class Stopping(RingoError):

@@ -8,7 +8,10 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -18,6 +21,7 @@ from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException, NotAcceptable
 
 from serving.errors import (
+    CallerGone,
     InvalidRequest,
     ModelMismatch,
     ModelTimeout,
@@ -29,6 +33,8 @@ from serving.errors import (
     UnknownVersion,
 )
 from serving.gallery import render_gallery
+from serving.gate import Gate
+from serving.http_worker import has_gone
 from serving.metrics import PICTURES, RESPONSES
 from serving.model_client import ModelClient
 from serving.openapi import build_openapi
@@ -44,6 +50,7 @@ IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 take
 IMMUTABLE_FOR_BEARERS = IMMUTABLE.replace("public", "private")  # no shared cache hands it to who has no token
 NOT_KEPT = "no-store"
 PROBES = ("/livez", "/readyz")  # need no token
+UNSENT_BYTES = 2**16  # what any connection takes at once; a larger answer may hold a thread until it is read
 
 # Pages and what they load come from here alone; there is no inline script or style.
 PAGE_POLICY = (
@@ -82,16 +89,19 @@ ANSWERS: dict[type[RingoError], Answer] = {
     ModelMismatch: Answer(502, "model-mismatch", "The model server answered something else than pictures"),
     ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
     Stopping: Answer(503, "stopping", "The server is about to end", retry_after_s=1),
-    Overloaded: Answer(503, "overloaded", "The model server takes no more work for now", retry_after_s=1),
+    CallerGone: Answer(499, "caller-gone", "Nobody waits for the answer"),  # nginx's number; only metrics see it
+    Overloaded: Answer(503, "overloaded", "The service takes no more work for now", retry_after_s=1),
     ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
 }
 
 
 def create_app(settings: Settings) -> Flask:
-    """Return the gateway with a channel of its own: call it in the process that answers, not before a fork."""
+    """Return the gateway with a channel and a thread of its own: call it in the process that answers, after a fork."""
     app = Flask(__name__)
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     replica = Replica(client)
+    threading.Thread(target=replica.watch, args=(threading.Event(),), name="look", daemon=True).start()
+    in_flight = Gate(settings.max_in_flight, "requests")
     painter = Painter(client, settings.model_name, cache_bytes=settings.cache_mb * 2**20)
     description = build_openapi(open_to_all=None if settings.token is None else PROBES)
     immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
@@ -115,7 +125,7 @@ def create_app(settings: Settings) -> Flask:
             try:
                 response = pinned(query, replica.versions()[-1], REVALIDATE)
             except UnknownVersion:  # another took its place since we last looked
-                response = pinned(query, replica.versions(ask=True)[-1], REVALIDATE)
+                response = pinned(query, replica.look()[-1], REVALIDATE)
         if isinstance(asked, Picture) and asked.seed is None:  # each answer is another
             response.headers["Cache-Control"] = NOT_KEPT
         if asked.format is None:
@@ -131,25 +141,53 @@ def create_app(settings: Settings) -> Flask:
         not_modified = Response(status=304, mimetype=MIMETYPES[str(query.format)])
         if request.if_none_match.contains_weak(etag(query, PROVED)):
             return finished(not_modified, query, PROVED, cache_control)
-        proof = replica.proof(version)
+        proof = replica.known_proof(version)
+        if proof is None:
+            with asking_the_model():
+                proof = replica.proof(version, deadline_s=deadline_s())
         if proof.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
         if request.if_none_match.contains_weak(etag(query, proof.mark)):
             return finished(not_modified, query, proof.mark, cache_control)
         if query.size is None:
             check_canvas(query, proof.size)
-        made = painter.kept(query, proof.mark)
-        PICTURES.labels("model" if made is None else "cache").inc()
-        if made is None:
-            made = painter.answer(query, proof.mark)
-        response = send_file(
-            io.BytesIO(made),
-            MIMETYPES[str(query.format)],
-            download_name=file_name(query),
-            etag=False,
-            conditional=False,
-        )
-        return finished(response, query, proof.mark, cache_control)
+        with ExitStack() as place:
+            made = painter.kept(query, proof.mark)
+            if made is None:
+                place.enter_context(asking_the_model())
+                PICTURES.labels("model").inc()
+                made = painter.answer(query, proof.mark, deadline_s=deadline_s())
+            else:
+                if len(made) > UNSENT_BYTES:
+                    place.enter_context(in_flight.passed())
+                PICTURES.labels("cache").inc()
+            response = send_file(
+                io.BytesIO(),
+                MIMETYPES[str(query.format)],
+                download_name=file_name(query),
+                etag=False,
+                conditional=False,
+            )
+            response.direct_passthrough = False
+            response.set_data(made)
+            response = finished(response, query, proof.mark, cache_control)
+            response.call_on_close(place.pop_all().close)  # once it is sent: who reads slowly takes a place, too
+        return response
+
+    @contextmanager
+    def asking_the_model() -> Iterator[None]:
+        """Be one of those who wait for the model; raise instead of waiting for nothing, or for nobody."""
+        replica.require_model()
+        with in_flight.passed():
+            caller = request.environ.get("gunicorn.socket")
+            if caller is not None and has_gone(caller):
+                raise CallerGone("The caller has gone before the model was asked.")
+            yield
+
+    def deadline_s() -> float:
+        """Return when the caller's time is up, by time.monotonic: what he waited for a thread counts."""
+        arrived_s: float = request.environ.get("ringo.arrived_s", time.monotonic())
+        return arrived_s + settings.predict_timeout_s
 
     def finished(response: Response, query: Query, mark: str, cache_control: str) -> Response:
         response.set_etag(etag(query, mark))
@@ -179,7 +217,7 @@ def create_app(settings: Settings) -> Flask:
         version: int | None
         try:
             version = replica.versions()[-1]
-        except (ModelUnavailable, ModelTimeout):
+        except (ModelUnavailable, ModelTimeout, Overloaded):
             version = None
         page = render_gallery(settings.model_name, version)
         return revalidated(Response(page, mimetype="text/html"))
@@ -188,7 +226,10 @@ def create_app(settings: Settings) -> Flask:
     def about() -> Response:
         """Tell which model is served, in which versions, what its newest is, and whether this replica is proved."""
         versions = replica.versions()
-        proof = replica.proof(versions[-1])
+        proof = replica.known_proof(versions[-1])
+        if proof is None:
+            with asking_the_model():
+                proof = replica.proof(versions[-1], deadline_s=deadline_s())
         response = jsonify(
             model=settings.model_name,
             version=versions[-1],
@@ -217,12 +258,13 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Answer 200 while the model server has a version of the model ready, else a problem.
+        """Answer 200 while the model server has a version of the model ready, as of a second ago, else a problem.
 
         The first time, and after an outage, its golden pictures are compared: a replica that paints others is ready
         all the same, but says so, here, in its log, its metrics and its ETags.
         """
-        version = replica.versions(ask=True)[-1]
+        version = replica.versions()[-1]
+        replica.require_model()
         return Response(f"ready: version {version}, {replica.proof(version).verdict}\n", mimetype="text/plain")
 
     @app.after_request

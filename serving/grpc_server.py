@@ -23,6 +23,7 @@ from serving.settings import Settings
 
 MAX_REQUEST_BYTES = 2**20
 MAX_RESPONSE_BYTES = 4 * 2**20  # what clients take by default; the largest picture, 1024 x 1024 of noise, is 3.2 MB
+PAINT_THREADS = 8  # of all streams together: enough to keep a model server busy while other batches are encoded
 SPARE_THREADS = 8  # beside those of streams and single pictures: for health, reflection, refusals
 HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
 STOP_GRACE_S = 5.0  # for what is in the making when the time to drain is up
@@ -67,14 +68,15 @@ def serve(settings: Settings) -> None:
     # Nothing is kept: whoever asks for a batch rarely asks for the same again.
     painter = Painter(client, settings.model_name, cache_bytes=0)
     service = PictureService(
-        replica, painter, settings.model_name, threads=settings.threads, max_streams=settings.batch_streams
+        replica, painter, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
     )
     told = health.HealthServicer()
     tell(told, health_pb2.HealthCheckResponse.NOT_SERVING)
     server = build_server(settings, service, told)
     start_http_server(settings.batch_metrics_port, settings.host)
     ended = threading.Event()
-    threading.Thread(target=watch, args=(replica, told, ended), daemon=True).start()
+    threading.Thread(target=replica.watch, args=(ended,), name="look", daemon=True).start()
+    threading.Thread(target=watch, args=(replica, told, ended), name="health", daemon=True).start()
     server.start()
     log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
     flush_s = None
@@ -135,7 +137,9 @@ def watch(replica: Replica, told: health.HealthServicer, ended: threading.Event)
     last = health_pb2.HealthCheckResponse.NOT_SERVING
     while True:
         try:
-            replica.proof(replica.versions(ask=True)[-1])
+            version = replica.versions()[-1]
+            replica.require_model()
+            replica.proof(version)
             found = health_pb2.HealthCheckResponse.SERVING
         except RingoError as error:
             found = health_pb2.HealthCheckResponse.NOT_SERVING

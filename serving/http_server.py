@@ -1,14 +1,12 @@
 """The gateway under gunicorn: its own configuration, no command line and no configuration file."""
 
 import copy
-import ctypes
 import json
 import math
 import os
 import shutil
 import socket
 import ssl
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -17,8 +15,9 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, LimitRequestLine, ParseException
-from gunicorn.workers.gthread import ThreadWorker
 
+from serving.http_worker import ARRIVED_S, PatientWorker, max_connections
+from serving.memory import keep_little
 from serving.ports import listen
 from serving.security import check_tls
 from serving.settings import Settings
@@ -26,9 +25,7 @@ from serving.settings import Settings
 SHARED_MEMORY = Path("/dev/shm")
 KEEPALIVE_S = 75  # longer than the 60 s of nginx and most load balancers: the side that sends must be the one to close
 DRAIN_MARGIN_S = 5  # on top of the longest request
-
-M_MMAP_THRESHOLD = -3  # from malloc.h
-MMAP_THRESHOLD_BYTES = 2**17  # glibc's own, before it adapts
+SPARE_THREADS = 16  # beside those that wait for the model: for what is kept, 304, pages, probes, and refusals
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # of WSGI
 
@@ -65,7 +62,8 @@ class _Gunicorn(BaseApplication):
             "bind": [f"fd://{fd}" for fd in self._listener_fds],
             "worker_class": _ProblemWorker,
             "workers": self.settings.workers,
-            "threads": self.settings.threads,
+            "threads": self.settings.max_in_flight + SPARE_THREADS,
+            "worker_connections": max_connections(),
             "keepalive": KEEPALIVE_S,
             "graceful_timeout": math.ceil(self.settings.predict_timeout_s) + DRAIN_MARGIN_S,
             "certfile": _text(self.settings.tls_certificate),
@@ -84,16 +82,14 @@ class _Gunicorn(BaseApplication):
 
     def load(self) -> Application:
         """Return the application; gunicorn calls this in each worker, after the fork, as channels need it."""
-        # glibc raises its threshold with each large block that is freed, and then keeps such blocks: after eight sheets
-        # of 2048 x 2048 a worker held 366 MB. With a threshold that stays they go back to the system.
-        if sys.platform == "linux":
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        keep_little()
         from serving.gateway import PROBES, create_app
         from serving.metrics import build_metrics_app
 
         gateway, metrics, metrics_port = create_app(self.settings), build_metrics_app(), self.settings.metrics_port
 
         def by_port(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            environ["ringo.arrived_s"] = ARRIVED_S.get()
             # Probes are answered on either: the metrics' port is plain, and a kubelet has no certificate to show.
             private = environ["SERVER_PORT"] == str(metrics_port) and environ["PATH_INFO"] not in PROBES
             return (metrics if private else gateway)(environ, start_response)
@@ -116,8 +112,8 @@ def _remove_counts(arbiter: Any) -> None:
     shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
-class _ProblemWorker(ThreadWorker):
-    """A gthread worker that answers what never reaches the application with problems, too, not with pages of HTML.
+class _ProblemWorker(PatientWorker):
+    """A worker that answers what never reaches the application with problems, too, not with pages of HTML.
 
     TLS is for the gateway's port alone, where gunicorn knows it for all ports or none.
     """
@@ -128,11 +124,9 @@ class _ProblemWorker(ThreadWorker):
         for name in ("certfile", "keyfile"):
             self._plain.set(name, None)
 
-    def enqueue_req(self, conn: Any) -> None:
-        """Have a thread answer what comes over `conn`, before which its socket is wrapped if its `cfg` says so."""
-        if conn.server[1] == self.app.settings.metrics_port:
-            conn.cfg = self._plain
-        super().enqueue_req(conn)
+    def cfg_for(self, server: Any) -> Any:
+        """Return the configuration for callers of the address `server`: of TLS if it says so."""
+        return self._plain if server[1] == self.app.settings.metrics_port else self.cfg
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         if isinstance(exc, ssl.SSLError):  # no TLS, or none of ours: there is no channel to answer through

@@ -85,6 +85,7 @@ class ModelClient:
         self._target = target
         self._model_name = model_name
         self._predict_timeout_s = predict_timeout_s
+        self.answered_at_s = -math.inf  # when a Predict was last answered, by time.monotonic
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
@@ -122,14 +123,19 @@ class ModelClient:
         )
 
     def available_versions(self) -> list[int]:
-        """Return the versions that the model server has ready, oldest first; raise ModelUnavailable without any."""
+        """Return the versions that the model server has ready, oldest first.
+
+        Raises ModelUnavailable without any, ModelTimeout after STATUS_TIMEOUT_S, or Overloaded.
+        """
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = self._model_name
         try:
             response = self._models.GetModelStatus(request, timeout=STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
-            timeout = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            raise (ModelTimeout if timeout else ModelUnavailable)(self._sentence(error)) from error
+            kind = ERRORS[error.code()]
+            if kind not in (ModelTimeout, Overloaded):
+                kind = ModelUnavailable
+            raise kind(self._sentence(error)) from error
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
         versions = sorted(status.version for status in response.model_version_status if status.state == available)
         if not versions:
@@ -175,6 +181,7 @@ class ModelClient:
             tensor.tensor_shape.dim.add(size=size)
         tensor.tensor_content = values.tobytes()
         response = self._predictions.Predict(request, timeout=timeout_s)
+        self.answered_at_s = time.monotonic()
         if response.model_spec.version.value != version:
             told = response.model_spec.version.value
             raise ModelMismatch(f"The model server was asked for version {version} and answered as version {told}.")

@@ -25,7 +25,7 @@ REFUSALS = {
     "406": "`Accept` admits none of the formats.",
     "414": "The URL is longer than 4 kB.",
     "502": "The model server answered something that is not this model's contract.",
-    "503": "No model is ready, or the model server takes no more work; `Retry-After` says when to come back.",
+    "503": "No model is ready, or the service takes no more work; `Retry-After` says when to come back.",
     "504": "The model server took too long.",
 }
 UNAUTHENTICATED = {"401": "The bearer token is missing, or not this service's."}

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from cachetools import LRUCache
 
 from serving.errors import Overloaded
 from serving.interpolation import Latent, slerp
+from serving.memory import give_back
 from serving.model_client import ModelClient
 from serving.pictures import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.queries import Animation, Grid, Morph, Picture, Query, address
@@ -56,16 +58,20 @@ class Painter:
             made: bytes | None = self._cache.get((mark, query))
         return made
 
-    def answer(self, query: Query, mark: str) -> bytes:
-        """Return the encoded picture that `query` asks for. Raises what ModelClient does."""
+    def answer(self, query: Query, mark: str, *, deadline_s: float = math.inf) -> bytes:
+        """Return the encoded picture that `query` asks for, by `deadline_s` of time.monotonic.
+
+        Raises what ModelClient does, and Overloaded.
+        """
 
         def make() -> bytes:
             version, file_format = pinned(query)
-            encoded = self._encode(query, file_format, self._tiles(query, version, mark))
+            tiles = self._tiles(query, version, mark, deadline_s)
+            encoded = self._encode(query, file_format, tiles, deadline_s)
             self._keep((mark, query), encoded)
             return encoded
 
-        made: bytes = self._flight.do((mark, query), make)
+        made: bytes = self._flight.do((mark, query), make, deadline_s=deadline_s)
         return made
 
     def answers(self, queries: Sequence[Picture], mark: str, *, deadline_s: float = math.inf) -> Iterator[bytes]:
@@ -75,7 +81,7 @@ class Painter:
         """
         names = [Painting(mark, pinned(query)[0], seed_of(query), query.truncation) for query in queries]
         for query, pixels in zip(queries, self._paint(names, deadline_s=deadline_s), strict=True):
-            yield self._encode(query, pinned(query)[1], [pixels])
+            yield self._encode(query, pinned(query)[1], [pixels], deadline_s)
 
     def facts(self, query: Query) -> dict[str, str]:
         """Return what a PNG says of itself: enough to make it again."""
@@ -86,9 +92,9 @@ class Painter:
             "Renderer": str(RENDERER_VERSION),
         }
 
-    def _encode(self, query: Query, file_format: str, tiles: Sequence[Pixels]) -> bytes:
+    def _encode(self, query: Query, file_format: str, tiles: Sequence[Pixels], deadline_s: float) -> bytes:
         columns, rows = query.tiles
-        with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2):
+        with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2, deadline_s):
             if query.size is not None:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
@@ -96,31 +102,35 @@ class Painter:
             return encode(arrange(tiles, columns), file_format, self.facts(query))
 
     @contextlib.contextmanager
-    def _room(self, pixels: int) -> Iterator[None]:
+    def _room(self, pixels: int, deadline_s: float) -> Iterator[None]:
         """Let one large picture at a time be encoded; raise Overloaded if the others take too long."""
         if pixels < LARGE_PIXELS:
             yield
             return
-        if not self._large.acquire(timeout=LARGE_WAIT_S):
-            raise Overloaded(f"Other large pictures have been in the way for {LARGE_WAIT_S:g} s.")
+        wait_s = min(LARGE_WAIT_S, max(0.0, deadline_s - time.monotonic()))
+        if not self._large.acquire(timeout=wait_s):
+            raise Overloaded(f"Other large pictures have been in the way for {wait_s:.1f} s.")
         try:
             yield
         finally:
+            give_back()
             self._large.release()
 
-    def _tiles(self, query: Query, version: int, mark: str) -> Sequence[Pixels]:
+    def _tiles(self, query: Query, version: int, mark: str, deadline_s: float) -> Sequence[Pixels]:
         """Return the model's own pixels of each tile of `query`."""
         match query:
             case Picture():
                 name = Painting(mark, version, seed_of(query), query.truncation)
-                (pixels,) = self._flight.do(name, lambda: self._paint([name]))
+                paint = lambda: self._paint([name], deadline_s=deadline_s)  # noqa: E731
+                (pixels,) = self._flight.do(name, paint, deadline_s=deadline_s)
                 return [pixels]
             case Grid(seeds=seeds):
-                return self._paint([Painting(mark, version, seed, query.truncation) for seed in seeds])
+                names = [Painting(mark, version, seed, query.truncation) for seed in seeds]
+                return self._paint(names, deadline_s=deadline_s)
             case Morph(start, end, frames) | Animation(start, end, frames):
-                first, last = self._latents(version, [start, end], query.truncation)
+                first, last = self._latents(version, [start, end], query.truncation, deadline_s=deadline_s)
                 way = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
-                return list(self._client.paint(version, np.stack(way)))
+                return list(self._client.paint(version, np.stack(way), deadline_s=deadline_s))
 
     def _paint(self, names: Sequence[Painting], *, deadline_s: float = math.inf) -> list[Pixels]:
         """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together."""

@@ -1,14 +1,16 @@
 """What this process knows of the model server: which versions it has, and whether it paints what the exporter did."""
 
+import contextlib
 import hashlib
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from serving.errors import ModelTimeout, ModelUnavailable
+from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.metrics import GOLDEN_DIFFERING
 from serving.model_client import ModelClient
 from serving.single_flight import SingleFlight
@@ -16,7 +18,7 @@ from serving.single_flight import SingleFlight
 log = logging.getLogger(__name__)
 
 PROVED = "proved"
-VERSIONS_KEPT_S = 1.0  # as often as TensorFlow Serving looks for new ones
+LOOK_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
 # In the allowed batch sizes, together 64: a replica where a picture depends on the size of its batch shows it.
 PROOF_BATCHES = (1, 1, 2, 4, 8, 16, 32)
 
@@ -36,44 +38,96 @@ class Proof:
 
 
 class Replica:
-    """The model server behind one client. Threads may share it."""
+    """The model server behind one client. Threads may share it.
+
+    What is known of it comes from looks: one a second where `watch` runs. Between them nobody waits to learn which
+    versions there are, and while the last one found no model server, nobody waits for a picture of it either.
+    """
 
     def __init__(self, client: ModelClient) -> None:
         self._client = client
         self._proofs: dict[int, Proof] = {}  # of the machine that has answered since the last outage
         self._lock = threading.Lock()  # guards what follows
         self._versions: list[int] = []
-        self._asked_at_s = -VERSIONS_KEPT_S
+        self._looked_at_s = -math.inf  # when the look began whose findings these are
         self._lost = False
+        self._away: str | None = None  # one sentence, while there is no model server to ask
         self._flight = SingleFlight[int, Proof]()
 
-    def versions(self, *, ask: bool = False) -> list[int]:
-        """Return the loaded versions, oldest first, as they were at most VERSIONS_KEPT_S ago; with `ask`, as they are.
+    def watch(self, ended: threading.Event) -> None:
+        """Look once a second until `ended`."""
+        while True:
+            with contextlib.suppress(RingoError):  # which is what `_found` keeps
+                self.look()
+            if ended.wait(LOOK_INTERVAL_S):
+                return
 
-        While nobody answers, and without `ask`, they are the last that were known: a picture that is kept, here or by
-        the caller, needs no model server. Raises ModelUnavailable or ModelTimeout.
+    def look(self) -> list[int]:
+        """Ask the model server which versions it has loaded, and return them, oldest first.
+
+        Raises ModelUnavailable, ModelTimeout (after model_client.STATUS_TIMEOUT_S) or Overloaded.
         """
-        with self._lock:
-            if ask or not self._versions or time.monotonic() - self._asked_at_s >= VERSIONS_KEPT_S:
-                try:
-                    self._versions = self._client.available_versions()
-                except (ModelUnavailable, ModelTimeout) as error:
-                    self._lost = self._lost or isinstance(error, ModelUnavailable)
-                    if ask or not self._versions:
-                        raise
-                else:
-                    if self._lost:  # what came back may be another machine
-                        self._proofs = {}
-                    self._lost = False
-                finally:
-                    self._asked_at_s = time.monotonic()
-            return self._versions
+        began_s = time.monotonic()
+        try:
+            versions = self._client.available_versions()
+        except (ModelUnavailable, ModelTimeout) as error:
+            # One that has answered somebody else meanwhile is busy, not away.
+            if isinstance(error, ModelUnavailable) or self._client.answered_at_s < began_s:
+                self._found(began_s, error)
+            raise
+        self._found(began_s, versions)
+        return versions
 
-    def proof(self, version: int) -> Proof:
-        """Return what this replica makes of the golden seeds: painted once per version, then known."""
-        known = self._proofs.get(version)
+    def _found(self, began_s: float, found: list[int] | RingoError) -> None:
+        with self._lock:
+            if began_s < self._looked_at_s:  # another look, which began later, has been quicker
+                return
+            self._looked_at_s, before = began_s, self._away
+            if isinstance(found, RingoError):
+                self._lost = self._lost or isinstance(found, ModelUnavailable)
+                self._away = str(found)
+            else:
+                if self._lost:  # what came back may be another machine
+                    self._proofs = {}
+                self._versions, self._lost, self._away = found, False, None
+            after = self._away
+        if after and not before:
+            log.warning("Nothing is asked of the model server until it is back: %s", after)
+        elif before and not after:
+            log.warning("The model server is back.")
+
+    def versions(self) -> list[int]:
+        """Return the loaded versions, oldest first, as the last look found them.
+
+        While nobody answers they are the last that were known: a picture that is kept, here or by the caller, needs no
+        model server. Where none ever were, raises what `require_model` does.
+        """
+        if self._looked_at_s == -math.inf:  # the first to ask
+            return self.look()
+        with self._lock:
+            versions = self._versions
+        if not versions:
+            self.require_model()
+        return versions or self.look()
+
+    def require_model(self) -> None:
+        """Raise ModelUnavailable, at once, if the last look found no model server, or none with a version ready."""
+        away = self._away
+        if away:
+            raise ModelUnavailable(away)
+
+    def known_proof(self, version: int) -> Proof | None:
+        """Return what `proof` would without asking the model; None if it has to be asked."""
+        return self._proofs.get(version)
+
+    def proof(self, version: int, *, deadline_s: float = math.inf) -> Proof:
+        """Return what this replica makes of the golden seeds: painted once per version, then known.
+
+        Who finds others painting them waits until `deadline_s` of time.monotonic at most. Raises what ModelClient does.
+        """
+        known = self.known_proof(version)
         if known is None:
-            known = self._flight.do(version, lambda: self._prove(version))
+            known = self._flight.do(version, lambda: self._prove(version), deadline_s=deadline_s)
         return known
 
     def _prove(self, version: int) -> Proof:

@@ -43,8 +43,9 @@ class Settings:
     # A worker mostly waits for the model server: one is enough until encoding alone fills a core (5 ms a picture).
     workers: int = 1
 
-    # Of each worker: enough waiting requests to keep a model server of a few cores busy while others are encoded.
-    threads: int = 8
+    # Of each worker: how many requests may wait for the model at a time; who comes beyond is told to come back. The
+    # last of 64 waits 2 s at 30 ms a picture.
+    max_in_flight: int = 64
 
     # Of each worker, for pictures: a thousand of 64 x 64, and the worker stays under 100 MB.
     cache_mb: int = 16
@@ -172,7 +173,7 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "model_base_path": (_path, "the path of a folder"),
     "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
-    "threads": (integer_reader(1, 256), "a whole number from 1 to 256"),
+    "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),
     "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (nothing is kept) to 65536"),
     "metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
     "batch_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),

@@ -1,9 +1,13 @@
 """One thing at a time, once: callers who want the same thing while it is being made wait for it and share it."""
 
+import math
 import threading
+import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
+
+from serving.errors import ModelTimeout
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -16,16 +20,19 @@ class SingleFlight(Generic[K, V]):
         self._lock = threading.Lock()
         self._flights: dict[K, Future[V]] = {}
 
-    def do(self, key: K, make: Callable[[], V]) -> V:
+    def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
         """Return what `make` returns, or what the call for `key` that is under way does; raise what either raises.
 
-        Waiting has the limit that `make` has.
+        Who joins waits as long as that takes, and at most until `deadline_s` of time.monotonic: then ModelTimeout.
         """
         with self._lock:
             flight = self._flights.get(key)
             if flight is None:
                 mine = self._flights[key] = Future[V]()
         if flight is not None:
+            timeout_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
+            if not wait([flight], timeout_s).done:
+                raise ModelTimeout("The caller's time was up before what others had asked for was made.")
             return flight.result()
         try:
             made = make()

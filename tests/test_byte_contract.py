@@ -65,7 +65,7 @@ def test_of_2000_concurrent_mixed_requests_each_gets_its_own_picture(cache_mb, t
     digests: dict[tuple[str, str | None], set[str]] = {}
     with (
         FakeModelServer(version=VERSION) as server,
-        gateway_for(server.target, tmp_path, threads=CLIENTS, cache_mb=cache_mb) as gateway,
+        gateway_for(server.target, tmp_path, cache_mb=cache_mb) as gateway,
         ThreadPoolExecutor(CLIENTS) as pool,
     ):
         for mine, replies in zip(urls, pool.map(lambda mine: asking(gateway, mine), urls), strict=True):
@@ -122,7 +122,7 @@ def test_a_hot_swap_under_load_fails_no_request_and_mixes_no_versions(two_versio
 
     with (
         hosting(base_path) as hosted,
-        gateway_for(hosted.target, tmp_path, threads=16, cache_mb=1) as gateway,
+        gateway_for(hosted.target, tmp_path, cache_mb=1) as gateway,
         ThreadPoolExecutor(8) as pool,
     ):
         clients = [pool.submit(load, gateway, client) for client in range(8)]

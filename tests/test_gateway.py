@@ -223,7 +223,9 @@ def test_ready_means_that_a_version_of_the_model_is_available(
     patient_gateway, fickle_server, monkeypatch, state, status
 ):
     monkeypatch.setattr(fickle_server, "state", state)
-    assert patient_gateway.ask("/readyz").status == status
+    wait_until(lambda: patient_gateway.ask("/readyz").status == status, "the gateway to notice")
+    monkeypatch.undo()
+    wait_until(lambda: patient_gateway.ask("/readyz").status == 200, "the gateway to notice again")
 
 
 def test_without_a_model_server_the_gateway_lives_and_says_when_to_come_back(tmp_path):

@@ -23,7 +23,7 @@ def model_server():
 
 @pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory):
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), threads=32) as gateway:
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
         yield gateway
 
 
@@ -147,7 +147,7 @@ def test_concurrent_requests_for_one_picture_are_one_request_to_the_model(cache_
 
     with (
         FakeModelServer() as server,
-        gateway_for(server.target, tmp_path, threads=32, cache_mb=cache_mb) as gateway,
+        gateway_for(server.target, tmp_path, cache_mb=cache_mb) as gateway,
     ):
         assert gateway.ask("/readyz").status == 200
         server.requests.clear()

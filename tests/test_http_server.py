@@ -23,8 +23,8 @@ def gateway(model_server, tmp_path_factory):
     with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
         for seed in range(20):
             assert gateway.ask(f"/generate?seed={seed}").status == 200
-        with ThreadPoolExecutor(8) as pool:  # as many as the worker has threads: the largest answers that there are
-            sheets = pool.map(lambda seed: gateway.ask(f"/grid?seeds={seed}-{seed + 3}&columns=2&size=512"), range(8))
+        with ThreadPoolExecutor(64) as pool:  # as many as wait for the model at a time, for the largest that there are
+            sheets = pool.map(lambda seed: gateway.ask(f"/grid?seeds={seed}-{seed + 3}&columns=2&size=512"), range(64))
             assert {sheet.status for sheet in sheets} == {200}
         yield gateway
 

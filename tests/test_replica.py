@@ -113,16 +113,16 @@ def test_a_failed_proof_is_tried_again(replica, server):
 
 
 def test_what_comes_back_from_an_outage_is_proved_anew(replica, server):
-    assert (replica.versions(ask=True), replica.proof(3).mark) == ([3], PROVED)
+    assert (replica.look(), replica.proof(3).mark) == ([3], PROVED)
     server.stop()
     with pytest.raises(ModelUnavailable):
-        replica.versions(ask=True)
+        replica.look()
     assert replica.versions() == [3]  # the last that was known
     with FakeModelServer(port=server.port, version=3, reply=otherwise(1, version=3)):
 
         def is_back():
             try:
-                return replica.versions(ask=True)
+                return replica.look()
             except ModelUnavailable:
                 return False
 

@@ -29,7 +29,7 @@ def test_variables_of_others_are_left_alone():
         ("RINGO_MODEL_BASE_PATH", "/models/cat", "model_base_path", Path("/models/cat")),
         ("RINGO_PREDICT_TIMEOUT_S", "0.5", "predict_timeout_s", 0.5),
         ("RINGO_WORKERS", "2", "workers", 2),
-        ("RINGO_THREADS", "32", "threads", 32),
+        ("RINGO_MAX_IN_FLIGHT", "32", "max_in_flight", 32),
         ("RINGO_CACHE_MB", "0", "cache_mb", 0),
         ("RINGO_METRICS_PORT", "9101", "metrics_port", 9101),
         ("RINGO_BATCH_PORT", "9091", "batch_port", 9091),
@@ -52,7 +52,7 @@ def test_a_variable_sets_its_field(variable, text, name, value):
             for text in ("0", "-1", "1.5", "x", "٣", "")
         ),
         ("RINGO_PORT", "65536"),
-        ("RINGO_THREADS", "1000000"),
+        ("RINGO_MAX_IN_FLIGHT", "1000000"),
         *(("RINGO_CACHE_MB", text) for text in ("-1", "0.5", "16MB", "65537")),
         *(("RINGO_PREDICT_TIMEOUT_S", text) for text in ("0", "-1", "nan", "inf", "10000", "ten", "")),
         *(("RINGO_MODEL_SERVER", text) for text in ("8500", ":8500", "localhost", "localhost:", "localhost:0", "")),
