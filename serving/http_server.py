@@ -18,7 +18,7 @@ from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, LimitR
 
 from serving.http_worker import ARRIVED_S, PatientWorker, max_connections
 from serving.memory import keep_little
-from serving.ports import listen
+from serving.ports import handed_over, listen
 from serving.security import check_tls
 from serving.settings import Settings
 
@@ -38,9 +38,11 @@ def serve(settings: Settings) -> None:
     check_tls(settings)
     # gunicorn would try a taken port five times, with a log line each: it gets sockets that listen already.
     listeners = [
-        listen(settings.host, port, variable=variable, value=str(port))
+        handed_over(port) or listen(settings.host, port, variable=variable, value=str(port))
         for variable, port in (("RINGO_PORT", settings.port), ("RINGO_METRICS_PORT", settings.metrics_port))
     ]
+    for name in ("LISTEN_PID", "LISTEN_FDS"):  # gunicorn would take them for all there is
+        os.environ.pop(name, None)
     # Where the workers keep their counts; serving/metrics.py is imported after this, in each of them.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=_shared_memory())
     _Gunicorn(settings, listeners).run()

@@ -1,9 +1,11 @@
-"""Taking a port, or saying in one sentence why not."""
+"""Taking a port, or one that is handed over, or saying in one sentence why not."""
 
 import os
 import socket
 
 from serving.settings import SettingsError
+
+FIRST_HANDED_OVER = 3  # after the three standard streams
 
 
 def listen(host: str, port: int, *, variable: str, value: str) -> socket.socket:
@@ -18,3 +20,18 @@ def listen(host: str, port: int, *, variable: str, value: str) -> socket.socket:
         # Python 3.11 adds an address to some texts; a name that can't be resolved has codes of its own.
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
+
+
+def handed_over(port: int) -> socket.socket | None:
+    """Return the socket that listens on `port` if whoever started this process has handed one over, as systemd does.
+
+    Its owner keeps it open while one process ends and the next begins: callers wait meanwhile, and none is refused.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    for fd in range(FIRST_HANDED_OVER, FIRST_HANDED_OVER + int(os.environ.get("LISTEN_FDS", "0"))):
+        taken = socket.socket(fileno=fd)
+        if taken.family in (socket.AF_INET, socket.AF_INET6) and taken.getsockname()[1] == port:
+            return taken
+        taken.detach()
+    return None

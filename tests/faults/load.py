@@ -90,6 +90,15 @@ class Client:
         self._connection.close()
 
 
+def ask(port: int, url: str) -> Outcome:
+    """Ask once, over a connection of its own."""
+    client = Client(port)
+    try:
+        return client.ask(url)
+    finally:
+        client.close()
+
+
 @contextmanager
 def clients_asking(port: int, clients: int, url_of: Callable[[int], str], *, per_second: float = 0) -> Iterator[Load]:
     """Let `clients` ask for `url_of` 0, 1, 2 ... while the `with` block lasts.
