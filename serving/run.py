@@ -97,7 +97,7 @@ def model_server_command(settings: Settings) -> list[str]:
             f"--model_base_path={base_path}",
             "--grpc_max_threads=64",  # the default, 4 per core, refused 302 of 400 calls of 8 clients on 2 cores
             "--max_num_load_retries=0",  # by default a broken version blocks all later ones for minutes
-            "--tensorflow_intra_op_parallelism=2",  # with more, pictures depend on the size of their batch
+            "--tensorflow_intra_op_parallelism=1",  # with many, pictures depend on the size of their batch
         ]
     print("Model server: the embedded default, as there is no tensorflow_model_server on the PATH", flush=True)
     return [

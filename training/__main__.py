@@ -127,8 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it logs as errors are remarks: real ones are raised
     if options.command == "export":
-        # Batches of eight threads round by their size, those of two do not (see training/servable.py).
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+        # As the model servers run it. Batches of eight threads round by their size, those of one or two do not (see
+        # training/servable.py).
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend not in BACKENDS or find_spec(backend) is None:
         print(f"KERAS_BACKEND is {backend!r}: allowed are {' and '.join(BACKENDS)}, installed.", file=sys.stderr)
