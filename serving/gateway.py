@@ -36,12 +36,12 @@ from serving.gallery import render_gallery
 from serving.gate import Gate
 from serving.http_worker import has_gone
 from serving.metrics import PICTURES, RESPONSES
-from serving.model_client import ModelClient
+from serving.model_client import PROVED, ModelClient
 from serving.openapi import build_openapi
 from serving.painter import Painter
 from serving.pictures import MIMETYPES, RENDERER_VERSION
 from serving.queries import MAX_SEED, RESOURCES, Picture, Query, address, check_canvas, mimetypes, read_query
-from serving.replica import PROVED, Replica
+from serving.replica import Replica
 from serving.security import require_token
 from serving.settings import Settings
 
@@ -102,7 +102,9 @@ def create_app(settings: Settings) -> Flask:
     replica = Replica(client)
     threading.Thread(target=replica.watch, args=(threading.Event(),), name="look", daemon=True).start()
     in_flight = Gate(settings.max_in_flight, "requests")
-    painter = Painter(client, settings.model_name, cache_bytes=settings.cache_mb * 2**20)
+    painter = Painter(
+        client, settings.model_name, cache_bytes=settings.cache_mb * 2**20, model_calls=settings.model_calls
+    )
     description = build_openapi(open_to_all=None if settings.token is None else PROBES)
     immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
     app.add_template_filter(code_marked)

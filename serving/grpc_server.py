@@ -66,7 +66,7 @@ def serve(settings: Settings) -> None:
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     replica = Replica(client)
     # Nothing is kept: whoever asks for a batch rarely asks for the same again.
-    painter = Painter(client, settings.model_name, cache_bytes=0)
+    painter = Painter(client, settings.model_name, cache_bytes=0, model_calls=settings.model_calls)
     service = PictureService(
         replica, painter, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
     )

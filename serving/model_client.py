@@ -23,6 +23,7 @@ from serving.messages import (
 
 log = logging.getLogger(__name__)
 
+PROVED = "proved"  # the mark of replicas that paint the golden pictures as the exporter did
 MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
 STATUS_TIMEOUT_S = 1.0  # answered from memory in a millisecond; probes come every few seconds and must not pile up
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from cachetools import LRUCache
 
 from serving.errors import Overloaded
 from serving.interpolation import Latent, slerp
+from serving.joined_calls import JoinedCalls
 from serving.memory import give_back
-from serving.model_client import ModelClient
+from serving.model_client import PROVED, ModelClient
 from serving.pictures import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.queries import Animation, Grid, Morph, Picture, Query, address
 from serving.single_flight import SingleFlight
@@ -40,11 +41,16 @@ class Painter:
 
     Up to `cache_bytes` of answers and of the model's own pixels are kept, the longest unused going first. Callers who
     ask for one thing at a time share one making of it, whether or not anything is kept. What is kept, and shared, is
-    so under the `mark` of the replica that made it (replica.Proof): another kind of replica begins anew.
+    so under the `mark` of the replica that made it (replica.Proof): another kind of replica begins anew. Single
+    pictures are asked for in at most `model_calls` calls at a time, together where need be.
     """
 
-    def __init__(self, client: ModelClient, model_name: str, *, cache_bytes: int) -> None:
+    def __init__(self, client: ModelClient, model_name: str, *, cache_bytes: int, model_calls: int) -> None:
         self._client = client
+        self._joined = JoinedCalls(
+            lambda version, seeds, deadline_s: list(client.generate(version, seeds, deadline_s=deadline_s)),
+            at_a_time=model_calls,
+        )
         self._model_name = model_name
         self._lock = threading.Lock()  # guards the cache
         # Of bytes and arrays: memoryview knows the size of either.
@@ -133,14 +139,20 @@ class Painter:
                 return list(self._client.paint(version, np.stack(way), deadline_s=deadline_s))
 
     def _paint(self, names: Sequence[Painting], *, deadline_s: float = math.inf) -> list[Pixels]:
-        """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together."""
+        """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together.
+
+        One picture alone is joined with others, unless this replica may let it depend on its company.
+        """
         with self._lock:
             found = {name: self._cache[name] for name in names if name in self._cache}
         missing = [name for name in dict.fromkeys(names) if name not in found]
         if missing:
             version, truncation = missing[0].version, missing[0].truncation
             seeds = [name.seed for name in missing]
-            if truncation == 1.0:
+            painted: Iterable[Pixels]
+            if truncation == 1.0 and len(seeds) == 1 and names[0].mark == PROVED:
+                painted = [self._joined.picture(version, seeds[0], deadline_s=deadline_s)]
+            elif truncation == 1.0:
                 painted = self._client.generate(version, seeds, deadline_s=deadline_s)
             else:
                 latents = np.stack(self._latents(version, seeds, truncation, deadline_s=deadline_s))

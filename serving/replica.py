@@ -12,12 +12,11 @@ import numpy as np
 
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.metrics import GOLDEN_DIFFERING
-from serving.model_client import ModelClient
+from serving.model_client import PROVED, ModelClient
 from serving.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
-PROVED = "proved"
 LOOK_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
 # In the allowed batch sizes, together 64: a replica where a picture depends on the size of its batch shows it.
 PROOF_BATCHES = (1, 1, 2, 4, 8, 16, 32)

@@ -1,6 +1,7 @@
 """What an operator may choose, read once from the environment."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +11,7 @@ from typing import Any, Self, TypeVar
 PREFIX = "RINGO_"
 T = TypeVar("T")
 
+MAX_MODEL_CALLS = 64
 MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseconds for seconds
 
 
@@ -46,6 +48,10 @@ class Settings:
     # Of each worker: how many requests may wait for the model at a time; who comes beyond is told to come back. The
     # last of 64 waits 2 s at 30 ms a picture.
     max_in_flight: int = 64
+
+    # Of each worker: Predict calls at a time for single pictures, as many as the model server has cores; who asks
+    # meanwhile goes along with the next.
+    model_calls: int = field(default_factory=lambda: min(os.cpu_count() or 1, MAX_MODEL_CALLS))
 
     # Of each worker, for pictures: a thousand of 64 x 64, and the worker stays under 100 MB.
     cache_mb: int = 16
@@ -174,6 +180,7 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
     "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),
+    "model_calls": (integer_reader(1, MAX_MODEL_CALLS), f"a whole number from 1 to {MAX_MODEL_CALLS}"),
     "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (nothing is kept) to 65536"),
     "metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
     "batch_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),

@@ -39,7 +39,7 @@ def verify(files: Iterable[Path], settings: Settings) -> int:
     Where no model server can be asked, say so in one sentence on stderr and return that of UNREADABLE.
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
-    painter = Painter(client, settings.model_name, cache_bytes=0)
+    painter = Painter(client, settings.model_name, cache_bytes=0, model_calls=1)
     found = set()
     with closing(client):
         for file in files:

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from serving import queries
-from serving.model_client import MAX_ROWS, ModelClient
+from serving.model_client import MAX_ROWS, PROVED, ModelClient
 from serving.model_server import start_server
 from serving.prediction_service import PredictionService
-from serving.replica import PROVED, Proof, Replica
+from serving.replica import Proof, Replica
 from serving.servable import load
 from serving.version_watcher import VersionWatcher
 from training.checkpoints import load_gan

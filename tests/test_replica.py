@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from serving.errors import ModelUnavailable
-from serving.model_client import ModelClient
-from serving.replica import PROOF_BATCHES, PROVED, Replica
+from serving.model_client import PROVED, ModelClient
+from serving.replica import PROOF_BATCHES, Replica
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer
 from tests.gateway_process import gateway_for

@@ -28,9 +28,9 @@ class Servable(tf.Module):
         """Return images float32[N, S, S, 3] in [-1, 1] of latents float32[N, latent_dim].
 
         A picture must not depend on its company, and oneDNN's kernels round the last bit by the size of the batch.
-        With AVX-512 and one or two threads to an operation every even size gives the bits of size 1, so odd batches from 3
-        up run with one more row. Elsewhere sizes disagree (AVX2: all; eight threads: most), and rows run one by one:
-        that holds anywhere, but is 1.4 times as slow. `export.prove` finds out. An empty batch gets a row, too:
+        With AVX-512 and one or two threads to an operation every even size gives the bits of size 1, so odd batches
+        from 3 up run with one more row. Elsewhere sizes disagree (AVX2: all; eight threads: most), and rows run one by
+        one: that holds anywhere, but is 1.4 times as slow. `export.prove` finds out. An empty batch gets a row, too:
         without one, oneDNN gives it the number of channels of an inner layer.
         """
         if self.row_by_row:
