@@ -139,6 +139,10 @@ def test_the_namespace_admits_restricted_pods_only(overlay):
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
 
 
+def test_everything_is_in_the_one_namespace(manifests):
+    assert {m["metadata"].get("namespace") for m in manifests if m["kind"] != "Namespace"} == {"ringo"}
+
+
 def test_probes_differ(overlay):
     for name, container in containers(overlay).items():
         if "livenessProbe" in container:
