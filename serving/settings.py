@@ -14,10 +14,13 @@ MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseco
 
 
 class SettingsError(Exception):
-    """A setting can't be used; the text is one sentence with the variable, its value and what is allowed."""
+    """A setting can't be used; the text is one sentence with the variable, its value and what is allowed.
 
-    def __init__(self, variable: str, value: str, allowed: str) -> None:
-        shown = "not shown" if "TOKEN" in variable else repr(value)
+    Without a value there is no such setting: what stands there may be a secret under a mistyped name.
+    """
+
+    def __init__(self, variable: str, value: str | None, allowed: str) -> None:
+        shown = "no setting" if value is None else "not shown" if "TOKEN" in variable else repr(value)
         super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
 
 
@@ -101,7 +104,7 @@ class Settings:
             if not variable.startswith(PREFIX):
                 continue
             if variable not in names:
-                raise SettingsError(variable, text, f"only {', '.join(names)}")
+                raise SettingsError(variable, None, f"only {', '.join(names)}")
             read, allowed = READERS[names[variable]]
             try:
                 chosen[names[variable]] = read(text)

@@ -416,6 +416,16 @@ def test_compose_takes_no_rights_and_leaves_no_root():
         assert service["user"] == "10001:10001", name
 
 
+def test_nobody_outside_reaches_the_model_server():
+    """TensorFlow Serving asks nobody who he is, and takes a new configuration from anybody."""
+    published = {name for name, service in compose()["services"].items() if "ports" in service}
+    assert published == {"gateway", "batch"}
+    base = [yaml.safe_load(path.read_text()) for path in (ROOT / "k8s" / "base").rglob("service.yaml")]
+    assert {service["spec"].get("type", "ClusterIP") for service in base} == {"ClusterIP"}
+    assert not any("rest_api_port" in flag for flag in model_server_command(SETTINGS))
+    assert not any("rest_api_port" in flag for flag in compose()["services"]["model-server"]["command"])
+
+
 def test_dockerfiles_name_ports_of_the_settings():
     exposed = re.search("^EXPOSE (.*)$", (ROOT / "Dockerfile.serve").read_text(), re.MULTILINE)[1]
     ports = (SETTINGS.port, SETTINGS.batch_port, SETTINGS.metrics_port, SETTINGS.batch_metrics_port)
