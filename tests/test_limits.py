@@ -66,7 +66,7 @@ def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
 REFUSED: dict[str, tuple[bytes, int]] = {
     # URL
     "a URL above 4 kB": (request("/generate?seed=" + "1" * 4096), 414),
-    "a URL of a megabyte": (request("/generate?seed=" + "1" * 2**20), 414),
+    "a URL of a megabyte": (request("/generate?seed=" + "1" * 2**20), 431),
     "2,000 parameters": (request("/generate?" + "a&" * 2000), 400),
     "a byte that is not ASCII": (request("/generate?seed=りんご"), 400),
     "a byte that is no UTF-8": (request("/generate?seed=%ff"), 400),
@@ -78,12 +78,14 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     # header
     "a header above 8 kB": (request(headers=f"X: {'a' * 8192}\r\n"), 431),
     "101 headers": (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
+    "headers above 32 kB": (request(headers="".join(f"X-{n}: {'a' * 8000}\r\n" for n in range(5))), 431),
+    "headers without end": (request(headers="".join(f"X-{n}: {'a' * 8000}\r\n" for n in range(99)))[:-2], 431),
     "a header on two lines": (request(headers="X: a\r\n b\r\n"), 400),
     "a space before the colon": (request(headers="X : a\r\n"), 400),
     "a line without a colon": (request(headers="apple\r\n"), 400),
     "a null in a header": (request(headers="X: \0\r\n"), 400),
     "two hosts": (request(host=HOST + HOST), 400),
-    "line ends without returns": (request().replace(b"\r\n", b"\n"), 400),
+    "line ends without returns": (request().replace(b"\r\n", b"\n", 1), 400),
     "an odd expectation": (request(headers="Expect: 200-ok\r\n"), 400),
     "nothing that is liked": (request(headers="Accept: text/html\r\n"), 406),
     # body
