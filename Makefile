@@ -31,8 +31,9 @@ run: .venv/serve .venv/train $(STUBS) ## serve the shipped generator on http://l
 test: .venv/dev $(STUBS) ## run all tests
 	$(BIN)/python -m pytest
 
-fuzz: .venv/dev $(STUBS) ## send the API 5,000 requests made up from its description
-	FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/test_openapi.py -k fuzzer
+fuzz: .venv/dev $(STUBS) ## send 20,000 made-up requests, 5,000 heads, messages and broken photos
+	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \
+		$(BIN)/python -m pytest tests/test_openapi.py tests/test_fuzz.py -k "fuzzer or test_fuzz"
 
 lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/ruff check
