@@ -15,10 +15,12 @@ ENGINE ?= $(or $(shell command -v podman),$(shell command -v docker))
 BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 OVERLAY ?= local
+# What a cluster gets: each overlay with the Jobs that may be applied to it (gpu has its own training).
+K8S_SETS := local+train+paint+roll-back gpu+paint+roll-back production+train+paint+roll-back
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format train bench stubs images deploy cluster lock clean
+.PHONY: help run test fuzz lint format policy audit sbom train bench stubs images deploy cluster lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +31,9 @@ run: .venv/serve .venv/train $(STUBS) ## serve the shipped generator on http://l
 test: .venv/dev $(STUBS) ## run all tests
 	$(BIN)/python -m pytest
 
-fuzz: .venv/dev $(STUBS) ## send the API 5,000 requests made up from its description
-	FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/test_openapi.py -k fuzzer
+fuzz: .venv/dev $(STUBS) ## send 20,000 made-up requests, 5,000 heads, messages and broken photos
+	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \
+		$(BIN)/python -m pytest tests/test_openapi.py tests/test_fuzz.py -k "fuzzer or test_fuzz"
 
 lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/ruff check
@@ -38,6 +41,30 @@ lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile.serve Dockerfile.train
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive serving training
+
+policy: .venv-policy/ready ## hold manifests, Dockerfiles and workflows against checkov's rules; needs kubectl
+	@rm -rf build/policy && mkdir -p build/policy
+	@for set in $(K8S_SETS); do overlay=$${set%%+*}; jobs=$$(echo "$${set#*+}" | tr + ' '); \
+		{ kubectl kustomize "k8s/overlays/$$overlay" && \
+		  for job in $$jobs; do echo --- && kubectl kustomize "k8s/jobs/$$job" || exit; done; } \
+		  > "build/policy/$$overlay.yaml" || exit; done
+	.venv-policy/bin/checkov --framework kubernetes --directory build/policy
+	.venv-policy/bin/checkov --framework dockerfile --file Dockerfile.serve Dockerfile.train
+	.venv-policy/bin/checkov --framework github_actions --directory .github
+
+audit: .venv-audit/ready ## look up what is known against the packages of all locks; needs the network
+	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		$(patsubst %,--requirement %,$(wildcard requirements/*.txt)) 2> .venv-audit/said || { \
+		if grep -qE 'not found on PyPI|ConnectionError|ServiceError' .venv-audit/said; \
+		then echo "Nothing was audited: no service that knows vulnerabilities can be reached from here." >&2; \
+		else cat .venv-audit/said >&2; fi; exit 1; }
+
+sbom: .venv-audit/ready ## list the packages of each lock as a software bill of materials in build/sbom
+	@mkdir -p build/sbom
+	@for lock in serve messages train train-gpu; do .venv-audit/bin/cyclonedx-py requirements --output-reproducible \
+		--output-file build/sbom/$$lock.json requirements/$$lock.txt || exit; done
+	@echo "Wrote build/sbom: serve and messages are in ringo-serve, train or train-gpu in ringo-train."
 
 format: .venv/dev ## put the code into its standard form
 	$(BIN)/ruff check --fix
@@ -75,10 +102,12 @@ lock: .venv/dev ## resolve requirements/*.in anew; review the difference before 
 	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
 	$(UV_COMPILE) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
+	$(UV_COMPILE) --upgrade requirements/audit.in -o requirements/audit.txt
+	$(UV_COMPILE) --upgrade requirements/policy.in -o requirements/policy.txt
 	$(UV_COMPILE) --no-deps requirements/messages.in -c requirements/dev.txt -o requirements/messages.txt
 
-clean: ## remove the environment and all caches; runs/ stays
-	rm -rf .venv .*_cache .hypothesis serving/pb
+clean: ## remove the environments and all caches; runs/ stays
+	rm -rf .venv .venv-* build .*_cache .hypothesis serving/pb
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # For protoc proto/ lies at serving/pb/, so that the modules it makes import each other by the names they have here.
@@ -89,6 +118,13 @@ $(STUBS): proto/ringo/v1/picture_service.proto .venv/build
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ringo needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# Tools that want other releases of what we use live in environments of their own.
+.venv-%/ready: requirements/%.txt | $(BIN)/python
+	@echo "Installing $< into .venv-$*: half a minute ..."
+	@rm -rf .venv-$* && $(BIN)/python -m venv .venv-$*
+	@.venv-$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 .venv/%: requirements/%.txt | $(BIN)/python
 	@echo "Installing $< into .venv: a minute or two ..."

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -48,6 +49,8 @@ MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST
 MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
 BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
 BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
+
+HANDLER_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 log = logging.getLogger(__name__)
 Message = Any  # the generated classes carry no types
@@ -220,6 +223,37 @@ class TokenInterceptor(grpc.ServerInterceptor):
                 # Of streams, whatever the method: that waits for no request.
                 return grpc.stream_stream_rpc_method_handler(lambda _, context: context.abort_with_status(status))
         return continuation(handler_call_details)
+
+
+class WellFormedInterceptor(grpc.ServerInterceptor):
+    """Refuses bytes that are no message of the API; gRPC itself would say INTERNAL, and log a traceback for each."""
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the handler of the call, if there is one, with a check in front."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        (kind,) = [kind for kind in HANDLER_KINDS if getattr(handler, kind) is not None]
+        parse, respond = handler.request_deserializer, getattr(handler, kind)
+
+        def read(data: bytes) -> Message | DecodeError:
+            try:
+                return parse(data)
+            except DecodeError as error:
+                return error
+
+        def checked(request: Message | DecodeError, context: grpc.ServicerContext) -> Message:
+            if isinstance(request, DecodeError):
+                error = InvalidRequest("message", "not shown", "a message as ringo/v1/picture_service.proto defines it")
+                context.abort_with_status(status_of(error))
+            return request
+
+        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            if handler.request_streaming:
+                return respond((checked(one, context) for one in request), context)
+            return respond(checked(request, context), context)
+
+        return handler._replace(request_deserializer=read, **{kind: answer})
 
 
 @contextmanager

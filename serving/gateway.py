@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, render_template, request, send_file
 from markupsafe import Markup, escape
-from werkzeug.exceptions import HTTPException, NotAcceptable
+from werkzeug.exceptions import HTTPException, NotAcceptable, RequestEntityTooLarge
 
 from serving.errors import (
     CallerGone,
@@ -57,11 +57,24 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# Everything else loads nothing, wherever it is opened.
+ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
 # Pictures are for any page on the web to show, read and revalidate.
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Content-Disposition, Content-Location, ETag, Retry-After, Ringo-Model-Version, "
     "Ringo-Seed",
+}
+# Of every response, whoever makes it. What HTTPS there is, and for how long, is for who runs it to promise (HSTS).
+EVERYWHERE = CORS | {
+    "Content-Security-Policy": ANSWER_POLICY,
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "X-Content-Type-Options": "nosniff",
 }
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
@@ -98,6 +111,7 @@ ANSWERS: dict[type[RingoError], Answer] = {
 def create_app(settings: Settings) -> Flask:
     """Return the gateway with a channel and a thread of its own: call it in the process that answers, after a fork."""
     app = Flask(__name__)
+    app.url_map.merge_slashes = False  # it would answer //generate with a redirect to whatever Host the caller wrote
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     replica = Replica(client)
     threading.Thread(target=replica.watch, args=(threading.Event(),), name="look", daemon=True).start()
@@ -114,6 +128,13 @@ def create_app(settings: Settings) -> Flask:
         """Refuse whoever doesn't bear the token; a browser's preflight, which can't bear one, asks for nothing."""
         if request.path not in PROBES and request.method != "OPTIONS":
             require_token(settings.token, request.headers.get("Authorization"))
+
+    @app.before_request
+    def without_a_body() -> None:
+        """Refuse a body before it is read: no resource takes one."""
+        sent = request.content_length or request.headers.get("Transfer-Encoding")
+        if sent and request.routing_exception is None:
+            raise RequestEntityTooLarge("The request has a body; no resource here takes one.")
 
     def picture(resource: type[Query]) -> Response:
         """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
@@ -272,11 +293,9 @@ def create_app(settings: Settings) -> Flask:
     @app.after_request
     def for_everyone(response: Response) -> Response:
         """Add what every response carries, and count it."""
-        response.headers.extend(CORS | (PREFLIGHT if request.method == "OPTIONS" else {}))
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        response.headers.extend(EVERYWHERE | (PREFLIGHT if request.method == "OPTIONS" else {}))
         if response.mimetype == "text/html":
-            response.headers["Content-Security-Policy"] = PAGE_POLICY
+            response.headers.update(PAGE_HEADERS)
         RESPONSES.labels(request.endpoint or "unknown", response.status_code).inc()
         return response
 

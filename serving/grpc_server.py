@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving.batch import MAX_SINGLES, SERVICE, PictureService, TokenInterceptor
+from serving.batch import MAX_SINGLES, SERVICE, PictureService, TokenInterceptor, WellFormedInterceptor
 from serving.errors import RingoError
 from serving.model_client import ModelClient
 from serving.painter import Painter
@@ -100,9 +100,9 @@ def serve(settings: Settings) -> None:
 
 def build_server(settings: Settings, service: PictureService, told: health.HealthServicer) -> grpc.Server:
     """Return the server with its services and its port, not yet started."""
-    interceptors = []
+    interceptors: list[grpc.ServerInterceptor] = [WellFormedInterceptor()]
     if settings.token is not None:
-        interceptors.append(TokenInterceptor(settings.token, open_to_all=health.SERVICE_NAME))
+        interceptors.insert(0, TokenInterceptor(settings.token, open_to_all=health.SERVICE_NAME))
     server = grpc.server(
         ThreadPoolExecutor(settings.batch_streams + MAX_SINGLES + SPARE_THREADS, thread_name_prefix="call"),
         interceptors=interceptors,

@@ -76,6 +76,10 @@ class _Gunicorn(BaseApplication):
             "worker_tmp_dir": _shared_memory() and str(_shared_memory()),
             "child_exit": _forget_worker,
             "on_exit": _remove_counts,
+            # Nothing here depends on what a proxy says, and a caller on this machine would be taken for one: gunicorn
+            # takes SCRIPT_NAME, another path than the URL's, from the headers of those it trusts.
+            "forwarded_allow_ips": "",
+            "forwarder_headers": "",
             # A remote control by a socket in $HOME, on by default: nobody here speaks to it.
             "control_socket_disable": True,
         }
@@ -146,9 +150,14 @@ class _ProblemWorker(PatientWorker):
         detail = status.description
         if isinstance(exc, InvalidRequestLine):  # curl sends 'seed=りんご' as it is
             detail = "The request line is not valid: whatever is not ASCII has to be percent-encoded."
+        from serving.gateway import EVERYWHERE  # after the fork, as in `load`
+
         body = json.dumps({"type": "about:blank", "title": status.phrase, "status": status, "detail": detail})
-        head = (
-            f"HTTP/1.1 {status:d} {status.phrase}\r\nContent-Type: application/problem+json\r\n"
-            f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
-        )
-        client.sendall((head + body).encode("ascii"))
+        headers = EVERYWHERE | {
+            "Content-Type": "application/problem+json",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "Connection": "close",
+        }
+        lines = (f"HTTP/1.1 {status:d} {status.phrase}", *(f"{name}: {text}" for name, text in headers.items()), "", "")
+        client.sendall(("\r\n".join(lines) + body).encode("ascii"))

@@ -15,9 +15,12 @@ import grpc
 from serving.ports import listen
 from serving.prediction_service import PredictionService
 from serving.settings import SettingsError, flag, integer_reader, read_text, seconds_reader
+from serving.signed_version import read_public_key, verified_copy
 from serving.version_watcher import VersionWatcher
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from serving.servable import Servable
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
@@ -62,10 +65,12 @@ def serve(
     max_workers: int,
     poll_interval_s: float = 1.0,
     typed_fields: bool = False,
+    verify_key: "Ed25519PublicKey | None" = None,
 ) -> None:
     """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
 
-    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
+    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S. With `verify_key`
+    a version that its owner did not sign counts as broken.
 
     Raises:
         SettingsError: nothing can listen on `host` and `port`.
@@ -75,7 +80,13 @@ def serve(
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
     from serving.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
 
-    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)
+    def load_verified(folder: Path) -> "Servable":
+        if verify_key is None:
+            return load(folder)
+        with verified_copy(folder, verify_key) as copy:
+            return load(copy)
+
+    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load_verified, poll_interval_s=poll_interval_s)
     watcher.poll()
     if not watcher.snapshot.servables:
         log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
@@ -133,6 +144,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
     add("--max-workers", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
     add("--poll-interval-s", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
+    add(
+        "--verify-key",
+        type=flag(lambda value: read_public_key(Path(value)), "a readable PEM file with a public Ed25519 key"),
+        metavar="PEM",
+        help="load only versions that the owner of this key signed by `python -m training export --sign`",
+    )
     add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
     return parser.parse_args(argv)
 

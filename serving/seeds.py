@@ -7,7 +7,11 @@ from typing import Self
 
 from serving.queries import SEED
 
-ALLOWED = "seeds and ranges start:end (the end is not among them) between commas, each seed once, as in 7,42,100:116"
+MAX_SEEDS = 10**8  # of one run, which remembers 41 bytes of each: 4 GB
+ALLOWED = (
+    "seeds and ranges start:end (the end is not among them) between commas, each seed once, as in 7,42,100:116; "
+    f"at most {MAX_SEEDS:,}"
+)
 
 
 class Seeds:
@@ -28,6 +32,8 @@ class Seeds:
             first, colon, behind = term.partition(":")
             start = SEED.read(first)
             ranges.append(range(start, SEED.read(behind) if colon else start + 1))
+        if sum(part.stop - part.start for part in ranges) > MAX_SEEDS:  # of a part alone, len() may overflow
+            raise ValueError
         return cls(ranges)
 
     def __len__(self) -> int:

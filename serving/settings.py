@@ -16,10 +16,13 @@ MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseco
 
 
 class SettingsError(Exception):
-    """A setting can't be used; the text is one sentence with the variable, its value and what is allowed."""
+    """A setting can't be used; the text is one sentence with the variable, its value and what is allowed.
 
-    def __init__(self, variable: str, value: str, allowed: str) -> None:
-        shown = "not shown" if "TOKEN" in variable else repr(value)
+    Without a value there is no such setting: what stands there may be a secret under a mistyped name.
+    """
+
+    def __init__(self, variable: str, value: str | None, allowed: str) -> None:
+        shown = "no setting" if value is None else "not shown" if "TOKEN" in variable else repr(value)
         super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
 
 
@@ -37,6 +40,9 @@ class Settings:
 
     # For the model server that `run` starts, and for the model cards that the gateway shows; it may lack the folder.
     model_base_path: Path = Path("models/apple")
+
+    # PEM, for the model server that `run` starts: it loads only what the owner of this public key signed.
+    model_verify_key: Path | None = None
 
     # One picture takes tens of milliseconds on two cores: 10 s outlast a queue of hundreds, and still end before the
     # 15 to 30 s at which proxies and people give up.
@@ -104,7 +110,7 @@ class Settings:
             if not variable.startswith(PREFIX):
                 continue
             if variable not in names:
-                raise SettingsError(variable, text, f"only {', '.join(names)}")
+                raise SettingsError(variable, None, f"only {', '.join(names)}")
             read, allowed = READERS[names[variable]]
             try:
                 chosen[names[variable]] = read(text)
@@ -177,6 +183,7 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "model_server": (_target, "host:port of a model server's gRPC"),
     "model_name": (read_text, "the name of a model"),
     "model_base_path": (_path, "the path of a folder"),
+    "model_verify_key": (_path, "the path of a PEM file"),
     "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
     "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),

@@ -1,8 +1,12 @@
 """Training and serving share no code. This file knows both, and holds them to the artifact between them."""
 
+import subprocess
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from serving import queries
 from serving.model_client import MAX_ROWS, PROVED, ModelClient
@@ -10,7 +14,9 @@ from serving.model_server import start_server
 from serving.prediction_service import PredictionService
 from serving.replica import Proof, Replica
 from serving.servable import load
+from serving.signed_version import verified_copy
 from serving.version_watcher import VersionWatcher
+from tests.conftest import LIMIT_S, ROOT, command
 from training.checkpoints import load_gan
 from training.export import MAX_BATCH_SIZE
 from training.latents import MAX_SEED
@@ -63,3 +69,17 @@ def test_a_seed_alone_and_in_company_is_one_picture(client):
     together = client.generate(1, SEEDS.tolist())
     alone = [client.generate(1, [seed])[0] for seed in SEEDS.tolist()]
     assert np.array_equal(together, alone)
+
+
+def test_the_model_server_takes_what_the_exporter_signed(small_run, tmp_path):
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    subprocess.run(
+        command("training", "export", small_run, "--to", tmp_path / "fruit", "--sign", tmp_path / "key.pem"),
+        check=True,
+        capture_output=True,
+        timeout=LIMIT_S,
+        cwd=ROOT,
+    )
+    with verified_copy(tmp_path / "fruit" / "1", key.public_key()) as copy:
+        assert set(load(copy).signature_defs) >= {"generate", "serving_default", "sample", "golden"}

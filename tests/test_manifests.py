@@ -139,6 +139,10 @@ def test_the_namespace_admits_restricted_pods_only(overlay):
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
 
 
+def test_everything_is_in_the_one_namespace(manifests):
+    assert {m["metadata"].get("namespace") for m in manifests if m["kind"] != "Namespace"} == {"ringo"}
+
+
 def test_probes_differ(overlay):
     for name, container in containers(overlay).items():
         if "livenessProbe" in container:
@@ -410,6 +414,16 @@ def test_compose_takes_no_rights_and_leaves_no_root():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["user"] == "10001:10001", name
+
+
+def test_nobody_outside_reaches_the_model_server():
+    """TensorFlow Serving asks nobody who he is, and takes a new configuration from anybody."""
+    published = {name for name, service in compose()["services"].items() if "ports" in service}
+    assert published == {"gateway", "batch"}
+    base = [yaml.safe_load(path.read_text()) for path in (ROOT / "k8s" / "base").rglob("service.yaml")]
+    assert {service["spec"].get("type", "ClusterIP") for service in base} == {"ClusterIP"}
+    assert not any("rest_api_port" in flag for flag in model_server_command(SETTINGS))
+    assert not any("rest_api_port" in flag for flag in compose()["services"]["model-server"]["command"])
 
 
 def test_dockerfiles_name_ports_of_the_settings():

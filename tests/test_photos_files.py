@@ -36,6 +36,12 @@ def make_link_to_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def make_terabyte(path: Path) -> None:
+    """Write a whole photo that goes on in nothing: on the disk it takes a few kilobytes."""
+    save_photo(path)
+    os.truncate(path, 2**40)
+
+
 def make_socket(path: Path) -> None:
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as made:
         made.bind(f"{short}/s")  # a socket's path holds 108 bytes at most, tmp_path may be longer
@@ -56,6 +62,7 @@ BAD_FILES = {
     "socket": (make_socket, Skip.SPECIAL),
     "device": (make_link_to_device, Skip.SPECIAL),
     "empty": (content(b""), Skip.EMPTY),
+    "terabyte": (make_terabyte, Skip.TOO_HEAVY),
     "text": (content("りんごの写真".encode()), Skip.UNKNOWN),
     "html": (content(b"<html>404 Not Found</html>"), Skip.UNKNOWN),
     "svg": (content(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), Skip.UNKNOWN),
@@ -226,6 +233,32 @@ def test_a_name_that_is_not_utf8_can_be_printed(folder: Path, in_memory: bool) -
     photos = load(absurd, in_memory=in_memory)
     assert photos.files == ("\\xff.png",)
     assert photos.summary.table().encode().startswith(b"photos in ")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b]0;owned\x07.png", "a\\x1b]0;owned\\x07.png"),  # a terminal's title
+        ("\x1b[2J\x1b[31mb.png", "\\x1b[2J\\x1b[31mb.png"),  # an empty screen, in red
+        ("two\nlines\r.png", "two\\nlines\\r.png"),
+        ("gnp.\u202ea", "gnp.\\u202ea"),  # is shown as a.png
+        ("\x9b5n.png", "\\x9b5n.png"),
+        ("<script>alert(1)<\u2215script>.png", "<script>alert(1)<\u2215script>.png"),  # the page escapes it
+        ("りんご\u3000 é.png", "りんご\u3000 é.png"),
+    ],
+)
+def test_a_name_writes_nothing_on_a_terminal_but_itself(folder: Path, name: str, shown: str) -> None:
+    inside = folder / name
+    inside.mkdir()
+    save_photo(inside / name)
+    photos = load(inside)
+    assert photos.files == (shown,)
+    assert photos.summary.table().splitlines()[0] == f"photos in {folder}/{shown}"
+    (inside / name).write_bytes(b"text")
+    with pytest.raises(PhotosError) as refused:
+        load(inside)
+    assert "\x1b" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_disk_cache_holds_the_same_pixels_as_memory(zoo: Path, tmp_path: Path) -> None:

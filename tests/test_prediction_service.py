@@ -280,6 +280,14 @@ def test_methods_that_are_not_there_are_unimplemented(hosted):
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_nobody_can_give_the_embedded_model_server_another_configuration(hosted):
+    with grpc.insecure_channel(hosted.target) as channel:
+        reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
+        with pytest.raises(grpc.RpcError) as refused:
+            reload(b"", timeout=LIMIT_S)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_what_nobody_foresaw_is_internal_and_its_cause_stays_on_the_server(hosted, caplog):
     init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but nothing that can be run
     code, message = refusal_of(hosted, init)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import ssl
 import subprocess
 from contextlib import closing
@@ -12,6 +13,9 @@ import grpc
 import pytest
 import trustme
 
+from serving import grpc_server, http_worker, queries
+from serving.batch import MAX_SEEDS
+from serving.gateway import PROBES, create_app
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.security import check_tls
 from serving.settings import Settings, SettingsError
@@ -19,6 +23,7 @@ from tests.batch_process import SERVING, Batch, batch_for
 from tests.conftest import LIMIT_S, ROOT, command
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import environment, gateway_for
+from training import photos
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
@@ -27,12 +32,16 @@ DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 @dataclass(frozen=True)
 class Papers:
-    """PEM files: the server's certificate and key, the CA that both sides trust, a caller's certificate with key."""
+    """PEM files: the server's certificate and key, the CA that both sides trust, and certificates with keys.
+
+    The caller's is of that CA, the stranger's of another one.
+    """
 
     certificate: Path
     key: Path
     ca: Path
     caller: Path
+    stranger: Path
 
     @property
     def tls(self) -> dict[str, Path]:
@@ -52,7 +61,7 @@ class Papers:
 @pytest.fixture(scope="module")
 def papers(tmp_path_factory) -> Papers:
     folder = tmp_path_factory.mktemp("papers")
-    papers = Papers(*(folder / name for name in ("server.pem", "server.key", "ca.pem", "caller.pem")))
+    papers = Papers(*(folder / f"{name}.pem" for name in ("server", "key", "ca", "caller", "stranger")))
     ca = trustme.CA()
     server = ca.issue_cert("localhost")
     for blob in server.cert_chain_pems:
@@ -60,6 +69,7 @@ def papers(tmp_path_factory) -> Papers:
     server.private_key_pem.write_to_path(papers.key)
     ca.cert_pem.write_to_path(papers.ca)
     ca.issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.caller)
+    trustme.CA().issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.stranger)
     return papers
 
 
@@ -126,11 +136,16 @@ def test_the_batch_server_lets_in_whose_certificate_it_trusts(model_server, pape
         **papers.tls,
     ) as batch:
         assert described(batch) == "apple"
-        with grpc.secure_channel(batch.target, papers.credentials()) as channel:
-            describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
-            with pytest.raises(grpc.RpcError) as refused:
-                describe(b"", timeout=LIMIT_S)
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        stranger = papers.stranger.read_bytes()
+        for credentials in (
+            papers.credentials(),
+            grpc.ssl_channel_credentials(papers.ca.read_bytes(), private_key=stranger, certificate_chain=stranger),
+        ):
+            with grpc.secure_channel(batch.target, credentials) as channel:
+                describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
+                with pytest.raises(grpc.RpcError) as refused:
+                    describe(b"", timeout=LIMIT_S)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -182,9 +197,22 @@ def test_the_description_says_what_needs_the_token(gateway, papers):
     assert open_to_all == {"/livez", "/readyz"}
 
 
-def test_the_gateway_lets_in_nobody_without_a_certificate(gateway, papers):
+def test_without_the_token_there_is_nothing_but_probes(gateway, papers):
+    context = papers.context(caller=True)
+    rules = create_app(Settings()).url_map.iter_rules()
+    paths = {rule.rule.replace("<path:filename>", "gallery.css") for rule in rules} | {"/nowhere"}
+    answers = {path: ask(gateway.port, path, context).status for path in paths}
+    assert answers == {path: 200 if path in PROBES else 401 for path in paths}
+    assert ask(gateway.port, "/generate", context, "POST").status == 401
+
+
+@pytest.mark.parametrize("who", ["nobody", "stranger"])
+def test_the_gateway_lets_in_only_whose_certificate_it_trusts(gateway, papers, who):
+    context = papers.context()
+    if who == "stranger":
+        context.load_cert_chain(papers.stranger)
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        ask(gateway.port, "/livez", papers.context())
+        ask(gateway.port, "/livez", context)
     assert gateway.process.poll() is None
     assert "Traceback" not in gateway.log.read_text()
 
@@ -225,3 +253,27 @@ def test_without_its_certificate_no_part_starts(papers, tmp_path, part):
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("RINGO_TLS_CERTIFICATE is '")
+
+
+def test_the_threat_model_names_tests_that_there_are():
+    written = (ROOT / "SECURITY.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for path in re.findall(r"`((?:tests|\.github)/[a-z_./]+)`", written):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`(test_\w+)`", written):
+        assert f"def {name}(" in sources, name
+
+
+@pytest.mark.parametrize(
+    ("said", "limit", "number"),
+    [
+        ("head 32 kB", http_worker.MAX_HEAD_BYTES, 32 * 2**10),
+        ("1 MiB a message", grpc_server.MAX_REQUEST_BYTES, 2**20),
+        ("64 pictures and 2^20 pixels an answer", (queries.MAX_TILES, queries.MAX_PIXELS), (64, 2**20)),
+        ("100,000 seeds a stream", MAX_SEEDS, 100_000),
+        ("89 million pixels and 1 GiB a file", (photos.MAX_PIXELS // 10**6, photos.MAX_FILE_BYTES), (89, 2**30)),
+    ],
+)
+def test_the_threat_model_states_limits_that_hold(said, limit, number):
+    assert said in (ROOT / "SECURITY.md").read_text()
+    assert limit == number

@@ -19,6 +19,7 @@ from training.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.painting import paint
 from training.records import write_record, write_whole
 from training.servable import GOLDEN_SEEDS, Servable, pixel_digests
+from training.signing import read_private_key, sign_version
 
 MAX_BATCH_SIZE = 64
 ALLOWED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # what TensorFlow Serving pads batches to; the last must be the maximum
@@ -40,16 +41,19 @@ def export(
     attribution: str,
     faults: Sequence[Fault] = (),
     checkpoint: str = "best",
+    key_file: Path | None = None,
 ) -> Path:
     """Write the moving average of `run`'s generator as the next version of the model folder `to`; return its folder.
 
     The version is written aside and renamed into place, so that a server which polls `to` sees it whole or not at
     all. Before that it is proved: pictures within 1/255 of the Keras generator's, and the very bits
-    of batch size 1 at every batch size up to MAX_BATCH_SIZE.
+    of batch size 1 at every batch size up to MAX_BATCH_SIZE. With the private key in `key_file` it is signed.
 
     Raises:
-        TrainingError: `run` is no run folder, a proof failed, or `to` cannot be written. `to` is unchanged then.
+        TrainingError: `run` is no run folder, a proof failed, `key_file` holds no key, or `to` cannot be written.
+            `to` is unchanged then.
     """
+    key = None if key_file is None else read_private_key(key_file)
     gan, to = load_gan(run, checkpoint), to.resolve()
     record = read_run(run, gan)
     try:
@@ -72,6 +76,8 @@ def export(
             # Without the folder: where somebody keeps photos is nobody's business.
             photos = {name: value for name, value in record.photos.items() if name != "folder"}
             write_record(folder / "photos.json", {**photos, "batch": record.steps})
+            if key is not None:
+                sign_version(folder, key)
             return folder.rename(to / str(version))
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"The model folder {to} could not be written: {error}.") from error

@@ -194,7 +194,8 @@ class _Tensor:
 
     def array(self) -> NDArray[Any]:
         values = self.storage.values
-        assert values is not None
+        if values is None:
+            raise pickle.UnpicklingError("A tensor's numbers are missing.")
         strides = [stride * values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides).copy()
 

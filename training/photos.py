@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import stat
 import struct
 import tempfile
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +35,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 341 MiB decoded, while a header of 33 bytes can claim any size
 
+# A photo of MAX_PIXELS without compression, 16 bits a channel and transparent, is 683 MiB; a sparse file of terabytes
+# would be read to its end for its digest.
+MAX_FILE_BYTES = 2**30
+
 MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN learns the blur as a feature
 
 PROGRESS_DELAY_S = 1.0  # small folders finish before a bar is worth drawing
@@ -40,7 +47,7 @@ _BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arithm
 
 _Seen = TypeVar("_Seen")
 
-_CACHE_LAYOUT = 1  # goes up whenever the same file would give other pixels or the cache other files
+_CACHE_LAYOUT = 2  # goes up whenever the same file would give other pixels or the cache other files
 
 
 class Skip(StrEnum):
@@ -51,6 +58,7 @@ class Skip(StrEnum):
     UNREADABLE = "cannot be read"
     EMPTY = "empty file"
     UNKNOWN = "not a picture of a known format"
+    TOO_HEAVY = f"more than {MAX_FILE_BYTES >> 20:,} MiB"
     TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
     TOO_SMALL = f"would be enlarged more than {MAX_ENLARGEMENT} times"
     DAMAGED = "damaged picture"
@@ -79,7 +87,7 @@ class Photos:
     """Square RGB pictures in the order of their paths; `pixels[i]` comes from `files[i]`."""
 
     pixels: NDArray[np.uint8]  # [n, size, size, 3], sRGB, read-only: an array or a memory map
-    files: tuple[str, ...]  # relative to the folder; bytes that are not UTF-8 are written as \xNN
+    files: tuple[str, ...]  # relative to the folder; what can't be printed is written as \xNN
     summary: PhotoSummary
 
     @cached_property
@@ -235,7 +243,11 @@ def _look_at(path: Path, name: str) -> _Found | None:
         return _Found(path, name, Skip.BROKEN_LINK)
     if stat.S_ISDIR(status.st_mode):
         return None
-    fault = Skip.EMPTY if status.st_size == 0 else None
+    fault = None
+    if status.st_size == 0:
+        fault = Skip.EMPTY
+    elif status.st_size > MAX_FILE_BYTES:
+        fault = Skip.TOO_HEAVY
     if not stat.S_ISREG(status.st_mode):
         fault = Skip.SPECIAL  # opening a FIFO would wait for a writer for ever
     return _Found(path, name, fault, (status.st_mode, status.st_size, status.st_mtime_ns))
@@ -301,7 +313,7 @@ def _read_photo(path: Path, image_size: int, look: Callable[[Image.Image], _Seen
     Adds the SHA-256 of a usable file to `digests`; a file whose digest is there already is a copy.
     """
     try:
-        stream = path.open("rb")
+        stream = _open_regular(path)
     except OSError:
         return Skip.UNREADABLE
     with stream, warnings.catch_warnings():
@@ -381,6 +393,23 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
+def _open_regular(path: Path) -> io.BufferedReader:
+    """Open a file; raise OSError for a FIFO that took its place meanwhile: it would be waited for, for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def _printable(path: str) -> str:
-    """Return `path` with the bytes that are not UTF-8 spelled out, fit for a terminal and for JSON."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Return `path` fit for a terminal, a page and JSON.
+
+    Spelled out are bytes that are not UTF-8, and what moves a cursor, recolours, or turns the direction of writing:
+    whoever names a photo must not write on the screen.
+    """
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        one if one.isprintable() or unicodedata.category(one) == "Zs" else one.encode("unicode_escape").decode()
+        for one in text
+    )
