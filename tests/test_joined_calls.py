@@ -1,13 +1,18 @@
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
+import pytest
 
+from serving.errors import ModelTimeout
+from serving.joined_calls import JoinedCalls
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer, StatusError, answer
+from tests.fake_model_server import FakeModelServer, StatusError, answer, latents, pictures_of
 from tests.gateway_process import Gateway, Reply, gateway_for
 
 BUSY, WAITING = 1000, range(2000, 2008)
@@ -51,10 +56,8 @@ def asked_while_busy(model: BusyModel, folder: Path, **settings: object) -> Iter
         assert model.reached.wait(LIMIT_S)
         others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
         wait_until(lambda: gateway.metric(ASKED) == 1 + len(WAITING), "all callers to wait")
-        if "predict_timeout_s" not in settings:
-            model.go_on.set()
-        replies = [other.result(LIMIT_S) for other in others]
         model.go_on.set()
+        replies = [other.result(LIMIT_S) for other in others]
         first.result(LIMIT_S)
         yield gateway, replies
 
@@ -86,9 +89,24 @@ def test_the_failure_of_a_joined_call_is_the_answer_to_all_in_it(tmp_path):
     assert len(model.calls) == 2
 
 
-def test_who_waited_too_long_gets_504_and_costs_no_inference(tmp_path):
-    model = BusyModel()
-    with asked_while_busy(model, tmp_path, predict_timeout_s=0.5) as (gateway, replies):
-        assert [reply.problem["type"] for reply in replies] == ["urn:ringo:problem:model-timeout"] * len(WAITING)
-        assert gateway.ask("/generate?seed=3000").status == 200
-    assert model.calls == [[BUSY], [3000]]
+def test_who_waited_too_long_costs_no_inference():
+    calls: list[list[int]] = []
+    reached, go_on = threading.Event(), threading.Event()
+
+    def generate(version: int, seeds: list[int], deadline_s: float) -> list[np.ndarray]:
+        calls.append(list(seeds))
+        if seeds == [BUSY]:
+            reached.set()
+            go_on.wait(LIMIT_S)
+        return list(pictures_of(latents(seeds), version))
+
+    joined = JoinedCalls(generate, at_a_time=1)
+    busy = threading.Thread(target=joined.picture, args=(1, BUSY))
+    busy.start()
+    assert reached.wait(LIMIT_S)
+    with pytest.raises(ModelTimeout):
+        joined.picture(1, 2000, deadline_s=time.monotonic())
+    go_on.set()
+    busy.join(LIMIT_S)
+    joined.picture(1, 3000)
+    assert calls == [[BUSY], [3000]]
