@@ -1,7 +1,7 @@
 """HTTP: pictures a second and latencies, ours against the limit and against peers: python -m benchmarks.serve.
 
 The limit is what nobody can do without: the SavedModel at its best batch size and the encoder, one after the other, in
-one process, and for a lone request both at batch 1. No server, no client, no queue.
+one process with a thread per core, and for a lone request both at batch 1. No server, no client, no queue.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")  # as the model server
 
 import numpy as np
 import tensorflow as tf

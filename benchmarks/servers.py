@@ -19,6 +19,7 @@ from serving.ports import listen
 
 READY_S = 60.0
 END_S = 30.0
+OWN = ("TF_NUM_INTRAOP_THREADS", "TF_CPP_MIN_LOG_LEVEL")
 POLL_S = 0.02
 ANSWER_S = 20.0
 
@@ -76,10 +77,12 @@ def running(
     log: Path,
 ) -> Iterator[Server]:
     """Run `command` until it answers `request`; end it and all that it started after the `with` block."""
+    # How many threads a benchmark's own TensorFlow has is none of theirs: each server decides for itself.
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
     begin = time.monotonic()
     with log.open("wb") as written:
         process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=inherited | environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         reached: dict[str, float] = {}
