@@ -1,56 +1,210 @@
-"""How much faster the fused generator is than the Keras one, at several batch sizes: python -m benchmarks.generator."""
+"""The generator alone, by what runs it, in milliseconds a picture: python -m benchmarks.generator.
 
-import json
+The weights are the shipped ones for all. Plain is the network as it is trained, fused as it is exported. The floor is
+its arithmetic at the speed at which this machine multiplies large matrices.
+"""
+
+import argparse
 import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")  # as the model server
 
 import numpy as np
 import tensorflow as tf
 
-from training.config import TrainingConfig
-from training.gan import build_gan
-from training.latents import sample_latents
-from training.servable import Servable
+from benchmarks import rounds
+from benchmarks.weights import keras_generator, newest_version
+from training.fusion import Stage, build_function, fuse
 
-ROUNDS = 40  # interleaved, so that a busy moment hits both sides
+THREADS = len(os.sched_getaffinity(0))  # of all sides; TensorFlow's own default, too
+BATCHES = (1, 2, 4, 8, 16, 32)
+ROUNDS = 20
+MATRIX = 2048  # 16 MB each: beyond what a core's own cache holds
+OURS = "fused SavedModel"
+
+Run = Callable[[Any], Any]  # latents float32[N, latent_dim] -> images [N, S, S, 3]
 
 
-def measure(image_size: int, batch_size: int) -> dict[str, Any]:
-    """Return the median of fused against plain, over rounds that run one after the other."""
-    gan = build_gan(TrainingConfig(image_size=image_size))
-    generator, latent_dim = gan.ema_generator, gan.config.latent_dim
-    spec = [tf.TensorSpec((None, latent_dim), tf.float32)]
-    plain = tf.function(lambda z: generator(z, training=False), input_signature=spec, autograph=False)
-    exported = Servable(gan, row_by_row=False).images_of  # padding and rounding to pixels are in its time
-    fused = tf.function(exported, input_signature=spec, autograph=False)
-    latents = tf.constant(sample_latents(np.arange(batch_size), latent_dim))
-
-    def seconds(function: Callable[[Any], Any]) -> float:
+def matrix_rate() -> float:
+    """Return how many float32 operations a second a large matrix product does here, the best of several."""
+    a, b = tf.random.normal((MATRIX, MATRIX)), tf.random.normal((MATRIX, MATRIX))
+    product = tf.function(tf.matmul)
+    times = []
+    for _ in range(15):
         begin = time.perf_counter()
-        np.asarray(function(latents))
-        return time.perf_counter() - begin
+        product(a, b).numpy()
+        times.append(time.perf_counter() - begin)
+    return 2.0 * MATRIX**3 / min(times)
 
-    for function in (plain, fused):
-        seconds(function), seconds(function)
-    times = np.array([(seconds(plain), seconds(fused)) for _ in range(ROUNDS)])
-    ratios = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
-    plain_ms, fused_ms = 1e3 * np.median(times, axis=0) / batch_size
-    return {
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "plain_ms_per_picture": round(plain_ms, 3),
-        "fused_ms_per_picture": round(fused_ms, 3),
-        "times_as_fast": round(ratios[1], 2),
-        "quartiles": [round(ratios[0], 2), round(ratios[2], 2)],
+
+def operations(stages: Sequence[Stage]) -> int:
+    """Return the float32 operations of one picture: two for each product, without padding's zeros being left out."""
+    total, side = 0, 4
+    for stage in stages:
+        if stage.kind == "dense":
+            total += 2 * stage.kernel.size
+            continue
+        taps = stage.kernel.shape[0] * stage.kernel.shape[1]
+        if stage.kind == "upsample_conv":
+            side, taps = 2 * side, taps // 4  # a stride of 2 meets a quarter of them at each pixel
+        total += 2 * side * side * taps * stage.kernel.shape[2] * stage.kernel.shape[3]
+    return total
+
+
+def onnx_file(function: Any, latent_dim: int, path: Path) -> Path:
+    """Write a function of TensorFlow to `path` as ONNX; return `path`."""
+    import tf2onnx
+
+    spec = [tf.TensorSpec((None, latent_dim), tf.float32, name="latents")]
+    tf2onnx.convert.from_function(
+        tf.function(function, autograph=False), input_signature=spec, opset=18, output_path=str(path)
+    )
+    return path
+
+
+def onnx_runtime(path: Path) -> Run:
+    """Return what runs the model in `path` by ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda latents: session.run(None, {name: latents})[0]
+
+
+def openvino(path: Path, precision: str) -> Run:
+    """Return what runs the model in `path` by OpenVINO: it takes bf16 by itself where the processor has it."""
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": THREADS,
+        "PERFORMANCE_HINT": "LATENCY",
     }
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    return lambda latents: compiled(latents)[0]
+
+
+def build_sides(version: Path, scratch: Path) -> tuple[dict[str, Run], dict[str, str], list[Stage], int]:
+    """Return what runs the generator by its name, who was left out and why, its stages, and its latent's size."""
+    generator = keras_generator(version)
+    latent_dim = generator.input_shape[1]
+    stages = fuse(generator)
+
+    def fused(latents: Any) -> Any:
+        return build_function(stages, latent_dim)(latents)  # here: weights from outside would become inputs in ONNX
+
+    generator.export(str(scratch / "plain"), verbose=False)
+    plain = tf.saved_model.load(str(scratch / "plain"))
+    exported = tf.saved_model.load(str(version))
+
+    def savedmodel(loaded: Any, name: str, output: str | None) -> Run:
+        signature = loaded.signatures[name]
+        key = next(iter(signature.structured_input_signature[1]))
+        out = output or next(iter(signature.structured_outputs))
+        return lambda latents: signature(**{key: tf.constant(latents)})[out].numpy()
+
+    makers: dict[str, Callable[[], Run]] = {
+        "Keras predict": lambda: lambda latents: generator.predict(latents, batch_size=len(latents), verbose=0),
+        "plain SavedModel": lambda: savedmodel(plain, "serving_default", None),
+        OURS: lambda: savedmodel(exported, "serving_default", "images"),
+    }
+    for kind, function in (("plain", lambda z: generator(z, training=False)), ("fused", fused)):
+        file = scratch / f"{kind}.onnx"
+        makers[f"ONNX Runtime, {kind}"] = lambda f=function, p=file: onnx_runtime(onnx_file(f, latent_dim, p))
+        makers[f"OpenVINO, {kind}"] = lambda p=file: openvino(p, "f32")
+    makers["OpenVINO, fused, bf16"] = lambda: openvino(scratch / "fused.onnx", "bf16")
+    sides: dict[str, Run] = {}
+    left_out: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            sides[name] = make()
+        except Exception as error:  # each library has its own
+            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
+    return sides, left_out, stages, latent_dim
+
+
+def difference(run: Run, reference: Run, latents: Any) -> float:
+    """Return by how much the images of `run` differ from those of `reference` at most, in 1/255."""
+    mine, theirs = ((as_pixels(side(latents))) for side in (run, reference))
+    return float(np.abs(mine - theirs).max())
+
+
+def as_pixels(images: Any) -> Any:
+    """Return float64 in [0, 255]."""
+    images = np.asarray(images)
+    return images.astype(np.float64) if images.dtype == np.uint8 else (images.astype(np.float64) + 1.0) * 127.5
+
+
+def measure(model: Path, batches: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Return the result of the whole part."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides, left_out, stages, latent_dim = build_sides(newest_version(model), Path(folder))
+        rate, flops = matrix_rate(), operations(stages)
+        rng = np.random.default_rng(0)
+        latents = rng.standard_normal((max(batches), latent_dim)).astype(np.float32)
+        plain = sides["plain SavedModel"]
+        differences = {name: round(difference(run, plain, latents), 3) for name, run in sides.items()}
+        told: dict[str, Any] = {}
+        for size in batches:
+            chosen = np.ascontiguousarray(latents[:size])
+
+            def ms(run: Run, chosen: Any = chosen) -> float:
+                run(chosen)  # not measured: threads of the one before may still be spinning
+                begin = time.perf_counter()
+                run(chosen)
+                return 1e3 * (time.perf_counter() - begin) / len(chosen)
+
+            for run in sides.values():
+                ms(run)
+            times = rounds.take_turns(repeats, {name: partial(ms, run) for name, run in sides.items()})
+            told[str(size)] = {
+                name: {"ms": rounds.spread(mine), "ours_to_it": rounds.ratio(mine, times[OURS])}
+                for name, mine in times.items()
+            }
+        result = {
+            "model": {"image_size": int(sides[OURS](latents[:1]).shape[1]), "operations": flops},
+            "matrix_gflops": round(rate / 1e9, 1),
+            "floor_ms": round(1e3 * flops / rate, 4),
+            "rounds": repeats,
+            "left_out": left_out,
+            "difference_255": differences,
+            "batches": told,
+        }
+    show(result, batches)
+    return result
+
+
+def show(result: dict[str, Any], batches: Sequence[int]) -> None:
+    """Print a table: milliseconds a picture, and how many times as fast ours is."""
+    print(f"{result['model']['operations'] / 1e6:.1f} million operations a picture; {result['matrix_gflops']} GFLOP/s")
+    rounds.row("ms a picture", *(f"batch {size}" for size in batches), "ours at 16", "differs by")
+    for name, unlike in result["difference_255"].items():
+        cells = [f"{result['batches'][str(size)][name]['ms']['median']:.3f}" for size in batches]
+        of = result["batches"].get("16", {}).get(name, {}).get("ours_to_it")
+        rounds.row(name, *cells, f"{of['median']:.2f}x" if of else "", f"{unlike}/255")
+    rounds.row("floor", *(f"{result['floor_ms']:.3f}" for _ in batches))
+
+
+def main() -> int:
+    """Measure, print, and write results/generator.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generator", description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions")
+    parser.add_argument("--quick", action="store_true", help="batches 1 and 16, few rounds; not written")
+    arguments = parser.parse_args()
+    batches, repeats = ((1, 16), 7) if arguments.quick else (BATCHES, ROUNDS)
+    rounds.write("generator", measure(arguments.model, batches, repeats), quick=arguments.quick)
+    return 0
 
 
 if __name__ == "__main__":
-    for size in (64, 128):
-        for batch in (1, 4, 16):
-            print(json.dumps(measure(size, batch)), flush=True)
+    sys.exit(main())

@@ -1,0 +1,25 @@
+-- For wrk: asks for a new seed each time, or always for the same one, and says as one line of JSON what came of it.
+-- Arguments: method, path, body (SEED stands for the seed), first seed, step (0 repeats), ETag ("" sends none).
+local method, path, body, seed, step, headers
+
+function init(args)
+  method, path, body, seed, step = args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
+  headers = {}
+  if body ~= "" then headers["Content-Type"] = "application/json" end
+  if args[6] ~= "" then headers["If-None-Match"] = args[6] end
+end
+
+function request()
+  local now = string.format("%d", seed)
+  seed = seed + step
+  return wrk.format(method, (path:gsub("SEED", now)), headers, (body:gsub("SEED", now)))
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  print(string.format(
+    'RESULT {"answers": %d, "us": %d, "bytes": %d, "failed": %d, "p50_us": %d, "p95_us": %d, "p99_us": %d}',
+    summary.requests, summary.duration, summary.bytes,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout,
+    latency:percentile(50), latency:percentile(95), latency:percentile(99)))
+end

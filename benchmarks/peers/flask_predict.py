@@ -1,0 +1,24 @@
+"""The usual Flask application around `model.predict`: gunicorn --threads 8 benchmarks.peers.flask_predict:app."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from flask import Flask, request, send_file
+
+from benchmarks.weights import keras_generator
+from serving.pictures import encode
+from training.latents import sample_latents
+
+app = Flask(__name__)
+model = keras_generator(Path(os.environ["BENCH_VERSION"]))
+
+
+@app.get("/generate")
+def generate():
+    """Answer with the picture of one seed."""
+    latents = sample_latents(np.array([int(request.args["seed"])]), model.input_shape[1])
+    (image,) = model.predict(latents, verbose=0)
+    pixels = np.clip(np.round((image + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    return send_file(io.BytesIO(encode(pixels, "png", {})), mimetype="image/png")

@@ -1,0 +1,79 @@
+"""How everything here is measured: in rounds that give each side its turn, and told as ratios with their spread."""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    *("tensorflow", "keras", "grpcio", "numpy", "pillow", "flask", "gunicorn", "fastapi", "uvicorn", "bentoml"),
+    *("litserve", "onnxruntime", "openvino", "tf2onnx", "torch"),
+)
+T = TypeVar("T")
+
+
+def take_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Return what each of `sides` measured, by its name, one value a round.
+
+    A busy moment of the machine hits all sides of a round. Every other round runs backwards, so that nobody always
+    comes after the same neighbour.
+    """
+    measured: dict[str, list[T]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in sides if number % 2 == 0 else reversed(list(sides)):
+            measured[name].append(sides[name]())
+    return measured
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Return the median of `values` and their quartiles, to so many significant digits."""
+    low, median, high = (float(f"{value:.{digits}g}") for value in np.percentile(values, [25, 50, 75]))
+    return {"median": median, "low": low, "high": high}
+
+
+def ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Return `spread` of mine / theirs, round by round."""
+    return spread([a / b for a, b in zip(mine, theirs, strict=True)], digits=3)
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure depends on besides the code: processors, their widest vectors, memory, versions."""
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
+    vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "vectors": vectors,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def write(part: str, result: Mapping[str, Any], *, quick: bool = False) -> None:
+    """Write the `result` of a part, with machine and date, to results/`part`.json; a `quick` one is only printed."""
+    whole = {"part": part, "date": datetime.date.today().isoformat(), "machine": machine(), **result}
+    text = json.dumps(whole, indent=1) + "\n"
+    if quick:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{part}.json").write_text(text, encoding="utf-8")
+
+
+def row(*cells: object, width: int = 12) -> None:
+    """Print `cells` as one row of a table."""
+    first, *others = (str(cell) for cell in cells)
+    print(f"{first:<22}" + "".join(f"{cell:>{width}}" for cell in others), flush=True)

@@ -1,0 +1,218 @@
+"""The servers under load as processes: ours as `make run` starts it, and the peers; their start and their memory."""
+
+import base64
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load import Request
+from serving.ports import listen
+
+READY_S = 60.0
+END_S = 30.0
+OWN = ("TF_NUM_INTRAOP_THREADS", "TF_CPP_MIN_LOG_LEVEL")
+POLL_S = 0.02
+ANSWER_S = 20.0
+
+
+class NotReady(Exception):
+    """A server did not answer in time, or ended; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and how long it took to be one, in seconds from the start of its process."""
+
+    request: Request
+    process: subprocess.Popen[bytes]
+    first_answer_s: float
+    milestones_s: dict[str, float]  # of ours: the gateway answers, the model server listens
+
+    def resident_mib(self) -> dict[str, float]:
+        """Return the memory of each process below this one by its command: shared pages in equal parts to each."""
+        held: dict[str, float] = {}
+        for pid in descendants(self.process.pid):
+            name = spoken_name(pid)
+            held[name] = round(held.get(name, 0.0) + proportional_mib(pid), 1)
+        return held
+
+    def picture(self, seed: int) -> bytes:
+        """Return the PNG of `seed`."""
+        return png_of(ask(self.request, seed)[1])
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with listen("127.0.0.1", 0, variable="", value="") as taken:
+        return int(taken.getsockname()[1])
+
+
+def ask(request: Request, seed: int, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+    """Return response and body of one request. Raises OSError or HTTPException."""
+    with closing(http.client.HTTPConnection("127.0.0.1", request.port, timeout=ANSWER_S)) as connection:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        if request.body:
+            told["Content-Type"] = "application/json"
+        body = request.body.replace("SEED", str(seed)) or None
+        connection.request(request.method, request.path.replace("SEED", str(seed)), body, told)
+        response = connection.getresponse()
+        return response, response.read()
+
+
+@contextmanager
+def running(
+    command: list[str],
+    request: Request,
+    environment: dict[str, str],
+    milestones: dict[str, Callable[[], bool]],
+    log: Path,
+) -> Iterator[Server]:
+    """Run `command` until it answers `request`; end it and all that it started after the `with` block."""
+    # How many threads a benchmark's own TensorFlow has is none of theirs: each server decides for itself.
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    begin = time.monotonic()
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            command, env=inherited | environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        reached: dict[str, float] = {}
+        while True:
+            for name, passed in milestones.items():
+                if name not in reached and passed():
+                    reached[name] = round(time.monotonic() - begin, 2)
+            if answers(request):
+                break
+            if process.poll() is not None or time.monotonic() - begin > READY_S:
+                last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
+                raise NotReady(f"{' '.join(command[:4])} did not answer within {READY_S:g} s: {last}")
+            time.sleep(POLL_S)
+        yield Server(request, process, round(time.monotonic() - begin, 2), reached)
+    finally:
+        family = descendants(process.pid)
+        process.terminate()
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pid in family:  # what it left behind
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def answers(request: Request) -> bool:
+    """Return whether `request` gets a picture."""
+    try:
+        response, body = ask(request, 42)
+    except (OSError, http.client.HTTPException):
+        return False
+    return response.status == 200 and png_of(body).startswith(b"\x89PNG")
+
+
+def png_of(body: bytes) -> bytes:
+    """Return the picture in an answer: the answer itself or, of BentoML's batches, the one in a list in base64."""
+    return base64.b64decode(json.loads(body)[0]) if body.startswith(b"[") else body
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody takes connections on `port`."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def lives(port: int) -> bool:
+    """Return whether a gateway on `port` answers its liveness probe."""
+    try:
+        return ask(Request(port, "/livez"), 0)[0].status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def ours(model: Path, log: Path, **settings: str) -> "contextmanager[Server]":
+    """Run gateway and model server as `make run` does, with RINGO_ `settings`."""
+    gateway, metrics, model_server = free_port(), free_port(), free_port()
+    environment = {
+        "RINGO_PORT": str(gateway),
+        "RINGO_METRICS_PORT": str(metrics),
+        "RINGO_MODEL_SERVER": f"localhost:{model_server}",
+        "RINGO_MODEL_BASE_PATH": str(model),
+        "RINGO_MODEL_NAME": "apple",
+        **{f"RINGO_{name.upper()}": value for name, value in settings.items()},
+    }
+    milestones = {"gateway": lambda: lives(gateway), "model server": lambda: listens(model_server)}
+    command = [sys.executable, "-m", "serving", "run"]
+    return running(command, Request(gateway, "/generate?seed=SEED"), environment, milestones, log)
+
+
+def peer(name: str, version: Path, log: Path) -> "contextmanager[Server]":
+    """Run one of PEERS on the SavedModel in `version`."""
+    port, python = free_port(), sys.executable
+    at, query = f"127.0.0.1:{port}", Request(port, "/generate?seed=SEED")
+    match name:
+        case "flask":
+            command = [
+                "gunicorn",
+                "--no-control-socket",
+                "--threads",
+                "8",
+                "--bind",
+                at,
+                "benchmarks.peers.flask_predict:app",
+            ]
+            request = query
+        case "fastapi":
+            command = ["uvicorn", "--port", str(port), "--log-level", "warning", "benchmarks.peers.fastapi_app:app"]
+            request = query
+        case "bentoml":
+            command = ["bentoml", "serve", "--port", str(port), "benchmarks.peers.bentoml_service:Pictures"]
+            request = Request(port, "/generate", "POST", '{"seeds": [SEED]}')
+        case "litserve":
+            command = ["benchmarks.peers.litserve_app", str(port)]
+            request = Request(port, "/predict", "POST", '{"seed": SEED}')
+        case _:
+            raise ValueError(f"{name!r} is none of {', '.join(PEERS)}.")
+    environment = {"BENCH_VERSION": str(version), "BENTOML_DO_NOT_TRACK": "True", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return running([python, "-m", *command], request, environment, {}, log)
+
+
+PEERS = ("flask", "fastapi", "bentoml", "litserve")
+
+
+def descendants(pid: int) -> list[int]:
+    """Return `pid` and all processes below it."""
+    try:
+        below = Path(f"/proc/{pid}/task").iterdir()
+        children = [int(child) for task in below for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid, *(found for child in children for found in descendants(child))]
+
+
+def spoken_name(pid: int) -> str:
+    """Return what a process of ours is called, or "server" for a peer's."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    for word in (b"model-server", b"gateway", b"run"):
+        if b"serving" in words and word in words:
+            return word.decode()
+    return "server"
+
+
+def proportional_mib(pid: int) -> float:
+    """Return the resident memory of a process, in which a page that n processes share counts for 1/n."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
