@@ -158,7 +158,7 @@ def test_about_names_model_versions_proof_and_card(gateway):
         "versions": [VERSION],
         "replica": "proved",
         "size": 8,
-        "renderer": 2,
+        "renderer": 3,
         "card": "# A card\n",
     }
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from serving.pictures import encode
 from tests.conftest import LIMIT_S, ROOT, command
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import environment, gateway_for
@@ -46,11 +46,7 @@ def rewritten(png: bytes, *, pixel: int = 0, **facts: str) -> bytes:
     with Image.open(io.BytesIO(png)) as image:
         pixels, told = np.array(image), image.info | facts
     pixels[3, 3, 1] += pixel
-    chunks, changed = PngInfo(), io.BytesIO()
-    for name, text in told.items():
-        chunks.add_text(name, text)
-    Image.fromarray(pixels).save(changed, "PNG", compress_level=4, pnginfo=chunks)
-    return changed.getvalue()
+    return encode(pixels, "png", told)
 
 
 def test_the_chunks_say_which_picture_it_is(pngs):
@@ -59,7 +55,7 @@ def test_the_chunks_say_which_picture_it_is(pngs):
             "Software": "Ringo",
             "Model": "apple",
             "Picture": "/generate?seed=42&size=32&truncation=0.7&format=png&version=3",
-            "Renderer": "2",
+            "Renderer": "3",
         }
 
 
@@ -91,7 +87,7 @@ def test_each_lie_is_found_and_the_worst_is_the_exit_status(model_server, pngs, 
             "unknown model (The model server has no",
         ),
         "another model": (rewritten(png, Model="pear"), "unknown model (of 'pear', here is 'apple')"),
-        "another renderer": (rewritten(png, Renderer="1"), "unknown model (encoded by renderer 1, here is 2)"),
+        "another renderer": (rewritten(png, Renderer="1"), "unknown model (encoded by renderer 1, here is 3)"),
         "torn": (png[:20], "unreadable (not a PNG)"),
         "no PNG": (b"GIF89a", "unreadable (not a PNG)"),
     }
