@@ -94,6 +94,7 @@ def test_callers_who_send_a_byte_at_a_time_are_in_nobodys_way(gateway):
         check_others_are_answered(gateway, one_byte)
 
 
+@pytest.mark.chaos
 def test_half_a_head_ends_when_its_time_is_up(gateway):
     with connect(gateway, GET) as caller, pytest.raises(ConnectionResetError):
         caller.recv(1)
