@@ -40,15 +40,17 @@ def kill_and_bring_back(words: tuple[object, ...], folder) -> None:
         wait_until(lambda: len(load.answered) > 50, "pictures")
         server.kill()
         wait_until(lambda: len(load.shed) > 50, "refusals")
-        refused_s = time.monotonic() + 1.5 * NOTICED_S
+        refused_s = time.monotonic() + NOTICED_S
         wait_until(lambda: time.monotonic() > refused_s, "longer than a look takes")
         server.start()
         back_s = time.monotonic()
         served = len(load.answered)
-        wait_until(lambda: len(load.answered) > served + 50, "pictures again", limit_s=BACK_WITHIN_S)
-        wait_until(lambda: time.monotonic() > back_s + BACK_WITHIN_S, "a little more")
+        wait_until(lambda: len(load.answered) > served + 500, "pictures again", limit_s=BACK_WITHIN_S + LIMIT_S)
     check_refusals(load)
-    assert all(outcome.begun_s < back_s + BACK_WITHIN_S for outcome in load.shed)
+    assert max(outcome.ended_s for outcome in load.shed) < back_s + BACK_WITHIN_S
+    print(
+        f"\nworst refusal {max(o.took_s for o in load.shed):.3f} s, back after {load.shed[-1].ended_s - back_s:.2f} s"
+    )
     assert "Traceback" not in gateway.log.read_text()
 
 

@@ -1,0 +1,173 @@
+"""Callers who are slow, silent, broken or far too many: whoever asks in a plain way is answered all the same."""
+
+import resource
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from serving.http_worker import HEAD_TIMEOUT_S, MAX_CONNECTIONS, MAX_HEAD_BYTES
+from tests.conftest import LIMIT_S, wait_until
+from tests.fake_model_server import FakeModelServer
+from tests.faults.load import clients_asking, percentile
+from tests.faults.processes import open_files
+from tests.gateway_process import Gateway, gateway_for
+
+GET = b"GET /generate?seed=1 HTTP/1.1\r\nHost: ringo\r\n"
+SHEET = b"GET /grid?seeds=0-3&columns=2&size=512 HTTP/1.1\r\nHost: ringo\r\n\r\n"  # 390 kB
+ANSWERED_WITHIN_S = 1.0
+MANY = 300  # nearly four times the threads of a worker
+
+
+@pytest.fixture(scope="module")
+def model_server():
+    with FakeModelServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+        gateway.ask("/grid?seeds=0-3&columns=2&size=512")  # is kept from now on
+        yield gateway
+
+
+def connect(gateway: Gateway, says: bytes = b"") -> socket.socket:
+    caller = socket.socket()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the system doesn't read in its owner's place
+    caller.settimeout(LIMIT_S)
+    caller.connect(("127.0.0.1", gateway.port))
+    caller.sendall(says)
+    return caller
+
+
+@contextmanager
+def crowd(gateway: Gateway, says: bytes, count: int = MANY) -> Iterator[list[socket.socket]]:
+    """Hold `count` connections that say `says`, and then nothing, while the `with` block lasts."""
+    with ExitStack() as callers:
+        yield [callers.enter_context(connect(gateway, says)) for _ in range(count)]
+
+
+def check_others_are_answered(gateway: Gateway, meanwhile: Callable[[int], None] = lambda number: None) -> None:
+    """Ask 200 times, with new connections now and then, calling `meanwhile` before each fifth: all answered, soon."""
+    number = 0
+    with clients_asking(gateway.port, 4, lambda n: f"/generate?seed={n}") as load:
+        while len(load.outcomes) < 200:
+            meanwhile(number)
+            number += 1
+            seen = len(load.outcomes)
+            wait_until(lambda: len(load.outcomes) > seen, "an answer")  # noqa: B023 (is called here)
+    assert not load.failed, load.failed[0]
+    assert percentile(load.outcomes, 100) < ANSWERED_WITHIN_S
+    for _ in range(10):
+        assert gateway.ask("/livez").status == 200
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"",
+        b"G",
+        GET,
+        b"POST /generate HTTP/1.1\r\nHost: ringo\r\nContent-Length: 1000\r\n\r\n",
+        b"\x16\x03\x01",
+        SHEET,  # and never reads the answer
+        b"GET /livez HTTP/1.0\r\n\r\n",  # and never closes
+    ],
+    ids=["silent", "one-byte", "half-a-head", "no-body", "tls", "not-reading", "not-closing"],
+)
+def test_three_hundred_callers_who_stop_short_are_in_nobodys_way(gateway, says):
+    with crowd(gateway, says):
+        check_others_are_answered(gateway)
+
+
+def test_callers_who_send_a_byte_at_a_time_are_in_nobodys_way(gateway):
+    head = GET + b"X-Slow: " + b"x" * 100
+    with crowd(gateway, b"") as callers:
+
+        def one_byte(number: int) -> None:
+            for caller in callers:
+                caller.send(head[number % len(head) :][:1])
+
+        check_others_are_answered(gateway, one_byte)
+
+
+@pytest.mark.chaos
+def test_half_a_head_ends_when_its_time_is_up(gateway):
+    with connect(gateway, GET) as caller, pytest.raises(ConnectionResetError):
+        caller.recv(1)
+    with connect(gateway, b"GET /livez HTTP/1.1\r\nHost: ringo\r\n\r\n") as caller:
+        assert caller.recv(2**16).startswith(b"HTTP/1.1 200")
+        caller.sendall(GET)  # half of a second one
+        caller.settimeout(HEAD_TIMEOUT_S / 5)
+        with pytest.raises(TimeoutError):  # an idle connection may be kept for longer
+            caller.recv(1)
+
+
+def test_a_head_in_pieces_is_a_request_like_any_other(gateway):
+    with connect(gateway) as caller:
+        for byte in GET + b"\r\n":
+            caller.send(bytes([byte]))
+        assert caller.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_an_end_is_431(gateway):
+    with connect(gateway, GET + b"X-Long: " + b"x" * MAX_HEAD_BYTES) as caller:
+        answer = b"".join(iter(lambda: caller.recv(2**16), b""))
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"application/problem+json" in answer
+
+
+def test_more_connections_than_there_may_be_leave_room_for_whoever_asks(gateway):
+    before = open_files(gateway.worker())
+    if not files_for(MAX_CONNECTIONS + 300):
+        pytest.skip("This process may not have as many files as that takes.")
+    with crowd(gateway, b"", count=MAX_CONNECTIONS + 200):
+        check_others_are_answered(gateway)
+        assert open_files(gateway.worker()) < MAX_CONNECTIONS + 100
+    wait_until(lambda: open_files(gateway.worker()) <= before + 10, "the connections to be closed")
+
+
+def files_for(count: int) -> bool:
+    """Allow this process `count` open files, if that is to be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            return False
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    return True
+
+
+def test_where_file_descriptors_are_short_there_is_room_all_the_same(model_server, tmp_path):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with gateway_for(model_server.target, tmp_path) as gateway:
+        assert gateway.ask("/generate?seed=1").status == 200
+        worker = int(gateway.worker().name)
+        # Below what it has decided to hold: so that accept() fails, too.
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_files(gateway.worker()) + 60, hard))
+        with crowd(gateway, b""):
+            check_others_are_answered(gateway)
+        assert int(gateway.worker().name) == worker
+
+
+def test_a_caller_who_breaks_off_breaks_nothing(gateway):
+    ended = threading.Event()
+
+    def break_off() -> None:
+        while not ended.is_set():
+            with connect(gateway, SHEET) as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # RST instead of FIN
+                caller.recv(100)
+
+    threads = [threading.Thread(target=break_off) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        check_others_are_answered(gateway)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(LIMIT_S)
+    assert "Traceback" not in gateway.log.read_text()

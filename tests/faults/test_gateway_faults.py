@@ -1,0 +1,179 @@
+"""Gateways come and go while others ask: told to end, replaced on the same port, or killed outright."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager
+from email.utils import parsedate_to_datetime
+
+import pytest
+
+from tests.conftest import LIMIT_S, wait_until
+from tests.fake_model_server import FakeModelServer, answer
+from tests.faults.load import Load, clients_asking
+from tests.faults.processes import embedded, gateway_on, model_server
+from tests.gateway_process import gateway_for
+
+CLIENTS = 16
+SEEDS = 40
+
+
+def seeds(number: int) -> str:
+    """Return one of SEEDS addresses: few enough that each is asked for before and after a change."""
+    return f"/generate?seed={number % SEEDS}"
+
+
+def check_nobody_noticed(load: Load) -> None:
+    """Every request got a picture, and every address one and the same picture each time."""
+    assert not load.failed, (len(load.failed), load.failed[0])
+    assert max(len(digests) for digests in load.digests().values()) == 1
+
+
+@contextmanager
+def two_sockets():
+    with ExitStack() as open_sockets:
+        yield [open_sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+
+
+def roll_out(target: str, folder, *, times: int) -> Load:
+    """Replace the gateway `times` times under load, by SIGTERM and a new process on its port; return the load."""
+    with two_sockets() as sockets, ExitStack() as gateways:
+        gateway = gateways.enter_context(gateway_on(sockets, target, folder, cache_mb=0))
+        with clients_asking(gateway.port, CLIENTS, seeds) as load:
+            for _ in range(times):
+                served = len(load.outcomes)
+                wait_until(lambda: len(load.outcomes) > served + 5 * SEEDS, "pictures")  # noqa: B023 (called here)
+                gateway.process.terminate()
+                gateway = gateways.enter_context(gateway_on(sockets, target, folder, cache_mb=0))
+            served = len(load.outcomes)
+            wait_until(lambda: len(load.outcomes) > served + 5 * SEEDS, "pictures of the last one")
+    return load
+
+
+def test_a_new_gateway_on_the_socket_of_the_old_one_fails_nobody(tmp_path):
+    with FakeModelServer() as server:
+        check_nobody_noticed(roll_out(server.target, tmp_path, times=2))
+
+
+@pytest.mark.chaos
+def test_five_of_them_with_the_model_that_ships_fail_nobody(tmp_path):
+    with model_server(*embedded()) as server:
+        load = roll_out(server.target, tmp_path, times=5)
+    print(f"\n{len(load.outcomes)} requests, {len(load.failed)} failed")
+    check_nobody_noticed(load)
+
+
+def test_told_to_end_a_gateway_answers_whom_it_has_let_in_and_frees_the_port_at_once(tmp_path):
+    def slowly(request):
+        time.sleep(0.5)  # the model's time for every picture
+        return answer(request, version=1)
+
+    with FakeModelServer() as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
+        gateway.ask("/readyz")
+        server.reply = slowly
+        with clients_asking(gateway.port, CLIENTS, seeds) as load:
+            wait_until(lambda: len(load.outcomes) >= CLIENTS, "pictures")
+            gateway.process.terminate()
+            wait_until(lambda: load.failed, "the port to be free")
+            wait_until(lambda: gateway.process.poll() is not None, "its end")
+    # Nobody whom it took was let down: all that failed found nobody at the port, or his idle connection closed.
+    assert all(outcome.status is None and outcome.took_s < 0.4 for outcome in load.failed), load.failed
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(tmp_path):
+    with (
+        FakeModelServer() as server,
+        gateway_for(server.target, tmp_path, workers=2, cache_mb=0) as gateway,
+    ):
+        wait_until(lambda: len(gateway.workers()) == 2, "two workers")
+        assert gateway.ask("/generate?seed=1").status == 200
+        with clients_asking(gateway.port, CLIENTS, seeds) as load:
+            wait_until(lambda: len(load.outcomes) > 100, "pictures")
+            before = {worker.name for worker in gateway.workers()}
+            victim = min(before)
+            os.kill(int(victim), signal.SIGKILL)
+            killed_s = time.monotonic()
+            wait_until(lambda: len({w.name for w in gateway.workers()} - before) == 1, "another worker", limit_s=10)
+            served = len(load.answered)
+            wait_until(lambda: len(load.answered) > served + 500, "pictures")
+    # Who had a connection to the dead one lost it, once; and nobody was told anything false.
+    assert len(load.failed) <= 2 * CLIENTS
+    assert all(outcome.status is None and outcome.begun_s < killed_s + 1 for outcome in load.failed)
+    assert max(len(digests) for digests in load.digests().values()) == 1
+
+
+def test_killed_outright_a_gateway_leaves_the_port_to_the_next(tmp_path):
+    with FakeModelServer() as server, gateway_for(server.target, tmp_path) as gateway:
+        assert gateway.ask("/generate?seed=1").status == 200
+        workers = gateway.workers()
+        gateway.process.kill()
+        gateway.process.wait(LIMIT_S)
+        wait_until(lambda: not any(worker.exists() for worker in workers), "its workers to end")
+        with socket.create_server(("127.0.0.1", gateway.port)):
+            pass
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+static long shift(void) {
+    long seconds = 0;
+    FILE *file = fopen(getenv("CLOCK_SHIFT"), "r");
+    if (file) { if (fscanf(file, "%ld", &seconds) != 1) seconds = 0; fclose(file); }
+    return seconds;
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(clock, now);
+    if (!failed && clock == CLOCK_REALTIME) now->tv_sec += shift();
+    return failed;
+}
+time_t time(time_t *place) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (place) *place = now.tv_sec;
+    return now.tv_sec;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec; now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+"""
+
+
+def test_a_clock_that_jumps_disturbs_nobody(tmp_path, monkeypatch):
+    library, source, shift = tmp_path / "clock.so", tmp_path / "clock.c", tmp_path / "shift"
+    source.write_text(CLOCK)
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=LIMIT_S)
+    except FileNotFoundError:
+        pytest.skip("There is no C compiler to make a clock of our own with.")
+    shift.write_text("0")
+    monkeypatch.setenv("CLOCK_SHIFT", str(shift))
+    with FakeModelServer() as server:
+        monkeypatch.setenv("LD_PRELOAD", str(library))
+        with gateway_for(server.target, tmp_path, cache_mb=0, workers=2) as gateway:
+            monkeypatch.delenv("LD_PRELOAD")
+            with clients_asking(gateway.port, 4, seeds) as load:
+                for seconds in (3600, -3600, 10**8, 0):
+                    shift.write_text(str(seconds))
+                    wait_until(lambda: gateway_says(gateway, seconds), "the gateway's clock to jump")  # noqa: B023
+                    served = len(load.outcomes)
+                    wait_until(lambda: len(load.outcomes) > served + 500, "pictures")  # noqa: B023
+            assert len(gateway.workers()) == 2
+    check_nobody_noticed(load)
+
+
+def gateway_says(gateway, shift_s: int) -> bool:
+    """Return whether the Date of an answer is about `shift_s` away from ours."""
+    said = parsedate_to_datetime(gateway.ask("/livez").headers["Date"]).timestamp()
+    return abs(said - time.time() - shift_s) < 60
