@@ -54,11 +54,15 @@ policy: .venv-policy/ready ## hold manifests, Dockerfiles and workflows against 
 	.venv-policy/bin/checkov --framework github_actions --directory .github
 
 audit: .venv-audit/ready ## look up what is known against the packages of all locks; needs the network
-	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-		$(patsubst %,--requirement %,$(wildcard requirements/*.txt)) 2> .venv-audit/said || { \
-		if grep -qE 'not found on PyPI|ConnectionError|ServiceError' .venv-audit/said; \
-		then echo "Nothing was audited: no service that knows vulnerabilities can be reached from here." >&2; \
-		else cat .venv-audit/said >&2; fi; exit 1; }
+	@failed=0; for lock in requirements/*.txt; do \
+		echo "$$lock:"; \
+		.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+			--requirement "$$lock" 2> .venv-audit/said && cat .venv-audit/said && continue; \
+		if grep -qE 'not found on PyPI|ConnectionError|ServiceError' .venv-audit/said; then \
+			echo "Not audited: no service that knows vulnerabilities answers here ($$(tail -n 1 .venv-audit/said))." >&2; exit 1; \
+		fi; \
+		cat .venv-audit/said >&2; failed=1; \
+	done; exit $$failed
 
 sbom: .venv-audit/ready ## list the packages of each lock as a software bill of materials in build/sbom
 	@mkdir -p build/sbom

@@ -79,7 +79,6 @@ class _Gunicorn(BaseApplication):
             # Nothing here depends on what a proxy says, and a caller on this machine would be taken for one: gunicorn
             # takes SCRIPT_NAME, another path than the URL's, from the headers of those it trusts.
             "forwarded_allow_ips": "",
-            "forwarder_headers": "",
             # A remote control by a socket in $HOME, on by default: nobody here speaks to it.
             "control_socket_disable": True,
         }

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import closing
 from enum import Enum
@@ -11,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from PIL import Image
 from werkzeug.datastructures import MultiDict
 
-from serving.errors import InvalidRequest, RingoError, UnknownVersion
+from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion
 from serving.model_client import ModelClient
 from serving.painter import Painter
 from serving.pictures import RENDERER_VERSION
@@ -48,7 +49,7 @@ def verify(files: Iterable[Path], settings: Settings) -> int:
             except RingoError as error:
                 print(error, file=sys.stderr)
                 return Verdict.UNREADABLE.value
-            print(f"{file}: {verdict}{reason and f' ({reason})'}", flush=True)
+            print(f"{printable(str(file))}: {verdict}{reason and f' ({reason})'}", flush=True)
             found.add(verdict.value)
     return min(found - {0}, default=0)
 
@@ -58,8 +59,12 @@ def judge(file: Path, painter: Painter, model_name: str) -> tuple[Verdict, str]:
     try:
         with file.open("rb") as opened:
             claimed = opened.read(MAX_FILE_BYTES + 1)
-        with Image.open(io.BytesIO(claimed), formats=["PNG"]) as image:  # reads what is before the pixels, and no pixel
-            facts = {name: str(text) for name, text in image.info.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no pixel is read, however many there are said to be
+            with Image.open(io.BytesIO(claimed), formats=["PNG"]) as image:  # reads what is before the pixels
+                facts = {name: str(text) for name, text in image.info.items()}
+    except Image.DecompressionBombError:
+        return Verdict.UNREADABLE, "more pixels than any picture of ours"
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a torn file
         return Verdict.UNREADABLE, getattr(error, "strerror", None) or "not a PNG"
     if len(claimed) > MAX_FILE_BYTES:
@@ -67,9 +72,12 @@ def judge(file: Path, painter: Painter, model_name: str) -> tuple[Verdict, str]:
     if "Picture" not in facts:
         return Verdict.UNKNOWN_MODEL, "it doesn't say which picture it is"
     if facts.get("Model") != model_name:
-        return Verdict.UNKNOWN_MODEL, f"of {facts.get('Model')!r}, here is {model_name!r}"
+        return Verdict.UNKNOWN_MODEL, f"of {quoted(facts.get('Model'))}, here is {model_name!r}"
     if facts.get("Renderer") != str(RENDERER_VERSION):
-        return Verdict.UNKNOWN_MODEL, f"encoded by renderer {facts.get('Renderer')}, here is {RENDERER_VERSION}"
+        return (
+            Verdict.UNKNOWN_MODEL,
+            f"encoded by renderer {quoted(facts.get('Renderer'))}, here is '{RENDERER_VERSION}'",
+        )
     try:
         made = painter.answer(pinned_query(facts["Picture"]), mark="")
     except UnknownVersion as error:
@@ -81,7 +89,10 @@ def judge(file: Path, painter: Painter, model_name: str) -> tuple[Verdict, str]:
 
 def pinned_query(address: str) -> Query:
     """Return the query of a picture's own address; raise InvalidRequest if that leaves open what it has to say."""
-    url = urlsplit(address)
+    try:
+        url = urlsplit(address)
+    except ValueError:
+        raise InvalidRequest("Picture", address, "the address of a picture") from None
     for resource in RESOURCES:
         if resource.path == url.path:
             query = read_query(resource, MultiDict(parse_qsl(url.query, keep_blank_values=True)))
@@ -92,3 +103,13 @@ def pinned_query(address: str) -> Query:
         if getattr(query, name, "") is None:
             raise InvalidRequest("Picture", address, f"an address with {name}")
     return query
+
+
+def quoted(said: str | None) -> str:
+    """Return what a file says of itself, short and fit for a terminal."""
+    return repr(said if said is None else said[:MAX_SHOWN_CHARACTERS])
+
+
+def printable(name: str) -> str:
+    """Return the name of a file fit for a terminal: what moves a cursor, and what is not UTF-8, is spelled out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)

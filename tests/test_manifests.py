@@ -441,3 +441,12 @@ def test_dockerignore_lets_in_what_the_dockerfiles_copy():
     }
     for source in copied:
         assert any(Path(source).match(allowed) or source == allowed.split("/")[0] for allowed in let_in), source
+
+
+def test_workflows_run_targets_of_make_and_nothing_else():
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    workflows = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
+    words = [word for step in steps if "run" in step for word in step["run"].split() if "=" not in word]
+    assert set(words) - {"make"} <= targets
+    assert {"lint", "test", "policy", "audit", "sbom", "fuzz", "images", "cluster"} <= set(words)

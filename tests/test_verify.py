@@ -12,6 +12,7 @@ from serving.pictures import encode
 from tests.conftest import LIMIT_S, ROOT, command
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import environment, gateway_for
+from tests.photo_files import png_that_claims
 
 URLS = ["/generate?seed=42", "/generate?seed=42&size=32&truncation=0.7", "/grid?seeds=1-5,9", "/morph?start=1&end=2"]
 
@@ -38,6 +39,7 @@ def verify(target: str, *files: Path) -> tuple[int, list[str], str]:
         timeout=LIMIT_S,
         cwd=ROOT,
     )
+    assert "\x1b" not in done.stdout + done.stderr
     return done.returncode, [line.partition(": ")[2] for line in done.stdout.splitlines()], done.stderr
 
 
@@ -87,7 +89,16 @@ def test_each_lie_is_found_and_the_worst_is_the_exit_status(model_server, pngs, 
             "unknown model (The model server has no",
         ),
         "another model": (rewritten(png, Model="pear"), "unknown model (of 'pear', here is 'apple')"),
-        "another renderer": (rewritten(png, Renderer="1"), "unknown model (encoded by renderer 1, here is 3)"),
+        "another renderer": (rewritten(png, Renderer="1"), "unknown model (encoded by renderer '1', here is '3')"),
+        "a renderer for the screen": (
+            rewritten(png, Renderer="\x1b[2J"),
+            r"unknown model (encoded by renderer '\x1b[2J'",
+        ),
+        "a model for the screen": (rewritten(png, Model="\x9b2J" * 99), r"unknown model (of '\x9b2J\x9b2J"),
+        "no address": (rewritten(png, Picture="//[apple"), "different (Picture='//[apple' is not valid"),
+        "a bomb": (png_that_claims(100_000, 100_000), "unreadable (more pixels than any picture of ours)"),
+        "half a bomb": (png_that_claims(10_000, 10_000), "unknown model (it doesn't say which picture it is)"),
+        "a \x1b[2Jname": (png, "identical"),
         "torn": (png[:20], "unreadable (not a PNG)"),
         "no PNG": (b"GIF89a", "unreadable (not a PNG)"),
     }
@@ -95,8 +106,11 @@ def test_each_lie_is_found_and_the_worst_is_the_exit_status(model_server, pngs, 
     for name, (changed, _) in lies.items():
         files.append(tmp_path / name)
         files[-1].write_bytes(changed)
-    status, said, _ = verify(model_server.target, *files)
+    status, said, complaint = verify(model_server.target, *files)
     assert status == 1
+    assert "Traceback" not in complaint
+    assert "Decompression" not in complaint
+    assert "".join(said).isprintable()
     for name, (_, expected), found in zip(lies, lies.values(), said, strict=True):
         assert found.startswith(expected), name
 
