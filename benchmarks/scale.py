@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -176,12 +175,17 @@ def read_photos_here(folder: str, cache: str, limit: int) -> None:
     """Print as JSON what `read_photos` returns."""
     from training.photos import load_photos
 
-    at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    at_rest = peak_mib()
     begin = time.perf_counter()
     load_photos(Path(folder), TRAINED_SIZE, cache_dir=Path(cache), memory_limit_bytes=limit, progress=False)
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": round(seconds, 3), "added_mib": round((peak - at_rest) / 1024, 1)}))
+    print(json.dumps({"seconds": round(seconds, 3), "added_mib": round(peak_mib() - at_rest, 1)}))
+
+
+def peak_mib() -> float:
+    """Return this process's peak memory; getrusage would tell its parent's, if that is larger."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def measure(model: Path, *, quick: bool) -> dict[str, Any]:
