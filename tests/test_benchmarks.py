@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import page, rounds
+from tests.conftest import SHIPPED
 
 SPREAD = {"median": 2.0, "low": 1.5, "high": 2.5}
 MACHINE = {"cores": 2, "vectors": ["avx2"], "memory_gib": 8, "versions": {"tensorflow": "2.0"}}
@@ -87,3 +89,30 @@ def test_sides_take_turns_there_and_back():
 
 def test_a_ratio_is_taken_round_by_round():
     assert rounds.ratio([10.0, 40.0, 30.0], [10.0, 20.0, 10.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
+
+
+def test_the_unfused_network_paints_what_the_shipped_model_paints():
+    import tensorflow as tf
+
+    from benchmarks.weights import keras_generator
+
+    signatures = tf.saved_model.load(str(SHIPPED)).signatures
+    seeds = tf.range(8, dtype=tf.int64)
+    images = keras_generator(SHIPPED)(signatures["sample"](seeds=seeds)["latents"], training=False)
+
+    shipped = signatures["generate"](seeds=seeds)["images"].numpy().astype(int)
+    assert np.abs(np.round((np.asarray(images) + 1) * 127.5) - shipped).max() <= 1
+
+
+def test_the_floor_counts_two_operations_for_each_product():
+    from benchmarks.generator import operations
+    from training.fusion import Stage
+
+    def stage(kind, *shape):
+        return Stage(kind, np.zeros(shape), np.zeros(shape[-1]), activated=True)
+
+    dense = 2 * 10 * 4 * 4 * 8
+    upsampled = 2 * 8 * 8 * (4 * 4 // 4) * 8 * 5  # each pixel of 8 x 8 sees a quarter of 4 x 4 taps
+    conv = 2 * 8 * 8 * 3 * 3 * 5 * 3
+    stages = [stage("dense", 10, 128), stage("upsample_conv", 4, 4, 8, 5), stage("conv", 3, 3, 5, 3)]
+    assert operations(stages) == dense + upsampled + conv
