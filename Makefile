@@ -79,10 +79,9 @@ train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 12
 	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)" $(FLAGS)
 	$(BIN)/python -m training export "$(RUN)" --to "$(MODEL)"
 
-bench: .venv/dev $(STUBS) ## measure speed, as ratios, and peak memory
-	$(BIN)/python -m benchmarks.generator
-	$(BIN)/python -m benchmarks.paint
-	$(BIN)/python -m benchmarks.memory
+bench: .venv-bench/ready $(STUBS) ## measure speed and memory, side by side with others, into docs/benchmarks.md: 20 minutes
+	@command -v wrk > /dev/null || { echo "wrk, which puts load on servers, is not on the PATH: apt-get install wrk"; exit 2; }
+	for part in serve paint generator train scale memory page; do .venv-bench/bin/python -m benchmarks.$$part || exit; done
 
 stubs: .venv/serve $(STUBS) ## generate serving/pb from proto, for `python -m serving batch`
 
@@ -106,6 +105,7 @@ lock: .venv/dev ## resolve requirements/*.in anew; review the difference before 
 	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
 	$(UV_COMPILE) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
+	$(UV_COMPILE) requirements/bench.in -c requirements/dev.txt -o requirements/bench.txt
 	$(UV_COMPILE) --upgrade requirements/audit.in -o requirements/audit.txt
 	$(UV_COMPILE) --upgrade requirements/policy.in -o requirements/policy.txt
 	$(UV_COMPILE) --no-deps requirements/messages.in -c requirements/dev.txt -o requirements/messages.txt

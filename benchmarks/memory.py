@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from benchmarks import rounds
+
 PHOTOS, PHOTO_SIZE = 7_000, (1_400, 1_000)  # 1.4 megapixels, as cameras and phones send them
 LIMIT_MIB = 4 * 1024
 STEPS = 100  # as many as are measured beforehand; memory stands still after the first few
@@ -48,4 +50,6 @@ if __name__ == "__main__":
             photos = scratch / "photos"
             photos.mkdir()
             draw_photos(photos)
-        print(json.dumps(measure(photos, scratch)), flush=True)
+        result = measure(photos, scratch)
+        print(json.dumps(result), flush=True)
+        rounds.write("memory", result)

@@ -1,9 +1,11 @@
-"""`paint` against the model in one process, and whether memory stands still: python -m benchmarks.paint [MODEL_FOLDER].
+"""`paint` against the model in one process, and whether memory stands still: python -m benchmarks.paint.
 
 The limit is what nobody can do without: the SavedModel at its best batch size and the encoder, one after the other, in
 one process. Ours are three processes with two connections between them, on the same cores.
 """
 
+import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -13,30 +15,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import quantiles
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")  # as the model server
 
 import grpc
 import numpy as np
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks import rounds
+from benchmarks.servers import OWN, free_port
+from benchmarks.weights import newest_version
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.pictures import encode
-from serving.ports import listen
 
 ROUNDS, PICTURES = 5, 5_000  # of each side, in turns
 MANY = 50_000  # for memory
 NAP_S, NAP_EVERY = 1.0, 1_000  # a reader that sleeps: about as long as it reads, after so many pictures
 READY_S = 60.0
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with listen("127.0.0.1", 0, variable="", value="") as taken:
-        return int(taken.getsockname()[1])
+PARTS = ("speed", "memory", "memory_asleep")
 
 
 @contextmanager
@@ -44,11 +41,12 @@ def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run model server and batch server; give the target and the batch server's process."""
     ports = [free_port() for _ in range(3)]
     settings = {"MODEL_SERVER": f"localhost:{ports[0]}", "BATCH_PORT": ports[1], "BATCH_METRICS_PORT": ports[2]}
-    env = os.environ | {f"RINGO_{name}": str(value) for name, value in settings.items()}
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    env = inherited | {f"RINGO_{name}": str(value) for name, value in settings.items()}
     serving = [sys.executable, "-m", "serving"]
     flags = ["--port", str(ports[0]), "--model-base-path", str(model)]
     with (
-        subprocess.Popen([*serving, "model-server", *flags], stderr=subprocess.DEVNULL) as model_server,
+        subprocess.Popen([*serving, "model-server", *flags], env=env, stderr=subprocess.DEVNULL) as model_server,
         subprocess.Popen([*serving, "batch"], env=env, stderr=subprocess.DEVNULL) as batch,
         grpc.insecure_channel(f"localhost:{ports[1]}") as channel,
     ):
@@ -71,34 +69,34 @@ def paint(target: str, first: int, count: int, out: Path) -> "subprocess.Popen[b
     )
 
 
-def speed(model: Path, target: str) -> dict[str, object]:
+def speed(model: Path, target: str, repeats: int) -> dict[str, object]:
     """Return how many pictures a second `paint` makes, as a part of what the limit does, over interleaved rounds."""
-    version = max(model.iterdir(), key=lambda folder: int(folder.name))
-    generate = tf.saved_model.load(str(version)).signatures["generate"]
+    loaded = tf.saved_model.load(str(newest_version(model)))
+    generate = loaded.signatures["generate"]
 
-    def limit(first: int, count: int, batch: int) -> float:
+    def limit(count: int, batch: int) -> float:
         begin = time.perf_counter()
-        for start in range(first, first + count, batch):
+        for start in range(0, count, batch):
             for pixels in generate(seeds=tf.range(start, start + batch, dtype=tf.int64))["images"].numpy():
                 encode(pixels, "png", {})
         return count / (time.perf_counter() - begin)
 
-    best = max((8, 16, 32, 64), key=lambda batch: max(limit(0, 512, batch) for _ in range(2)))
-    ratios, ours, theirs = [], [], []
-    for number in range(ROUNDS):
-        theirs.append(limit(number * PICTURES, PICTURES - PICTURES % best, best))
+    def ours() -> float:
         with tempfile.TemporaryDirectory() as out:
             begin = time.perf_counter()
-            assert paint(target, number * PICTURES, PICTURES, Path(out)).wait() == 0
-            ours.append(PICTURES / (time.perf_counter() - begin))
-        ratios.append(ours[-1] / theirs[-1])
-    low, median, high = quantiles(ratios, n=4)
+            assert paint(target, next(first), PICTURES, Path(out)).wait() == 0
+            return PICTURES / (time.perf_counter() - begin)
+
+    first = itertools.count(0, PICTURES)  # nothing of another round is kept anywhere
+    best = max((8, 16, 32, 64), key=lambda batch: max(limit(512, batch) for _ in range(2)))
+    ours()  # the first connects, and finds nothing warm
+    speeds = rounds.take_turns(repeats, {"limit": lambda: limit(PICTURES - PICTURES % best, best), "ours": ours})
     return {
         "limit_batch": best,
-        "limit_pictures_a_second": round(float(np.median(theirs))),
-        "paint_pictures_a_second": round(float(np.median(ours))),
-        "paint_of_limit": round(median, 2),
-        "quartiles": [round(low, 2), round(high, 2)],
+        "pictures": PICTURES,
+        "rounds": repeats,
+        "pictures_a_second": {name: rounds.spread(done) for name, done in speeds.items()},
+        "of_limit": rounds.ratio(speeds["ours"], speeds["limit"]),
     }
 
 
@@ -145,9 +143,29 @@ def growth(seen: list[tuple[float, float]]) -> dict[str, object]:
     }
 
 
+def main() -> int:
+    """Measure, print, and write results/paint.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paint", description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions")
+    parser.add_argument("--quick", action="store_true", help="speed alone, two rounds; not written")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="the others stay as they were measured"
+    )
+    arguments = parser.parse_args()
+    result: dict[str, object] = {} if set(arguments.parts) == set(PARTS) else rounds.read("paint")
+    with servers(arguments.model) as (where, process):
+        for part in PARTS[:1] if arguments.quick else arguments.parts:
+            match part:
+                case "speed":
+                    result[part] = speed(arguments.model, where, 2 if arguments.quick else ROUNDS)
+                case "memory":
+                    result[part] = memory(where, process)
+                case "memory_asleep":
+                    result[part] = memory_asleep(where, process)
+            print(part, json.dumps(result[part]), flush=True)
+    rounds.write("paint", result, quick=arguments.quick)
+    return 0
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "models/apple")
-    with servers(folder) as (where, process):
-        print(json.dumps(speed(folder, where)), flush=True)
-        print(json.dumps(memory(where, process)), flush=True)
-        print(json.dumps(memory_asleep(where, process)), flush=True)
+    sys.exit(main())

@@ -64,13 +64,19 @@ def machine() -> dict[str, Any]:
 
 
 def write(part: str, result: Mapping[str, Any], *, quick: bool = False) -> None:
-    """Write the `result` of a part, with machine and date, to results/`part`.json; a `quick` one is only printed."""
-    whole = {"part": part, "date": datetime.date.today().isoformat(), "machine": machine(), **result}
-    text = json.dumps(whole, indent=1) + "\n"
+    """Write the `result` of a part, with machine and date, to results/`part`.json; a `quick` one is not kept."""
     if quick:
         return
+    whole = {**result, "part": part, "date": datetime.date.today().isoformat(), "machine": machine()}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{part}.json").write_text(text, encoding="utf-8")
+    (RESULTS / f"{part}.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def read(part: str) -> dict[str, Any]:
+    """Return the last written result of a part, or nothing."""
+    file = RESULTS / f"{part}.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
 
 
 def row(*cells: object, width: int = 12) -> None:

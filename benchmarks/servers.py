@@ -45,6 +45,15 @@ class Server:
             held[name] = round(held.get(name, 0.0) + proportional_mib(pid), 1)
         return held
 
+    def cpu_s(self) -> dict[str, float]:
+        """Return the processor time that each process below this one has used since its start, by its command."""
+        used: dict[str, float] = {}
+        for pid in descendants(self.process.pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            name = spoken_name(pid)
+            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return used
+
     def picture(self, seed: int) -> bytes:
         """Return the PNG of `seed`."""
         return png_of(ask(self.request, seed)[1])

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rounds
+from training.config import TrainingConfig
 
 PHOTOS = 2_000  # in memory, 64 x 64 of noise: what is on them costs nothing
 BATCHES = 15  # a turn
 ROUNDS = 7
 READY_S = 180.0  # XLA compiles a step in 10 to 30 s
 WARM_UP = 5  # batches
-SIDES = ("ours", "ours, data at hand", "ours, no XLA", "Keras example", "Keras example, no XLA", "PyTorch")
+OTHER = "ours, no XLA" if TrainingConfig().jit_compile else "ours, XLA"  # than the default
+SIDES = ("ours", "ours, data at hand", OTHER, "Keras example", "PyTorch")
 
 
 def ours(config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[float], *, at_hand: bool) -> None:
@@ -58,9 +60,8 @@ def work(name: str, connection: Connection) -> None:
     """Train side `name`; after each turn tell the seconds of a batch and those spent on its data, and wait for more."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     try:
-        from training.config import TrainingConfig
-
-        config = TrainingConfig(jit_compile=name != "ours, no XLA", steps=10**6)
+        default = TrainingConfig().jit_compile
+        config = TrainingConfig(jit_compile=not default if name == OTHER else default, steps=10**6)
         pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, config.image_size, config.image_size, 3), np.uint8)
         spent, done, begin = [0.0], 0, 0.0
 
@@ -78,10 +79,10 @@ def work(name: str, connection: Connection) -> None:
             return goes_on
 
         match name:
-            case "Keras example" | "Keras example, no XLA":
+            case "Keras example":
                 from benchmarks.peers import keras_gan
 
-                keras_gan.fit(config, pixels, on_batch, jit_compile="auto" if name == "Keras example" else False)
+                keras_gan.fit(config, pixels, on_batch)
             case "PyTorch":
                 from benchmarks.peers import torch_gan
 
@@ -94,8 +95,6 @@ def work(name: str, connection: Connection) -> None:
 
 def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     """Return the result of the whole part."""
-    from training.config import TrainingConfig
-
     config, context = TrainingConfig(), multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
     left_out: dict[str, str] = {}

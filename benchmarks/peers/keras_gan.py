@@ -13,9 +13,9 @@ class TwoPassGAN(keras.Model):
         super().__init__()
         self.generator, self.discriminator, self.latent_dim = generator, discriminator, latent_dim
 
-    def compile(self, d_optimizer, g_optimizer, loss_fn, jit_compile):
+    def compile(self, d_optimizer, g_optimizer, loss_fn):
         """Keep an optimizer for each network."""
-        super().compile(jit_compile=jit_compile)
+        super().compile()
         self.d_optimizer, self.g_optimizer, self.loss_fn = d_optimizer, g_optimizer, loss_fn
 
     def train_step(self, real):
@@ -35,11 +35,8 @@ class TwoPassGAN(keras.Model):
         return {"d_loss": d_loss, "g_loss": g_loss}
 
 
-def fit(config, pixels, on_batch: Callable[[], bool], *, jit_compile: bool | str) -> None:
-    """Train on `pixels` uint8[n, S, S, 3] until `on_batch`, called after each batch, returns False.
-
-    The examples leave `jit_compile` at "auto", which means XLA.
-    """
+def fit(config, pixels, on_batch: Callable[[], bool]) -> None:
+    """Train on `pixels` uint8[n, S, S, 3] until `on_batch`, called after each batch, returns False."""
     from training.networks import build_discriminator, build_generator
 
     gan = TwoPassGAN(
@@ -51,7 +48,6 @@ def fit(config, pixels, on_batch: Callable[[], bool], *, jit_compile: bool | str
         keras.optimizers.Adam(config.learning_rate, beta_1=config.beta_1),
         keras.optimizers.Adam(config.learning_rate, beta_1=config.beta_1),
         keras.losses.BinaryCrossentropy(from_logits=True),
-        jit_compile,
     )
     data = tf.data.Dataset.from_tensor_slices(pixels).shuffle(1024).repeat().batch(config.batch_size)
     data = data.map(lambda x: tf.cast(x, tf.float32) / 127.5 - 1.0).prefetch(tf.data.AUTOTUNE)

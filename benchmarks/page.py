@@ -1,0 +1,288 @@
+"""Writes docs/benchmarks.md and its charts from benchmarks/results: python -m benchmarks.page."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+from benchmarks.rounds import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PARTS = ("serve", "paint", "generator", "train", "memory", "scale")
+TITLES = {
+    "limit": "limit",
+    "ours": "**ours**",
+    "flask": "Flask, `model.predict`",
+    "fastapi": "FastAPI",
+    "bentoml": "BentoML",
+    "litserve": "LitServe",
+}
+AIM = 10_000  # pictures a second, of the plan on paper
+UTILISATION = (
+    0.7  # of the autoscalers in k8s/base, which also name the limits of two cores and of one, and six replicas
+)
+MODEL_SERVER_CORES, GATEWAY_CORES, MAX_REPLICAS = 2, 1, 6
+COLOURS = ("#444444", "#c0392b", "#2c7fb8", "#41ab5d", "#d99000", "#8856a7", "#7f7f7f", "#17becf")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line of what is wanted and where we are."""
+
+    what: str
+    wanted: str
+    measured: str
+    met: bool
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Return `value` to so many significant digits, never with an exponent, thousands apart."""
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return what was measured by part, in the order of the page."""
+    files = {part: folder / f"{part}.json" for part in PARTS}
+    return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.exists()}
+
+
+def at_least(what: str, value: float, wanted: float, unit: str = "") -> Goal:
+    """Return a goal that more is better for."""
+    return Goal(what, f"at least {wanted:,g}{unit}", f"{number(value)}{unit}", value >= wanted)
+
+
+def at_most(what: str, value: float, wanted: float, unit: str = "") -> Goal:
+    """Return a goal that less is better for."""
+    return Goal(what, f"at most {wanted:,g}{unit}", f"{number(value)}{unit}", value <= wanted)
+
+
+def goals(results: Mapping[str, Any]) -> list[Goal]:
+    """Return every goal whose part is there."""
+    told: list[Goal] = []
+    if serve := results.get("serve"):
+        at_16, alone = serve["unique"].get("16", {}), serve["unique"].get("1", {})
+        if "ours" in at_16:
+            told.append(at_least("HTTP at 16 clients, of the limit", at_16["ours"]["of_limit"]["median"], 0.80))
+        if "ours" in alone:
+            lone = alone["ours"]["p50_to_limit"]["median"]
+            told.append(at_most("p50 of a lone request, in limit latencies", lone, 1.35))
+        for name, least in (("flask", 2.0), ("fastapi", 1.0), ("bentoml", 1.0), ("litserve", 1.0)):
+            if "ours_to_it" in at_16.get(name, {}):
+                times = at_16[name]["ours_to_it"]["median"]
+                told.append(at_least(f"HTTP at 16 clients, times {TITLES[name]}", times, least))
+        for name, load in serve.get("kept", {}).items():
+            told.append(at_least(f"{name}, a second", load["answers_a_second"]["median"], 1_500))
+        mine = serve["processes"].get("ours")
+        if mine:
+            told.append(at_most("gateway, memory", mine["memory_mib"]["gateway"], 100, " MiB"))
+            told.append(at_most("gateway, ready after", mine["milestones_s"]["gateway"], 2, " s"))
+            told.append(at_most("model server, ready after", mine["milestones_s"]["model server"], 8, " s"))
+    if paint := results.get("paint"):
+        told.append(at_least("`paint`, of the limit", paint["speed"]["of_limit"]["median"], 0.85))
+    if generator := results.get("generator"):
+        sides = generator["batches"].get("16", {})
+        if "plain SavedModel" in sides:
+            told.append(
+                at_least("fused at batch 16, times plain", sides["plain SavedModel"]["ours_to_it"]["median"], 1.5)
+            )
+        for library in ("ONNX Runtime", "OpenVINO"):
+            rivals = [side["ours_to_it"]["median"] for name, side in sides.items() if name in rival_names(library)]
+            if rivals:
+                told.append(at_most(f"fused at batch 16, in times of {library}'s", 1 / min(rivals), 1.2))
+    if train := results.get("train"):
+        for name, least in (("Keras example", 1.5), ("PyTorch", 1.0)):
+            if name in train["sides"]:
+                times = train["sides"][name]["ours_to_it"]["median"]
+                told.append(at_least(f"training, times {name}", times, least))
+        told.append(at_most("waiting for data, of a step", 100 * train["data_waiting_share"]["median"], 3, " %"))
+    if memory := results.get("memory"):
+        told.append(at_most("training at 256 px, peak", memory["peak_mib"], memory["limit_mib"], " MiB"))
+    return told
+
+
+def rival_names(library: str) -> tuple[str, ...]:
+    """Return how a library's two sides in float32 are called."""
+    return (f"{library}, plain", f"{library}, fused")
+
+
+def plan(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arithmetic of AIM pictures a second from what a picture costs each process."""
+    scale = results["scale"]
+    cost = scale["serving"]["cpu_ms_a_picture"]
+    model_ms, gateway_ms = cost["model-server"], cost["gateway"]
+    a_pod = UTILISATION * 1e3 * MODEL_SERVER_CORES / model_ms  # pictures a second
+    model_pods = math.ceil(AIM / a_pod)
+    gateway_pods = math.ceil(AIM * gateway_ms / (UTILISATION * 1e3 * GATEWAY_CORES))
+    served = results.get("serve", {})
+    held = served.get("processes", {}).get("ours", {}).get("memory_mib", {})
+    size = results.get("generator", {}).get("model", {}).get("image_size", 64)
+    count, told = max(((int(count), told) for count, told in scale["photos"].items()), key=lambda pair: pair[0])
+    kept = served.get("kept", {}).get("repeated seed", {}).get("answers_a_second", {}).get("median", 0.0)
+    return {
+        "model_ms": model_ms,
+        "gateway_ms": gateway_ms,
+        "model_cores": round(AIM * model_ms / 1e3),
+        "gateway_cores": round(AIM * gateway_ms / 1e3),
+        "model_pods": model_pods,
+        "gateway_pods": gateway_pods,
+        "model_gib": model_pods * held.get("model-server", 0.0) / 1024,
+        "gateway_gib": gateway_pods * held.get("gateway", 0.0) / 1024,
+        "ends_at": round(MAX_REPLICAS * a_pod),
+        "pixel_bytes": f"{3 * size * size:,}",
+        "pixel_gbit": AIM * 3 * size * size * 8 / 1e9,
+        "answer_gbit": AIM * scale["serving"]["bytes_a_picture"] * 8 / 1e9,
+        "kept": kept,
+        "photos_100000_s": told["in memory"]["seconds"] * 100_000 / count,
+        "photos_100000_mib": 100_000 * 3 * 64 * 64 / 2**20,
+    }
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Return the page as Markdown."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        keep_trailing_newline=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    versions: dict[str, str] = {}
+    for part in results.values():
+        versions |= part["machine"]["versions"]
+    return environment.get_template("benchmarks.md.jinja").render(
+        r=results,
+        missing=[part for part in PARTS if part not in results],
+        goals=goals(results),
+        titles=TITLES,
+        plan=plan(results) if "scale" in results else {},
+        versions=versions,
+        number=number,
+    )
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> None:
+    """Write the charts as SVG into `folder`; equal results give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, Callable[[Any], Figure]] = {
+        "serve": serve_chart,
+        "generator": generator_chart,
+        "train": train_chart,
+        "scale": scale_chart,
+    }
+    with matplotlib.rc_context({"svg.hashsalt": "ringo", "font.size": 9}):
+        for part, chart in charts.items():
+            if part in results:
+                chart(results[part]).savefig(folder / f"{part}.svg", metadata={"Date": None})
+
+
+def lines(
+    figure: Figure, place: int, curves: Mapping[str, Mapping[str, float]], x: str, y: str, *, log: bool = False
+) -> Any:
+    """Draw `curves`, y by x, the steps of x evenly; return the axes."""
+    axes = figure.add_subplot(place)
+    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+        axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name, color=colour)
+    axes.set(xlabel=x, ylabel=y)
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def name_lines(axes: Any) -> None:
+    """Write what the lines are, to the right of `axes`."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+
+
+def serve_chart(serve: Mapping[str, Any]) -> Figure:
+    """Draw pictures a second and p99 by clients; nobody waits for the limit."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    names = [name for name in TITLES if any(name in sides for sides in serve["unique"].values())]
+
+    def curves(key: str, left_out: str = "") -> dict[str, dict[str, float]]:
+        return {
+            TITLES[name].strip("*").replace("`", ""): {
+                clients: sides[name][key]["median"]
+                for clients, sides in serve["unique"].items()
+                if name in sides and name != left_out
+            }
+            for name in names
+        }
+
+    lines(figure, 121, curves("answers_a_second"), "clients", "pictures a second")
+    name_lines(lines(figure, 122, curves("p99_ms", left_out="limit"), "clients", "p99, ms", log=True))
+    return figure
+
+
+def generator_chart(generator: Mapping[str, Any]) -> Figure:
+    """Draw milliseconds a picture by batch, Keras's predict left out: it would hide the others."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    curves = {
+        name: {size: sides[name]["ms"]["median"] for size, sides in generator["batches"].items()}
+        for name in generator["difference_255"]
+        if name != "Keras predict"
+    }
+    curves["floor"] = dict.fromkeys(generator["batches"], generator["floor_ms"])
+    name_lines(lines(figure, 111, curves, "batch", "ms a picture"))
+    return figure
+
+
+def train_chart(train: Mapping[str, Any]) -> Figure:
+    """Draw images a second of each side."""
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    speeds = {name: side["images_a_second"] for name, side in train["sides"].items()}
+    medians = [speed["median"] for speed in speeds.values()]
+    reach = [
+        [speed["median"] - speed["low"] for speed in speeds.values()],
+        [speed["high"] - speed["median"] for speed in speeds.values()],
+    ]
+    colours = ["#c0392b" if name.startswith("ours") else "#2c7fb8" for name in speeds]
+    axes.barh(list(speeds), medians, xerr=reach, color=colours)
+    axes.invert_yaxis()
+    axes.set_xlabel("images a second")
+    return figure
+
+
+def scale_chart(scale: Mapping[str, Any]) -> Figure:
+    """Draw pictures a second by clients, and what a picture costs by its size."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    clients = scale["serving"]["clients"]
+    speed = {"ours": {number: load["answers_a_second"]["median"] for number, load in clients.items()}}
+    lines(figure, 121, speed, "clients", "pictures a second")
+    keys = (("ms_at_batch_1", "batch 1"), ("ms_at_batch_16", "batch 16"), ("encoding_ms", "encoding"))
+    sizes = {title: {size: told[key]["median"] for size, told in scale["sizes"].items()} for key, title in keys}
+    name_lines(lines(figure, 122, sizes, "pixels of a side", "ms a picture"))
+    return figure
+
+
+def write_page(results: Mapping[str, Any], page: Path) -> None:
+    """Write `page`, and the charts into the folder of its name."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(results), encoding="utf-8")
+    draw(results, page.with_suffix(""))
+
+
+def main() -> int:
+    """Write docs/benchmarks.md; return 1 if nothing is measured yet."""
+    results = read_results(RESULTS)
+    if not results:
+        print(f"There is nothing in {RESULTS.name}: measure something first.", file=sys.stderr)
+        return 1
+    write_page(results, PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
