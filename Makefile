@@ -15,12 +15,13 @@ ENGINE ?= $(or $(shell command -v podman),$(shell command -v docker))
 BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 OVERLAY ?= local
+SOAK_MINUTES ?= 30
 # What a cluster gets: each overlay with the Jobs that may be applied to it (gpu has its own training).
 K8S_SETS := local+train+paint+roll-back gpu+paint+roll-back production+train+paint+roll-back
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format policy audit sbom train bench stubs images deploy cluster lock clean
+.PHONY: help run test fuzz chaos lint format policy audit sbom train bench stubs images deploy cluster lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ test: .venv/dev $(STUBS) ## run all tests
 fuzz: .venv/dev $(STUBS) ## send 20,000 made-up requests, 5,000 heads, messages and broken photos
 	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \
 		$(BIN)/python -m pytest tests/test_openapi.py tests/test_fuzz.py -k "fuzzer or test_fuzz"
+
+chaos: .venv/dev $(STUBS) ## minutes of faults and load; the soak takes SOAK_MINUTES (30)
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/faults -m chaos -s
 
 lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/ruff check

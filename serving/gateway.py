@@ -288,7 +288,8 @@ def create_app(settings: Settings) -> Flask:
         """
         version = replica.versions()[-1]
         replica.require_model()
-        return Response(f"ready: version {version}, {replica.proof(version).verdict}\n", mimetype="text/plain")
+        verdict = replica.proof(version, deadline_s=deadline_s()).verdict
+        return Response(f"ready: version {version}, {verdict}\n", mimetype="text/plain")
 
     @app.after_request
     def for_everyone(response: Response) -> Response:

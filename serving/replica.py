@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.metrics import GOLDEN_DIFFERING
 from serving.model_client import PROVED, ModelClient
-from serving.single_flight import SingleFlight
+from serving.single_flight import seconds_until
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Replica:
         self._looked_at_s = -math.inf  # when the look began whose findings these are
         self._lost = False
         self._away: str | None = None  # one sentence, while there is no model server to ask
-        self._flight = SingleFlight[int, Proof]()
+        self._making: dict[int, Future[Proof]] = {}
 
     def watch(self, ended: threading.Event) -> None:
         """Look once a second until `ended`."""
@@ -122,12 +123,29 @@ class Replica:
     def proof(self, version: int, *, deadline_s: float = math.inf) -> Proof:
         """Return what this replica makes of the golden seeds: painted once per version, then known.
 
-        Who finds others painting them waits until `deadline_s` of time.monotonic at most. Raises what ModelClient does.
+        All who ask meanwhile wait for one painting of them, until `deadline_s` of time.monotonic at most: it goes on
+        without them. Raises what ModelClient does.
         """
         known = self.known_proof(version)
-        if known is None:
-            known = self._flight.do(version, lambda: self._prove(version), deadline_s=deadline_s)
-        return known
+        if known is not None:
+            return known
+        with self._lock:
+            making = self._making.get(version)
+            if making is None:
+                making = self._making[version] = Future()
+                threading.Thread(target=self._make, args=(version, making), name="proof", daemon=True).start()
+        if not wait([making], seconds_until(deadline_s)).done:
+            raise ModelTimeout("The caller's time was up before the golden pictures were painted.")
+        return making.result()
+
+    def _make(self, version: int, making: Future[Proof]) -> None:
+        try:
+            making.set_result(self._prove(version))
+        except BaseException as error:
+            making.set_exception(error)
+        finally:
+            with self._lock:
+                del self._making[version]
 
     def _prove(self, version: int) -> Proof:
         proofs = self._proofs  # after an outage meanwhile, this one would be of the machine before

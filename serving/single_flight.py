@@ -30,8 +30,7 @@ class SingleFlight(Generic[K, V]):
             if flight is None:
                 mine = self._flights[key] = Future[V]()
         if flight is not None:
-            timeout_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
-            if not wait([flight], timeout_s).done:
+            if not wait([flight], seconds_until(deadline_s)).done:
                 raise ModelTimeout("The caller's time was up before what others had asked for was made.")
             return flight.result()
         try:
@@ -45,3 +44,8 @@ class SingleFlight(Generic[K, V]):
         finally:
             with self._lock:
                 del self._flights[key]
+
+
+def seconds_until(deadline_s: float) -> float | None:
+    """Return how long `deadline_s` of time.monotonic is away, 0 if it is over; None for infinity, as waits have it."""
+    return None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())

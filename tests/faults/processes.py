@@ -39,6 +39,10 @@ class ModelServer:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def folder(self) -> Path:
+        """Return the process's folder in /proc."""
+        return Path("/proc", str(self._process.pid))
+
     def kill(self) -> None:
         """End the process by SIGKILL; without one, do nothing."""
         if self._process is not None:

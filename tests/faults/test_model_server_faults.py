@@ -108,6 +108,15 @@ def test_who_joins_another_has_his_own_time_and_a_slow_model_is_504(slow_server,
     assert max(outcome.took_s for outcome in outcomes) < 2 + REFUSED_WITHIN_S
 
 
+def test_who_waits_for_the_golden_pictures_has_his_own_time_and_they_are_painted_all_the_same(slow_server, tmp_path):
+    plain = slow_server.reply
+    slow_server.reply = lambda request: (time.sleep(0.4), plain(request))[1]  # eight calls, so 3.2 s
+    with gateway_for(slow_server.target, tmp_path, predict_timeout_s=1) as gateway:
+        first = ask(gateway.port, "/generate?seed=1")
+        assert (first.status, first.took_s < 1 + REFUSED_WITHIN_S) == (504, True)
+        wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden pictures")
+
+
 class BusyModelServer(FakeModelServer):
     """Takes longer to tell its versions than anybody waits for it, once it is `busy`."""
 

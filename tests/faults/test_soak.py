@@ -1,0 +1,57 @@
+"""As much as fits well, for as long as somebody has patience: SOAK_MINUTES, half an hour by default."""
+
+import os
+import time
+
+import pytest
+
+from tests.conftest import wait_until
+from tests.faults.load import clients_asking, percentile
+from tests.faults.processes import embedded, model_server, open_files, resident_kb
+from tests.faults.test_overload import wait_for
+from tests.gateway_process import gateway_for
+
+SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
+SHARE = 0.7  # of what fits
+WARM_UP_S = 20.0
+SAMPLES = 20
+
+
+def mixed(number: int) -> str:
+    """Return one of many addresses: most of them new, some asked for before, some of several pictures."""
+    match number % 10:
+        case 0:
+            return f"/grid?seeds={number}-{number + 3}"
+        case 1 | 2:
+            return f"/generate?seed={number % 50}"
+        case _:
+            return f"/generate?seed={number}"
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(SOAK_S + 300)
+def test_at_70_percent_of_what_fits_nothing_fails_and_nothing_grows(tmp_path):
+    with model_server(*embedded()) as server, gateway_for(server.target, tmp_path) as gateway:
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        with clients_asking(gateway.port, 16, mixed) as most:  # which also fills the cache
+            wait_for(WARM_UP_S)
+        per_second = len(most.answered) / WARM_UP_S
+        worker, samples = gateway.worker(), []
+        with clients_asking(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
+            began_s = time.monotonic()
+            while time.monotonic() < began_s + SOAK_S:
+                wait_for(SOAK_S / SAMPLES)
+                samples.append((resident_kb(worker), open_files(worker), resident_kb(server.folder())))
+        assert gateway.worker() == worker
+    memory, files, of_model = zip(*samples, strict=True)
+    p50, p99 = (percentile(load.answered, percent) for percent in (50, 99))
+    print(
+        f"\n{SOAK_S / 60:g} min at {SHARE * per_second:.0f}/s: {len(load.outcomes)} requests, "
+        f"{len(load.failed)} failed, p50 {p50:.3f} s, p99 {p99:.3f} s; "
+        f"gateway {memory[1]} to {memory[-1]} kB, {files[1]} to {files[-1]} files; "
+        f"model server {of_model[1]} to {of_model[-1]} kB"
+    )
+    assert not load.failed, load.failed[0]
+    assert memory[-1] < 1.05 * memory[1]
+    assert of_model[-1] < 1.05 * of_model[1]
+    assert max(files) <= files[1] + 4  # a look and a probe may be under way
