@@ -20,8 +20,9 @@ TAG = "serve"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARM_UP_REQUESTS = 1000  # TensorFlow Serving reads no more, either
 
-# 1 GiB of float32. The typed fields repeat their last value, so ten bytes can claim a tensor of any size.
-MAX_INPUT_ELEMENTS = 2**28
+# 64 rows of 65,536 numbers: 16 MiB of float32. The typed fields repeat their last value, so ten bytes can claim a
+# tensor of any size; with 2**28 the process grew to 2.6 GB.
+MAX_INPUT_ELEMENTS = 2**22
 
 TYPED_FIELDS = MappingProxyType(
     {

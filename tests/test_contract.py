@@ -8,7 +8,7 @@ import tensorflow as tf
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from serving import queries
+from serving import prediction_service, queries
 from serving.model_client import MAX_ROWS, PROVED, ModelClient
 from serving.model_server import start_server
 from serving.prediction_service import PredictionService
@@ -42,8 +42,8 @@ def test_the_gateway_takes_the_seeds_that_the_model_takes():
     assert queries.MAX_SEED == MAX_SEED
 
 
-def test_the_client_sends_as_many_rows_as_the_batching_parameters_allow():
-    assert MAX_ROWS == MAX_BATCH_SIZE
+def test_the_client_sends_as_many_rows_as_the_batching_parameters_and_the_embedded_server_allow():
+    assert MAX_ROWS == MAX_BATCH_SIZE == prediction_service.MAX_ROWS
 
 
 def test_a_replica_on_the_machine_of_the_export_is_proved(client):

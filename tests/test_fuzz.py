@@ -21,9 +21,10 @@ from serving.queries import RESOURCES, address, read_query
 from serving.seeds import MAX_SEEDS, Seeds
 from serving.settings import READERS, Settings, SettingsError
 from tests.batch_process import SERVING, batch_for, batch_request
-from tests.conftest import LIMIT_S, ROOT, command
+from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import gateway_for
+from tests.gateway_process import free_port, gateway_for
+from tests.hosted_model_server import from_latents, generate
 from tests.test_limits import answer_to, request
 
 MESSAGES, HEADS, FILES = (int(os.environ.get(f"FUZZ_{name}", "200")) for name in ("MESSAGES", "HEADS", "FILES"))
@@ -115,6 +116,60 @@ def test_the_batch_server_answers_any_message_with_pictures_or_with_what_is_wron
     assert batch.process.poll() is None
     assert batch.status() == SERVING
     assert "Traceback" not in batch.log.read_text()
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 64, 65, 128, 2**20, 2**31, 2**62, -1])
+
+
+@st.composite
+def predictions(draw):
+    """Requests for the model server: tensors of any type, shape and content, as themselves or mangled."""
+    asked = generate(draw(st.lists(int64, max_size=3))) if draw(st.booleans()) else from_latents(shape=[2, 128])
+    (name,) = asked.inputs
+    tensor = asked.inputs[name]
+    if draw(st.booleans()):
+        tensor.dtype = draw(st.integers(0, 31))
+    if draw(st.booleans()):
+        del tensor.tensor_shape.dim[:]
+        for size in draw(st.lists(SIZES, max_size=4)):
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.tensor_shape.unknown_rank = draw(st.booleans())
+    if draw(st.booleans()):
+        tensor.tensor_content = draw(st.binary(max_size=40))
+        tensor.string_val.append(b"apple")
+        tensor.resource_handle_val.add(device="here")
+    if draw(st.booleans()):
+        asked.model_spec.signature_name = draw(st.sampled_from(["", "golden", "sample", "generate", "none"]))
+    return asked.SerializeToString()
+
+
+@pytest.mark.timeout(TIME_S)
+def test_the_embedded_model_server_answers_any_request_and_goes_on(tmp_path):
+    port, log = free_port(), tmp_path / "log"
+    flags = ("--model-base-path", SHIPPED.parent, "--port", port)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command("serving", "model-server", *flags), stderr=stderr, cwd=ROOT)
+    with ended_afterwards(process), grpc.insecure_channel(f"localhost:{port}") as channel:
+        wait_until(lambda: "serving apple" in log.read_text(), "model server")
+        predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        found = set()
+
+        @settings(max_examples=MESSAGES, **STEADY)
+        @given(predictions() | mangled(predictions()) | st.binary(max_size=50))
+        @example(from_latents(shape=[2**20, 128]).SerializeToString())
+        def send(message):
+            said = "OK"
+            try:
+                predict(message, timeout=LIMIT_S)
+            except grpc.RpcError as error:
+                said = error.code().name if error.code() is not grpc.StatusCode.INTERNAL else error.details()
+            found.add(said)
+
+        send()
+        refusals = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "The bytes are no PredictRequest."}
+        assert {"OK"} < found <= refusals | {"OK"}
+        assert process.poll() is None
+    assert "Traceback" not in log.read_text()
 
 
 LINES = st.sampled_from(

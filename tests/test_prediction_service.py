@@ -178,6 +178,12 @@ REFUSALS = {
         grpc.StatusCode.FAILED_PRECONDITION,
         'Serving signature key "nosig" not found.',
     ),
+    "many rows in forty bytes": (
+        from_latents(shape=[2**17, LATENT_DIM]),
+        INVALID,
+        "Task size 131072 is larger than maximum input batch size 64",
+    ),
+    "65 rows": (generate([0] * 65), INVALID, "Task size 65 is larger than maximum input batch size 64"),
     "missing input": (
         inputs(),
         INVALID,
@@ -278,6 +284,19 @@ def test_methods_that_are_not_there_are_unimplemented(hosted):
     with pytest.raises(grpc.RpcError) as refused:
         hosted.predictions.Classify(classification_pb2.ClassificationRequest(), timeout=LIMIT_S)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    "method", ["PredictionService/Predict", "PredictionService/GetModelMetadata", "ModelService/GetModelStatus"]
+)
+def test_bytes_that_are_no_request_are_internal_and_leave_no_traceback(hosted, caplog, method):
+    with grpc.insecure_channel(hosted.target) as channel:
+        call = channel.unary_unary(f"/tensorflow.serving.{method}")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"\xff", timeout=LIMIT_S)
+    assert refused.value.code() is grpc.StatusCode.INTERNAL
+    assert refused.value.details() == f"The bytes are no {method.rpartition('/')[2]}Request."
+    assert "Traceback" not in caplog.text
 
 
 def test_nobody_can_give_the_embedded_model_server_another_configuration(hosted):
