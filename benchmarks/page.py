@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
@@ -138,6 +139,8 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
         "model_gib": model_pods * held.get("model-server", 0.0) / 1024,
         "gateway_gib": gateway_pods * held.get("gateway", 0.0) / 1024,
         "ends_at": round(MAX_REPLICAS * a_pod),
+        "mean": gateway_pods / model_pods,
+        "fullest": fullest(gateway_pods, model_pods),
         "pixel_bytes": f"{3 * size * size:,}",
         "pixel_gbit": AIM * 3 * size * size * 8 / 1e9,
         "answer_gbit": AIM * scale["serving"]["bytes_a_picture"] * 8 / 1e9,
@@ -145,6 +148,12 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
         "photos_100000_s": told["in memory"]["seconds"] * 100_000 / count,
         "photos_100000_mib": 100_000 * 3 * 64 * 64 / 2**20,
     }
+
+
+def fullest(connections: int, servers: int) -> float:
+    """Return how many of `connections`, each to one of `servers` by chance, the fullest has: a mean of 1,000 draws."""
+    drawn = np.random.default_rng(0).integers(servers, size=(1_000, connections))
+    return float(np.mean([np.bincount(row).max() for row in drawn]))
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -158,7 +167,7 @@ def render(results: Mapping[str, Any]) -> str:
     versions: dict[str, str] = {}
     for part in results.values():
         versions |= part["machine"]["versions"]
-    return environment.get_template("benchmarks.md.jinja").render(
+    text = environment.get_template("benchmarks.md.jinja").render(
         r=results,
         missing=[part for part in PARTS if part not in results],
         goals=goals(results),
@@ -167,6 +176,7 @@ def render(results: Mapping[str, Any]) -> str:
         versions=versions,
         number=number,
     )
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:

@@ -114,7 +114,10 @@ def measure(
         }
         for number in clients:
             sides: Mapping[str, Callable[[], Load]] = {
-                name: partial(put_load, server.request, clients=number, seconds=seconds) for name, server in up.items()
+                # What a load leaves in flight at its end is still being answered when the next one comes: ours may
+                # refuse a few of 64 clients for it.
+                name: partial(put_load, server.request, clients=number, seconds=seconds, may_fail=True)
+                for name, server in up.items()
             }
             best = partial(at_best_batch, limit, seconds)
             sides = {"limit": partial(limit.lone, seconds) if number == 1 else best, **sides}
