@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 from serving.errors import ModelTimeout
+from serving.observation import stage
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -31,7 +32,9 @@ class SingleFlight(Generic[K, V]):
                 mine = self._flights[key] = Future[V]()
         if flight is not None:
             timeout_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
-            if not wait([flight], timeout_s).done:
+            with stage("shared"):
+                done = wait([flight], timeout_s).done
+            if not done:
                 raise ModelTimeout("The caller's time was up before what others had asked for was made.")
             return flight.result()
         try:
