@@ -171,12 +171,12 @@ def create_app(settings: Settings) -> Flask:
         Who holds the proved picture holds the picture, whatever this replica would paint: that needs no model server.
         """
         query, seen = replace(query, version=version), observed()
-        seen.path = address(query)
+        seen.path = url = address(query)
         if replica.knows(version):
             seen.model_version = version
         not_modified = Response(status=304, mimetype=MIMETYPES[str(query.format)])
-        if request.if_none_match.contains_weak(etag(query, PROVED)):
-            return finished(not_modified, query, PROVED, cache_control)
+        if request.if_none_match.contains_weak(etag(url, PROVED)):
+            return finished(not_modified, query, url, PROVED, cache_control)
         proof = replica.known_proof(version)
         if proof is None:
             with asking_the_model():
@@ -184,8 +184,8 @@ def create_app(settings: Settings) -> Flask:
         seen.model_version = version
         if proof.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
-        if request.if_none_match.contains_weak(etag(query, proof.mark)):
-            return finished(not_modified, query, proof.mark, cache_control)
+        if request.if_none_match.contains_weak(etag(url, proof.mark)):
+            return finished(not_modified, query, url, proof.mark, cache_control)
         if query.size is None:
             check_canvas(query, proof.size)
         with ExitStack() as place:
@@ -209,7 +209,7 @@ def create_app(settings: Settings) -> Flask:
             )
             response.direct_passthrough = False
             response.set_data(made)
-            response = finished(response, query, proof.mark, cache_control)
+            response = finished(response, query, url, proof.mark, cache_control)
             response.call_on_close(place.pop_all().close)  # once it is sent: who reads slowly takes a place, too
         return response
 
@@ -228,18 +228,18 @@ def create_app(settings: Settings) -> Flask:
         arrived_s: float = request.environ.get("ringo.arrived_s", time.monotonic())
         return arrived_s + settings.predict_timeout_s
 
-    def finished(response: Response, query: Query, mark: str, cache_control: str) -> Response:
-        response.set_etag(etag(query, mark))
+    def finished(response: Response, query: Query, url: str, mark: str, cache_control: str) -> Response:
+        response.set_etag(etag(url, mark))
         response.headers["Cache-Control"] = cache_control
-        response.headers["Content-Location"] = address(query)
+        response.headers["Content-Location"] = url
         response.headers["Ringo-Model-Version"] = str(query.version)
         if isinstance(query, Picture):
             response.headers["Ringo-Seed"] = str(query.seed)
         return response
 
-    def etag(query: Query, mark: str) -> str:
-        """Return the tag of the picture: its class, and a digest of all that its bytes depend on."""
-        named = "\n".join((settings.model_name, address(query), str(RENDERER_VERSION)))
+    def etag(url: str, mark: str) -> str:
+        """Return the tag of the picture at a pinned `url`: its class, and a digest of all that its bytes depend on."""
+        named = "\n".join((settings.model_name, url, str(RENDERER_VERSION)))
         return f"{mark}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
     def file_name(query: Query) -> str:
