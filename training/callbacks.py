@@ -71,9 +71,10 @@ class Progress(StepCallback):
         watched = {name: f"{value:.3f}" for name, value in logs.items()}
         self.bar.set_postfix({"images/s": f"{rate * self.config.batch_size:.0f}", **watched}, refresh=False)
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Close it."""
-        self.bar.close()
+    def close(self) -> None:
+        """Close it, however the training ends: what is said afterwards has a line of its own."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class History(StepCallback):

@@ -1,6 +1,7 @@
 """Fit a GAN to a folder of photos, in a run folder that can be interrupted and resumed at any moment."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -153,8 +154,8 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
         return first_step
     if first_step:
         print(f"Resuming at batch {first_step}.")
-    stop = StopOnSignal()
-    with stop.listening():
+    stop, progress = StopOnSignal(), Progress(config, first_step)
+    with stop.listening(), closing(progress):
         gan.fit(
             share_out(lambda: batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=config.steps - first_step,
@@ -163,7 +164,7 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
             # In this order: what is drawn may fail (a full disk), and must find its rows written and its weights saved.
             callbacks=[
                 stop,
-                Progress(config, first_step),
+                progress,
                 History(run, config.log_every, first_step),
                 checkpoints,
                 *keep_best,

@@ -78,8 +78,8 @@ def test_told_to_end_a_gateway_answers_whom_it_has_let_in_and_frees_the_port_at_
             gateway.process.terminate()
             wait_until(lambda: load.failed, "the port to be free")
             wait_until(lambda: gateway.process.poll() is not None, "its end")
-    # Nobody whom it took was let down: all that failed found nobody at the port, or his idle connection closed.
-    assert all(outcome.status is None and outcome.took_s < 0.4 for outcome in load.failed), load.failed
+    # All that failed found nobody at the port.
+    assert not [outcome for outcome in load.failed if "ConnectionRefusedError" not in str(outcome.error)]
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(tmp_path):
