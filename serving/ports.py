@@ -5,6 +5,9 @@ import socket
 
 from serving.settings import SettingsError
 
+# Connections that wait to be taken, where the system allows as many. By default 128: of 300 that come at once the rest
+# would wait a second to try again.
+BACKLOG = 2048
 FIRST_HANDED_OVER = 3  # after the three standard streams
 
 
@@ -15,7 +18,7 @@ def listen(host: str, port: int, *, variable: str, value: str) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         # Python 3.11 adds an address to some texts; a name that can't be resolved has codes of its own.
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)

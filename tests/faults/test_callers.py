@@ -3,6 +3,7 @@
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -98,6 +99,12 @@ def test_callers_who_send_a_byte_at_a_time_are_in_nobodys_way(gateway):
 def test_half_a_head_ends_when_its_time_is_up(gateway):
     with connect(gateway, GET) as caller, pytest.raises(ConnectionResetError):
         caller.recv(1)
+
+
+def test_three_hundred_who_come_at_once_are_let_in_at_once(gateway):
+    began_s = time.monotonic()
+    with crowd(gateway, b""):
+        assert time.monotonic() - began_s < ANSWERED_WITHIN_S  # after which the system would try again
 
 
 def test_a_head_in_pieces_is_a_request_like_any_other(gateway):
