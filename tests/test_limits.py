@@ -46,25 +46,18 @@ def request(
     return f"{method} {target} {version}\r\n{host}{headers}Connection: close\r\n\r\n{body}".encode()
 
 
-def answer_to(port: int, sent: bytes, *, end: bool = False) -> tuple[int | None, dict[str, str], bytes]:
-    """Return status, headers and body of what comes for the bytes `sent` until the other side closes.
-
-    With `end` nothing follows them, so that it may close without an answer: then the status is None.
-    """
+def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of what comes for the bytes `sent` until the other side closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
         came = b""
         with contextlib.suppress(ConnectionError):  # answered, and closed, before the end
             connection.sendall(sent)
-            if end:
-                connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while part := connection.recv(2**16):
                 came += part
     head, _, body = came.partition(b"\r\n\r\n")
     while head.startswith(b"HTTP/1.1 100 "):
         head, _, body = body.partition(b"\r\n\r\n")
-    if not head:
-        return None, {}, b""
     lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines[1:])
     return int(lines[0].split()[1]), headers, body
