@@ -110,7 +110,8 @@ lock: .venv/dev ## resolve requirements/*.in anew; review the difference before 
 	$(UV_COMPILE) requirements/telemetry.in -c requirements/dev.txt -o requirements/telemetry.txt
 	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
 	$(UV_COMPILE) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
-	$(UV_COMPILE) requirements/bench.in -c requirements/dev.txt -o requirements/bench.txt
+	@mkdir -p build && sed -n '/^opentelemetry/d; s/^\([a-z].*\) \\$$/\1/p' requirements/dev.txt > build/pins.txt
+	$(UV_COMPILE) requirements/bench.in -c build/pins.txt -o requirements/bench.txt
 	$(UV_COMPILE) --upgrade requirements/audit.in -o requirements/audit.txt
 	$(UV_COMPILE) --upgrade requirements/policy.in -o requirements/policy.txt
 	$(UV_COMPILE) --no-deps requirements/messages.in -c requirements/dev.txt -o requirements/messages.txt
