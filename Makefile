@@ -107,6 +107,7 @@ lock: .venv/dev ## resolve requirements/*.in anew; review the difference before 
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
+	$(UV_COMPILE) requirements/telemetry.in -c requirements/dev.txt -o requirements/telemetry.txt
 	$(UV_COMPILE) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
 	$(UV_COMPILE) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
 	$(UV_COMPILE) requirements/bench.in -c requirements/dev.txt -o requirements/bench.txt

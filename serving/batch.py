@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -36,7 +36,8 @@ from serving.errors import (
     UnknownVersion,
 )
 from serving.gate import Gate
-from serving.metrics import CALLS, PICTURES
+from serving.metrics import PICTURES
+from serving.observation import ANSWERED, CALLER_GONE, FAILED, REQUEST_ID, Observation, carried, observe, waited
 from serving.painter import Painter
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.pictures import MIMETYPES, RENDERER_VERSION
@@ -44,7 +45,9 @@ from serving.queries import MAX_PIXELS, SEED, Picture, check_canvas, read_query
 from serving.replica import Proof, Replica
 from serving.security import require_token
 
-SERVICE = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"].full_name
+_DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
+SERVICE, METHODS = _DESCRIPTOR.full_name, tuple(_DESCRIPTOR.methods_by_name)
+UNKNOWN = "unknown"  # a method that there is not
 MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of grpc_server.py lets through
 MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
 BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
@@ -111,23 +114,29 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
     def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
         """Return one picture, the caller's deadline permitting."""
-        with answering(context, "Generate"), self._singles.passed():
+        with answering(context, "Generate") as seen, self._singles.passed():
             check_known(request, request.options)
             if not request.HasField("seed"):
                 raise InvalidRequest("seed", "", SEED.allowed)
             query, proof = self._pinned(request.options, request.seed)
+            seen.model_version = query.version
             if not context.is_active():
                 raise CallerGone("The caller has gone before the model was asked.")
             (made,) = self._painter.answers([query], proof.mark, deadline_s=deadline_s(context))
+            seen.size_bytes = len(made)
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         """Yield one picture per seed, in order, at most BATCHES_AHEAD batches of them made ahead of the reader."""
-        with answering(context, "GenerateBatch"), self._streams.passed():
+        with answering(context, "GenerateBatch") as seen, self._streams.passed():
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
             query, proof = self._pinned(request.options, seeds[0])
-            yield from self._stream(seeds, query, proof, context)
+            seen.model_version, seen.pictures = query.version, 0
+            for response in self._stream(seeds, query, proof, context):
+                seen.pictures += 1
+                seen.size_bytes += len(response.picture.data)
+                yield response
 
     def DescribeModel(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802
         """Return what /about tells."""
@@ -181,7 +190,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         if not context.add_callback(ended.set):  # cancelled already
             return
 
-        def make(part: Sequence[int]) -> list[Message]:
+        def make(part: Sequence[int], submitted_s: float) -> list[Message]:
+            waited("queue", time.monotonic() - submitted_s)
             queries = [replace(query, seed=seed) for seed in part]
             made: list[Message] = []
             if not ended.is_set():
@@ -197,7 +207,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         try:
             while (ahead or first < len(seeds)) and not ended.is_set():
                 while first < len(seeds) and len(ahead) < BATCHES_AHEAD and not self._stopping.is_set():
-                    ahead.append(self._threads.submit(make, seeds[first : first + rows]))
+                    part = seeds[first : first + rows]
+                    ahead.append(self._threads.submit(carried(make), part, time.monotonic()))
                     first += rows
                 if not ahead:
                     raise Stopping("This server is being stopped; another one goes on from the next seed.")
@@ -219,9 +230,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
             try:
                 require_token(self._token, dict(handler_call_details.invocation_metadata).get("authorization"))
             except NotAuthenticated as error:
-                status = status_of(error)
-                # Of streams, whatever the method: that waits for no request.
-                return grpc.stream_stream_rpc_method_handler(lambda _, context: context.abort_with_status(status))
+                return refusing(error, handler_call_details.method)
         return continuation(handler_call_details)
 
 
@@ -244,8 +253,9 @@ class WellFormedInterceptor(grpc.ServerInterceptor):
 
         def checked(request: Message | DecodeError, context: grpc.ServicerContext) -> Message:
             if isinstance(request, DecodeError):
-                error = InvalidRequest("message", "not shown", "a message as ringo/v1/picture_service.proto defines it")
-                context.abort_with_status(status_of(error))
+                allowed = "a message as ringo/v1/picture_service.proto defines it"
+                with answering(context, known_method(handler_call_details.method)):
+                    raise InvalidRequest("message", "not shown", allowed)
             return request
 
         def answer(request: Any, context: grpc.ServicerContext) -> Any:
@@ -256,23 +266,44 @@ class WellFormedInterceptor(grpc.ServerInterceptor):
         return handler._replace(request_deserializer=read, **{kind: answer})
 
 
+def refusing(error: RingoError, path: str) -> grpc.RpcMethodHandler:
+    """Return a handler of the method at `path` that ends each call with `error`."""
+
+    def refuse(_: object, context: grpc.ServicerContext) -> None:
+        with answering(context, known_method(path)):
+            raise error
+
+    return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the method: that waits for no request
+
+
+def known_method(path: str) -> str:
+    """Return the name of the method at `path`, UNKNOWN of one that is not ours: callers may make some up."""
+    method = path.removeprefix(f"/{SERVICE}/")
+    return method if method in METHODS else UNKNOWN
+
+
 @contextmanager
-def answering(context: grpc.ServicerContext, method: str) -> Iterator[None]:
-    """End the call with the status of whatever the `with` block raises, and count it."""
-    code = grpc.StatusCode.CANCELLED  # unless it comes to another end
-    try:
-        yield
-        if context.is_active():
-            code = grpc.StatusCode.OK
-    except RingoError as error:
-        code = ANSWERS[type(error)].code
-        context.abort_with_status(status_of(error))
-    except Exception:
-        code = grpc.StatusCode.INTERNAL
-        log.exception("%s failed.", method)
-        context.abort(code, "The server failed; its log says why.")
-    finally:
-        CALLS.labels(method, code.name).inc()
+def answering(context: grpc.ServicerContext, method: str) -> Iterator[Observation]:
+    """End the call with the status of whatever the `with` block raises, and observe it."""
+    with observe("POST", dict(context.invocation_metadata())) as seen:  # what gRPC is, over HTTP
+        seen.resource, seen.path = method, f"/{SERVICE}/{method}"
+        with suppress(grpc.RpcError):  # cancelled already
+            context.send_initial_metadata(((REQUEST_ID, seen.request_id),))
+        code, seen.outcome = grpc.StatusCode.CANCELLED, CALLER_GONE  # unless it comes to another end
+        try:
+            yield seen
+            if context.is_active():
+                code, seen.outcome = grpc.StatusCode.OK, ANSWERED
+        except RingoError as error:
+            code = ANSWERS[type(error)].code
+            seen.failed_by(error, ANSWERS[type(error)].reason.lower())
+            context.abort_with_status(status_of(error))
+        except Exception:
+            code, seen.outcome = grpc.StatusCode.INTERNAL, FAILED
+            log.exception("%s failed.", method)
+            context.abort(code, "The server failed; its log says why.")
+        finally:
+            seen.status = code.name
 
 
 def status_of(error: RingoError) -> grpc.Status:

@@ -10,10 +10,12 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, render_template, request, send_file
@@ -35,8 +37,9 @@ from serving.errors import (
 from serving.gallery import render_gallery
 from serving.gate import Gate
 from serving.http_worker import has_gone
-from serving.metrics import PICTURES, RESPONSES
+from serving.metrics import PICTURES
 from serving.model_client import PROVED, ModelClient
+from serving.observation import ANSWERED, NOT_MODIFIED, Observation, current, observe
 from serving.openapi import build_openapi
 from serving.painter import Painter
 from serving.pictures import MIMETYPES, RENDERER_VERSION
@@ -68,7 +71,7 @@ PAGE_HEADERS = {
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Content-Disposition, Content-Location, ETag, Retry-After, Ringo-Model-Version, "
-    "Ringo-Seed",
+    "Ringo-Seed, X-Request-ID",
 }
 # Of every response, whoever makes it. What HTTPS there is, and for how long, is for who runs it to promise (HSTS).
 EVERYWHERE = CORS | {
@@ -78,8 +81,16 @@ EVERYWHERE = CORS | {
 }
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, If-None-Match",
+    "Access-Control-Allow-Headers": "Authorization, If-None-Match, Traceparent, Tracestate, X-Request-ID",
     "Access-Control-Max-Age": "86400",
+}
+
+
+# What a request is known by, here and elsewhere; as WSGI names them, and as they are.
+OBSERVED_HEADERS = {
+    "HTTP_X_REQUEST_ID": "x-request-id",
+    "HTTP_TRACEPARENT": "traceparent",
+    "HTTP_TRACESTATE": "tracestate",
 }
 
 
@@ -160,7 +171,10 @@ def create_app(settings: Settings) -> Flask:
 
         Who holds the proved picture holds the picture, whatever this replica would paint: that needs no model server.
         """
-        query = replace(query, version=version)
+        query, seen = replace(query, version=version), observed()
+        seen.path = address(query)
+        if replica.knows(version):
+            seen.model_version = version
         not_modified = Response(status=304, mimetype=MIMETYPES[str(query.format)])
         if request.if_none_match.contains_weak(etag(query, PROVED)):
             return finished(not_modified, query, PROVED, cache_control)
@@ -168,6 +182,7 @@ def create_app(settings: Settings) -> Flask:
         if proof is None:
             with asking_the_model():
                 proof = replica.proof(version, deadline_s=deadline_s())
+        seen.model_version = version
         if proof.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
         if request.if_none_match.contains_weak(etag(query, proof.mark)):
@@ -179,11 +194,13 @@ def create_app(settings: Settings) -> Flask:
             if made is None:
                 place.enter_context(asking_the_model())
                 PICTURES.labels("model").inc()
+                seen.source = "model"
                 made = painter.answer(query, proof.mark, deadline_s=deadline_s())
             else:
                 if len(made) > UNSENT_BYTES:
                     place.enter_context(in_flight.passed())
                 PICTURES.labels("cache").inc()
+                seen.source = "cache"
             response = send_file(
                 io.BytesIO(),
                 MIMETYPES[str(query.format)],
@@ -221,6 +238,7 @@ def create_app(settings: Settings) -> Flask:
             response.headers["Ringo-Seed"] = str(query.seed)
         return response
 
+    @lru_cache(maxsize=1024)  # each answer asks three times
     def etag(query: Query, mark: str) -> str:
         """Return the tag of the picture: its class, and a digest of all that its bytes depend on."""
         named = "\n".join((settings.model_name, address(query), str(RENDERER_VERSION)))
@@ -293,11 +311,20 @@ def create_app(settings: Settings) -> Flask:
 
     @app.after_request
     def for_everyone(response: Response) -> Response:
-        """Add what every response carries, and count it."""
+        """Add what every response carries, and say what came of the request."""
         response.headers.extend(EVERYWHERE | (PREFLIGHT if request.method == "OPTIONS" else {}))
         if response.mimetype == "text/html":
             response.headers.update(PAGE_HEADERS)
-        RESPONSES.labels(request.endpoint or "unknown", response.status_code).inc()
+        seen = observed()
+        response.headers["X-Request-ID"] = seen.request_id
+        seen.resource = (request.endpoint or "unknown").removeprefix("/")
+        seen.status = response.status_code
+        if seen.path == "-":
+            seen.path = quote(request.path)
+        if response.status_code < 400:
+            seen.outcome = NOT_MODIFIED if response.status_code == 304 else ANSWERED
+        if request.method != "HEAD":
+            seen.size_bytes = response.content_length or 0
         return response
 
     @app.errorhandler(RingoError)
@@ -306,6 +333,7 @@ def create_app(settings: Settings) -> Flask:
         more = {}
         if isinstance(error, InvalidRequest):
             more = {"parameter": error.field, "value": error.value, "allowed": error.allowed}
+        observed().failed_by(error, answer.kind.replace("-", "_"))
         kind = f"urn:ringo:problem:{answer.kind}"
         response = problem(answer.status, kind=kind, title=answer.title, detail=str(error), more=more)
         if isinstance(error, NotAuthenticated):
@@ -320,11 +348,37 @@ def create_app(settings: Settings) -> Flask:
 
         Whatever else is raised arrives here as a 500 that tells nothing; its traceback is in the log.
         """
+        if error.code is not None and error.code < 500:
+            observed().outcome = error.name.lower().replace(" ", "_")  # not_found
         response = problem(error.code or 500, kind="about:blank", title=error.name, detail=error.description or "")
         response.headers.extend((name, text) for name, text in error.get_headers() if name != "Content-Type")
         return response
 
+    app.wsgi_app = observing(app.wsgi_app)  # type: ignore[method-assign]
     return app
+
+
+def observing(app: Any) -> Any:
+    """Return the WSGI application that observes what `app` answers, until the answer is ready to be sent."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
+        probe = environ["PATH_INFO"] in PROBES
+        arrived_s = environ.get("ringo.arrived_s")
+        with observe(environ["REQUEST_METHOD"], sent, arrived_s=arrived_s, recorded=not probe) as seen:
+            seen.quiet = probe
+            answer: Iterable[bytes] = app(environ, start_response)
+            return answer
+
+    return answer
+
+
+def observed() -> Observation:
+    """Return the observation of the current request."""
+    seen = current()
+    if seen is None:
+        raise LookupError("Requests come through observing().")
+    return seen
 
 
 def negotiated_format(resource: type[Query]) -> str:
@@ -365,6 +419,7 @@ def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[st
         "status": status,
         "detail": detail,
         "instance": quote(request.path),
+        "request_id": observed().request_id,
         **(more or {}),
     }
     response = Response(json.dumps(members), status, mimetype="application/problem+json")

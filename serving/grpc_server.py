@@ -13,6 +13,7 @@ from prometheus_client import start_http_server
 
 from serving.batch import MAX_SINGLES, SERVICE, PictureService, TokenInterceptor, WellFormedInterceptor
 from serving.errors import RingoError
+from serving.logs import configure as configure_logging
 from serving.model_client import ModelClient
 from serving.painter import Painter
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
@@ -20,6 +21,7 @@ from serving.ports import listen
 from serving.replica import Replica
 from serving.security import check_tls
 from serving.settings import Settings
+from serving.tracing import export_traces
 
 MAX_REQUEST_BYTES = 2**20
 MAX_RESPONSE_BYTES = 4 * 2**20  # what clients take by default; the largest picture, 1024 x 1024 of noise, is 3.2 MB
@@ -53,7 +55,7 @@ def serve(settings: Settings) -> None:
 
     Raises SettingsError if a port is not to be had, or a file of TLS.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    configure_logging(settings.log_format)
     check_tls(settings)
     for variable, port in (
         ("RINGO_BATCH_PORT", settings.batch_port),
@@ -63,6 +65,7 @@ def serve(settings: Settings) -> None:
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    export_traces("batch")
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     replica = Replica(client)
     # Nothing is kept: whoever asks for a batch rarely asks for the same again.

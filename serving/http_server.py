@@ -13,10 +13,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, LimitRequestLine, ParseException
 
 from serving.http_worker import ARRIVED_S, PatientWorker, max_connections
+from serving.logs import LineHandler
+from serving.logs import configure as configure_logging
 from serving.memory import keep_little
 from serving.ports import handed_over, listen
 from serving.security import check_tls
@@ -45,7 +48,7 @@ def serve(settings: Settings) -> None:
         os.environ.pop(name, None)
     # Where the workers keep their counts; serving/metrics.py is imported after this, in each of them.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=_shared_memory())
-    _Gunicorn(settings, listeners).run()
+    _Gunicorn(settings, listeners, configure_logging(settings.log_format)).run()
 
 
 def _shared_memory() -> Path | None:
@@ -53,8 +56,9 @@ def _shared_memory() -> Path | None:
 
 
 class _Gunicorn(BaseApplication):
-    def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
+    def __init__(self, settings: Settings, listeners: list[socket.socket], lines: LineHandler) -> None:
         self.settings = settings
+        self._lines = lines
         # gunicorn's from here on: it closes them to refuse when it drains
         self._listener_fds = [listener.detach() for listener in listeners]
         super().__init__()
@@ -74,6 +78,8 @@ class _Gunicorn(BaseApplication):
             "cert_reqs": ssl.CERT_NONE if self.settings.tls_client_ca is None else ssl.CERT_REQUIRED,
             # The heartbeat is a file: on a disk that stalls, healthy workers would be killed for it.
             "worker_tmp_dir": _shared_memory() and str(_shared_memory()),
+            "logger_class": _Log,
+            "errorlog": None,  # but what everybody else logs to
             "child_exit": _forget_worker,
             "on_exit": _remove_counts,
             # Nothing here depends on what a proxy says, and a caller on this machine would be taken for one: gunicorn
@@ -90,7 +96,10 @@ class _Gunicorn(BaseApplication):
         keep_little()
         from serving.gateway import PROBES, create_app
         from serving.metrics import build_metrics_app
+        from serving.tracing import export_traces
 
+        self._lines.gather()
+        export_traces("gateway")
         gateway, metrics, metrics_port = create_app(self.settings), build_metrics_app(), self.settings.metrics_port
 
         def by_port(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -115,6 +124,14 @@ def _forget_worker(arbiter: Any, worker: Any) -> None:
 
 def _remove_counts(arbiter: Any) -> None:
     shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+
+
+class _Log(glogging.Logger):
+    """gunicorn's own lines, in our format."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.error_log.propagate = True
 
 
 class _ProblemWorker(PatientWorker):
@@ -147,14 +164,22 @@ class _ProblemWorker(PatientWorker):
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             self.log.exception("The gateway failed before its application could answer.")
         detail = status.description
+        from serving.observation import UNREADABLE, observe
+
+        with observe("-", {}) as seen:
+            if status < 500:
+                seen.outcome = UNREADABLE
+            seen.status = status.value
         if isinstance(exc, InvalidRequestLine):  # curl sends 'seed=りんご' as it is
             detail = "The request line is not valid: whatever is not ASCII has to be percent-encoded."
         from serving.gateway import EVERYWHERE  # after the fork, as in `load`
 
-        body = json.dumps({"type": "about:blank", "title": status.phrase, "status": status, "detail": detail})
+        members = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail}
+        body = json.dumps(members | {"request_id": seen.request_id})
         headers = EVERYWHERE | {
             "Content-Type": "application/problem+json",
             "Content-Length": str(len(body)),
+            "X-Request-ID": seen.request_id,
             "Cache-Control": "no-store",
             "Connection": "close",
         }

@@ -14,17 +14,22 @@ from dataclasses import dataclass, field
 
 from serving.errors import ModelTimeout
 from serving.model_client import MAX_ROWS
+from serving.observation import current, waited
 from serving.pictures import Pixels
+from serving.tracing import Trace, current_trace, within
 
 # Takes a model version, seeds and a deadline by time.monotonic; returns one picture per seed, in order.
 Generate = Callable[[int, Sequence[int], float], Sequence[Pixels]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Waiting:
     version: int
     seed: int
     deadline_s: float
+    since_s: float = field(default_factory=time.monotonic)
+    trace: Trace = field(default_factory=current_trace)
+    began_s: float = math.inf  # when the call began
     picture: Future[Pixels] = field(default_factory=Future)
 
 
@@ -60,6 +65,13 @@ class JoinedCalls:
         except TimeoutError:
             mine.picture.cancel()  # if it is not on its way yet, it won't be
             raise ModelTimeout("The model server was busy with others until the caller's time was up.") from None
+        finally:
+            ended_s = time.monotonic()
+            began_s = min(mine.began_s, ended_s)
+            waited("queue", began_s - mine.since_s)
+            seen = current()
+            if seen is not None:  # the call itself is measured once
+                seen.add("model", ended_s - began_s)
 
     def _next(self) -> None:
         """Begin another call if anybody waits for one."""
@@ -84,9 +96,12 @@ class JoinedCalls:
         return part
 
     def _answer(self, part: Sequence[_Waiting]) -> None:
+        for one in part:
+            one.began_s = time.monotonic()
         try:
             latest_s = max(one.deadline_s for one in part)
-            pictures = self._generate(part[0].version, [one.seed for one in part], latest_s)
+            with within(part[0].trace):  # a call is part of one trace: of who has waited longest
+                pictures = self._generate(part[0].version, [one.seed for one in part], latest_s)
         except BaseException as error:
             for one in part:
                 one.picture.set_exception(error)

@@ -20,6 +20,9 @@ from serving.messages import (
     prediction_service_pb2_grpc,
     types_pb2,
 )
+from serving.metrics import PREDICT_ROWS
+from serving.observation import current, stage
+from serving.tracing import trace_metadata
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +184,9 @@ class ModelClient:
         for size in values.shape:
             tensor.tensor_shape.dim.add(size=size)
         tensor.tensor_content = values.tobytes()
-        response = self._predictions.Predict(request, timeout=timeout_s)
+        PREDICT_ROWS.labels(signature).observe(len(values))
+        with stage("model", signature=signature, rows=len(values), version=version):
+            response = self._predictions.Predict(request, timeout=timeout_s, metadata=trace_metadata())
         self.answered_at_s = time.monotonic()
         if response.model_spec.version.value != version:
             told = response.model_spec.version.value
@@ -189,10 +194,16 @@ class ModelClient:
         return response
 
     def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
-        log.warning("Predict: %s: %s", error.code().name, error.details())
+        found: RingoError
         if error.code() is grpc.StatusCode.NOT_FOUND:
-            return UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
-        return ERRORS[error.code()](self._sentence(error))
+            found = UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
+        else:
+            found = ERRORS[error.code()](self._sentence(error))
+        cause = f"Predict: {error.code().name}: {error.details()}"
+        found.add_note(cause)  # for the one line of the request
+        if current() is None:
+            log.warning("%s", cause)
+        return found
 
     def _sentence(self, error: grpc.RpcError) -> str:
         """Return what the caller may know; the server's own text, with its addresses and nodes, is for the log."""

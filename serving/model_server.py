@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from serving.logs import configure as configure_logging
 from serving.ports import listen
 from serving.prediction_service import PredictionService
-from serving.settings import SettingsError, flag, integer_reader, read_text, seconds_reader
+from serving.settings import (
+    LOG_FORMATS,
+    SettingsError,
+    flag,
+    integer_reader,
+    read_log_format,
+    read_text,
+    seconds_reader,
+)
 from serving.signed_version import read_public_key, verified_copy
 from serving.version_watcher import VersionWatcher
 
@@ -112,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit(2) after one sentence on stderr if there is something wrong with `argv`.
     """
     arguments = parse(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    configure_logging(arguments.log_format)
+    del arguments.log_format
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -150,6 +160,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PEM",
         help="load only versions that the owner of this key signed by `python -m training export --sign`",
     )
+    add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
     add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
     return parser.parse_args(argv)
 

@@ -16,6 +16,7 @@ from serving.interpolation import Latent, slerp
 from serving.joined_calls import JoinedCalls
 from serving.memory import give_back
 from serving.model_client import PROVED, ModelClient
+from serving.observation import stage
 from serving.pictures import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.queries import Animation, Grid, Morph, Picture, Query, address
 from serving.single_flight import SingleFlight
@@ -100,7 +101,7 @@ class Painter:
 
     def _encode(self, query: Query, file_format: str, tiles: Sequence[Pixels], deadline_s: float) -> bytes:
         columns, rows = query.tiles
-        with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2, deadline_s):
+        with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2, deadline_s), stage("encode"):
             if query.size is not None:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
@@ -114,7 +115,9 @@ class Painter:
             yield
             return
         wait_s = min(LARGE_WAIT_S, max(0.0, deadline_s - time.monotonic()))
-        if not self._large.acquire(timeout=wait_s):
+        with stage("queue"):
+            entered = self._large.acquire(timeout=wait_s)
+        if not entered:
             raise Overloaded(f"Other large pictures have been in the way for {wait_s:.1f} s.")
         try:
             yield

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
-from serving.metrics import GOLDEN_DIFFERING
+from serving.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
 from serving.model_client import PROVED, ModelClient
 from serving.single_flight import seconds_until
 
@@ -91,6 +91,7 @@ class Replica:
                     self._proofs = {}
                 self._versions, self._lost, self._away = found, False, None
             after = self._away
+            MODEL_SERVER_AWAY.set(after is not None)
         if after and not before:
             log.warning("Nothing is asked of the model server until it is back: %s", after)
         elif before and not after:
@@ -115,6 +116,10 @@ class Replica:
         away = self._away
         if away:
             raise ModelUnavailable(away)
+
+    def knows(self, version: int) -> bool:
+        """Return whether the model server has had `version` ready as far as is known here, and ask nobody."""
+        return version in self._proofs or version in self._versions
 
     def known_proof(self, version: int) -> Proof | None:
         """Return what `proof` would without asking the model; None if it has to be asked."""

@@ -124,6 +124,7 @@ def model_server_command(settings: Settings) -> list[str]:
         *("--host", host, "--port", str(port)),
         *("--model-name", settings.model_name, "--model-base-path", str(base_path)),
         *(() if key is None else ("--verify-key", str(key))),
+        *("--log-format", settings.log_format),
     ]
 
 

@@ -12,6 +12,7 @@ PREFIX = "RINGO_"
 T = TypeVar("T")
 
 MAX_MODEL_CALLS = 64
+LOG_FORMATS = ("text", "json")
 MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseconds for seconds
 
 
@@ -82,6 +83,9 @@ class Settings:
 
     # Of both doors: who doesn't send it gets nothing but probes.
     token: str | None = field(default=None, repr=False)
+
+    # For people; containers say json.
+    log_format: str = "text"
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a half of what goes together only."""
@@ -171,6 +175,13 @@ def _token(text: str) -> str:
     return text
 
 
+def read_log_format(text: str) -> str:
+    """Return `text`; raise ValueError if it is none of LOG_FORMATS."""
+    if text not in LOG_FORMATS:
+        raise ValueError
+    return text
+
+
 def _target(text: str) -> str:
     host, _, port = text.rpartition(":")
     return f"{read_text(host)}:{integer_reader(1, 65535)(port)}"
@@ -198,4 +209,5 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "tls_key": (_path, "the path of a PEM file"),
     "tls_client_ca": (_path, "the path of a PEM file"),
     "token": (_token, "at least 16 letters, digits and characters of ._~+/-"),
+    "log_format": (read_log_format, " or ".join(LOG_FORMATS)),
 }

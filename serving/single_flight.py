@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 from serving.errors import ModelTimeout
+from serving.observation import stage
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -30,7 +31,9 @@ class SingleFlight(Generic[K, V]):
             if flight is None:
                 mine = self._flights[key] = Future[V]()
         if flight is not None:
-            if not wait([flight], seconds_until(deadline_s)).done:
+            with stage("shared"):
+                done = wait([flight], seconds_until(deadline_s)).done
+            if not done:
                 raise ModelTimeout("The caller's time was up before what others had asked for was made.")
             return flight.result()
         try:

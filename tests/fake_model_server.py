@@ -121,6 +121,7 @@ class FakeModelServer(
         self.state = state
         self.reply = reply or (lambda request: answer(request, version=self.version))
         self.requests: list[Any] = []
+        self.metadata: list[dict[str, str]] = []  # that came with them
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
@@ -140,6 +141,7 @@ class FakeModelServer(
 
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802 (the service's own name)
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
         spec = request.model_spec
         if spec.name != self.model_name:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")

@@ -46,6 +46,17 @@ class Gateway:
         lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
         return sum(float(told.removeprefix(line)) for told in lines if told.startswith(f"{line} "))
 
+    def lines(self) -> list[dict[str, object]]:
+        """Return what has been logged; only of a gateway that logs JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def line_of(self, reply: Reply) -> dict[str, object]:
+        """Return the one line of the request that got `reply`, once it is there."""
+        own = {"request_id": reply.headers["X-Request-ID"]}
+        wait_until(lambda: any(own.items() <= line.items() for line in self.lines()), "a line")
+        (line,) = [line for line in self.lines() if own.items() <= line.items()]
+        return line
+
     def workers(self) -> list[Path]:
         """Return the workers' folders in /proc."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")

@@ -7,7 +7,6 @@ import threading
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import ProxyHandler, build_opener
 
 import grpc
 import pytest
@@ -25,6 +24,7 @@ from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_
 from tests.conftest import LIMIT_S, ROOT, command, wait_until
 from tests.fake_model_server import FakeModelServer, answer
 from tests.gateway_process import environment, free_port, gateway_for
+from tests.scrape import value
 
 MAX_SEED = 2**63 - 1
 SEEDS = [5, 0, MAX_SEED, 42, 5]
@@ -188,30 +188,24 @@ def holding(model_server, monkeypatch):
         ended.set()
 
 
-def calls(batch, method: str, status: str) -> float:
-    return metric(batch, f'ringo_grpc_calls_total{{method="{method}",status="{status}"}}')
+def calls(batch, method: str, outcome: str) -> float:
+    return value(batch.metrics_port, "ringo_requests_total", resource=method, outcome=outcome)
 
 
 def cancel(batch, *streams) -> None:
     """Cancel `streams` and wait until the server has ended them, too."""
-    before = calls(batch, "GenerateBatch", "CANCELLED")
+    before = calls(batch, "GenerateBatch", "caller_gone")
     for stream in streams:
         stream.cancel()
-    wait_until(lambda: calls(batch, "GenerateBatch", "CANCELLED") == before + len(streams), "the end of the streams")
-
-
-def metric(batch, line: str) -> float:
-    with build_opener(ProxyHandler({})).open(f"http://localhost:{batch.metrics_port}", timeout=LIMIT_S) as reply:
-        lines = reply.read().decode().splitlines()
-    return sum(float(told.removeprefix(line)) for told in lines if told.startswith(f"{line} "))
+    wait_until(lambda: calls(batch, "GenerateBatch", "caller_gone") == before + len(streams), "the end of the streams")
 
 
 def test_when_the_callers_time_is_up_no_more_is_asked_of_the_model(batch, model_server, monkeypatch):
     assert batch.paint([1])  # the version is known and proved
-    before, late = len(model_server.requests), calls(batch, "GenerateBatch", "DEADLINE_EXCEEDED")
+    before, late = len(model_server.requests), calls(batch, "GenerateBatch", "model_timeout")
     with holding(model_server, monkeypatch):
         code, _, _ = refusal(lambda: list(batch.stream(LONG, timeout=0.2)))
-        wait_until(lambda: calls(batch, "GenerateBatch", "DEADLINE_EXCEEDED") > late, "the end of the stream")
+        wait_until(lambda: calls(batch, "GenerateBatch", "model_timeout") > late, "the end of the stream")
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(batch.paint([1])) == 1  # nothing hangs
     assert len(model_server.requests) - before <= BATCHES_AHEAD + 1

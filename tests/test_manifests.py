@@ -8,16 +8,17 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import kubernetes_validate
 import prometheus_client
 import pytest
 import yaml
 from kubernetes_validate import utils
+from werkzeug.exceptions import default_exceptions
 
-from serving import metrics
-from serving.batch import SERVICE
+from serving import metrics, observation
+from serving.batch import ANSWERS, METHODS, SERVICE, UNKNOWN
 from serving.gateway import create_app
 from serving.grpc_server import STOP_GRACE_S
 from serving.http_server import DRAIN_MARGIN_S
@@ -367,17 +368,83 @@ def test_a_changed_setting_rolls_the_pods(overlay):
         assert f'"{name}"' in text
 
 
-def test_alerts_and_dashboard_ask_for_metrics_that_there_are(production):
-    watching = json.dumps([found for found in production if found["kind"] in ("PrometheusRule", "ConfigMap")])
-    named = {
-        family.name + ("_total" if isinstance(metric, prometheus_client.Counter) else "")
-        for metric in vars(metrics).values()
-        if isinstance(metric, prometheus_client.Counter | prometheus_client.Gauge)
-        for family in metric.collect()
+def our_metrics() -> dict[str, set[str]]:
+    """Return the labels of each series that both doors can tell of, by its name."""
+    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+    found = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, prometheus_client.Counter | prometheus_client.Gauge | prometheus_client.Histogram):
+            (family,) = metric.collect()
+            for suffix in suffixes[family.type]:
+                found[family.name + suffix] = {*metric._labelnames, *({"le"} if suffix == "_bucket" else ())}
+    return found
+
+
+def label_values() -> dict[str, set[str]]:
+    """Return the values that each of our labels may have, where they are ours to choose."""
+    endpoints = {rule.endpoint.removeprefix("/") for rule in create_app(SETTINGS).url_map.iter_rules()}
+    refusals = {error.name.lower().replace(" ", "_") for error in (error() for error in default_exceptions.values())}
+    return {
+        "outcome": {answer.reason.lower() for answer in ANSWERS.values()}
+        | {observation.ANSWERED, observation.NOT_MODIFIED, observation.FAILED, observation.UNREADABLE}
+        | refusals,
+        "resource": {*endpoints, *METHODS, UNKNOWN},
+        "stage": set(get_args(observation.Stage)),
+        "source": {"cache", "model"},
+        "signature": {"generate", "serving_default", "sample", "golden"},
     }
-    asked = set(re.findall(r"ringo_[a-z_]+", watching))
-    assert asked
-    assert asked <= named
+
+
+FROM_PROMETHEUS = {"pod", "namespace", "container", "deployment"}  # labels that every target gets, and their cluster
+
+
+def expressions(manifests: list[Manifest]) -> list[tuple[str, str]]:
+    """Return what alerts and dashboard ask Prometheus for, each with the text that shows the answer."""
+    (rules,) = of_kind(manifests, "PrometheusRule").values()
+    board = json.loads(of_kind(manifests, "ConfigMap")["dashboard"]["data"]["ringo.json"])
+    return [
+        (rule["expr"], rule["annotations"]["summary"].replace("$labels.", ""))
+        for group in rules["spec"]["groups"]
+        for rule in group["rules"]
+    ] + [(target["expr"], target["legendFormat"]) for panel in board["panels"] for target in panel["targets"]]
+
+
+def test_alerts_and_dashboard_ask_for_metrics_and_labels_that_there_are(production):
+    known, values, asked = our_metrics(), label_values(), set()
+    for expression, shown in expressions(production):
+        labels = set()
+        for name, matchers in re.findall(r"\b(ringo_\w+)(?:\{(.*?)\})?", expression):
+            asked.add(name)
+            assert name in known, expression
+            labels |= known[name]
+            for label, equals, text in re.findall(r"(\w+)\s*(=~|!~|!=|=)\s*\"(.*?)\"", matchers):
+                assert label in known[name] | FROM_PROMETHEUS, expression
+                wanted = set(text.split("|") if "~" in equals else [text]) - {""}
+                assert wanted <= values.get(label, wanted), expression
+        grouped = {label for found in re.findall(r"by \((.*?)\)", expression) for label in found.split(", ")}
+        if labels:
+            assert grouped <= labels | FROM_PROMETHEUS, expression
+            assert ("_bucket" in expression) == ("histogram_quantile" in expression), expression
+        for label in re.findall(r"\{\{ ?(\w+) ?\}\}", shown):
+            assert label in grouped | {"deployment", "model_path"}, shown
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in known} == {
+        re.sub("_(bucket|sum|count)$", "", name) for name in asked
+    }  # and leave none out
+
+
+def test_failing_is_every_trouble_but_overload(production):
+    (rules,) = of_kind(production, "PrometheusRule").values()
+    (failing,) = [rule for rule in rules["spec"]["groups"][0]["rules"] if rule["alert"] == "RingoFailsRequests"]
+    named = re.search(r'outcome=~"(.*?)"', failing["expr"])[1].split("|")
+    assert set(named) == observation.TROUBLE - {"overloaded"}
+
+
+def test_every_metric_is_explained_and_no_other():
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    known = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
+    assert set(re.findall(r"\| `(ringo_\w+)`", operations)) == known
+    assert set(re.findall(r"`(ringo_\w+)`", operations + readme)) <= known
 
 
 def test_every_alert_is_explained(production):

@@ -1,5 +1,6 @@
 """The embedded model server: what it hosts when, and the process itself."""
 
+import json
 import shutil
 import signal
 import socket
@@ -127,7 +128,16 @@ def test_without_a_version_no_port_is_open_and_sigterm_ends_with_0(saved_models,
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log, base_path = tmp_path / "log", tmp_path / "models"
-    options = ["--port", str(port), "--model-base-path", str(base_path), "--poll-interval-s", "0.05"]
+    options = [
+        "--port",
+        str(port),
+        "--model-base-path",
+        str(base_path),
+        "--poll-interval-s",
+        "0.05",
+        "--log-format",
+        "json",
+    ]
     with process(*options, log=log) as started:
         wait_until(lambda: f"waiting for a version of apple in {base_path}" in log.read_text(), "a line that it waits")
         with pytest.raises(ConnectionRefusedError):
@@ -141,6 +151,8 @@ def test_without_a_version_no_port_is_open_and_sigterm_ends_with_0(saved_models,
         started.send_signal(signal.SIGTERM)
         assert started.wait(LIMIT_S) == 0
     assert "Traceback" not in log.read_text()
+    ours = [line for line in log.read_text().splitlines() if line.startswith("{")]  # TensorFlow has its own format
+    assert {json.loads(line)["level"] for line in ours} == {"INFO", "WARNING"}
 
 
 @pytest.fixture

@@ -197,5 +197,5 @@ def test_counts_are_right_across_workers(model_server, tmp_path):
             for _ in range(20):
                 assert gateway.ask("/livez").status == 200
             os.kill(int(asleep.name), signal.SIGCONT)
-        assert gateway.metric('ringo_http_responses_total{resource="livez",status="200"}') == 40
+        assert gateway.metric('ringo_requests_total{model_version="",outcome="answered",resource="livez"}') == 40
         assert gateway.ask("/metrics").status == 404  # on the port of metrics alone

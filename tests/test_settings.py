@@ -38,6 +38,7 @@ def test_variables_of_others_are_left_alone():
         ("RINGO_BATCH_STREAMS", "4", "batch_streams", 4),
         ("RINGO_BATCH_DRAIN_S", "20", "batch_drain_s", 20.0),
         ("RINGO_TOKEN", "0123456789abcdef", "token", "0123456789abcdef"),
+        ("RINGO_LOG_FORMAT", "json", "log_format", "json"),
     ],
 )
 def test_a_variable_sets_its_field(variable, text, name, value):
@@ -58,6 +59,7 @@ def test_a_variable_sets_its_field(variable, text, name, value):
         *(("RINGO_PREDICT_TIMEOUT_S", text) for text in ("0", "-1", "nan", "inf", "10000", "ten", "")),
         *(("RINGO_MODEL_SERVER", text) for text in ("8500", ":8500", "localhost", "localhost:", "localhost:0", "")),
         ("RINGO_HOST", ""),
+        *(("RINGO_LOG_FORMAT", text) for text in ("", "JSON", "xml")),
         ("RINGO_MODEL_NAME", " "),
         ("RINGO_MODEL_BASE_PATH", ""),
     ],
