@@ -37,6 +37,7 @@ UNREADABLE = "unreadable"  # no request that HTTP allows, or none within our lim
 TROUBLE = frozenset({FAILED, "model_mismatch", "model_unavailable", "model_timeout", "overloaded", "stopping"})
 
 log = logging.getLogger(__name__)
+_adding = threading.Lock()  # guards the stages of all, for as long as an addition takes
 T = TypeVar("T")
 
 
@@ -61,7 +62,6 @@ class Observation(Event):
     seconds: float = 0.0
     # Seconds of each; sums, of a stream that may be in several at a time.
     stages: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # guards stages
 
     def failed_by(self, error: Exception, outcome: str) -> None:
         """Let `error`, with its notes, be what came of it."""
@@ -70,7 +70,7 @@ class Observation(Event):
 
     def add(self, stage: Stage, seconds: float) -> None:
         """Add to what the request has spent in `stage`."""
-        with self._lock:
+        with _adding:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     def ids(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ TRACER = trace.get_tracer("ringo")
 PROPAGATOR = TraceContextTextMapPropagator()
 
 log = logging.getLogger(__name__)
+_exporting = False  # set once, before this process answers anybody
 
 
 def export_traces(service: str) -> bool:
@@ -31,6 +32,7 @@ def export_traces(service: str) -> bool:
     Call it in the process that answers, not before a fork. Those variables are often set for a whole cluster, so what
     can't be used of them is a warning, and no reason not to serve.
     """
+    global _exporting
     named = next((name for name in ENDPOINTS if os.environ.get(name)), None)
     exporter = os.environ.get(EXPORTER) or ("otlp" if named else "none")
     if exporter == "none":
@@ -50,6 +52,7 @@ def export_traces(service: str) -> bool:
     provider = TracerProvider(resource=Resource.create({"service.namespace": "ringo"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    _exporting = True
     return True
 
 
@@ -60,12 +63,12 @@ def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Spa
     span records nothing, and stands for the caller's.
     """
     parent = PROPAGATOR.extract(carrier) if "traceparent" in carrier else Context()
-    if recorded:
+    if recorded and _exporting:
         span = TRACER.start_span(name, parent, kind=SpanKind.SERVER)
-        if span.get_span_context().is_valid:
-            return span
-    elif trace.get_current_span(parent).get_span_context().is_valid:
-        return trace.get_current_span(parent)
+    else:
+        span = trace.get_current_span(parent)
+    if span.get_span_context().is_valid:
+        return span
     return NonRecordingSpan(
         SpanContext(
             trace_id=getrandbits(128),

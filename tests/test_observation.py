@@ -15,6 +15,7 @@ import pytest
 from serving.batch import ANSWERS as STATUSES
 from serving.gateway import ANSWERS
 from serving.observation import FAILED, TROUBLE
+from serving.pictures import RENDERER_VERSION
 from tests.batch_process import batch_for, batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, answer
@@ -123,8 +124,8 @@ def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(tmp_path
 
 def test_a_version_that_nobody_has_seen_is_no_label(gateway):
     assert gateway.ask("/generate?seed=1&version=98").status == 404
-    named = b"apple\n/generate?seed=1&format=png&version=99\n2"  # as every proved replica names it
-    etag = f'"proved-{hashlib.sha256(named).hexdigest()[:32]}"'
+    named = f"apple\n/generate?seed=1&format=png&version=99\n{RENDERER_VERSION}"  # as every proved replica names it
+    etag = f'"proved-{hashlib.sha256(named.encode()).hexdigest()[:32]}"'
     assert gateway.ask("/generate?seed=1&version=99", If_None_Match=etag).status == 304
     assert {version for _, _, version in requests_of(gateway.metrics_port)} <= {"", str(VERSION)}
 

@@ -164,6 +164,7 @@ def test_without_the_genuine_model_server_the_embedded_one_is_started(monkeypatc
     model_server = model_server_command(Settings(model_server="localhost:8501"))
     assert model_server == command(
         *("serving", "model-server", "--host", "localhost", "--port", "8501"),
-        *("--model-name", "apple", "--model-base-path", Path("models/apple").resolve(), "--log-format", "text"),
+        *("--model-name", "apple", "--model-base-path", Path("models/apple").resolve()),
+        *("--log-format", "text"),
     )
     assert "embedded default" in capsys.readouterr().out
