@@ -1,13 +1,16 @@
 """Callers who are slow, silent, broken or far too many: whoever asks in a plain way is answered all the same."""
 
+import http.client
 import resource
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
+import trustme
 
 from serving.http_worker import MAX_CONNECTIONS, MAX_HEAD_BYTES
 from tests.conftest import LIMIT_S, wait_until
@@ -74,14 +77,37 @@ def check_others_are_answered(gateway: Gateway, meanwhile: Callable[[int], None]
         GET,
         b"POST /generate HTTP/1.1\r\nHost: ringo\r\nContent-Length: 1000\r\n\r\n",
         b"\x16\x03\x01",
-        SHEET,  # and never reads the answer
         b"GET /livez HTTP/1.0\r\n\r\n",  # and never closes
     ],
-    ids=["silent", "one-byte", "half-a-head", "no-body", "tls", "not-reading", "not-closing"],
+    ids=["silent", "one-byte", "half-a-head", "no-body", "tls", "not-closing"],
 )
 def test_three_hundred_callers_who_stop_short_are_in_nobodys_way(gateway, says):
     with crowd(gateway, says):
         check_others_are_answered(gateway)
+
+
+@pytest.mark.parametrize("says", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silent", "half-a-hello"])
+def test_with_tls_three_hundred_who_have_yet_to_say_hello_are_in_nobodys_way(model_server, tmp_path, says):
+    authority = trustme.CA()
+    papers = authority.issue_cert("localhost")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    key.write_bytes(papers.private_key_pem.bytes())
+    certificate.write_bytes(b"".join(pem.bytes() for pem in papers.cert_chain_pems))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with (
+        gateway_for(model_server.target, tmp_path, tls_certificate=certificate, tls_key=key) as gateway,
+        crowd(gateway, says),
+        closing(http.client.HTTPSConnection("localhost", gateway.port, timeout=LIMIT_S, context=context)) as plain,
+    ):
+        began_s = time.monotonic()
+        for seed in range(20):
+            plain.request("GET", f"/generate?seed={seed}")
+            response = plain.getresponse()
+            assert (response.status, len(response.read()) > 0) == (200, True)
+            if seed % 2:
+                plain.close()  # and say hello again
+        assert time.monotonic() - began_s < 5 * ANSWERED_WITHIN_S
 
 
 def test_callers_who_send_a_byte_at_a_time_are_in_nobodys_way(gateway):

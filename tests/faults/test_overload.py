@@ -19,6 +19,7 @@ from tests.gateway_process import Gateway, gateway_for
 PLACES = 4
 DEADLINE_S = 10.0  # RINGO_PREDICT_TIMEOUT_S, as it is by default
 SHED_WITHIN_S = 0.1
+BACK_WITHIN_S = 5.0
 
 
 class HeldModelServer(FakeModelServer):
@@ -116,11 +117,15 @@ def test_ten_times_the_load_that_fits_for_a_minute(tmp_path):
                 wait_for(1)
                 samples.append(resident_kb(gateway.worker()))
             ended_s = time.monotonic()
-        back = Load([ask(gateway.port, sheet(10**6 + number)) for number in range(10)])
+        usual_s, after = percentile(fitting.answered, 100), Load()
+        while not after.outcomes or after.outcomes[-1].took_s > usual_s:
+            after.outcomes.append(ask(gateway.port, sheet(10**6 + len(after.outcomes))))
+        back_s = after.outcomes[-1].ended_s - ended_s
     print(
         f"\nfits: {per_second:.1f}/s; offered {len(load.outcomes) / 60:.1f}/s; "
         f"{len(load.answered)} answered, p99 {percentile(load.answered, 99):.2f} s; "
         f"{len(load.shed)} shed, p99 {percentile(load.shed, 99):.3f} s, worst {percentile(load.shed, 100):.3f} s; "
+        f"as usual after {back_s:.1f} s; "
         f"memory {samples[9]} kB after 10 s, {samples[-1]} kB after 60 s"
     )
     assert {outcome.status for outcome in load.outcomes} == {200, 503}
@@ -128,8 +133,8 @@ def test_ten_times_the_load_that_fits_for_a_minute(tmp_path):
     assert percentile(load.answered, 99) < DEADLINE_S
     assert percentile(load.shed, 99) < SHED_WITHIN_S
     assert samples[-1] < 1.05 * samples[9]
-    assert not back.failed
-    assert back.outcomes[0].ended_s < ended_s + DEADLINE_S + 5
+    assert not after.failed
+    assert back_s < BACK_WITHIN_S
 
 
 def wait_for(seconds: float) -> None:
