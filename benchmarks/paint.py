@@ -29,7 +29,7 @@ from benchmarks.weights import newest_version
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.pictures import encode
 
-ROUNDS, PICTURES = 5, 5_000  # of each side, in turns
+ROUNDS, PICTURES = 5, 10_000  # of each side, in turns; the half second that `paint` takes to start is among them
 MANY = 50_000  # for memory
 NAP_S, NAP_EVERY = 1.0, 1_000  # a reader that sleeps: about as long as it reads, after so many pictures
 READY_S = 60.0

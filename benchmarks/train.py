@@ -24,7 +24,7 @@ BATCHES = 15  # a turn
 ROUNDS = 7
 READY_S = 180.0  # XLA compiles a step in 10 to 30 s
 WARM_UP = 5  # batches
-OTHER = "ours, no XLA" if TrainingConfig().jit_compile else "ours, XLA"  # than the default
+OTHER = "ours, XLA the other way"  # than `fit` chooses it for this machine
 SIDES = ("ours", "ours, data at hand", OTHER, "Keras example", "PyTorch")
 
 
@@ -56,12 +56,21 @@ def ours(config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[flo
     gan.fit(share_out(timed), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
 
 
+def chosen_compiler() -> bool:
+    """Return whether `fit` would compile by XLA here."""
+    from training.machine import look_at_machine
+    from training.plan import choose_networks
+
+    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, look_at_machine())
+    return bool(compiler.value)
+
+
 def work(name: str, connection: Connection) -> None:
     """Train side `name`; after each turn tell the seconds of a batch and those spent on its data, and wait for more."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     try:
-        default = TrainingConfig().jit_compile
-        config = TrainingConfig(jit_compile=not default if name == OTHER else default, steps=10**6)
+        chosen = chosen_compiler()
+        config = TrainingConfig(jit_compile=not chosen if name == OTHER else chosen, steps=10**6)
         pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, config.image_size, config.image_size, 3), np.uint8)
         spent, done, begin = [0.0], 0, 0.0
 
