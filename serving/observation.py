@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import getrandbits
 from typing import Any, Literal, TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode, format_trace_id
+from prometheus_client import Counter, Histogram
 
 from serving.logs import CURRENT, Event
 from serving.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT, STAGE_SECONDS
@@ -37,6 +39,7 @@ UNREADABLE = "unreadable"  # no request that HTTP allows, or none within our lim
 TROUBLE = frozenset({FAILED, "model_mismatch", "model_unavailable", "model_timeout", "overloaded", "stopping"})
 
 log = logging.getLogger(__name__)
+_QUEUE_SECONDS = STAGE_SECONDS.labels("queue")
 _adding = threading.Lock()  # guards the stages of all, for as long as an addition takes
 T = TypeVar("T")
 
@@ -108,9 +111,9 @@ class Observation(Event):
         return " ".join([*words, *(f"{name}={value}" for name, value in told.items())])
 
     def _end(self) -> None:
-        version = "" if self.model_version is None else str(self.model_version)
-        REQUESTS.labels(self.resource, self.outcome, version).inc()
-        REQUEST_SECONDS.labels(self.resource, self.outcome).observe(self.seconds)
+        requests, seconds = _series(self.resource, self.outcome, self.model_version)
+        requests.inc()
+        seconds.observe(self.seconds)
         trouble = self.outcome in TROUBLE
         if self.span.is_recording():
             self.span.update_name(f"{self.method} {self.resource}")
@@ -120,6 +123,12 @@ class Observation(Event):
         self.span.end()
         if not (self.quiet and self.outcome == ANSWERED):
             log.log(logging.WARNING if trouble else logging.INFO, self)
+
+
+@lru_cache(maxsize=1024)  # looking for labels takes as long as counting
+def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Counter, Histogram]:
+    version = "" if model_version is None else str(model_version)
+    return REQUESTS.labels(resource, outcome, version), REQUEST_SECONDS.labels(resource, outcome)
 
 
 @contextmanager
@@ -140,7 +149,7 @@ def observe(
         arrived_s = began_s
     else:
         seen.stages["queue"] = began_s - arrived_s
-        STAGE_SECONDS.labels("queue").observe(began_s - arrived_s)
+        _QUEUE_SECONDS.observe(began_s - arrived_s)
     token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
     CURRENT.set(seen)
     REQUESTS_IN_FLIGHT.inc()
