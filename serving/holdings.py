@@ -45,13 +45,13 @@ class Holdings:
             raise PaintingError(
                 f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with."
             )
-        place = self._seeds.place(row.seed)
-        if place is None:
-            self._others.append(row)
-            return
-        self._there[place] = True
-        self._digests[place] = np.frombuffer(bytes.fromhex(row.sha256), np.uint8)
-        self._versions[place] = row.model_version
+        self._hold(row)
+
+    def take(self, picture: Painted) -> Row:
+        """Take `picture`, which has just been painted and lies where it belongs, and return its row."""
+        row = self._row(picture)
+        self._hold(row)
+        return row
 
     def check(self) -> None:
         """Forget what is not in the folder, or is not what its row says. A tar counts as a whole."""
@@ -82,21 +82,29 @@ class Holdings:
         if part:
             yield part
 
-    def row(self, picture: Painted) -> Row:
-        """Return the row for `picture`."""
-        where, what = self._layout.name(picture.seed), self._address(picture.seed, picture.model_version)
-        return Row(picture.seed, where, picture.sha256, picture.model_version, what)
-
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all that is there, in the seeds' order."""
         mine = (
-            self.row(Painted(seed, digest.tobytes().hex(), int(version), b""))
+            self._row(Painted(seed, digest.tobytes().hex(), int(version), b""))
             for seed, there, digest, version in zip(
                 self._seeds, self._there, self._digests, self._versions, strict=True
             )
             if there
         )
         return heapq.merge(mine, sorted(self._others, key=_seed), key=_seed)
+
+    def _hold(self, row: Row) -> None:
+        place = self._seeds.place(row.seed)
+        if place is None:
+            self._others.append(row)
+            return
+        self._there[place] = True
+        self._digests[place] = np.frombuffer(bytes.fromhex(row.sha256), np.uint8)
+        self._versions[place] = row.model_version
+
+    def _row(self, picture: Painted) -> Row:
+        where, what = self._layout.name(picture.seed), self._address(picture.seed, picture.model_version)
+        return Row(picture.seed, where, picture.sha256, picture.model_version, what)
 
     def _holds(self, seed: int) -> bool:
         return bool(self._there[self._seeds.place(seed)])

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -85,4 +85,4 @@ class Manifest:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(asdict(row)) + "\n"
+    return json.dumps(vars(row)) + "\n"

@@ -107,12 +107,9 @@ class Work:
             return next(self._calls, None)
 
     def _record(self, stored: Sequence[Painted]) -> None:
-        rows = [self._holdings.row(picture) for picture in stored]
         with self._lock:
-            self._manifest.append(rows)
-            for row in rows:
-                self._holdings.add(row)
-            self._bar.update(len(rows))
+            self._manifest.append([self._holdings.take(picture) for picture in stored])
+            self._bar.update(len(stored))
 
 
 def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
