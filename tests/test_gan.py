@@ -141,16 +141,20 @@ for network in (gan.generator, gan.discriminator):
 
 
 def test_both_backends_compute_the_same_losses_and_take_the_same_step():
-    found = {}
-    for backend in ("tensorflow", "jax"):
-        done = subprocess.run(
+    processes = {
+        backend: subprocess.Popen(
             [sys.executable, "-c", ONE_STEP],
             env={**os.environ, "KERAS_BACKEND": backend},
             cwd=ROOT,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=200,
         )
-        assert done.returncode == 0, done.stderr
-        found[backend] = np.array(done.stdout.split(), float)
+        for backend in ("tensorflow", "jax")
+    }
+    found = {}
+    for backend, process in processes.items():
+        told, complaints = process.communicate(timeout=200)
+        assert process.returncode == 0, complaints
+        found[backend] = np.array(told.split(), float)
     np.testing.assert_allclose(found["jax"], found["tensorflow"], rtol=1e-3)

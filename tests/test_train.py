@@ -104,7 +104,9 @@ def test_the_history_has_a_finite_row_for_every_batch(small_run):
 
 @pytest.mark.parametrize("compiled", ["--jit-compile", "--no-jit-compile"])
 def test_killed_with_kill_9_it_resumes_and_ends_with_the_bits_of_an_uninterrupted_run(photos, tmp_path, compiled):
-    run, flags = tmp_path / "run", ("--steps", 60, *KID, "--evaluate-every", 20, compiled)
+    run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
+    flags = ("--steps", 60, *KID, "--evaluate-every", 20, compiled)
+    beside = fit(photos, uninterrupted, *flags)
     process = fit(photos, run, *flags)
     wait_until(lambda: len(steps_in(run)) >= 8, "training goes on", limit_s=240)
     process.kill()
@@ -118,8 +120,8 @@ def test_killed_with_kill_9_it_resumes_and_ends_with_the_bits_of_an_uninterrupte
     assert steps_in(run) == list(range(1, 61))
     assert (run / "grids" / "0000060.png").exists()
 
-    uninterrupted = tmp_path / "uninterrupted"
-    output_of(fit(photos, uninterrupted, *flags))
+    output = output_of(beside)
+    assert beside.returncode == 0, output
     for table in ("history.csv", "kid.csv"):
         assert (run / table).read_text() == (uninterrupted / table).read_text()
     for checkpoint in ("checkpoint.npz", "best.npz"):
