@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from serving.errors import (
 )
 from serving.gallery import render_gallery
 from serving.gate import Gate
-from serving.http_worker import has_gone
 from serving.metrics import PICTURES
 from serving.model_client import PROVED, ModelClient
 from serving.observation import ANSWERED, NOT_MODIFIED, Observation, current, observe
@@ -52,7 +51,6 @@ IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 take
 IMMUTABLE_FOR_BEARERS = IMMUTABLE.replace("public", "private")  # no shared cache hands it to who has no token
 NOT_KEPT = "no-store"
 PROBES = ("/livez", "/readyz")  # need no token
-UNSENT_BYTES = 2**16  # what any connection takes at once; a larger answer may hold a thread until it is read
 
 # Pages and what they load come from here alone; there is no inline script or style.
 PAGE_POLICY = (
@@ -188,30 +186,23 @@ def create_app(settings: Settings) -> Flask:
             return finished(not_modified, query, url, proof.mark, cache_control)
         if query.size is None:
             check_canvas(query, proof.size)
-        with ExitStack() as place:
-            made = painter.kept(query, proof.mark)
-            if made is None:
-                place.enter_context(asking_the_model())
-                PICTURES.labels("model").inc()
-                seen.source = "model"
+        made = painter.kept(query, proof.mark)
+        if made is not None:
+            came_from("cache")
+        else:
+            with asking_the_model():
+                came_from("model")
                 made = painter.answer(query, proof.mark, deadline_s=deadline_s())
-            else:
-                if len(made) > UNSENT_BYTES:
-                    place.enter_context(in_flight.passed())
-                PICTURES.labels("cache").inc()
-                seen.source = "cache"
-            response = send_file(
-                io.BytesIO(),
-                MIMETYPES[str(query.format)],
-                download_name=file_name(query),
-                etag=False,
-                conditional=False,
-            )
-            response.direct_passthrough = False
-            response.set_data(made)
-            response = finished(response, query, url, proof.mark, cache_control)
-            response.call_on_close(place.pop_all().close)  # once it is sent: who reads slowly takes a place, too
-        return response
+        response = send_file(
+            io.BytesIO(), MIMETYPES[str(query.format)], download_name=file_name(query), etag=False, conditional=False
+        )
+        response.direct_passthrough = False
+        response.set_data(made)
+        return finished(response, query, url, proof.mark, cache_control)
+
+    def came_from(source: str) -> None:
+        observed().source = source
+        PICTURES.labels(source).inc()
 
     @contextmanager
     def asking_the_model() -> Iterator[None]:
@@ -219,7 +210,7 @@ def create_app(settings: Settings) -> Flask:
         replica.require_model()
         with in_flight.passed():
             caller = request.environ.get("gunicorn.socket")
-            if caller is not None and has_gone(caller):
+            if caller is not None and caller.has_gone():
                 raise CallerGone("The caller has gone before the model was asked.")
             yield
 

@@ -1,4 +1,4 @@
-"""A worker of gunicorn that no caller can hold up: who has yet to say what he wants takes no thread, and has a limit.
+"""A worker of gunicorn that no caller can hold up: who is slow to ask, or to read, takes no thread, and has a limit.
 
 gunicorn's own gives a thread to every new connection, for five seconds if nothing comes, and without a limit to one
 that sends half a request or doesn't read its answer; and its loop waits two seconds for each caller that doesn't close.
@@ -10,9 +10,9 @@ import errno
 import resource
 import selectors
 import socket
+import struct
 import threading
 import time
-from collections import deque
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -20,8 +20,11 @@ from typing import Any
 from gunicorn.http.errors import LimitRequestHeaders
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from serving.caller_socket import CallerSocket
+
 HEAD_TIMEOUT_S = 10.0  # from the connection to the end of the request's head
-SEND_TIMEOUT_S = 30.0  # for the answer to leave, on top of the longest request: 3 MB at 1 Mbit/s take 25 s
+SEND_TIMEOUT_S = 30.0  # for the answer to leave: 3 MB at 1 Mbit/s take 25 s
+MAX_UNSENT_BYTES = 2**24  # of all that are about to leave: five of the largest answers, hundreds of pictures
 LINGER_S = 2.0  # for the caller to close first, so that what he still sends doesn't cost him the end of the answer
 MAX_HEAD_BYTES = 2**15  # as much as nginx takes
 MAX_CONNECTIONS = 1000
@@ -31,6 +34,7 @@ PAUSE_S = 0.01  # where no file descriptor is left, and nobody waits who could m
 
 END_OF_HEAD = b"\r\n\r\n"
 TLS_RECORD_HEAD_BYTES = 5  # kind, version, length
+ABORT = struct.pack("ii", 1, 0)  # of SO_LINGER: on, for no time
 FILES_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # When the request that this thread answers was whole, by time.monotonic: before it waited for the thread.
@@ -45,21 +49,6 @@ def max_connections() -> int:
     return max(1, min(MAX_CONNECTIONS, files - OWN_FILES - MAX_LINGERING))
 
 
-def has_gone(caller: socket.socket) -> bool:
-    """Return whether whoever is at the other end has closed the connection, or his half of it."""
-    try:
-        return not _peek(caller, 1, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _peek(sock: socket.socket, limit: int, flags: int = 0) -> bytes:
-    """Return what has come and is yet to be read, past TLS, whose own `recv` can't do it."""
-    return socket.socket.recv(sock, limit, socket.MSG_PEEK | flags)
-
-
 class Connection(TConn):
     """One caller; `worker` closes it."""
 
@@ -69,6 +58,15 @@ class Connection(TConn):
         self.arrived_s = 0.0
         self._worker = worker
         self._seen = 0  # bytes of the head that is incomplete
+
+    @property
+    def sock(self) -> CallerSocket:
+        """The socket; gunicorn sets another one when TLS has taken it over."""
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: Any) -> None:
+        self._sock = CallerSocket(sock)
 
     @property
     def head_is_too_large(self) -> bool:
@@ -81,7 +79,7 @@ class Connection(TConn):
         Else the socket is readable again once more bytes have come: what has is left in the kernel.
         """
         try:
-            came = _peek(self.sock, MAX_HEAD_BYTES)
+            came = self.sock.peek(MAX_HEAD_BYTES)
         except BlockingIOError:
             return False
         except OSError:
@@ -110,15 +108,16 @@ def _is_whole_record(came: bytes) -> bool:
 
 
 class PatientWorker(ThreadWorker):
-    """A gthread worker whose threads only ever see whole heads, for a limited time.
+    """A gthread worker whose threads only ever see whole heads, and wait for no caller to read what they answer.
 
-    Its `app.settings` says how long the longest request takes. With all connections taken, those that have waited
-    longest without a request make room.
+    With all connections taken, those that have waited longest make room.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._lingering: dict[socket.socket, float] = {}  # and until when, soonest first
+        self._lingering: dict[CallerSocket, float] = {}  # and until when, soonest first
+        self._leaving: dict[Connection, float] = {}  # whose answer is yet to be read, and until when, soonest first
+        self._files_short = False  # so somebody is to make room
         self._lock = threading.Lock()  # guards what follows
         self._held: dict[Connection, float] = {}  # by a thread, and until when they may be
 
@@ -132,8 +131,7 @@ class PatientWorker(ThreadWorker):
             sock, address = listener.accept()
         except OSError as error:
             if error.errno in FILES_SHORT:
-                if not self._make_room():
-                    time.sleep(PAUSE_S)  # rather than ask again at once, and again
+                self._files_short = True
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
             return
@@ -165,17 +163,21 @@ class PatientWorker(ThreadWorker):
         ARRIVED_S.set(conn.arrived_s)
         try:
             if conn.head_is_too_large:
-                conn.sock.setblocking(True)
                 self.handle_error(None, conn.sock, conn.client, LimitRequestHeaders("no end of the head"))
-                return False
-            return super().handle(conn)
+                keep = False
+            else:
+                keep = super().handle(conn)
         finally:
-            with self._lock:
-                del self._held[conn]
+            self._release(conn)
+        try:
+            conn.sock.flush()
+        except OSError:  # he has gone
+            return False
+        return keep
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
-        """Answer a request whose head is read."""
-        self._hold(conn, self.app.settings.predict_timeout_s + SEND_TIMEOUT_S)
+        """Answer a request whose head is read; from here on nothing waits for the caller."""
+        self._release(conn)
         # Nobody here reads a body. gunicorn would wait for it, in order to keep the connection.
         if any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in req.headers):
             req.force_close()
@@ -185,54 +187,98 @@ class PatientWorker(ThreadWorker):
         with self._lock:
             self._held[conn] = time.monotonic() + limit_s
 
+    def _release(self, conn: Connection) -> None:
+        with self._lock:
+            self._held.pop(conn, None)
+
+    def finish_request(self, conn: Connection, answered: Any) -> None:
+        """Have the rest of an answer leave as its caller reads it, and only then see to his next request."""
+        if not conn.sock.unsent_bytes:
+            super().finish_request(conn, answered)
+            return
+        self._leaving[conn] = time.monotonic() + SEND_TIMEOUT_S
+        self.poller.register(conn.sock, selectors.EVENT_WRITE, partial(self._send_on, conn, answered))
+
+    def _send_on(self, conn: Connection, answered: Any, caller: CallerSocket) -> None:
+        try:
+            caller.flush()
+        except OSError:
+            self._drop(conn)
+            return
+        if not caller.unsent_bytes:
+            del self._leaving[conn]
+            self.poller.unregister(caller)
+            super().finish_request(conn, answered)
+
     def murder_pending(self) -> None:
-        """End whatever has had its time; gunicorn calls this after all that has happened, and once a second."""
+        """End whatever has had its time, or is too much; gunicorn calls this after all that has happened.
+
+        And once a second. Only here are connections closed that something may have happened to, too.
+        """
         super().murder_pending()
         now_s = time.monotonic()
         with self._lock:
             for conn in [conn for conn, until_s in self._held.items() if until_s <= now_s]:
                 self._held[conn] = float("inf")
-                _shut(conn.sock)  # which wakes the thread
+                with contextlib.suppress(OSError):  # it has gone already
+                    conn.sock.shut(socket.SHUT_RDWR)  # which wakes the thread
+        unsent_bytes = sum(conn.sock.unsent_bytes for conn in self._leaving)
+        for conn, until_s in list(self._leaving.items()):
+            if until_s > now_s and unsent_bytes <= MAX_UNSENT_BYTES:
+                break
+            unsent_bytes -= conn.sock.unsent_bytes
+            self._drop(conn)  # whoever reads at all is rarely the one who takes longest
         for sock, until_s in list(self._lingering.items()):
             if until_s > now_s and len(self._lingering) <= MAX_LINGERING:
                 break
             self._end(sock)
-        if self.nr_conns >= self.worker_connections:
-            self._make_room()
+        if self._files_short or self.nr_conns >= self.worker_connections:
+            made_room = self._make_room()
+            if self._files_short and not made_room:
+                time.sleep(PAUSE_S)  # rather than try again at once, and again
+            self._files_short = False
 
     def _make_room(self) -> bool:
-        """Close a tenth, but at least one, of those who have yet to ask, or else to ask again; False without any."""
-        waiting: deque[Connection] = self.pending_conns or self.keepalived_conns
-        closed: int = min(len(waiting), self.worker_connections // 10 + 1)
-        for _ in range(closed):
-            conn = waiting.popleft()
-            self.poller.unregister(conn.sock)
-            self.nr_conns -= 1
-            conn.close()
-        return closed > 0
+        """Close a tenth, the oldest, of those who have yet to ask, ask again, or read: whichever are most.
 
-    def linger(self, sock: socket.socket) -> None:
+        Return False if there are none.
+        """
+        waited_for: tuple[list[Connection], ...]
+        waited_for = list(self.pending_conns), list(self.keepalived_conns), list(self._leaving)
+        most = max(waited_for, key=len)
+        for conn in most[: self.worker_connections // 10 + 1]:
+            self._drop(conn)
+        return bool(most)
+
+    def _drop(self, conn: Connection) -> None:
+        """Close the connection of one who is waited for."""
+        if conn in self._leaving:
+            del self._leaving[conn]
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)  # nor does the system go on sending
+        elif conn in self.pending_conns:
+            self.pending_conns.remove(conn)
+        else:
+            self.keepalived_conns.remove(conn)
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+    def linger(self, sock: CallerSocket) -> None:
         """Say that nothing more comes, and close `sock` once the other end has, or after LINGER_S."""
         try:
             sock.setblocking(False)
-            socket.socket.shutdown(sock, socket.SHUT_WR)
+            sock.shut(socket.SHUT_WR)
         except OSError:  # it has gone already
             sock.close()
             return
         self.poller.register(sock, selectors.EVENT_READ, self._discard)
         self._lingering[sock] = time.monotonic() + LINGER_S
 
-    def _discard(self, sock: socket.socket) -> None:
-        try:
-            came = socket.socket.recv(sock, 2**16)
-        except BlockingIOError:
-            return
-        except OSError:
-            came = b""
-        if not came:
+    def _discard(self, sock: CallerSocket) -> None:
+        if not sock.discard():
             self._end(sock)
 
-    def _end(self, sock: socket.socket) -> None:
+    def _end(self, sock: CallerSocket) -> None:
         del self._lingering[sock]
         self.poller.unregister(sock)
         sock.close()
@@ -253,8 +299,3 @@ class PatientWorker(ThreadWorker):
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it has gone already
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # past TLS, which another thread may be in the middle of
