@@ -47,6 +47,29 @@ def gateway(model_server, tmp_path_factory):
         yield gateway
 
 
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def trusting(authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def tls_gateway(model_server, authority, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls_gateway")
+    papers = authority.issue_cert("localhost")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    key.write_bytes(papers.private_key_pem.bytes())
+    certificate.write_bytes(b"".join(pem.bytes() for pem in papers.cert_chain_pems))
+    with gateway_for(model_server.target, folder, tls_certificate=certificate, tls_key=key) as gateway:
+        yield gateway
+
+
 def connect(gateway: Gateway, says: bytes = b"") -> socket.socket:
     caller = socket.socket()
     # So that the system doesn't read in its owner's place, and holds little for him: as on a network, where a packet
@@ -101,18 +124,10 @@ def test_three_hundred_callers_who_stop_short_are_in_nobodys_way(gateway, says):
 
 
 @pytest.mark.parametrize("says", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silent", "half-a-hello"])
-def test_with_tls_three_hundred_who_have_yet_to_say_hello_are_in_nobodys_way(model_server, tmp_path, says):
-    authority = trustme.CA()
-    papers = authority.issue_cert("localhost")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    key.write_bytes(papers.private_key_pem.bytes())
-    certificate.write_bytes(b"".join(pem.bytes() for pem in papers.cert_chain_pems))
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
+def test_with_tls_three_hundred_who_have_yet_to_say_hello_are_in_nobodys_way(tls_gateway, trusting, says):
     with (
-        gateway_for(model_server.target, tmp_path, tls_certificate=certificate, tls_key=key) as gateway,
-        crowd(gateway, says),
-        closing(http.client.HTTPSConnection("localhost", gateway.port, timeout=LIMIT_S, context=context)) as plain,
+        crowd(tls_gateway, says),
+        closing(http.client.HTTPSConnection("localhost", tls_gateway.port, timeout=LIMIT_S, context=trusting)) as plain,
     ):
         began_s = time.monotonic()
         for seed in range(20):
@@ -165,6 +180,21 @@ def test_who_reads_late_and_slowly_gets_every_byte_of_all_he_has_asked_for(gatew
         assert read_answer(answers) == sheet
         assert read_answer(answers) == gateway.ask("/generate?seed=3&size=512").body
         assert read_answer(answers) == sheet
+
+
+def test_with_tls_those_who_do_not_read_are_in_nobodys_way_and_who_reads_late_gets_every_byte(tls_gateway, trusting):
+    with ExitStack() as callers:
+
+        def ask() -> BinaryIO:
+            caller = trusting.wrap_socket(callers.enter_context(connect(tls_gateway)), server_hostname="localhost")
+            callers.enter_context(caller).sendall(SHEET)
+            return callers.enter_context(caller.makefile("rb"))
+
+        *_, late, soon = [ask() for _ in range(100)]  # more than the threads of a worker
+        began_s = time.monotonic()
+        sheet = read_answer(soon)
+        assert time.monotonic() - began_s < ANSWERED_WITHIN_S
+        assert read_answer(late) == sheet
 
 
 def test_of_more_than_may_be_unsent_those_who_wait_longest_get_nothing_more(gateway):
