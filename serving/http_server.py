@@ -76,6 +76,8 @@ class _Gunicorn(BaseApplication):
             "keyfile": _text(self.settings.tls_key),
             "ca_certs": _text(self.settings.tls_client_ca),
             "cert_reqs": ssl.CERT_NONE if self.settings.tls_client_ca is None else ssl.CERT_REQUIRED,
+            # It would go past what is kept until the answer is whole (CallerSocket), so the head would come last.
+            "sendfile": False,
             # The heartbeat is a file: on a disk that stalls, healthy workers would be killed for it.
             "worker_tmp_dir": _shared_memory() and str(_shared_memory()),
             "logger_class": _Log,
