@@ -4,7 +4,6 @@ One model version, one seed, one set of options is one SHA-256, so a picture's E
 """
 
 import hashlib
-import io
 import json
 import re
 import secrets
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flask import Flask, Response, jsonify, render_template, request, send_file
+from flask import Flask, Response, jsonify, render_template, request
 from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException, NotAcceptable, RequestEntityTooLarge
 
@@ -173,9 +172,8 @@ def create_app(settings: Settings) -> Flask:
         seen.path = url = address(query)
         if replica.knows(version):
             seen.model_version = version
-        not_modified = Response(status=304, mimetype=MIMETYPES[str(query.format)])
-        if request.if_none_match.contains_weak(etag(url, PROVED)):
-            return finished(not_modified, query, url, PROVED, cache_control)
+        if holds(url, PROVED):
+            return finished(None, query, url, PROVED, cache_control)
         proof = replica.known_proof(version)
         if proof is None:
             with asking_the_model():
@@ -183,8 +181,8 @@ def create_app(settings: Settings) -> Flask:
         seen.model_version = version
         if proof.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
-        if request.if_none_match.contains_weak(etag(url, proof.mark)):
-            return finished(not_modified, query, url, proof.mark, cache_control)
+        if holds(url, proof.mark):
+            return finished(None, query, url, proof.mark, cache_control)
         if query.size is None:
             check_canvas(query, proof.size)
         made = painter.kept(query, proof.mark)
@@ -194,12 +192,11 @@ def create_app(settings: Settings) -> Flask:
             with asking_the_model():
                 came_from("model")
                 made = painter.answer(query, proof.mark, deadline_s=deadline_s())
-        response = send_file(
-            io.BytesIO(), MIMETYPES[str(query.format)], download_name=file_name(query), etag=False, conditional=False
-        )
-        response.direct_passthrough = False
-        response.set_data(made)
-        return finished(response, query, url, proof.mark, cache_control)
+        return finished(made, query, url, proof.mark, cache_control)
+
+    def holds(url: str, mark: str) -> bool:
+        """Return whether the caller says that he holds the picture."""
+        return request.if_none_match.contains_weak(etag(url, mark))
 
     def came_from(source: str) -> None:
         observed().source = source
@@ -220,7 +217,11 @@ def create_app(settings: Settings) -> Flask:
         arrived_s: float = request.environ.get("ringo.arrived_s", time.monotonic())
         return arrived_s + settings.predict_timeout_s
 
-    def finished(response: Response, query: Query, url: str, mark: str, cache_control: str) -> Response:
+    def finished(made: bytes | None, query: Query, url: str, mark: str, cache_control: str) -> Response:
+        """Return the answer with the picture `made`, or 304 to who holds it."""
+        response = Response(made, 304 if made is None else 200, mimetype=MIMETYPES[str(query.format)])
+        if made is not None:
+            response.headers.set("Content-Disposition", "inline", filename=file_name(query))
         response.set_etag(etag(url, mark))
         response.headers["Cache-Control"] = cache_control
         response.headers["Content-Location"] = url

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from serving.ports import listen
-from serving.run import model_server_command
+from serving.run import MAX_WORKERS, model_server_command
 from serving.settings import Settings
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.gateway_process import environment, free_port
@@ -109,13 +109,19 @@ def test_it_is_ready_with_certificates_of_callers_and_a_token_that_it_has_not(su
         assert run.url.startswith("https://")
 
 
+def test_it_starts_as_many_workers_as_it_is_told_to(surroundings, tmp_path):
+    with running(surroundings | {"RINGO_WORKERS": "3"}, tmp_path) as run:
+        _, gateway = run.children()
+        assert len(children_of(gateway)) == 3
+
+
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_ends_it_with_status_0_and_leaves_nobody(surroundings, tmp_path, ending):
     with running(surroundings, tmp_path) as run:
         family = all_below(run.process.pid)
         run.process.send_signal(ending)
         assert run.process.wait(LIMIT_S) == 0
-    assert len(family) == 3  # model server, gunicorn, its worker
+    assert len(family) == 2 + min(os.cpu_count(), MAX_WORKERS)  # model server, gunicorn, a worker per core
     assert alive(family) == set()
 
 
