@@ -48,7 +48,7 @@ def run(settings: Settings) -> int:
     children: Children = {}
     try:
         children["model server"] = _start(model_server_command(settings))
-        children["gateway"] = _start([sys.executable, "-m", "serving", "gateway"], gateway_environment(os.environ))
+        children["gateway"] = _start([sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ))
         _wait_until_ready(settings, children)
         _announce(settings)
         while True:
@@ -130,13 +130,16 @@ def model_server_command(settings: Settings) -> list[str]:
     ]
 
 
-def gateway_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` with a worker per core where it says nothing of workers.
+def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` with a worker per core, and as many calls to the model from all of them, unless it says others.
 
-    Two on two cores answer 1.8 times as many kept pictures as one. On its own the gateway starts one: what share of
-    a machine's cores a container may use is not for it to guess.
+    Two workers on two cores answer 1.8 times as many kept pictures as one. On its own the gateway starts one: what
+    share of a machine's cores a container may use is not for it to guess.
     """
-    return {"RINGO_WORKERS": str(min(os.cpu_count() or 1, MAX_WORKERS)), **environ}
+    cores = os.cpu_count() or 1
+    workers = settings.workers if "RINGO_WORKERS" in environ else min(cores, MAX_WORKERS)
+    calls = max(1, settings.model_calls // workers)
+    return {"RINGO_WORKERS": str(workers), "RINGO_MODEL_CALLS": str(calls), **environ}
 
 
 def _start(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
