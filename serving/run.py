@@ -48,7 +48,9 @@ def run(settings: Settings) -> int:
     children: Children = {}
     try:
         children["model server"] = _start(model_server_command(settings))
-        children["gateway"] = _start([sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ))
+        children["gateway"] = _start(
+            [sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ)
+        )
         _wait_until_ready(settings, children)
         _announce(settings)
         while True:
