@@ -141,6 +141,7 @@ def measure(
                 "first_answer_s": server.first_answer_s,
                 "milestones_s": server.milestones_s,
                 "memory_mib": server.resident_mib(),
+                "largest_mib": server.largest_mib(),
             }
             for name, server in up.items()
         }

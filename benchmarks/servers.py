@@ -35,7 +35,7 @@ class Server:
     request: Request
     process: subprocess.Popen[bytes]
     first_answer_s: float
-    milestones_s: dict[str, float]  # of ours: the gateway answers, the model server listens
+    milestones_s: dict[str, float]  # of ours: the model server listens, then the gateway answers
 
     def resident_mib(self) -> dict[str, float]:
         """Return the memory of each process below this one by its command: shared pages in equal parts to each."""
@@ -43,6 +43,14 @@ class Server:
         for pid in descendants(self.process.pid):
             name = spoken_name(pid)
             held[name] = round(held.get(name, 0.0) + proportional_mib(pid), 1)
+        return held
+
+    def largest_mib(self) -> dict[str, float]:
+        """Return the memory of the largest of each kind: of one worker, where there are several."""
+        held: dict[str, float] = {}
+        for pid in descendants(self.process.pid):
+            name = spoken_name(pid)
+            held[name] = max(held.get(name, 0.0), round(proportional_mib(pid), 1))
         return held
 
     def cpu_s(self) -> dict[str, float]:

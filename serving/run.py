@@ -6,10 +6,11 @@ import http.client
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from serving.ports import listen
@@ -48,10 +49,12 @@ def run(settings: Settings) -> int:
     children: Children = {}
     try:
         children["model server"] = _start(model_server_command(settings))
+        _wait_until(lambda: _listens(settings.model_server_address), children)  # which it does with a version loaded
+        # Only now: who answers /readyz answers for one worker, and the first look of each is to find the model.
         children["gateway"] = _start(
             [sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ)
         )
-        _wait_until_ready(settings, children)
+        _wait_until(lambda: _is_ready(settings), children)
         _announce(settings)
         while True:
             _require_alive(children)
@@ -168,13 +171,21 @@ def _reachable(host: str) -> str:
     return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
 
 
-def _wait_until_ready(settings: Settings, children: Children) -> None:
+def _wait_until(passed: Callable[[], bool], children: Children) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not _is_ready(settings):
+    while not passed():
         _require_alive(children)
         if time.monotonic() > deadline:
             raise RunError(f"No version of the model was ready within {READY_TIMEOUT_S:g} s: ending all.")
         time.sleep(POLL_INTERVAL_S)
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_ready(settings: Settings) -> bool:

@@ -29,6 +29,7 @@ SERVE = {
             "first_answer_s": 3.0,
             "milestones_s": {"gateway": 0.5, "model server": 2.5},
             "memory_mib": {"run": 10.0, "gateway": 80.0, "model-server": 400.0},
+            "largest_mib": {"run": 10.0, "gateway": 70.0, "model-server": 400.0},
         }
     },
 }
