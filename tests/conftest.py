@@ -23,6 +23,12 @@ SHIPPED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: in
 LIMIT_S = 60.0  # of any one wait, on a machine that has other things to do
 
 
+def with_backend(name: str) -> dict[str, str]:
+    """Return our environment for a process with that backend of Keras; what JAX compiles here need not be fast."""
+    unoptimised = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if name == "jax" else {}
+    return {**os.environ, "KERAS_BACKEND": name, **unoptimised}
+
+
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
     """Return as soon as `condition()` is true; fail with `what` after `limit_s`."""
     deadline = time.monotonic() + limit_s

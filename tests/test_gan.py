@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, with_backend
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.errors import CheckpointError
@@ -144,7 +143,7 @@ def test_both_backends_compute_the_same_losses_and_take_the_same_step():
     processes = {
         backend: subprocess.Popen(
             [sys.executable, "-c", ONE_STEP],
-            env={**os.environ, "KERAS_BACKEND": backend},
+            env=with_backend(backend),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import LIMIT_S, ROOT, command, draw_photo, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, draw_photo, wait_until, with_backend
 from training.callbacks import Checkpoints, KeepBest, read_measurements
 from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
@@ -36,7 +36,7 @@ def fit(photos: Path, run: Path, *flags: object, backend: str = "tensorflow") ->
     return subprocess.Popen(
         command("training", "fit", "--photos", photos, "--out", run, *SMALL, *COMPILE[backend], *flags),
         cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env=with_backend(backend),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
