@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +67,13 @@ def test_measuring_leaves_the_weights_that_follow_as_they_were():
     before = build_gan(config).get_weights()
     assert 0 < measure_step_s(config) < 60
     assert all(np.array_equal(a, b) for a, b in zip(before, build_gan(config).get_weights(), strict=True))
+
+
+def test_too_few_photos_are_refused_before_keras_is_imported(folder, tmp_path):
+    draw_photo(0).save(folder / "0.png")
+    fit_few = f"main(['fit', '--photos', {str(folder)!r}, '--out', {str(tmp_path / 'run')!r}]) == 2"
+    told = f"import sys; from training.__main__ import main; sys.exit(not {fit_few} or 'keras' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("number", [0, 49])

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT, command, wait_until
 from tests.gateway_process import free_port
 from training.errors import TrainingError
-from training.replicas import sharing
+from training.replicas import share_batches
 
 LIKE_SMALL_RUN = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--no-jit-compile")
 
@@ -105,5 +105,5 @@ def test_a_cluster_that_is_not_configured_is_one_sentence(monkeypatch, tmp_path,
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if configuration is not None:
         monkeypatch.setenv("TF_CONFIG", configuration)
-    with pytest.raises(TrainingError, match="needs TF_CONFIG, such as"), sharing("multi-worker", tmp_path):
+    with pytest.raises(TrainingError, match="needs TF_CONFIG, such as"), share_batches("multi-worker", tmp_path):
         pass

@@ -332,7 +332,8 @@ def test_a_backend_that_cannot_train_is_one_sentence(photos, tmp_path):
         timeout=60,
     )
     assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == "KERAS_BACKEND is 'torch': allowed are tensorflow and jax, installed.\n"
+    sentence = "KERAS_BACKEND is 'torch': allowed are tensorflow and jax, installed."
+    assert process.stderr == f"python -m training fit: {sentence}\n"
 
 
 def test_a_run_folder_that_is_a_file_is_one_sentence(photos, tmp_path):

@@ -4,20 +4,20 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from training.backend import import_backend, require_backend
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.plan import CHOSEN
 
 CHECKPOINT_HELP = "the one of the lowest KID, or the last; the last where none was measured (default: best)"
-BACKENDS = ("tensorflow", "jax")
 ALIASES = {"image_size": ("--size",)}
-STRATEGIES = ("single", "mirrored", "multi-worker")
+SINGLE = "single"
+STRATEGIES = (SINGLE, "mirrored", "multi-worker")
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--strategy",
         choices=STRATEGIES,
-        default="single",
+        default=SINGLE,
         help="who shares each batch: one device, all GPUs here, or those of all machines in TF_CONFIG; "
         "several do without XLA (default: single)",
     )
@@ -112,44 +112,31 @@ def add_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, keep_unsaid: b
     )
 
 
-def import_quietly(name: str) -> None:
-    """Import a module that writes past Python to the terminal: TensorFlow greets before it reads its log level."""
-    sys.stderr.flush()
-    ours, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import_module(name)
-    finally:
-        os.dup2(ours, 2)
-        os.close(ours)
-        os.close(nowhere)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status: 0 done, 2 refused with one sentence, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it logs as errors are remarks: real ones are raised
     if options.command == "export":
         # As the model servers run it. Batches of eight threads round by their size, those of one or two do not (see
         # training/servable.py).
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend not in BACKENDS or find_spec(backend) is None:
-        print(f"KERAS_BACKEND is {backend!r}: allowed are {' and '.join(BACKENDS)}, installed.", file=sys.stderr)
-        return 2
     try:
+        require_backend()
         if options.command == "fit":
+            from training.begin import begin_or_resume
+
             values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
             given = {name: value for name, value in values.items() if value is not None}
-            TrainingConfig(**given)  # bad values need not wait for Keras, nor --help: 3 s
-            import_quietly(backend)
-            from training.begin import begin_or_resume
-            from training.replicas import sharing
+            TrainingConfig(**given)  # for what it refuses
+            sharing: AbstractContextManager[Path] = nullcontext(options.out)
+            if options.strategy != SINGLE:
+                import_backend()
+                from training.replicas import share_batches
 
-            with sharing(options.strategy, options.out) as run:
+                sharing = share_batches(options.strategy, options.out)
+            with sharing as run:
                 finished = begin_or_resume(options.photos, run, given, dry_run=options.dry_run)
             return 0 if finished else INTERRUPTED
-        import_quietly(backend)
+        import_backend()
         if options.command == "preview":
             names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
             config = TrainingConfig(**{name: getattr(options, name) for name in names})

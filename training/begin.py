@@ -5,26 +5,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from training.backend import import_backend
 from training.config import IMAGE_SIZES, TrainingConfig
-from training.machine import look_at_machine, measure_step_s
-from training.photos import MAX_ENLARGEMENT, measure_photos
-from training.plan import Plan, choose_length, choose_networks, choose_pictures, in_words
-from training.replicas import count_replicas
-from training.train import (
-    fit,
-    fix_the_order_of_sums,
+from training.intake import (
+    MIN_PHOTOS,
     load_enough_photos,
     refuse_large_batch,
     refuse_run_among_photos,
     refuse_too_few_photos,
-    train,
+    split_for_run,
 )
+from training.photos import MAX_ENLARGEMENT, measure_photos
+from training.plan import Plan, choose_length, choose_networks, choose_pictures, in_words
 
 WORTH_MEASURING = 100  # batches; fewer are done about as soon as they are measured
 
 
 def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *, dry_run: bool) -> bool:
     """Train as `given` says, and for the rest as the run began or, in a new one, as photos and machine suggest.
+
+    What can be refused without Keras is, before the 4 s that its import takes.
 
     Return whether all batches are done, or whether it is a `dry_run`, which tells the plan and writes nothing.
 
@@ -38,10 +38,27 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
         config = replace(begun, **given)
         config.refuse_to_continue(begun)
         print(f"{run} has begun: it goes on as its config.json says, to batch {config.steps:,}.")
-        return dry_run or finish(fit(photos_folder, run, config), run, config)
+        if dry_run:
+            return True
+        photos = load_enough_photos(photos_folder, run, config)
+        split = split_for_run(photos, run, config)
+        import_backend()
+        from training.train import train
 
-    machine, plan = look_at_machine(), Plan(given)
+        return finish(train(photos, split, run, config), run, config)
+
+    plan = Plan(given)
     sides = measure_photos(photos_folder, given.get("image_size", IMAGE_SIZES[0]))
+    if len(sides) < MIN_PHOTOS:
+        if not dry_run:
+            load_enough_photos(photos_folder, run, plan.config)  # which says what became of each, too
+        refuse_too_few_photos(len(sides), photos_folder)
+    import_backend()
+    from training.machine import look_at_machine, measure_step_s
+    from training.replicas import count_replicas
+    from training.train import fix_the_order_of_sums, train
+
+    machine = look_at_machine()
     plan = plan.plus(*choose_pictures(sides, machine))
     if dry_run:
         usable = sum(side * MAX_ENLARGEMENT >= plan.config.image_size for side in sides)
@@ -65,7 +82,10 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
     print(f"settings for {machine}")
     print(plan.table())
     print(estimate, flush=True)
-    return dry_run or finish(train(photos, run, plan.config), run, plan.config)
+    if dry_run:
+        return True
+    split = split_for_run(photos, run, plan.config)
+    return finish(train(photos, split, run, plan.config), run, plan.config)
 
 
 def finish(done: int, run: Path, config: TrainingConfig) -> bool:

@@ -20,19 +20,16 @@ Tensor = Any
 
 
 @contextmanager
-def sharing(strategy: str, run: Path) -> Iterator[Path]:
+def share_batches(strategy: str, run: Path) -> Iterator[Path]:
     """For the time of a `with` block, build and train for all devices that `strategy` finds; yield the run folder.
 
-    "single" is one device, "mirrored" all GPUs of this machine, "multi-worker" those of all machines in TF_CONFIG.
+    "mirrored" are all GPUs of this machine, "multi-worker" those of all machines in TF_CONFIG.
     Only the chief of several workers gets `run` itself: another one gets a copy to resume from, and what it writes
     there is thrown away.
 
     Raises:
         TrainingError: there is nothing to share with, or another worker is gone.
     """
-    if strategy == "single":
-        yield run
-        return
     if keras.backend.backend() != "tensorflow":
         raise TrainingError(f"--strategy {strategy} is TensorFlow's: unset KERAS_BACKEND, or train on a single device.")
     import tensorflow as tf
@@ -76,7 +73,7 @@ def join_workers() -> Any:
 
 
 def count_replicas() -> int:
-    """Return how many replicas share a batch, 1 outside `sharing`."""
+    """Return how many replicas share a batch, 1 outside `share_batches`."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

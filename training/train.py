@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -16,19 +15,26 @@ from training.config import TrainingConfig
 from training.errors import JudgeMissing, TrainingError
 from training.features import build_extractor, features_of_photos
 from training.gan import GAN, build_gan
-from training.holdout import Split, split_photos
+from training.holdout import Split
+from training.intake import describe, load_enough_photos, refuse_run_among_photos, split_for_run
 from training.latents import MAX_SEED, sample_latents
 from training.metrics import kernel_distance
-from training.photos import Photos, load_photos
+from training.photos import Photos
 from training.plots import draw_networks
-from training.records import read_record, write_record, write_whole
+from training.records import write_record, write_whole
 from training.replicas import count_replicas, share_out
 
-MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
 KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
 
 
 def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
+    """Take in the photos and `train`; likewise."""
+    refuse_run_among_photos(photos_folder, run)
+    photos = load_enough_photos(photos_folder, run, config)
+    return train(photos, split_for_run(photos, run, config), run, config)
+
+
+def train(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> int:
     """Train until `config.steps` batches are done, in all, and return the number done.
 
     `run` receives config.json, photos.json, history.csv, kid.csv, losses.png, grids/, drawings of the networks,
@@ -38,49 +44,16 @@ def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
     Raises:
         TrainingError: it cannot begin or go on; nothing in `run` is lost.
     """
-    refuse_run_among_photos(photos_folder, run)
-    return train(load_enough_photos(photos_folder, run, config), run, config)
-
-
-def refuse_run_among_photos(photos_folder: Path, run: Path) -> None:
-    """Raise TrainingError if the run would lie inside the photos."""
-    if run.resolve().is_relative_to(photos_folder.resolve()):
-        raise TrainingError(f"--out {run} lies inside --photos {photos_folder}: the grids would become photos.")
-
-
-def load_enough_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
-    """Return the photos and say what became of every file. Raises TrainingError if they are too few."""
-    photos = load_photos(
-        photos_folder,
-        config.image_size,
-        cache_dir=run / "photos",
-        memory_limit_bytes=config.memory_limit_mib * 2**20,
-    )
-    print(photos.summary.table())
-    refuse_too_few_photos(len(photos.pixels), photos_folder)
-    return photos
-
-
-def refuse_too_few_photos(usable: int, folder: Path) -> None:
-    """Raise TrainingError if `folder` has too few usable photos to learn from."""
-    if usable < MIN_PHOTOS:
-        raise TrainingError(f"{folder} has {usable} usable photos: at least {MIN_PHOTOS} are needed to learn from.")
-
-
-def train(photos: Photos, run: Path, config: TrainingConfig) -> int:
-    """Train on `photos` in `run`; else as `fit`."""
     replicas = count_replicas()
     if config.batch_size % replicas:
         raise TrainingError(f"batch_size is {config.batch_size}: {replicas} replicas need a multiple of {replicas}.")
-    split = split_photos(photos.files, config.holdout_fraction)
-    refuse_large_batch(len(split.training), len(split.held_out), config.batch_size)
     print(split.sentence())
     fix_the_order_of_sums(config)
     run.mkdir(parents=True, exist_ok=True)
     config_file = run / "config.json"
     if config_file.exists():
         config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
-    refuse_other_photos(photos, split, run / "photos.json")
+    write_record(run / "photos.json", describe(photos, split))
     write_whole(config_file, config.to_json())
 
     gan = build_gan(config)
@@ -105,33 +78,6 @@ def fix_the_order_of_sums(config: TrainingConfig) -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-
-
-def refuse_large_batch(training: int, held_out: int, batch_size: int) -> None:
-    """Raise TrainingError if the photos to train on do not fill one batch."""
-    if training < batch_size:
-        raise TrainingError(
-            f"{training} usable photos are left to train on, with {held_out} more held out: "
-            f"a batch needs {batch_size}, so choose a smaller --batch-size."
-        )
-
-
-def refuse_other_photos(photos: Photos, split: Split, record: Path) -> None:
-    """Write what is known of `photos` to `record`; raise TrainingError if the run there began with others."""
-    mine = {
-        **asdict(photos.summary),
-        "pixels_sha256": photos.sha256,
-        "held_out": len(split.held_out),
-        "held_out_arcs": [asdict(arc) for arc in split.arcs],
-    }
-    if record.exists():
-        begun = read_record(record)
-        if any(begun.get(name) != mine[name] for name in ("pixels_sha256", "held_out_arcs")):
-            raise TrainingError(
-                f"The photos or their names differ from those the run began with (see {record}): "
-                "restore them, or choose a new --out for the new set."
-            )
-    write_record(record, mine)
 
 
 def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
