@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.photo_files import (
     GREY,
     ORANGE,
@@ -187,8 +188,7 @@ def test_shrinking_averages_instead_of_picking(folder: Path) -> None:
 
 def test_photos_load_without_tensorflow() -> None:
     seen = "import sys, training.photos; print({'tensorflow', 'keras', 'jax'} & set(sys.modules))"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", seen], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()"
 
 

@@ -2,16 +2,16 @@
 
 import math
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import ROOT
 from training.latents import MAX_SEED, sample_latents, slerp, standardise, sum_of_uniforms
 
-SPECIFICATION = Path(__file__).parents[1] / "docs" / "ringo-latent-1.md"
+SPECIFICATION = ROOT / "docs" / "ringo-latent-1.md"
 
 
 def specification_code() -> str:
