@@ -129,7 +129,7 @@ def test_the_learning_rate_holds_for_half_the_run_and_falls_to_its_end():
 
 ONE_STEP = """
 import numpy as np
-from tests.test_gan import CONFIG, PIXELS, ROWS, plain_gan, train
+from tests.training.test_gan import CONFIG, PIXELS, ROWS, plain_gan, train
 from training.train import batches
 gan = plain_gan()
 print(*(float(v) for v in gan.losses_of(*next(batches(PIXELS, ROWS, CONFIG, 0)))[:2]))
