@@ -75,13 +75,15 @@ def photos(tmp_path_factory) -> Path:
 def small_run(photos, tmp_path_factory) -> Path:
     """A run folder at 32 px, four batches old."""
     from training.config import TrainingConfig
-    from training.train import fit
+    from training.intake import load_enough_photos, split_for_run
+    from training.train import train
 
     run = tmp_path_factory.mktemp("run") / "small"
     config = TrainingConfig(
         image_size=32, steps=4, batch_size=8, log_every=1, grid_every=2, keep_best=False, jit_compile=False
     )
-    fit(photos, run, config)
+    taken_in = load_enough_photos(photos, run, config)
+    train(taken_in, split_for_run(taken_in, run, config), run, config)
     return run
 
 

@@ -16,7 +16,7 @@ from training.errors import JudgeMissing, TrainingError
 from training.features import build_extractor, features_of_photos
 from training.gan import GAN, build_gan
 from training.holdout import Split
-from training.intake import describe, load_enough_photos, refuse_run_among_photos, split_for_run
+from training.intake import describe
 from training.latents import MAX_SEED, sample_latents
 from training.metrics import kernel_distance
 from training.photos import Photos
@@ -25,13 +25,6 @@ from training.records import write_record, write_whole
 from training.replicas import count_replicas, share_out
 
 KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
-
-
-def fit(photos_folder: Path, run: Path, config: TrainingConfig) -> int:
-    """Take in the photos and `train`; likewise."""
-    refuse_run_among_photos(photos_folder, run)
-    photos = load_enough_photos(photos_folder, run, config)
-    return train(photos, split_for_run(photos, run, config), run, config)
 
 
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> int:
