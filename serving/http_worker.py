@@ -179,7 +179,8 @@ class PatientWorker(ThreadWorker):
         """Answer a request whose head is read; from here on nothing waits for the caller."""
         self._release(conn)
         # Nobody here reads a body. gunicorn would wait for it, in order to keep the connection.
-        if any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in req.headers):
+        # Some say that there is none.
+        if any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") and length != "0" for name, length in req.headers):
             req.force_close()
         return super().handle_request(req, conn)
 

@@ -1,6 +1,7 @@
 """What is refused at both doors before any work is done for it, by real bytes on real sockets."""
 
 import contextlib
+import http.client
 import socket
 
 import grpc
@@ -142,6 +143,13 @@ def test_the_gateway_refuses(gateway, model_server, what):
     assert len(body) < 8192
     assert len(model_server.requests) == before
     assert "Traceback" not in gateway.log.read_text() + body.decode()
+
+
+def test_who_says_that_there_is_no_body_keeps_the_connection(gateway):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
+        connection.request("GET", "/generate?seed=1", headers={"Content-Length": "0"})
+        answer = connection.getresponse()
+    assert (answer.status, answer.will_close) == (200, False)
 
 
 @pytest.mark.parametrize("path", ["/generate?seed=1", "/about", "/openapi.json", "/livez", "/static/gallery.css"])
