@@ -76,7 +76,7 @@ class PredictionService:
         response.model_spec.version.value = version
         response.model_spec.signature_name = name
         for alias in chosen:
-            response.outputs[alias].CopyFrom(servable.encode(outputs[alias], typed_fields=self._typed_fields))
+            servable.encode(outputs[alias], response.outputs[alias], typed_fields=self._typed_fields)
         return response
 
     def get_model_metadata(self, request: Message) -> Message:

@@ -2,21 +2,22 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from tensorflow.core.framework import tensor_pb2
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 TAG = "serve"
+INIT_OP = "__saved_model_init_op"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARM_UP_REQUESTS = 1000  # TensorFlow Serving reads no more, either
 
@@ -40,7 +41,13 @@ TYPED_FIELDS = MappingProxyType(
     }
 )
 
+PLAIN_DTYPES = MappingProxyType(
+    {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS if name != "bool"}
+)
+
 log = logging.getLogger(__name__)
+# It would have us take tf.saved_model.load, which gives functions where we want a session.
+logging.getLogger("tensorflow").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,26 +55,27 @@ class Servable:
     """A loaded version. Threads may share it."""
 
     signature_defs: Mapping[str, Any]  # SignatureDef by signature name
-    _loaded: Any  # holds the variables that the signatures use
+    _calls: Mapping[str, Callable[..., Sequence[NDArray[Any]]]]  # of the session, which they keep open
 
-    def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    def run(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return all outputs of `signature` by name, for the tensors `inputs` by name.
 
         Raises:
             ValueError: the graph refuses the inputs; the text is the kernel's own, as TensorFlow Serving passes it on.
             MemoryError: there is no memory for them.
         """
+        definition = self.signature_defs[signature]
         try:
-            outputs = self._loaded.signatures[signature](**inputs)
-            return {name: output.numpy() for name, output in outputs.items()}
+            outputs = self._calls[signature](*(inputs[name] for name in definition.inputs))
+            return dict(zip(definition.outputs, outputs, strict=True))
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(_kernel_text(error.message)) from error
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryError(_kernel_text(error.message)) from error
 
     @staticmethod
-    def decode(proto: Any) -> Any:
-        """Return the tensor of a TensorProto, read by TensorFlow's own C++.
+    def decode(proto: Any) -> NDArray[Any]:
+        """Return the tensor of a TensorProto: numbers as they lie in it, all else read by TensorFlow's own C++.
 
         Missing values repeat the last one, or are 0 where there is none.
 
@@ -75,26 +83,36 @@ class Servable:
             ValueError: it has no dtype, its shape is negative or above MAX_INPUT_ELEMENTS, or its content is of another
                 length than the shape says.
         """
-        if prod(dim.size for dim in proto.tensor_shape.dim) > MAX_INPUT_ELEMENTS:
+        shape = [dim.size for dim in proto.tensor_shape.dim]
+        if prod(shape) > MAX_INPUT_ELEMENTS:
             raise ValueError(f"The tensor has more than {MAX_INPUT_ELEMENTS} elements.")
+        content, dtype = proto.tensor_content, PLAIN_DTYPES.get(proto.dtype)
+        if dtype is not None and min(shape, default=0) >= 0 and len(content) == prod(shape) * dtype.itemsize:
+            return np.frombuffer(content, dtype).reshape(shape)
         try:
-            return tf.io.parse_tensor(proto.SerializeToString(), proto.dtype)
+            array: NDArray[Any] = tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy()
+            return array
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             raise ValueError("The TensorProto can't be parsed.") from error
 
     @staticmethod
-    def encode(array: NDArray[Any], *, typed_fields: bool) -> Any:
-        """Return `array` as a TensorProto: in `tensor_content` or in typed fields.
+    def encode(array: NDArray[Any], proto: Any, *, typed_fields: bool) -> None:
+        """Write `array` into the empty TensorProto `proto`: in `tensor_content` or in typed fields.
 
         For 64 pictures of 128 x 128 the former takes 5 ms and the latter 150 ms.
         """
-        proto = tf.make_tensor_proto(array)
-        field = TYPED_FIELDS.get(array.dtype.name)
-        if not typed_fields or field is None:
-            return proto
-        typed = tensor_pb2.TensorProto(dtype=proto.dtype, tensor_shape=proto.tensor_shape)
-        getattr(typed, field).extend(array.ravel().tolist())
-        return typed
+        dtype = tf.as_dtype(array.dtype)
+        field = TYPED_FIELDS.get(dtype.name)
+        if field is None:  # text, for one
+            proto.CopyFrom(tf.make_tensor_proto(array))
+            return
+        proto.dtype = dtype.as_datatype_enum
+        for size in array.shape:
+            proto.tensor_shape.dim.add(size=size)
+        if typed_fields:
+            getattr(proto, field).extend(array.ravel().tolist())
+        else:
+            proto.tensor_content = array.tobytes()
 
 
 def load(folder: Path) -> Servable:
@@ -107,11 +125,34 @@ def load(folder: Path) -> Servable:
     graphs = [graph for graph in saved_model.meta_graphs if TAG in graph.meta_info_def.tags]
     if not graphs:
         raise ValueError(f"{folder} has no graph with the tag {TAG!r}.")
-    servable = Servable(dict(graphs[0].signature_def), tf.saved_model.load(str(folder), tags=[TAG]))
+    signature_defs = dict(graphs[0].signature_def)
+    servable = Servable(signature_defs, _calls(folder, signature_defs))
     for request in _warm_up_requests(folder / WARM_UP_FILE):
         inputs = {name: servable.decode(tensor) for name, tensor in request.inputs.items()}
         servable.run(request.model_spec.signature_name or tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY, inputs)
     return servable
+
+
+def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, Callable[..., Sequence[NDArray[Any]]]]:
+    """Return what runs each signature, from its inputs in their order to its outputs in theirs.
+
+    A session, as in TensorFlow Serving, in the thread that asks: a lone picture takes 2.2 ms, by a function 3.0. The
+    public `make_callable` checks inputs before the kernels do, in its own words, for 0.3 ms.
+    """
+    config = tf.compat.v1.ConfigProto()
+    config.experimental.executor_type = "SINGLE_THREADED_EXECUTOR"
+    graph = tf.Graph()
+    session = tf.compat.v1.Session(graph=graph, config=config)
+    with graph.as_default():
+        tf.compat.v1.saved_model.load(session, [TAG], str(folder))
+    calls = {}
+    for name, definition in signature_defs.items():
+        if name == INIT_OP:  # has run by now, and returns nothing
+            continue
+        feed = [tensor.name for tensor in definition.inputs.values()]
+        fetch = [tensor.name for tensor in definition.outputs.values()]
+        calls[name] = session._make_callable_from_options(config_pb2.CallableOptions(feed=feed, fetch=fetch))
+    return calls
 
 
 def _warm_up_requests(file: Path) -> list[Any]:
