@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from serving.interpolation import Latent, slerp
 from serving.joined_calls import JoinedCalls
 from serving.memory import give_back
 from serving.model_client import PROVED, ModelClient
-from serving.observation import stage
+from serving.observation import carried, stage
 from serving.pictures import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.queries import Animation, Grid, Morph, Picture, Query, address
 from serving.single_flight import SingleFlight
@@ -73,8 +73,16 @@ class Painter:
 
         def make() -> bytes:
             version, file_format = pinned(query)
-            tiles = self._tiles(query, version, mark, deadline_s)
-            encoded = self._encode(query, file_format, tiles, deadline_s)
+            early: list[bytes] = []
+
+            def encode_early(pixels: Pixels) -> Pixels:
+                """Encode them while they are at hand, unless that would hold up others."""
+                if (query.size or max(pixels.shape)) ** 2 < LARGE_PIXELS:
+                    early.append(self._encode(query, file_format, [pixels], deadline_s))
+                return pixels
+
+            tiles = self._tiles(query, version, mark, deadline_s, carried(encode_early))
+            encoded = early[0] if early else self._encode(query, file_format, tiles, deadline_s)
             self._keep((mark, query), encoded)
             return encoded
 
@@ -125,12 +133,14 @@ class Painter:
             give_back()
             self._large.release()
 
-    def _tiles(self, query: Query, version: int, mark: str, deadline_s: float) -> Sequence[Pixels]:
-        """Return the model's own pixels of each tile of `query`."""
+    def _tiles(
+        self, query: Query, version: int, mark: str, deadline_s: float, then: Callable[[Pixels], Pixels]
+    ) -> Sequence[Pixels]:
+        """Return the model's own pixels of each tile of `query`; a lone one, once painted, goes through `then`."""
         match query:
             case Picture():
                 name = Painting(mark, version, seed_of(query), query.truncation)
-                paint = lambda: self._paint([name], deadline_s=deadline_s)  # noqa: E731
+                paint = lambda: self._paint([name], then, deadline_s=deadline_s)  # noqa: E731
                 (pixels,) = self._flight.do(name, paint, deadline_s=deadline_s)
                 return [pixels]
             case Grid(seeds=seeds):
@@ -141,10 +151,17 @@ class Painter:
                 way = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
                 return list(self._client.paint(version, np.stack(way), deadline_s=deadline_s))
 
-    def _paint(self, names: Sequence[Painting], *, deadline_s: float = math.inf) -> list[Pixels]:
+    def _paint(
+        self,
+        names: Sequence[Painting],
+        then: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+        *,
+        deadline_s: float = math.inf,
+    ) -> list[Pixels]:
         """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together.
 
-        One picture alone is joined with others, unless this replica may let it depend on its company.
+        One picture alone is joined with others, and goes through `then`, unless this replica may let it depend on its
+        company.
         """
         with self._lock:
             found = {name: self._cache[name] for name in names if name in self._cache}
@@ -154,7 +171,7 @@ class Painter:
             seeds = [name.seed for name in missing]
             painted: Iterable[Pixels]
             if truncation == 1.0 and len(seeds) == 1 and names[0].mark == PROVED:
-                painted = [self._joined.picture(version, seeds[0], deadline_s=deadline_s)]
+                painted = [self._joined.picture(version, seeds[0], then, deadline_s=deadline_s)]
             elif truncation == 1.0:
                 painted = self._client.generate(version, seeds, deadline_s=deadline_s)
             else:

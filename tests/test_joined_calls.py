@@ -101,12 +101,12 @@ def test_who_waited_too_long_costs_no_inference():
         return list(pictures_of(latents(seeds), version))
 
     joined = JoinedCalls(generate, at_a_time=1)
-    busy = threading.Thread(target=joined.picture, args=(1, BUSY))
+    busy = threading.Thread(target=joined.picture, args=(1, BUSY, np.copy))
     busy.start()
     assert reached.wait(LIMIT_S)
     with pytest.raises(ModelTimeout):
-        joined.picture(1, 2000, deadline_s=time.monotonic())
+        joined.picture(1, 2000, np.copy, deadline_s=time.monotonic())
     go_on.set()
     busy.join(LIMIT_S)
-    joined.picture(1, 3000)
+    joined.picture(1, 3000, np.copy)
     assert calls == [[BUSY], [3000]]
