@@ -37,6 +37,11 @@ class CallerSocket:
         """Keep `said`."""
         self._said.append(said)
 
+    def setblocking(self, blocking: bool) -> None:
+        """Have calls wait, or not; where they do so already the system isn't asked, which would cost the GIL."""
+        if self.sock.getblocking() != blocking:
+            self.sock.setblocking(blocking)
+
     def flush(self) -> None:
         """Hand over what the system takes at once; if the caller has gone, forget it all and raise OSError."""
         if self._said:
@@ -44,7 +49,7 @@ class CallerSocket:
             self._said.clear()
         rest = memoryview(self._leaving)
         try:
-            self.sock.setblocking(False)
+            self.setblocking(False)
             while self._left < len(rest):
                 self._left += self.sock.send(rest[self._left :])
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):

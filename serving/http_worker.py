@@ -58,6 +58,7 @@ class Connection(TConn):
         self.arrived_s = 0.0
         self._worker = worker
         self._seen = 0  # bytes of the head that is incomplete
+        self._low_water = 1  # bytes from which on the socket is readable
 
     @property
     def sock(self) -> CallerSocket:
@@ -89,7 +90,10 @@ class Connection(TConn):
         if not whole:
             self._seen = len(came)
             whole = len(came) == before or self.head_is_too_large
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 if whole else self._seen + 1)
+        low_water = 1 if whole else self._seen + 1
+        if low_water != self._low_water:
+            self._low_water = low_water
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
         return whole
 
     def close(self, graceful: bool = False) -> None:

@@ -259,11 +259,11 @@ def _array(response: Any, name: str, kind: Kind, *, rows: int) -> npt.NDArray[An
     # TensorFlow Serving up to 2.18 fills typed fields, later ones can do either. NumPy reads both by the buffer:
     # 0.2 ms for 256 x 256 in typed fields, where iterating takes 9 ms.
     if tensor.tensor_content:
-        if len(tensor.tensor_content) != np.dtype(kind.dtype).itemsize * np.prod(shape):
+        if len(tensor.tensor_content) != np.dtype(kind.dtype).itemsize * math.prod(shape):
             raise ModelMismatch(f"The model answered {len(tensor.tensor_content)} bytes for {name} of {shape}.")
         numbers = np.frombuffer(tensor.tensor_content, kind.dtype)
     else:
         numbers = np.array(getattr(tensor, kind.field), kind.dtype)
-        if numbers.size != np.prod(shape):
+        if numbers.size != math.prod(shape):
             raise ModelMismatch(f"The model answered {numbers.size} numbers for {name} of the shape {shape}.")
     return numbers.reshape(shape)

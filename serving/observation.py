@@ -23,7 +23,7 @@ from prometheus_client import Counter, Histogram
 
 from serving.logs import CURRENT, Event
 from serving.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT, STAGE_SECONDS
-from serving.tracing import TRACER, server_span
+from serving.tracing import child_span, server_span
 
 Stage = Literal["queue", "model", "encode", "shared"]
 
@@ -174,7 +174,7 @@ def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
     """Measure the `with` block as a stage, of the current request if there is one, with `attributes` for its span."""
     began_s = time.monotonic()
     try:
-        with TRACER.start_as_current_span(name, attributes=attributes):
+        with child_span(name, attributes):
             yield
     finally:
         waited(name, time.monotonic() - began_s)

@@ -46,6 +46,8 @@ def resize(pixels: Pixels, size: int) -> Pixels:
 
 def arrange(tiles: Sequence[Pixels], columns: int) -> Pixels:
     """Return `tiles`, all of one size, in rows of `columns` without gaps; white where the last row has none."""
+    if len(tiles) == columns == 1:
+        return tiles[0]
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // columns)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
@@ -98,7 +100,7 @@ def _filtered(pixels: Pixels) -> Pixels:
     left[:, 0], up[0] = pixels[:, 0], pixels[0]
     np.subtract(pixels[:, 1:], pixels[:, :-1], out=left[:, 1:])  # modulo 256, as the standard wants
     np.subtract(pixels[1:], pixels[:-1], out=up[1:])
-    sizes = np.abs(both.view(np.int8)).view(np.uint8).sum(axis=2, dtype=np.int64)
+    sizes = np.abs(both.view(np.int8)).view(np.uint8).sum(axis=2, dtype=np.uint32)
     return np.ascontiguousarray(both[sizes.argmin(axis=0), np.arange(height)])
 
 

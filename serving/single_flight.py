@@ -29,7 +29,8 @@ class SingleFlight(Generic[K, V]):
         with self._lock:
             flight = self._flights.get(key)
             if flight is None:
-                mine = self._flights[key] = Future[V]()
+                mine: Future[V] = Future()
+                self._flights[key] = mine
         if flight is not None:
             with stage("shared"):
                 done = wait([flight], seconds_until(deadline_s)).done
