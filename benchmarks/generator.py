@@ -1,7 +1,8 @@
 """The generator alone, by what runs it, in milliseconds a picture: python -m benchmarks.generator.
 
-The weights are the shipped ones for all. Plain is the network as it is trained, fused as it is exported. The floor is
-its arithmetic at the speed at which this machine multiplies large matrices.
+The weights are the shipped ones for all. Plain is the network in Keras's own layers, as people write it; as trained, it
+upsamples and convolves in one operation; fused, it is as it is exported. The floor is its arithmetic at the speed at
+which this machine multiplies large matrices.
 """
 
 import argparse
@@ -20,8 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import rounds
+from benchmarks.stock_layers import in_stock_layers
 from benchmarks.weights import keras_generator, newest_version
 from training.fusion import Stage, build_function, fuse
+from training.networks import BLUR
 
 THREADS = len(os.sched_getaffinity(0))  # of all sides; TensorFlow's own default, too
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -52,9 +55,11 @@ def operations(stages: Sequence[Stage]) -> int:
             total += 2 * stage.kernel.size
             continue
         taps = stage.kernel.shape[0] * stage.kernel.shape[1]
-        if stage.kind == "upsample_conv":
+        if stage.kind != "conv":
             side, taps = 2 * side, taps // 4  # a stride of 2 meets a quarter of them at each pixel
         total += 2 * side * side * taps * stage.kernel.shape[2] * stage.kernel.shape[3]
+        if stage.kind == "smooth_upsample_conv":
+            total += 2 * side * side * BLUR.size * stage.kernel.shape[3]
     return total
 
 
@@ -102,22 +107,27 @@ def build_sides(version: Path, scratch: Path) -> tuple[dict[str, Run], dict[str,
     def fused(latents: Any) -> Any:
         return build_function(stages, latent_dim)(latents)  # here: weights from outside would become inputs in ONNX
 
-    generator.export(str(scratch / "plain"), verbose=False)
-    plain = tf.saved_model.load(str(scratch / "plain"))
-    exported = tf.saved_model.load(str(version))
+    plain = in_stock_layers(generator)
 
-    def savedmodel(loaded: Any, name: str, output: str | None) -> Run:
-        signature = loaded.signatures[name]
-        key = next(iter(signature.structured_input_signature[1]))
-        out = output or next(iter(signature.structured_outputs))
-        return lambda latents: signature(**{key: tf.constant(latents)})[out].numpy()
+    def savedmodel(folder: Path) -> Run:
+        loaded = tf.saved_model.load(str(folder))
+        signature = loaded.signatures["serving_default"]
+        (name,), (output,) = signature.structured_input_signature[1], signature.structured_outputs
+        # `loaded` holds the variables.
+        return lambda latents, loaded=loaded: signature(**{name: tf.constant(latents)})[output].numpy()
+
+    def export(model: Any) -> Path:
+        folder = scratch / model.name
+        model.export(str(folder), verbose=False)
+        return folder
 
     makers: dict[str, Callable[[], Run]] = {
-        "Keras predict": lambda: lambda latents: generator.predict(latents, batch_size=len(latents), verbose=0),
-        "plain SavedModel": lambda: savedmodel(plain, "serving_default", None),
-        OURS: lambda: savedmodel(exported, "serving_default", "images"),
+        "Keras predict, plain": lambda: lambda latents: plain.predict(latents, batch_size=len(latents), verbose=0),
+        "plain SavedModel": lambda: savedmodel(export(plain)),
+        "SavedModel as trained": lambda: savedmodel(export(generator)),
+        OURS: lambda: savedmodel(version),
     }
-    for kind, function in (("plain", lambda z: generator(z, training=False)), ("fused", fused)):
+    for kind, function in (("plain", lambda z: plain(z, training=False)), ("fused", fused)):
         file = scratch / f"{kind}.onnx"
         makers[f"ONNX Runtime, {kind}"] = lambda f=function, p=file: onnx_runtime(onnx_file(f, latent_dim, p))
         makers[f"OpenVINO, {kind}"] = lambda p=file: openvino(p, "f32")

@@ -25,7 +25,7 @@ ROUNDS = 7
 READY_S = 180.0  # XLA compiles a step in 10 to 30 s
 WARM_UP = 5  # batches
 OTHER = "ours, XLA the other way"  # than `fit` chooses it for this machine
-SIDES = ("ours", "ours, data at hand", OTHER, "Keras example", "PyTorch")
+SIDES = ("ours", "ours, data at hand", OTHER, "Keras example", "Keras example, our layers", "PyTorch")
 
 
 def ours(config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[float], *, at_hand: bool) -> None:
@@ -88,10 +88,10 @@ def work(name: str, connection: Connection) -> None:
             return goes_on
 
         match name:
-            case "Keras example":
+            case "Keras example" | "Keras example, our layers":
                 from benchmarks.peers import keras_gan
 
-                keras_gan.fit(config, pixels, on_batch)
+                keras_gan.fit(config, pixels, on_batch, our_layers=name != "Keras example")
             case "PyTorch":
                 from benchmarks.peers import torch_gan
 

@@ -1,7 +1,8 @@
 """The Keras generator with the weights of an exported version, for the sides that need layers and not a graph.
 
 An export keeps no layers: normalisation is folded into the weights before it, and each kernel of 3x3 has become one of
-4x4 or 6x6. Both ways are linear, so the way back is exact up to rounding: pictures differ by 1/255 at most.
+4x4 or, for smooth upsampling in versions of before 2026-11-27, 6x6. Both ways are linear, so the way back is exact up
+to rounding: pictures differ by 1/255 at most.
 """
 
 from pathlib import Path
@@ -13,7 +14,13 @@ import tensorflow as tf
 from keras import layers
 
 from training.config import TrainingConfig
-from training.networks import UpsampleConv, build_generator
+from training.networks import NEAREST, UpsampleConv, build_generator
+
+# By the size of a kernel: as training.networks.NEAREST, and the same behind its BLUR.
+TAPS = {
+    4: NEAREST.astype(np.float64),
+    6: np.array([[0, 0, 1], [0, 1, 3], [1, 3, 3], [3, 3, 1], [3, 1, 0], [1, 0, 0]]) / 4,
+}
 
 
 def newest_version(model: Path) -> Path:
@@ -35,7 +42,7 @@ def keras_generator(version: Path) -> keras.Model:
                 layer.set_weights([kernel])
             case UpsampleConv():
                 kernel, shift = next(weights), next(weights)
-                back = np.linalg.pinv(layer.upsampling.astype(np.float64))
+                back = np.linalg.pinv(TAPS[len(kernel)])
                 layer.set_weights([np.einsum("ay,bx,yxio->abio", back, back, kernel)])
             case layers.Conv2D():
                 layer.set_weights([next(weights), next(weights)])

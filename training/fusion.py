@@ -1,7 +1,7 @@
 """Fuse a trained generator for serving, exactly: fewer and cheaper operations with the same pictures.
 
 Training keeps apart what serving can join: batch normalisation with frozen statistics is a scale and a shift, which
-fold into the weights before it; and what upsampling makes of nine weights, the graph holds ready as 16 or 36.
+fold into the weights before it; and what upsampling makes of nine weights, the graph holds ready as 16.
 """
 
 import math
@@ -16,8 +16,9 @@ from keras import layers
 from numpy.typing import NDArray
 
 from training.errors import ExportError
-from training.networks import SLOPE, UpsampleConv
+from training.networks import BLUR, NEAREST, SLOPE, UpsampleConv
 
+Kind = Literal["dense", "conv", "upsample_conv", "smooth_upsample_conv"]
 Weights = NDArray[np.float64]  # until the graph is built: folding in float32 would round twice
 
 
@@ -25,7 +26,7 @@ Weights = NDArray[np.float64]  # until the graph is built: folding in float32 wo
 class Stage:
     """One affine operation of the fused generator, and whether LeakyReLU follows."""
 
-    kind: Literal["dense", "conv", "upsample_conv"]
+    kind: Kind
     kernel: Weights  # [in, out], or [height, width, in, out]
     bias: Weights
     activated: bool
@@ -47,9 +48,8 @@ def fuse(generator: keras.Model) -> list[Stage]:
             case layers.Dense():
                 stages.append(_stage("dense", layer.kernel, layer.bias))
             case UpsampleConv():
-                taps, kernel = layer.upsampling, np.asarray(layer.kernel, np.float64)
-                kernel = np.einsum("ya,xb,abio->yxio", taps, taps, kernel)
-                stages.append(_stage("upsample_conv", kernel, bias=None))
+                kernel = np.einsum("ya,xb,abio->yxio", NEAREST, NEAREST, np.asarray(layer.kernel, np.float64))
+                stages.append(_stage("smooth_upsample_conv" if layer.smooth else "upsample_conv", kernel, bias=None))
             case layers.Conv2D():
                 stages.append(_stage("conv", layer.kernel, layer.bias))
             case layers.BatchNormalization():
@@ -61,7 +61,7 @@ def fuse(generator: keras.Model) -> list[Stage]:
     return stages
 
 
-def _stage(kind: Literal["dense", "conv", "upsample_conv"], kernel: Any, bias: Any | None) -> Stage:
+def _stage(kind: Kind, kernel: Any, bias: Any | None) -> Stage:
     kernel = np.asarray(kernel, np.float64)
     return Stage(kind, kernel, np.zeros(kernel.shape[-1]) if bias is None else np.asarray(bias, np.float64), False)
 
@@ -89,15 +89,23 @@ def build_function(stages: Sequence[Stage], latent_dim: int) -> Callable[[Any], 
         for stage, (kernel, bias) in zip(stages, weights, strict=True):
             if stage.kind == "dense":
                 x = tf.reshape(tf.matmul(x, kernel) + bias, (-1, 4, 4, stage.bias.size // 16))
-            elif stage.kind == "upsample_conv":
-                n, size, width = tf.shape(x)[0], 2 * x.shape[1], stage.bias.size
-                # TensorFlow's transposed convolution wants its filter as [height, width, out, in].
-                filters = tf.transpose(kernel, (0, 1, 3, 2))
-                x = tf.nn.conv2d_transpose(x, filters, (n, size, size, width), 2, "SAME") + bias
-            else:
+            elif stage.kind == "conv":
                 x = tf.nn.conv2d(x, kernel, 1, "SAME") + bias
+            else:
+                x = _upsample_conv(x, kernel, smooth=stage.kind == "smooth_upsample_conv") + bias
             if stage.activated:
                 x = tf.nn.leaky_relu(x, SLOPE)
         return tf.tanh(x)
 
     return generate
+
+
+def _upsample_conv(x: Any, kernel: Any, *, smooth: bool) -> Any:
+    """Return what `networks.UpsampleConv` does, by the 16 weights that it makes of nine."""
+    size, width = 2 * x.shape[1] + 2 * smooth, kernel.shape[-1]
+    shape = (tf.shape(x)[0], size, size, width)
+    # TensorFlow's transposed convolution wants its filter as [height, width, out, in].
+    x = tf.nn.conv2d_transpose(x, tf.transpose(kernel, (0, 1, 3, 2)), shape, 2, "VALID" if smooth else "SAME")
+    if smooth:
+        x = tf.nn.depthwise_conv2d(x, np.tile(BLUR[..., None, None], (1, 1, width, 1)), (1, 1, 1, 1), "VALID")
+    return x

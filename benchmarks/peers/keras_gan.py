@@ -5,6 +5,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from benchmarks.stock_layers import in_stock_layers
+
 
 class TwoPassGAN(keras.Model):
     """Trains the discriminator on a batch of both kinds, then the generator on new latents."""
@@ -35,12 +37,16 @@ class TwoPassGAN(keras.Model):
         return {"d_loss": d_loss, "g_loss": g_loss}
 
 
-def fit(config, pixels, on_batch: Callable[[], bool]) -> None:
-    """Train on `pixels` uint8[n, S, S, 3] until `on_batch`, called after each batch, returns False."""
+def fit(config, pixels, on_batch: Callable[[], bool], *, our_layers: bool) -> None:
+    """Train on `pixels` uint8[n, S, S, 3] until `on_batch`, called after each batch, returns False.
+
+    The generator has Keras's own layers, or with `our_layers` those of training.networks.
+    """
     from training.networks import build_discriminator, build_generator
 
+    generator = build_generator(config.latent_dim, config.generator_channels)
     gan = TwoPassGAN(
-        build_generator(config.latent_dim, config.generator_channels),
+        generator if our_layers else in_stock_layers(generator),
         build_discriminator(config.image_size, config.discriminator_channels),
         config.latent_dim,
     )

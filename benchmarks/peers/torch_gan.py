@@ -7,23 +7,26 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.networks import NEAREST, SLOPE, SMOOTH
+from training.networks import NEAREST, SLOPE
 
 
 class UpsampleConv(nn.Module):
     """Upsampling and a 3x3 convolution as one transposed convolution, as in training.networks."""
 
-    def __init__(self, channels: int, filters: int, upsampling) -> None:
+    def __init__(self, channels: int, filters: int, *, smooth: bool) -> None:
         super().__init__()
-        self.register_buffer("upsampling", torch.tensor(upsampling))
+        self.register_buffer("upsampling", torch.tensor(NEAREST))
         self.kernel = nn.Parameter(torch.empty(channels, filters, 3, 3))
         nn.init.xavier_uniform_(self.kernel)
-        self.padding = len(upsampling) // 2 - 1
+        self.smooth = smooth
 
     def forward(self, x):
         """Return [N, filters, 2H, 2W] for [N, C, H, W]."""
         kernel = torch.einsum("ya,xb,ioab->ioyx", self.upsampling, self.upsampling, self.kernel)
-        return functional.conv_transpose2d(x, kernel, stride=2, padding=self.padding)
+        if not self.smooth:
+            return functional.conv_transpose2d(x, kernel, stride=2, padding=1)
+        x = functional.conv_transpose2d(x, kernel, stride=2)
+        return functional.avg_pool2d(functional.avg_pool2d(x, 2, stride=1), 2, stride=1)
 
 
 class Generator(nn.Module):
@@ -34,8 +37,11 @@ class Generator(nn.Module):
         self.dense = nn.Linear(latent_dim, 16 * channels[0], bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.LeakyReLU(SLOPE)]
         for level, (before, width) in enumerate(pairwise(channels), start=2):
-            upsampling = SMOOTH if level == len(channels) else NEAREST
-            layers += [UpsampleConv(before, width, upsampling), nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE)]
+            layers += [
+                UpsampleConv(before, width, smooth=level == len(channels)),
+                nn.BatchNorm2d(width),
+                nn.LeakyReLU(SLOPE),
+            ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], 3, 3, padding=1), nn.Tanh())
 
     def forward(self, latents):
