@@ -21,6 +21,7 @@ from training.checkpoints import load_gan
 from training.export import MAX_BATCH_SIZE
 from training.latents import MAX_SEED
 from training.painting import paint
+from training.servable import Servable
 
 SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
 
@@ -68,6 +69,16 @@ def test_the_client_gets_what_the_keras_generator_paints_to_within_1_of_255(clie
 def test_a_seed_alone_and_in_company_is_one_picture(client):
     together = client.generate(1, SEEDS.tolist())
     alone = [client.generate(1, [seed])[0] for seed in SEEDS.tolist()]
+    assert np.array_equal(together, alone)
+
+
+def test_the_model_server_runs_a_graph_that_paints_row_by_row(small_run, tmp_path):
+    """Its loop is more than the executor of the embedded model server is made for."""
+    servable = Servable(load_gan(small_run), row_by_row=True)
+    tf.saved_model.save(servable, str(tmp_path), signatures=servable.signatures())
+    loaded = load(tmp_path)
+    together = loaded.run("generate", {"seeds": SEEDS[:3]})["images"]
+    alone = [loaded.run("generate", {"seeds": SEEDS[row : row + 1]})["images"][0] for row in range(3)]
     assert np.array_equal(together, alone)
 
 
