@@ -20,7 +20,8 @@ from benchmarks import rounds
 from training.config import TrainingConfig
 
 PHOTOS = 2_000  # in memory, 64 x 64 of noise: what is on them costs nothing
-BATCHES = 15  # a turn
+SETTLING = 3  # batches of a turn that don't count: others have had the caches
+BATCHES = 15  # that do
 ROUNDS = 7
 READY_S = 180.0  # XLA compiles a step in 10 to 30 s
 WARM_UP = 5  # batches
@@ -77,14 +78,14 @@ def work(name: str, connection: Connection) -> None:
         def on_batch() -> bool:
             nonlocal done, begin
             done += 1
-            if done == WARM_UP:
-                connection.send("ready")
-            elif (done - WARM_UP) % BATCHES or done < WARM_UP:
+            of_turn = (done - WARM_UP) % (SETTLING + BATCHES)
+            if of_turn == SETTLING:
+                spent[0], begin = 0.0, time.perf_counter()
+            if of_turn or done < WARM_UP:
                 return True
-            else:
-                connection.send(((time.perf_counter() - begin) / BATCHES, spent[0] / BATCHES))
+            ready = "ready" if done == WARM_UP else ((time.perf_counter() - begin) / BATCHES, spent[0] / BATCHES)
+            connection.send(ready)
             goes_on: bool = connection.recv()
-            spent[0], begin = 0.0, time.perf_counter()
             return goes_on
 
         match name:
