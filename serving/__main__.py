@@ -9,10 +9,6 @@ from serving.settings import Settings, SettingsError
 
 MISUSED = 2  # argparse's exit status for it, too
 
-# gRPC has threads of its own hand each event to the one that waits for it, unless it is told to let that one poll: a
-# call to a neighbour then takes 0.45 instead of 0.65 ms. It reads this when it is imported.
-GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
-
 
 def main(argv: list[str]) -> int:
     """Run the named part and return its exit status; 2 after one sentence on stderr if a setting can't be used."""
@@ -48,7 +44,6 @@ def main(argv: list[str]) -> int:
 
 def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
     """Import and run one part; the others stay unloaded: the model server brings TensorFlow, the gateway must not."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     if chosen.part == "model-server":
         from serving.model_server import main as serve_model
 
