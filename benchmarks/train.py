@@ -7,6 +7,7 @@ installed beside the peers: pip install torch==2.13.0 (a CPU build will do).
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +27,14 @@ ROUNDS = 7
 READY_S = 180.0  # XLA compiles a step in 10 to 30 s
 WARM_UP = 5  # batches
 OTHER = "ours, XLA the other way"  # than `fit` chooses it for this machine
-SIDES = ("ours", "ours, data at hand", OTHER, "Keras example", "Keras example, our layers", "PyTorch")
+AT_HAND = "ours, data at hand"  # the same process with the same batch again and again
+SIDES = ("ours", AT_HAND, OTHER, "Keras example", "Keras example, our layers", "PyTorch")
 
 
-def ours(config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[float], *, at_hand: bool) -> None:
-    """Train as `python -m training fit` does, without what happens beside the step; `at_hand` repeats one batch."""
+def ours(
+    config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[float], at_hand: Callable[[], bool]
+) -> None:
+    """Train as `python -m training fit` does, without what happens beside the step; while `at_hand` with one batch."""
     import keras
 
     from training.gan import build_gan
@@ -45,7 +49,7 @@ def ours(config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[flo
         kept = next(drawn)
         while True:
             begin = time.perf_counter()
-            batch = kept if at_hand else next(drawn)
+            batch = kept if at_hand() else next(drawn)
             spent[0] += time.perf_counter() - begin
             yield batch
 
@@ -55,6 +59,11 @@ def ours(config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[flo
                 self.model.stop_training = True
 
     gan.fit(share_out(timed), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
+
+
+def process_of(side: str) -> str:
+    """Return the name of the process that `side` is measured in."""
+    return "ours" if side == AT_HAND else side
 
 
 def chosen_compiler() -> bool:
@@ -67,16 +76,19 @@ def chosen_compiler() -> bool:
 
 
 def work(name: str, connection: Connection) -> None:
-    """Train side `name`; after each turn tell the seconds of a batch and those spent on its data, and wait for more."""
+    """Train side `name`; after each turn tell the seconds of a batch and those spent on its data, and wait for more.
+
+    What comes is the side that the next turn is for, or nothing if there is none.
+    """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     try:
         chosen = chosen_compiler()
         config = TrainingConfig(jit_compile=not chosen if name == OTHER else chosen, steps=10**6)
         pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, config.image_size, config.image_size, 3), np.uint8)
-        spent, done, begin = [0.0], 0, 0.0
+        spent, done, begin, side = [0.0], 0, 0.0, name
 
         def on_batch() -> bool:
-            nonlocal done, begin
+            nonlocal done, begin, side
             done += 1
             of_turn = (done - WARM_UP) % (SETTLING + BATCHES)
             if of_turn == SETTLING:
@@ -85,8 +97,8 @@ def work(name: str, connection: Connection) -> None:
                 return True
             ready = "ready" if done == WARM_UP else ((time.perf_counter() - begin) / BATCHES, spent[0] / BATCHES)
             connection.send(ready)
-            goes_on: bool = connection.recv()
-            return goes_on
+            side = connection.recv()
+            return bool(side)
 
         match name:
             case "Keras example" | "Keras example, our layers":
@@ -98,7 +110,7 @@ def work(name: str, connection: Connection) -> None:
 
                 torch_gan.fit(config, pixels, on_batch)
             case _:
-                ours(config, pixels, on_batch, spent, at_hand=name == "ours, data at hand")
+                ours(config, pixels, on_batch, spent, lambda: side == AT_HAND)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
 
@@ -107,24 +119,31 @@ def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     """Return the result of the whole part."""
     config, context = TrainingConfig(), multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
+    pids: dict[str, int] = {}
     left_out: dict[str, str] = {}
     start_s: dict[str, float] = {}
-    for name in names:
+    for name in dict.fromkeys(map(process_of, names)):
         mine, its = context.Pipe()
         begin = time.monotonic()
-        context.Process(target=work, args=(name, its), daemon=True).start()
+        process = context.Process(target=work, args=(name, its), daemon=True)
+        process.start()
         said = mine.recv() if mine.poll(READY_S) else f"it was not ready within {READY_S:g} s"
         if said == "ready":
             connections[name], start_s[name] = mine, round(time.monotonic() - begin, 1)
+            pids[name] = process.pid or 0
+            rounds.hold([pids[name]])
         else:
             left_out[name] = said
             print(f"{name} is left out: {said}", file=sys.stderr)
 
-    def turn(connection: Connection) -> tuple[float, float]:
-        connection.send(True)
-        return connection.recv()
+    def turn(side: str) -> tuple[float, float]:
+        name = process_of(side)
+        with rounds.awake([pids[name]]):
+            connections[name].send(side)
+            told: tuple[float, float] = connections[name].recv()
+            return told
 
-    told = rounds.take_turns(repeats, {name: partial(turn, connections[name]) for name in connections})
+    told = rounds.take_turns(repeats, {side: partial(turn, side) for side in names if process_of(side) in connections})
     seconds = {name: [step for step, _ in turns] for name, turns in told.items()}
     result: dict[str, Any] = {
         "image_size": config.image_size,
@@ -135,18 +154,19 @@ def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
         "sides": {
             name: {
                 "images_a_second": rounds.spread([config.batch_size / step for step in steps]),
-                "start_s": start_s[name],
+                "start_s": start_s[process_of(name)],
                 "ours_to_it": rounds.ratio(steps, seconds["ours"]),
             }
             for name, steps in seconds.items()
         },
     }
     result["data_prepared_share"] = rounds.spread([drawn / step for step, drawn in told["ours"]], digits=3)
-    if "ours, data at hand" in seconds:
-        shares = [1 - b / a for a, b in zip(seconds["ours"], seconds["ours, data at hand"], strict=True)]
+    if AT_HAND in seconds:
+        shares = [1 - b / a for a, b in zip(seconds["ours"], seconds[AT_HAND], strict=True)]
         result["data_waiting_share"] = rounds.spread(shares, digits=3)
-    for connection in connections.values():
-        connection.send(False)
+    for name, connection in connections.items():
+        connection.send("")
+        os.kill(pids[name], signal.SIGCONT)
     return result
 
 

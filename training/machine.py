@@ -14,6 +14,7 @@ import numpy as np
 from training.config import TrainingConfig
 from training.gan import build_gan
 from training.plan import Machine
+from training.replicas import share_out
 
 WARM_UP_STEPS = 2  # the first compiles, the second still allocates
 TIMED_S, MIN_TIMED_STEPS = 2.0, 3
@@ -57,7 +58,7 @@ def measure_step_s(config: TrainingConfig) -> float:
             yield pixels, latents
 
     stopwatch = _Stopwatch()
-    build_gan(config).fit(blank_batches(), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch])
+    build_gan(config).fit(share_out(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch])
     keras.utils.clear_session()
     return statistics.median(after - before for before, after in itertools.pairwise(stopwatch.ends_s))
 

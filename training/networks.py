@@ -39,6 +39,7 @@ def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
 # Row k says with which weights the three taps of a convolution behind nearest upsampling make up tap k of one that is
 # transposed.
 NEAREST = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+NEAREST_2D = np.kron(NEAREST, NEAREST)  # float32[16, 9]: the same of both directions, for one product of matrices
 # StyleGAN's filter (Karras et al. 2018): nothing comes through it that alternates from pixel to pixel.
 BLUR = np.outer((1, 2, 1), (1, 2, 1)).astype(np.float32) / 16
 
@@ -64,7 +65,9 @@ class UpsampleConv(layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Return float[N, 2H, 2W, filters] for float[N, H, W, C]."""
-        kernel = ops.einsum("ya,xb,abio->yxoi", NEAREST, NEAREST, self.kernel)
+        inputs = self.kernel.shape[2]
+        taps = ops.reshape(ops.matmul(NEAREST_2D, ops.reshape(self.kernel, (9, -1))), (4, 4, inputs, self.filters))
+        kernel = ops.swapaxes(taps, 2, 3)
         if not self.smooth:
             return ops.conv_transpose(x, kernel, strides=2, padding="same")
         # With the pixel beyond the border that BLUR reaches for.
