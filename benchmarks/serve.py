@@ -32,6 +32,7 @@ CLIENTS = (1, 4, 16, 64)
 KEPT_CLIENTS = 16  # for what needs no model
 ROUNDS, SECONDS = 3, 2.0
 WARM_UP_S = 1.0
+SETTLING_S = 2.0  # of a turn, for what others have had: caches, and where memory is scarce, pages
 BATCHES = (4, 8, 16, 32, 64)
 CHECKED_SEED = 42
 
@@ -61,6 +62,19 @@ class Limit:
             done += len(self.paint(batch))
         return done / (time.perf_counter() - begin)
 
+    def load(self, clients: int, seconds: float) -> Load:
+        """Return what so many `clients` would see if nothing stood between: a lone one, or all in the best batch.
+
+        Nobody waits in that, so its latencies are those of the whole batch.
+        """
+        if clients == 1:
+            self.lone(SETTLING_S)
+            return self.lone(seconds)
+        self.pictures_a_second(self.batch, SETTLING_S)
+        speed = self.pictures_a_second(self.batch, seconds)
+        batch_ms = 1e3 * self.batch / speed
+        return Load(speed, batch_ms, batch_ms, batch_ms, 0.0)
+
     def lone(self, seconds: float) -> Load:
         """Return what a caller would see who has the process for himself."""
         times, begin, size = [], time.perf_counter(), 0
@@ -78,6 +92,13 @@ def check_picture(server: servers.Server, limit: Limit) -> None:
         difference = np.abs(np.asarray(image, np.int16) - limit.pixels([CHECKED_SEED])[0]).max()
     if difference > 1:
         raise Failed(f"The picture of seed {CHECKED_SEED} differs by {difference}/255.")
+
+
+def in_turn(server: servers.Server, **load: Any) -> Load:
+    """Put a load on `server`, which is held before and after it; what comes in its first SETTLING_S doesn't count."""
+    with rounds.awake(server.pids()):
+        put_load(server.request, **load | {"seconds": SETTLING_S})
+        return put_load(server.request, **load)
 
 
 def summary(loads: list[Load]) -> dict[str, dict[str, float]]:
@@ -112,15 +133,16 @@ def measure(
             "left_out": left_out,
             "unique": {str(number): {} for number in clients},
         }
+        for server in up.values():
+            rounds.hold(server.pids())
         for number in clients:
             sides: Mapping[str, Callable[[], Load]] = {
-                # What a load leaves in flight at its end is still being answered when the next one comes: ours may
+                # What a load leaves in flight at its end may still be being answered when the next one comes: ours may
                 # refuse a few of 64 clients for it.
-                name: partial(put_load, server.request, clients=number, seconds=seconds, may_fail=True)
+                name: partial(in_turn, server, clients=number, seconds=seconds, may_fail=True)
                 for name, server in up.items()
             }
-            best = partial(at_best_batch, limit, seconds)
-            sides = {"limit": partial(limit.lone, seconds) if number == 1 else best, **sides}
+            sides = {"limit": partial(limit.load, number, seconds), **sides}
             loads = rounds.take_turns(repeats, sides)
             result["unique"][str(number)] = told = {name: summary(done) for name, done in loads.items()}
             for name in up:
@@ -134,7 +156,8 @@ def measure(
                 )
             show(f"{number} clients, new seeds", told)
         if "ours" in up:
-            result["kept"] = measure_kept(up["ours"], repeats=repeats, seconds=seconds)
+            with rounds.awake(up["ours"].pids()):
+                result["kept"] = measure_kept(up["ours"], repeats=repeats, seconds=seconds)
             show(f"{KEPT_CLIENTS} clients, ours", result["kept"])
         result["processes"] = {
             name: {
@@ -148,13 +171,6 @@ def measure(
         for name, told in result["processes"].items():
             print(f"{name}: {told}", flush=True)
         return result
-
-
-def at_best_batch(limit: Limit, seconds: float) -> Load:
-    """Return the limit's speed as a load; nobody waits in it, so latencies are those of a whole batch."""
-    speed = limit.pictures_a_second(limit.batch, seconds)
-    batch_ms = 1e3 * limit.batch / speed
-    return Load(speed, batch_ms, batch_ms, batch_ms, 0.0)
 
 
 def measure_kept(server: servers.Server, *, repeats: int, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,14 @@ class Server:
     first_answer_s: float
     milestones_s: dict[str, float]  # of ours: the model server listens, then the gateway answers
 
+    def pids(self) -> list[int]:
+        """Return its processes, parents first."""
+        return descendants(self.process.pid)
+
     def resident_mib(self) -> dict[str, float]:
         """Return the memory of each process below this one by its command: shared pages in equal parts to each."""
         held: dict[str, float] = {}
-        for pid in descendants(self.process.pid):
+        for pid in self.pids():
             name = spoken_name(pid)
             held[name] = round(held.get(name, 0.0) + proportional_mib(pid), 1)
         return held
@@ -48,7 +52,7 @@ class Server:
     def largest_mib(self) -> dict[str, float]:
         """Return the memory of the largest of each kind: of one worker, where there are several."""
         held: dict[str, float] = {}
-        for pid in descendants(self.process.pid):
+        for pid in self.pids():
             name = spoken_name(pid)
             held[name] = max(held.get(name, 0.0), round(proportional_mib(pid), 1))
         return held
@@ -56,7 +60,7 @@ class Server:
     def cpu_s(self) -> dict[str, float]:
         """Return the processor time that each process below this one has used since its start, by its command."""
         used: dict[str, float] = {}
-        for pid in descendants(self.process.pid):
+        for pid in self.pids():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             name = spoken_name(pid)
             used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -116,6 +120,9 @@ def running(
         yield Server(request, process, round(time.monotonic() - begin, 2), reached)
     finally:
         family = descendants(process.pid)
+        for pid in family:  # who is held hears of no signal but this one
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         process.terminate()
         try:
             process.wait(END_S)
@@ -123,10 +130,8 @@ def running(
             process.kill()
             process.wait()
         for pid in family:  # what it left behind
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 def answers(request: Request) -> bool:
