@@ -21,6 +21,7 @@ from gunicorn.http.errors import LimitRequestHeaders
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from serving.caller_socket import CallerSocket
+from serving.memory import give_back
 
 HEAD_TIMEOUT_S = 10.0  # from the connection to the end of the request's head
 SEND_TIMEOUT_S = 30.0  # for the answer to leave: 3 MB at 1 Mbit/s take 25 s
@@ -227,12 +228,16 @@ class PatientWorker(ThreadWorker):
                 self._held[conn] = float("inf")
                 with contextlib.suppress(OSError):  # it has gone already
                     conn.sock.shut(socket.SHUT_RDWR)  # which wakes the thread
+        dropped = False
         unsent_bytes = sum(conn.sock.unsent_bytes for conn in self._leaving)
         for conn, until_s in list(self._leaving.items()):
             if until_s > now_s and unsent_bytes <= MAX_UNSENT_BYTES:
                 break
             unsent_bytes -= conn.sock.unsent_bytes
             self._drop(conn)  # whoever reads at all is rarely the one who takes longest
+            dropped = True
+        if dropped:
+            give_back()
         for sock, until_s in list(self._lingering.items()):
             if until_s > now_s and len(self._lingering) <= MAX_LINGERING:
                 break
