@@ -32,7 +32,7 @@ CLIENTS = (1, 4, 16, 64)
 KEPT_CLIENTS = 16  # for what needs no model
 ROUNDS, SECONDS = 3, 2.0
 WARM_UP_S = 1.0
-SETTLING_S = 2.0  # of a turn, for what others have had: caches, and where memory is scarce, pages
+SETTLING_S = 2.0  # of a turn don't count: others have had the caches and, where memory is scarce, the pages
 BATCHES = (4, 8, 16, 32, 64)
 CHECKED_SEED = 42
 

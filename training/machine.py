@@ -58,7 +58,9 @@ def measure_step_s(config: TrainingConfig) -> float:
             yield pixels, latents
 
     stopwatch = _Stopwatch()
-    build_gan(config).fit(share_out(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch])
+    build_gan(config).fit(
+        share_out(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch]
+    )
     keras.utils.clear_session()
     return statistics.median(after - before for before, after in itertools.pairwise(stopwatch.ends_s))
 
