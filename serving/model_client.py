@@ -36,7 +36,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
     # After a failed connection the default waits up to 120 s; a model server that is back should be noticed in one.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # also the time one attempt to connect may take
+    # The time one attempt to connect may take: less than STATUS_TIMEOUT_S, so that it is told as what it is.
+    ("grpc.min_reconnect_backoff_ms", 700),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A machine that vanishes closes nothing. Without pings the kernel takes a quarter of an hour to notice.
     ("grpc.keepalive_time_ms", 30_000),
