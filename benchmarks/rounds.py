@@ -41,24 +41,26 @@ def hold(pids: Sequence[int]) -> None:
 
     LitServe without a request to answer takes 11 % of a core, and those who trained something leave threads that spin.
     """
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
+    _send(signal.SIGSTOP, pids)
 
 
 @contextmanager
 def awake(pids: Sequence[int]) -> Iterator[None]:
     """Let the processes `pids`, parents first, run in the `with` block, and hold them again after it."""
-    first, *children = pids
-    for pid in children:
-        os.kill(pid, signal.SIGCONT)
-    if children:
+    _send(signal.SIGCONT, pids[1:])
+    if pids[1:]:
         time.sleep(HEARTBEAT_S)
-    os.kill(first, signal.SIGCONT)
+    _send(signal.SIGCONT, pids[:1])
     try:
         yield
     finally:
         hold(pids)
+
+
+def _send(number: signal.Signals, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # a child that has ended since
+            os.kill(pid, number)
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
