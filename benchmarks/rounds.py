@@ -20,7 +20,7 @@ PACKAGES = (
     *("litserve", "onnxruntime", "openvino", "tf2onnx", "torch"),
 )
 T = TypeVar("T")
-HEARTBEAT_S = 0.2  # for children to give a sign of life before a parent looks for it: gunicorn kills whoever gives none
+HEARTBEAT_S = 0.5  # for children to give a sign of life before a parent looks for it: gunicorn kills whoever gives none
 
 
 def take_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
