@@ -184,6 +184,8 @@ def measure(
 
 def measure_kept(server: servers.Server, *, repeats: int, seconds: float) -> dict[str, Any]:
     """Return what ours answers without the model: a picture it has kept, and 304 to who has it."""
+    # Who was held has yet to look for the model server again, and each worker to keep the picture.
+    put_load(server.request, clients=KEPT_CLIENTS, seconds=SETTLING_S, repeat=CHECKED_SEED, may_fail=True)
     response, _ = servers.ask(server.request, CHECKED_SEED)
     etag = response.headers["ETag"]
     not_modified, _ = servers.ask(server.request, CHECKED_SEED, If_None_Match=etag)
