@@ -39,18 +39,23 @@ def take_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, l
 def hold(pids: Sequence[int]) -> None:
     """Stop the processes `pids`, parents first, until they are `awake`: waiting for a turn takes none of another's.
 
-    LitServe without a request to answer takes 11 % of a core, and those who trained something leave threads that spin.
+    LitServe without a request to answer takes 11 % of a core. Who held somebody has to `release` him, or he can't end.
     """
     _send(signal.SIGSTOP, pids)
+
+
+def release(pids: Sequence[int]) -> None:
+    """Let the processes `pids` go on."""
+    _send(signal.SIGCONT, pids)
 
 
 @contextmanager
 def awake(pids: Sequence[int]) -> Iterator[None]:
     """Let the processes `pids`, parents first, run in the `with` block, and hold them again after it."""
-    _send(signal.SIGCONT, pids[1:])
+    release(pids[1:])
     if pids[1:]:
         time.sleep(HEARTBEAT_S)
-    _send(signal.SIGCONT, pids[:1])
+    release(pids[:1])
     try:
         yield
     finally:

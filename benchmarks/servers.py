@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import Request
+from benchmarks.rounds import release
 from serving.ports import listen
 
 READY_S = 60.0
@@ -120,9 +121,7 @@ def running(
         yield Server(request, process, round(time.monotonic() - begin, 2), reached)
     finally:
         family = descendants(process.pid)
-        for pid in family:  # who is held hears of no signal but this one
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        release(family)
         process.terminate()
         try:
             process.wait(END_S)

@@ -5,9 +5,9 @@ installed beside the peers: pip install torch==2.13.0 (a CPU build will do).
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -119,31 +119,34 @@ def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     """Return the result of the whole part."""
     config, context = TrainingConfig(), multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
-    pids: dict[str, int] = {}
+    pids: dict[str, list[int]] = {}
     left_out: dict[str, str] = {}
     start_s: dict[str, float] = {}
-    for name in dict.fromkeys(map(process_of, names)):
-        mine, its = context.Pipe()
-        begin = time.monotonic()
-        process = context.Process(target=work, args=(name, its), daemon=True)
-        process.start()
-        said = mine.recv() if mine.poll(READY_S) else f"it was not ready within {READY_S:g} s"
-        if said == "ready":
-            connections[name], start_s[name] = mine, round(time.monotonic() - begin, 1)
-            pids[name] = process.pid or 0
-            rounds.hold([pids[name]])
-        else:
-            left_out[name] = said
-            print(f"{name} is left out: {said}", file=sys.stderr)
 
     def turn(side: str) -> tuple[float, float]:
         name = process_of(side)
-        with rounds.awake([pids[name]]):
+        with rounds.awake(pids[name]):
             connections[name].send(side)
             told: tuple[float, float] = connections[name].recv()
             return told
 
-    told = rounds.take_turns(repeats, {side: partial(turn, side) for side in names if process_of(side) in connections})
+    with contextlib.ExitStack() as released:
+        for name in dict.fromkeys(map(process_of, names)):
+            mine, its = context.Pipe()
+            begin = time.monotonic()
+            process = context.Process(target=work, args=(name, its), daemon=True)
+            process.start()
+            said = mine.recv() if mine.poll(READY_S) else f"it was not ready within {READY_S:g} s"
+            if said == "ready":
+                connections[name], start_s[name] = mine, round(time.monotonic() - begin, 1)
+                pids[name] = [process.pid or 0]
+                rounds.hold(pids[name])
+                released.callback(rounds.release, pids[name])
+            else:
+                left_out[name] = said
+                print(f"{name} is left out: {said}", file=sys.stderr)
+        sides = {side: partial(turn, side) for side in names if process_of(side) in connections}
+        told = rounds.take_turns(repeats, sides)
     seconds = {name: [step for step, _ in turns] for name, turns in told.items()}
     result: dict[str, Any] = {
         "image_size": config.image_size,
@@ -164,9 +167,8 @@ def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     if AT_HAND in seconds:
         shares = [1 - b / a for a, b in zip(seconds["ours"], seconds[AT_HAND], strict=True)]
         result["data_waiting_share"] = rounds.spread(shares, digits=3)
-    for name, connection in connections.items():
+    for connection in connections.values():
         connection.send("")
-        os.kill(pids[name], signal.SIGCONT)
     return result
 
 

@@ -10,7 +10,7 @@ from serving.settings import Settings, SettingsError
 MISUSED = 2  # argparse's exit status for it, too
 
 # gRPC reads both when it is imported.
-GRPC = {
+GRPC_ENVIRONMENT = {
     # Threads of its own hand each event to the one that waits for it, unless it is told to let that one poll: an empty
     # call to a neighbour takes 0.34 instead of 0.65 ms, and 0.18 instead of 0.30 of the caller's processor.
     "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
     """Import and run one part; the others stay unloaded: the model server brings TensorFlow, the gateway must not."""
-    for name, value in GRPC.items():
+    for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if chosen.part == "model-server":
         from serving.model_server import main as serve_model

@@ -228,16 +228,14 @@ class PatientWorker(ThreadWorker):
                 self._held[conn] = float("inf")
                 with contextlib.suppress(OSError):  # it has gone already
                     conn.sock.shut(socket.SHUT_RDWR)  # which wakes the thread
-        dropped = False
-        unsent_bytes = sum(conn.sock.unsent_bytes for conn in self._leaving)
+        unsent_bytes, left = sum(conn.sock.unsent_bytes for conn in self._leaving), len(self._leaving)
         for conn, until_s in list(self._leaving.items()):
             if until_s > now_s and unsent_bytes <= MAX_UNSENT_BYTES:
                 break
             unsent_bytes -= conn.sock.unsent_bytes
             self._drop(conn)  # whoever reads at all is rarely the one who takes longest
-            dropped = True
-        if dropped:
-            give_back()
+        if len(self._leaving) < left:
+            give_back()  # or the allocator keeps up to twice as much as they had
         for sock, until_s in list(self._lingering.items()):
             if until_s > now_s and len(self._lingering) <= MAX_LINGERING:
                 break

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -21,16 +22,16 @@ MAX_GATHERED = 10_000  # 10 MB; so many only wait where nobody reads what we wri
 ENCODER = json.JSONEncoder(default=str)
 
 
-class Event:
+class Event(ABC):
     """What is logged by its fields: its text is the same as a sentence would be."""
 
+    @abstractmethod
     def fields(self) -> dict[str, Any]:
         """Return what is to be told, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ids(self) -> dict[str, str]:
         """Return by what the lines that belong to this event are found."""
-        raise NotImplementedError
 
 
 # To which lines belong that are logged now, in this thread.

@@ -95,7 +95,7 @@ def draw_rows(draw: Callable[..., Tensor], shape: tuple[Any, ...], *limits: Any,
 
 
 def share_out(batches: Callable[[], Iterator[Batch]]) -> Any:
-    """Return what Keras's fit takes: `batches()`, cut into one part per replica where there are several.
+    """Return what Keras's fit takes: `batches()`, under TensorFlow as a dataset, in one part per replica if several.
 
     They never end, and every batch has as many rows, a multiple of the number of replicas.
     """
