@@ -8,6 +8,7 @@ A few hundred of any of them stop it.
 import contextlib
 import errno
 import resource
+import select
 import selectors
 import socket
 import struct
@@ -24,6 +25,9 @@ from serving.caller_socket import CallerSocket
 from serving.memory import give_back
 
 HEAD_TIMEOUT_S = 10.0  # from the connection to the end of the request's head
+# Callers who ask one thing after the other, as proxies do, keep their thread meanwhile: by way of the loop two threads
+# would be woken for each.
+STAY_S = 0.01
 SEND_TIMEOUT_S = 30.0  # for the answer to leave: 3 MB at 1 Mbit/s take 25 s
 MAX_UNSENT_BYTES = 2**24  # of all that are about to leave: five of the largest answers, hundreds of pictures
 LINGER_S = 2.0  # for the caller to close first, so that what he still sends doesn't cost him the end of the answer
@@ -97,6 +101,12 @@ class Connection(TConn):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
         return whole
 
+    def asks_again(self) -> bool:
+        """Wait up to STAY_S for another request; return as `has_work` does."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(STAY_S * 1000)) and self.has_work()
+
     def close(self, graceful: bool = False) -> None:
         """Close, or with `graceful` have the worker do so once the caller has."""
         if graceful:
@@ -163,7 +173,19 @@ class PatientWorker(ThreadWorker):
         super().enqueue_req(conn)
 
     def handle(self, conn: Connection) -> Any:
-        """Answer one request, in a thread."""
+        """Answer a request, in a thread, and those that follow within STAY_S of each other."""
+        keep = self._answer(conn)
+        while keep and self._can_stay(conn) and conn.asks_again():
+            conn.arrived_s = time.monotonic()
+            keep = self._answer(conn)
+        return keep
+
+    def _can_stay(self, conn: Connection) -> bool:
+        """Return whether a thread may wait for the next request: all has been sent, and nobody needs the thread."""
+        has_read_ahead = conn.parser.unreader.buf.getvalue()
+        return self.alive and self.nr_conns <= self.cfg.threads and not (conn.sock.unsent_bytes or has_read_ahead)
+
+    def _answer(self, conn: Connection) -> Any:
         self._hold(conn, HEAD_TIMEOUT_S)
         ARRIVED_S.set(conn.arrived_s)
         try:
