@@ -29,9 +29,8 @@ help: ## list the targets
 run: .venv/serve .venv/train $(STUBS) ## serve the shipped generator on http://localhost:8080
 	@$(BIN)/python -m serving run
 
-test: .venv/dev $(STUBS) ## run all tests; those of training, which have no limits of a second, two at a time
-	$(BIN)/python -m pytest tests/training --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest --ignore tests/training
+test: .venv/dev $(STUBS) ## run all tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fuzz: .venv/dev $(STUBS) ## send 20,000 made-up requests, 5,000 heads, messages and broken photos
 	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \

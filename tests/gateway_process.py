@@ -51,10 +51,17 @@ class Gateway:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def line_of(self, reply: Reply) -> dict[str, object]:
-        """Return the one line of the request that got `reply`, once it is there."""
-        own = {"request_id": reply.headers["X-Request-ID"]}
-        wait_until(lambda: any(own.items() <= line.items() for line in self.lines()), "a line")
-        (line,) = [line for line in self.lines() if own.items() <= line.items()]
+        """Return the one line that tells what came of the request that got `reply`, once it is there.
+
+        Others bear its id, too: of a model server that is gone, if this request was the first to find out.
+        """
+
+        def found() -> list[dict[str, object]]:
+            own = reply.headers["X-Request-ID"]
+            return [line for line in self.lines() if line.get("request_id") == own and "outcome" in line]
+
+        wait_until(found, "a line")
+        (line,) = found()
         return line
 
     def workers(self) -> list[Path]:
