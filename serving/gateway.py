@@ -19,6 +19,7 @@ from urllib.parse import quote
 from flask import Flask, Response, jsonify, render_template, request
 from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException, NotAcceptable, RequestEntityTooLarge
+from werkzeug.http import dump_options_header, quote_etag
 
 from serving.errors import (
     CallerGone,
@@ -181,7 +182,7 @@ def create_app(settings: Settings) -> Flask:
         seen.model_version = version
         if proof.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
-        if holds(url, proof.mark):
+        if proof.mark != PROVED and holds(url, proof.mark):
             return finished(None, query, url, proof.mark, cache_control)
         if query.size is None:
             check_canvas(query, proof.size)
@@ -196,7 +197,7 @@ def create_app(settings: Settings) -> Flask:
 
     def holds(url: str, mark: str) -> bool:
         """Return whether the caller says that he holds the picture."""
-        return request.if_none_match.contains_weak(etag(url, mark))
+        return "If-None-Match" in request.headers and request.if_none_match.contains_weak(etag(url, mark))
 
     def came_from(source: str) -> None:
         observed().source = source
@@ -219,16 +220,17 @@ def create_app(settings: Settings) -> Flask:
 
     def finished(made: bytes | None, query: Query, url: str, mark: str, cache_control: str) -> Response:
         """Return the answer with the picture `made`, or 304 to who holds it."""
-        response = Response(made, 304 if made is None else 200, mimetype=MIMETYPES[str(query.format)])
-        if made is not None:
-            response.headers.set("Content-Disposition", "inline", filename=file_name(query))
-        response.set_etag(etag(url, mark))
-        response.headers["Cache-Control"] = cache_control
-        response.headers["Content-Location"] = url
-        response.headers["Ringo-Model-Version"] = str(query.version)
+        headers = {
+            "ETag": quote_etag(etag(url, mark)),
+            "Cache-Control": cache_control,
+            "Content-Location": url,
+            "Ringo-Model-Version": str(query.version),
+        }
         if isinstance(query, Picture):
-            response.headers["Ringo-Seed"] = str(query.seed)
-        return response
+            headers["Ringo-Seed"] = str(query.seed)
+        if made is not None:
+            headers["Content-Disposition"] = dump_options_header("inline", {"filename": file_name(query)})
+        return Response(made, 304 if made is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
     def etag(url: str, mark: str) -> str:
         """Return the tag of the picture at a pinned `url`: its class, and a digest of all that its bytes depend on."""
@@ -303,11 +305,13 @@ def create_app(settings: Settings) -> Flask:
     @app.after_request
     def for_everyone(response: Response) -> Response:
         """Add what every response carries, and say what came of the request."""
-        response.headers.extend(EVERYWHERE | (PREFLIGHT if request.method == "OPTIONS" else {}))
+        response.headers.extend(EVERYWHERE)
+        if request.method == "OPTIONS":
+            response.headers.extend(PREFLIGHT)
         if response.mimetype == "text/html":
             response.headers.update(PAGE_HEADERS)
         seen = observed()
-        response.headers["X-Request-ID"] = seen.request_id
+        response.headers.add("X-Request-ID", seen.request_id)
         seen.resource = (request.endpoint or "unknown").removeprefix("/")
         seen.status = response.status_code
         if seen.path == "-":
