@@ -1,7 +1,8 @@
 """HTTP: pictures a second and latencies, ours against the limit and against peers: python -m benchmarks.serve.
 
-The limit is what nobody can do without: the SavedModel at its best batch size and the encoder, one after the other, in
-one process with a thread per core, and for a lone request both at batch 1. No server, no client, no queue.
+The limit is the SavedModel, as TensorFlow 2 loads it, at its best batch size and the encoder, one after the other, in
+one process with a thread per core, and for a lone request both at batch 1. No server, no client, no queue. Beside it
+stands the same in a session, as TensorFlow Serving and our model server run it: a lone call is faster so.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks import rounds, servers
 from benchmarks.load import Failed, Load, NoLoadGenerator, put_load, require_wrk
 from benchmarks.weights import newest_version
 from serving.pictures import encode
+from serving.servable import load as servable_of
 
 CLIENTS = (1, 4, 16, 64)
 KEPT_CLIENTS = 16  # for what needs no model
@@ -41,17 +43,24 @@ NEVER_HELD = "bentoml"
 
 
 class Limit:
-    """The model and the encoder in this process."""
+    """The model and the encoder in this process: `pixels` returns images uint8[N, H, W, 3] of seeds int64[N]."""
 
-    def __init__(self, version: Path) -> None:
-        self._loaded = tf.saved_model.load(str(version))
-        self._generate = self._loaded.signatures["generate"]
+    def __init__(self, pixels: Callable[[Any], Any]) -> None:
+        self.pixels = pixels
         self._next = 0
         self.batch = max(BATCHES, key=lambda size: max(self.pictures_a_second(size, 0.5) for _ in range(2)))
 
-    def pixels(self, seeds: Any) -> Any:
-        """Return images uint8[N, H, W, 3] of seeds int64[N]."""
-        return self._generate(seeds=tf.constant(seeds, tf.int64))["images"].numpy()
+    @classmethod
+    def by_function(cls, version: Path) -> "Limit":
+        """Return that of `version` as TensorFlow 2 loads it."""
+        loaded = tf.saved_model.load(str(version))  # whose functions don't keep its constants
+        return cls(lambda seeds: loaded.signatures["generate"](seeds=tf.constant(seeds, tf.int64))["images"].numpy())
+
+    @classmethod
+    def by_session(cls, version: Path) -> "Limit":
+        """Return that of `version` in a session."""
+        servable = servable_of(version)
+        return cls(lambda seeds: servable.run("generate", {"seeds": np.array(seeds, np.int64)})["images"])
 
     def paint(self, batch: int) -> list[bytes]:
         """Return `batch` pictures of new seeds."""
@@ -119,7 +128,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return the result of the whole part for ours and the peers `names`."""
     version = newest_version(model).resolve()
-    limit = Limit(version)
+    limits = {"limit": Limit.by_function(version), "session": Limit.by_session(version)}
+    limit = limits["limit"]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         up: dict[str, servers.Server] = {}
         left_out: dict[str, str] = {}
@@ -151,18 +161,19 @@ def measure(
                 name: partial(in_turn, server, held[name], clients=number, seconds=seconds, may_fail=True)
                 for name, server in up.items()
             }
-            sides = {"limit": partial(limit.load, number, seconds), **sides}
+            sides = {name: partial(one.load, number, seconds) for name, one in limits.items()} | sides
             loads = rounds.take_turns(repeats, sides)
             result["unique"][str(number)] = told = {name: summary(done) for name, done in loads.items()}
-            for name in up:
+            for name in ("session", *up):
                 told[name]["of_limit"] = speed_ratio(loads, name, "limit")
             for name in names:
                 if name in up and "ours" in up:
                     told[name]["ours_to_it"] = speed_ratio(loads, "ours", name)
             if number == 1 and "ours" in up:
-                told["ours"]["p50_to_limit"] = rounds.ratio(
-                    [load.p50_ms for load in loads["ours"]], [load.p50_ms for load in loads["limit"]]
-                )
+                for name in limits:
+                    told["ours"][f"p50_to_{name}"] = rounds.ratio(
+                        *([load.p50_ms for load in loads[side]] for side in ("ours", name))
+                    )
             show(f"{number} clients, new seeds", told)
         if "ours" in up:
             with rounds.awake(held["ours"]):
