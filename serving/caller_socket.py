@@ -19,6 +19,7 @@ class CallerSocket:
         self._said: list[bytes] = []
         self._leaving = b""
         self._left = 0  # bytes of it that the system has taken
+        self._head_bytes = 0  # of a head that has come, and is yet to be read
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)
@@ -27,6 +28,16 @@ class CallerSocket:
     def unsent_bytes(self) -> int:
         """How many bytes a `flush` has left in memory: all of an answer, as long as any of it is to be sent."""
         return len(self._leaving)
+
+    def read_first(self, head_bytes: int) -> None:
+        """Have `recv` return the head of so many bytes that has come, and nothing of what may have come after it."""
+        self._head_bytes = head_bytes
+
+    def recv(self, limit: int) -> bytes:
+        """Return what comes next, up to `limit` bytes."""
+        said: bytes = self.sock.recv(min(limit, self._head_bytes or limit))
+        self._head_bytes -= min(len(said), self._head_bytes)
+        return said
 
     def send(self, said: bytes) -> int:
         """Keep `said`; return its length."""

@@ -25,8 +25,7 @@ from serving.caller_socket import CallerSocket
 from serving.memory import give_back
 
 HEAD_TIMEOUT_S = 10.0  # from the connection to the end of the request's head
-# Callers who ask one thing after the other, as proxies do, keep their thread meanwhile: by way of the loop two threads
-# would be woken for each.
+# For the next request, in a thread, where there is one for each caller: by way of the loop two would be woken for each.
 STAY_S = 0.01
 SEND_TIMEOUT_S = 30.0  # for the answer to leave: 3 MB at 1 Mbit/s take 25 s
 MAX_UNSENT_BYTES = 2**24  # of all that are about to leave: five of the largest answers, hundreds of pictures
@@ -82,7 +81,8 @@ class Connection(TConn):
     def has_work(self) -> bool:
         """Return whether a thread has something to do: a whole head, one too large, or a caller who has closed.
 
-        Else the socket is readable again once more bytes have come: what has is left in the kernel.
+        Else the socket is readable again once more bytes have come: what has is left in the kernel, as is what may have
+        come after a head. A thread that had read the beginning of another would wait for the rest.
         """
         try:
             came = self.sock.peek(MAX_HEAD_BYTES)
@@ -91,7 +91,12 @@ class Connection(TConn):
         except OSError:
             return True
         before, self._seen = self._seen, 0
-        whole = _is_whole_record(came) if self.cfg.is_ssl else END_OF_HEAD in came
+        if self.cfg.is_ssl:
+            whole = _is_whole_record(came)
+        else:
+            end = came.find(END_OF_HEAD)
+            whole = end >= 0
+            self.sock.read_first(end + len(END_OF_HEAD) if whole else 0)
         if not whole:
             self._seen = len(came)
             whole = len(came) == before or self.head_is_too_large
@@ -173,7 +178,7 @@ class PatientWorker(ThreadWorker):
         super().enqueue_req(conn)
 
     def handle(self, conn: Connection) -> Any:
-        """Answer a request, in a thread, and those that follow within STAY_S of each other."""
+        """Answer a request, in a thread, and whatever follows within STAY_S of an answer."""
         keep = self._answer(conn)
         while keep and self._can_stay(conn) and conn.asks_again():
             conn.arrived_s = time.monotonic()
@@ -186,6 +191,7 @@ class PatientWorker(ThreadWorker):
         return self.alive and self.nr_conns <= self.cfg.threads and not (conn.sock.unsent_bytes or has_read_ahead)
 
     def _answer(self, conn: Connection) -> Any:
+        """Answer one request, and return whether the connection may be kept."""
         self._hold(conn, HEAD_TIMEOUT_S)
         ARRIVED_S.set(conn.arrived_s)
         try:

@@ -110,13 +110,26 @@ def check_others_are_answered(gateway: Gateway, meanwhile: Callable[[int], None]
         b"",
         b"G",
         GET,
+        GET + b"\r\n" + GET,
+        b"\r\n\r\n" + GET,
         b"POST /generate HTTP/1.1\r\nHost: ringo\r\nContent-Length: 1000\r\n\r\n",
         b"\x16\x03\x01",
         b"GET /livez HTTP/1.0\r\n\r\n",  # and never closes
         SHEET,  # and never reads it
         b"GET /generate?seed=3&size=320 HTTP/1.1\r\nHost: ringo\r\n\r\n" * 2,  # 40 kB each, where the system takes 51
     ],
-    ids=["silent", "one-byte", "half-a-head", "no-body", "tls", "not-closing", "not-reading", "not-reading-on"],
+    ids=[
+        "silent",
+        "one-byte",
+        "half-a-head",
+        "a-head-and-a-half",
+        "half-a-head-after-empty-lines",
+        "no-body",
+        "tls",
+        "not-closing",
+        "not-reading",
+        "not-reading-on",
+    ],
 )
 def test_three_hundred_callers_who_stop_short_are_in_nobodys_way(gateway, says):
     with crowd(gateway, says):
@@ -218,6 +231,13 @@ def test_a_head_in_pieces_is_a_request_like_any_other(gateway):
         for byte in GET + b"\r\n":
             caller.send(bytes([byte]))
         assert caller.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+def test_heads_that_come_together_and_in_pieces_are_answered_each(gateway):
+    with connect(gateway, GET + b"\r\n" + GET) as caller, caller.makefile("rb") as answers:
+        first = read_answer(answers)
+        caller.sendall(b"\r\n" + GET + b"\r\n")
+        assert [first, read_answer(answers)] == [read_answer(answers)] * 2
 
 
 def test_a_head_without_an_end_is_431(gateway):
