@@ -53,7 +53,7 @@ class Limit:
     @classmethod
     def by_function(cls, version: Path) -> "Limit":
         """Return that of `version` as TensorFlow 2 loads it."""
-        loaded = tf.saved_model.load(str(version))  # whose functions don't keep its constants
+        loaded = tf.saved_model.load(str(version))  # which has to live as long as its functions
         return cls(lambda seeds: loaded.signatures["generate"](seeds=tf.constant(seeds, tf.int64))["images"].numpy())
 
     @classmethod

@@ -182,7 +182,7 @@ def create_app(settings: Settings) -> Flask:
         seen.model_version = version
         if proof.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
-        if proof.mark != PROVED and holds(url, proof.mark):
+        if proof.mark != PROVED and holds(url, proof.mark):  # PROVED was asked for above
             return finished(None, query, url, proof.mark, cache_control)
         if query.size is None:
             check_canvas(query, proof.size)
