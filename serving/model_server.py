@@ -85,8 +85,8 @@ def serve(
     Raises:
         SettingsError: nothing can listen on `host` and `port`.
     """
-    # Warnings and worse, unless somebody chose otherwise. What TensorFlow says before its logging starts still comes.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # What it logs as errors are remarks (no GPU here), and real ones are raised. What it says while imported still comes.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
     from serving.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
 
