@@ -85,7 +85,7 @@ def serve(
     Raises:
         SettingsError: nothing can listen on `host` and `port`.
     """
-    # What it logs as errors are remarks (no GPU here), and real ones are raised. What it says while imported still comes.
+    # What it logs as errors are remarks; real ones are raised. What it says while it is imported comes all the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
     from serving.servable import load  # brings TensorFlow, 3 s: not before the command line is understood

@@ -169,6 +169,14 @@ def current() -> Observation | None:
     return event if isinstance(event, Observation) else None
 
 
+def observed() -> Observation:
+    """Return the same; raise LookupError outside of any."""
+    seen = current()
+    if seen is None:
+        raise LookupError("Requests come through observe().")
+    return seen
+
+
 @contextmanager
 def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
     """Measure the `with` block as a stage, of the current request if there is one, with `attributes` for its span."""

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from serving.errors import RingoError
-from serving.gateway import ANSWERS, create_app
+from serving.gateway import create_app
+from serving.problems import ANSWERS
 from serving.settings import Settings
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer, picture

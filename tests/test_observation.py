@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from serving.batch import ANSWERS as STATUSES
-from serving.gateway import ANSWERS
 from serving.observation import FAILED, TROUBLE
 from serving.pictures import RENDERER_VERSION
+from serving.problems import ANSWERS
 from tests.batch_process import batch_for, batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, answer
