@@ -1,4 +1,4 @@
-"""What several test files share: a few photos, a small run, its export, and waiting without sleeping blindly."""
+"""What several test files share: photos, a small run and its export; servers; waiting without sleeping blindly."""
 
 import os
 import subprocess
@@ -20,6 +20,7 @@ for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROX
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: int(version.name))
+VERSION = 3  # of the made-up model: neither the first that there can be nor what a default would be
 LIMIT_S = 60.0  # of any one wait, on a machine that has other things to do
 
 
@@ -97,6 +98,33 @@ def small_model(small_run, tmp_path_factory) -> Path:
     faults = [Fault(7, "torn at the left")]
     export(small_run, models, licence="CC0-1.0", attribution="drawn by the tests", faults=faults)
     return models
+
+
+@pytest.fixture(scope="module")
+def model_server():
+    """A model server whose pictures are made up, with version 3 of a model."""
+    from tests.fake_model_server import FakeModelServer
+
+    with FakeModelServer(version=VERSION) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    """A gateway for it, with the settings by default."""
+    from tests.gateway_process import gateway_for
+
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def batch(model_server, tmp_path_factory):
+    """A batch server for it, likewise."""
+    from tests.batch_process import batch_for
+
+    with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
+        yield batch
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from serving.ports import listen
 from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request
 from tests.conftest import LIMIT_S, ROOT, command, wait_until
 from tests.fake_model_server import FakeModelServer, answer
-from tests.gateway_process import environment, free_port, gateway_for
+from tests.gateway_process import environment, free_port
 from tests.scrape import value
 
 MAX_SEED = 2**63 - 1
@@ -33,21 +33,9 @@ WEBP, JPEG = picture_service_pb2.FORMAT_WEBP, picture_service_pb2.FORMAT_JPEG
 
 
 @pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=3) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def batch(model_server, tmp_path_factory):
     with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), batch_streams=2) as batch:
         yield batch
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 def seeds_asked(requests) -> int:

@@ -3,10 +3,8 @@
 import hashlib
 import threading
 
-import pytest
-
 from tests.batch_process import batch_for
-from tests.conftest import LIMIT_S, wait_until
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.fake_model_server import FakeModelServer, answer
 from tests.gateway_process import gateway_for
 from tests.test_paint import Target, paint, painting, rows
@@ -37,16 +35,10 @@ class Held:
         self._go.set()
 
 
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
-
-
 def test_the_files_are_what_generate_answers_with(model_server, tmp_path):
     seeds = (0, 1, 31, 32, 299)
     with gateway_for(model_server.target, tmp_path) as gateway:
-        said = {seed: gateway.ask(f"/generate?seed={seed}&version=1").body for seed in seeds}
+        said = {seed: gateway.ask(f"/generate?seed={seed}&version={VERSION}").body for seed in seeds}
     with batch_for(model_server.target, tmp_path, token=TOKEN) as batch:
         paint(Target(batch.target), tmp_path / "out", seeds="0:300", RINGO_TOKEN=TOKEN)
     assert {seed: (tmp_path / "out" / f"000000/{seed:09d}.png").read_bytes() for seed in seeds} == said

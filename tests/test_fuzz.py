@@ -20,10 +20,9 @@ from serving.pb.ringo.v1 import picture_service_pb2 as api
 from serving.queries import RESOURCES, address, read_query
 from serving.seeds import MAX_SEEDS, Seeds
 from serving.settings import READERS, Settings, SettingsError
-from tests.batch_process import SERVING, batch_for, batch_request
+from tests.batch_process import SERVING, batch_request
 from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
-from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import free_port, gateway_for
+from tests.gateway_process import free_port
 from tests.hosted_model_server import from_latents, generate
 from tests.test_limits import answer_to, request
 
@@ -70,24 +69,6 @@ calls = st.tuples(
     | mangled((singles | batches).map(lambda message: message.SerializeToString()))
     | st.binary(max_size=100),
 )
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
-        yield batch
 
 
 @pytest.mark.timeout(TIME_S)

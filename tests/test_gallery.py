@@ -13,12 +13,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from tests.conftest import SHIPPED
+from tests.conftest import SHIPPED, VERSION
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import gateway_for
 from training.latents import MAX_SEED
 
-VERSION = 3
 TILES_KEPT = 600  # on any screen: ten parts of the wall
 POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
 CHROMIUM = shutil.which("chromium")
@@ -30,15 +29,6 @@ FLAGS = [
 WIDE = {"viewport": {"width": 1280, "height": 720}}
 DARK = WIDE | {"color_scheme": "dark"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory):
-    with (
-        FakeModelServer(version=VERSION) as server,
-        gateway_for(server.target, tmp_path_factory.mktemp("gateway")) as gateway,
-    ):
-        yield gateway
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,6 @@ from tests.gateway_process import Reply, gateway_for
 MAX_SEED = 2**63 - 1
 
 
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=3) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
 @pytest.mark.parametrize("seed", [0, 1, 42, MAX_SEED])
 def test_a_seed_gives_the_png_of_its_picture(gateway, seed):
     reply = gateway.ask(f"/generate?seed={seed}")

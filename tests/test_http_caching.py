@@ -15,18 +15,6 @@ PINNED = [f"{url}&version=3" for url in URLS]
 YEAR = "public, max-age=31536000, immutable"
 
 
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=3) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
 @pytest.mark.parametrize("url", URLS + PINNED)
 def test_the_etag_gives_304_with_the_headers_of_the_picture(gateway, url):
     whole = gateway.ask(url)

@@ -8,14 +8,7 @@ import pytest
 
 from serving.ports import listen
 from tests.conftest import LIMIT_S, ROOT, command
-from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import environment, gateway_for
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

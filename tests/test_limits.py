@@ -8,18 +8,11 @@ import grpc
 import pytest
 
 from serving.pb.ringo.v1 import picture_service_pb2
-from tests.batch_process import SERVING, batch_for, batch_request
+from tests.batch_process import SERVING, batch_request
 from tests.conftest import LIMIT_S
-from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import gateway_for
 
 HOST = "Host: localhost\r\n"
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +20,6 @@ def gateway(model_server, tmp_path_factory):
     with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
         gateway.ask("/readyz")  # so that its golden pictures are asked for
         yield gateway
-
-
-@pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
-        yield batch
 
 
 def request(

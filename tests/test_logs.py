@@ -22,12 +22,6 @@ SECRET = "swordfish-of-the-caller"  # which is no token of ours
 
 
 @pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=3) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gateway")
     with gateway_for(model_server.target, folder, log_format="json", token=TOKEN) as gateway:

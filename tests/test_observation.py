@@ -17,19 +17,12 @@ from serving.observation import FAILED, TROUBLE
 from serving.pictures import RENDERER_VERSION
 from serving.problems import ANSWERS
 from tests.batch_process import batch_for, batch_request
-from tests.conftest import LIMIT_S, wait_until
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.fake_model_server import FakeModelServer, answer
 from tests.gateway_process import gateway_for
 from tests.scrape import scrape, value
 
-VERSION = 3
 TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=VERSION) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from serving.openapi import build_openapi
-from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import gateway_for
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "100"))
 LIMIT_S = 60 + REQUESTS  # one takes 45 ms on an idle machine
@@ -21,15 +19,6 @@ CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance"),
     *("response_schema_conformance", "negative_data_rejection", "unsupported_method", "allow_header_conformance"),
 )
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory):
-    with (
-        FakeModelServer(version=3) as server,
-        gateway_for(server.target, tmp_path_factory.mktemp("gateway")) as gateway,
-    ):
-        yield gateway
 
 
 @pytest.mark.timeout(LIMIT_S)

@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import wait_until
+from tests.conftest import VERSION, wait_until
 from tests.fake_model_server import FakeModelServer, answer, picture
 from tests.gateway_process import Gateway, gateway_for
-
-VERSION = 3
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=VERSION) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

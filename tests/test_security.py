@@ -20,8 +20,7 @@ from serving.pb.ringo.v1 import picture_service_pb2
 from serving.security import check_tls
 from serving.settings import Settings, SettingsError
 from tests.batch_process import SERVING, Batch, batch_for
-from tests.conftest import LIMIT_S, ROOT, command
-from tests.fake_model_server import FakeModelServer
+from tests.conftest import LIMIT_S, ROOT, VERSION, command
 from tests.gateway_process import environment, gateway_for
 from training import photos
 
@@ -71,12 +70,6 @@ def papers(tmp_path_factory) -> Papers:
     ca.issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.caller)
     trustme.CA().issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.stranger)
     return papers
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
 
 
 def described(batch: Batch, *metadata: tuple[str, str]) -> str:
@@ -180,7 +173,7 @@ def test_the_gateway_answers_401_to_who_does_not_bear_the_token(gateway, papers,
 
 def test_the_gateway_answers_who_bears_the_token_and_lets_no_shared_cache_keep_it(gateway, papers):
     context = papers.context(caller=True)
-    reply = ask(gateway.port, "/generate?seed=1&version=1", context, Authorization=BEARER)
+    reply = ask(gateway.port, f"/generate?seed=1&version={VERSION}", context, Authorization=BEARER)
     assert (reply.status, reply.headers["Content-Type"]) == (200, "image/png")
     assert reply.headers["Cache-Control"] == "private, max-age=31536000, immutable"
 

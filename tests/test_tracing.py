@@ -14,18 +14,12 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from serving.tracing import export_traces
 from tests.batch_process import batch_for, batch_request
-from tests.conftest import LIMIT_S, wait_until
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.fake_model_server import FakeModelServer, answer
 from tests.gateway_process import gateway_for
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +166,7 @@ def test_spans_of_both_doors_are_sent_to_the_collector(model_server, tmp_path, m
     assert sent_on == f"00-{TRACE}-{ours['model'].span_id.hex()}-01"
     told = {one.key: one.value for one in server.attributes}
     assert told["ringo.request_id"].string_value == reply.headers["X-Request-ID"]
-    assert told["ringo.model_version"].int_value == 1
+    assert told["ringo.model_version"].int_value == VERSION
     names = {span.name for span in kept.spans}
     assert "POST GenerateBatch" in names
     assert not {name for name in names if "livez" in name or "readyz" in name}

@@ -18,12 +18,6 @@ URLS = ["/generate?seed=42", "/generate?seed=42&size=32&truncation=0.7", "/grid?
 
 
 @pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer(version=3) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def pngs(model_server, tmp_path_factory) -> list[bytes]:
     with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
         return [gateway.ask(url).body for url in URLS]

@@ -22,7 +22,6 @@ from serving.http_worker import (
     SEND_TIMEOUT_S,
 )
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer
 from tests.faults.load import clients_asking, percentile
 from tests.faults.processes import open_files, resident_kb
 from tests.gateway_process import Gateway, gateway_for
@@ -32,12 +31,6 @@ PICTURE = b"GET /generate?seed=3&size=512 HTTP/1.1\r\nHost: ringo\r\n\r\n"  # 84
 SHEET = b"GET /grid?seeds=0-3&columns=2&size=512 HTTP/1.1\r\nHost: ringo\r\n\r\n"  # 317 kB
 ANSWERED_WITHIN_S = 1.0
 MANY = 300  # nearly four times the threads of a worker
-
-
-@pytest.fixture(scope="module")
-def model_server():
-    with FakeModelServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
