@@ -67,15 +67,22 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_two_devices_give_the_losses_of_one(photos, small_run, tmp_path):
-    process = fit_on_two_devices(photos, tmp_path / "run", "--steps", 4)
+@pytest.fixture(scope="module")
+def shared_run(photos, tmp_path_factory) -> Path:
+    """What the small run is, on two devices."""
+    run = tmp_path_factory.mktemp("shared") / "run"
+    process = fit_on_two_devices(photos, run, "--steps", 4)
     (output,) = outputs_of([process])
     assert process.returncode == 0, output
     assert "2 replicas share each batch" in output
-    assert_same(losses(tmp_path / "run"), losses(small_run))
+    return run
 
 
-def test_two_workers_give_the_losses_of_one_and_say_so_when_one_is_killed(photos, small_run, tmp_path):
+def test_two_devices_give_the_losses_of_one(shared_run, small_run):
+    assert_same(losses(shared_run), losses(small_run))
+
+
+def test_two_workers_give_the_losses_of_one_and_say_so_when_one_is_killed(photos, small_run, shared_run, tmp_path):
     run = tmp_path / "run"
     chief, other = fit_on_two_workers(photos, run, "--steps", 500)
     history = run / "history.csv"
@@ -86,6 +93,7 @@ def test_two_workers_give_the_losses_of_one_and_say_so_when_one_is_killed(photos
     assert "Another worker is gone, or cannot be reached: start all of them again" in output
     assert "Traceback" not in output
     assert_same(losses(run, rows=4), losses(small_run))
+    np.testing.assert_allclose(losses(run, rows=4), losses(shared_run), rtol=1e-6)  # which are of the same kernel
 
 
 def test_all_workers_resume_from_the_checkpoint_and_only_the_chief_writes(photos, small_run, tmp_path):
