@@ -5,11 +5,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
 from tests.gateway_process import Gateway, environment, free_port
+
+ESTABLISHED = "01"  # in /proc/net/tcp
 
 # Takes over the sockets that argv[1] numbers, as systemd hands them: from descriptor 3 on, to this very process.
 HAND_OVER = """
@@ -99,6 +101,17 @@ def resident_kb(process: Path) -> int:
     """Return how much memory the process with this folder in /proc has."""
     (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1])
+
+
+def connections(process: Path, port: int) -> int:
+    """How many connections to `port` of IPv4 the process of that folder in /proc holds."""
+    rows = [row.split() for row in (process / "net" / "tcp").read_text().splitlines()[1:]]
+    there = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == ESTABLISHED}
+    held = 0
+    for file in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            held += str(file.readlink()) in there
+    return held
 
 
 def open_files(process: Path) -> int:

@@ -23,13 +23,14 @@ from serving.http_worker import (
 )
 from tests.conftest import LIMIT_S, wait_until
 from tests.faults.load import clients_asking, percentile
-from tests.faults.processes import open_files, resident_kb
+from tests.faults.processes import connections, open_files, resident_kb
 from tests.gateway_process import Gateway, gateway_for
 
 GET = b"GET /generate?seed=1 HTTP/1.1\r\nHost: ringo\r\n"
 PICTURE = b"GET /generate?seed=3&size=512 HTTP/1.1\r\nHost: ringo\r\n\r\n"  # 84 kB
 SHEET = b"GET /grid?seeds=0-3&columns=2&size=512 HTTP/1.1\r\nHost: ringo\r\n\r\n"  # 317 kB
 ANSWERED_WITHIN_S = 1.0
+ROUNDS = 10  # of what depends on who wakes first
 MANY = 300  # nearly four times the threads of a worker
 
 
@@ -217,6 +218,19 @@ def test_three_hundred_who_come_at_once_are_let_in_at_once(gateway):
     began_s = time.monotonic()
     with crowd(gateway, b""):
         assert time.monotonic() - began_s < ANSWERED_WITHIN_S  # after which the system would try again
+
+
+def test_callers_who_come_together_are_spread_over_the_workers(model_server, tmp_path):
+    fewest = 0
+    with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
+        wait_until(lambda: len(gateway.workers()) == 2, "both workers")
+        held = lambda: [connections(worker, gateway.port) for worker in gateway.workers()]  # noqa: E731
+        for _ in range(ROUNDS):
+            with crowd(gateway, b"", 16):
+                wait_until(lambda: sum(held()) == 16, "all sixteen")
+                fewest += min(held())
+            wait_until(lambda: sum(held()) == 0, "none")
+    assert fewest > 2 * ROUNDS  # of 8; 6 by measurement, and 0.4 where each takes all he can get
 
 
 def test_a_head_in_pieces_is_a_request_like_any_other(gateway):
