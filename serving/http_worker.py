@@ -29,7 +29,7 @@ HEAD_TIMEOUT_S = 10.0  # from the connection to the end of the request's head
 STAY_S = 0.01
 # Between connections that come together, for the other workers to take some. Without it one took all 16 of a load in 15
 # of 40, and answered at half the speed of two for as long as they were kept.
-SPREAD_S = 0.0005
+SPREAD_S = 0.0002
 SEND_TIMEOUT_S = 30.0  # for the answer to leave: 3 MB at 1 Mbit/s take 25 s
 MAX_UNSENT_BYTES = 2**24  # of all that are about to leave: five of the largest answers, hundreds of pictures
 LINGER_S = 2.0  # for the caller to close first, so that what he still sends doesn't cost him the end of the answer
@@ -151,8 +151,10 @@ class PatientWorker(ThreadWorker):
 
     def accept(self, listener: socket.socket) -> None:
         """Take a connection, and wait for its request."""
-        if self.cfg.workers > 1 and self.nr_conns < self.cfg.threads:  # more of them spread by themselves
-            time.sleep(max(0.0, self._accepted_s + SPREAD_S - time.monotonic()))
+        early_s = self._accepted_s + SPREAD_S - time.monotonic()
+        # With more than there are threads each has enough. No sleep where none is due: it lets go of the GIL.
+        if early_s > 0 and self.cfg.workers > 1 and 0 < self.nr_conns < self.cfg.threads:
+            time.sleep(early_s)
         try:
             sock, address = listener.accept()
         except OSError as error:
