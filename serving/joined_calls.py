@@ -1,9 +1,10 @@
-"""Predict calls joined: who asks for a picture while others are being painted goes along with the next call.
+"""Predict calls joined: callers who want a picture at about the same time share a call, which costs each of them less.
 
-A call for 8 pictures takes about 5 times as long as one for 1, so under load each costs less; nobody waits for company
-while a call could begin. What callers do with their pictures is done for all of a call by one thread, which begins once
-the next call is on its way: eight threads that wake at once would take the interpreter's lock from each other, and from
-the next call.
+A call for 8 pictures takes about 5 times as long as one for 1. Who has just been answered often asks again soon, so the
+next call is held back a little for as many as were in the last one. A lone caller never waits.
+
+Calls are made by their callers' own threads: the one that makes a call does for all in it what they do with their
+pictures, too. Eight threads that wake at once would take the interpreter's lock from each other.
 """
 
 import math
@@ -11,15 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from serving.errors import ModelTimeout
 from serving.model_client import MAX_ROWS
 from serving.observation import current, waited
 from serving.pictures import Pixels
-from serving.tracing import Trace, current_trace, within
+
+ENOUGH_ROWS = 8  # to begin without waiting for more: from here on a row costs no less
+PATIENCE = 0.7  # of the time that the last call took, for its callers to ask again
 
 # Takes a model version, seeds and a deadline by time.monotonic; returns one picture per seed, in order.
 Generate = Callable[[int, Sequence[int], float], Sequence[Pixels]]
@@ -27,16 +31,18 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class _Waiting:
+class _Caller:
     version: int
     seed: int
     then: Callable[[Pixels], Any]
     deadline_s: float
     since_s: float = field(default_factory=time.monotonic)
-    trace: Trace = field(default_factory=current_trace)
     began_s: float = math.inf  # when the call began
     ended_s: float = math.inf
-    result: Future[Any] = field(default_factory=Future)
+    made: Any = None
+    error: BaseException | None = None  # instead of what is made
+    done: bool = False
+    news: SimpleQueue[None] = field(default_factory=SimpleQueue)  # one item for each time that there is any
 
 
 class JoinedCalls:
@@ -44,93 +50,111 @@ class JoinedCalls:
 
     def __init__(self, generate: Generate, *, at_a_time: int) -> None:
         self._generate = generate
-        self._calls = ThreadPoolExecutor(at_a_time, thread_name_prefix="call")
-        self._hands = ThreadPoolExecutor(at_a_time, thread_name_prefix="hand-out")
         self._lock = threading.Lock()  # guards what follows
         self._free = at_a_time
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Caller] = deque()  # of whom the first keeps an eye on the time, if a call could begin
+        self._expected = 1  # so many callers begin at once;
+        self._patient_until_s = 0.0  # from then on, any number
 
     def picture(self, version: int, seed: int, then: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
         """Return what `then` makes of the picture of `seed`, in this thread or another, by `deadline_s`.
 
         That is a time of time.monotonic. Raises what `then` does; what `generate` does, to all whose rows were in the
-        call; and ModelTimeout to whom it comes too late.
+        call; and ModelTimeout to whom it comes too late, but for the one who makes a call: it lasts as long as any of
+        its callers has time.
+        """
+        mine = _Caller(version, seed, then, deadline_s)
+        with self._lock:
+            self._waiting.append(mine)
+        part, until_s = self._look(mine)
+        if not part:
+            part = self._wait(mine, until_s)
+        if part:
+            self._make(part)
+        if mine.error is not None:
+            raise mine.error
+        made: T = mine.made
+        return made
+
+    def _wait(self, mine: _Caller, until_s: float) -> list[_Caller]:
+        """Wait until `mine` is done, or is to make a call; return whom that is for."""
+        part: list[_Caller] = []
+        try:
+            while not part and not mine.done:
+                with suppress(Empty):
+                    mine.news.get(timeout=min(max(0.0, until_s - time.monotonic()), threading.TIMEOUT_MAX))
+                part, until_s = self._look(mine)
+            return part
+        finally:
+            now_s = time.monotonic()
+            waited("queue", min(mine.began_s, now_s) - mine.since_s)
+            seen = current()
+            if seen is not None and not part:  # the call itself is measured once, by who makes it
+                seen.add("model", max(0.0, min(mine.ended_s, now_s) - mine.began_s))
+
+    def _look(self, mine: _Caller) -> tuple[list[_Caller], float]:
+        """Return whom `mine` is to make a call for; or nobody, and until when to wait for news.
+
+        Raises ModelTimeout if it is too late, whether or not others are about to make the call.
         """
         with self._lock:
-            lone = self._free > 0  # so nobody is waiting
-            if lone:
-                self._free -= 1
-            else:
-                mine = _Waiting(version, seed, then, deadline_s)
-                self._waiting.append(mine)
-        if lone:  # in the caller's own thread: another would have to be woken
-            try:
-                (pixels,) = self._generate(version, [seed], deadline_s)
-            finally:
-                part = self._next()
-                if part:
-                    self._calls.submit(self._call, part)
-            return then(pixels)
+            now_s = time.monotonic()
+            waits = mine.began_s == math.inf
+            if waits and self._free and (len(self._waiting) >= self._expected or now_s >= self._patient_until_s):
+                part = self._company_of(self._waiting[0])
+                if mine in part:
+                    self._free -= 1
+                    for one in part:
+                        one.began_s = now_s
+                    self._leave(part)
+                    return part, now_s
+                self._waiting[0].news.put(None)
+            if mine.done:
+                return [], now_s
+            if now_s >= mine.deadline_s:
+                if waits:
+                    self._leave([mine])
+                raise ModelTimeout("The model server was busy with others until the caller's time was up.")
+            if waits and self._free and mine is self._waiting[0]:
+                return [], min(mine.deadline_s, self._patient_until_s)
+            return [], mine.deadline_s
+
+    def _company_of(self, first: _Caller) -> list[_Caller]:
+        """Return who may share a call with `first`, of all who wait."""
+        return [one for one in self._waiting if one.version == first.version][:MAX_ROWS]
+
+    def _leave(self, callers: Sequence[_Caller]) -> None:
+        """Take `callers` from those who wait; somebody else may have to keep an eye on the time now."""
+        for one in callers:
+            self._waiting.remove(one)
+        if self._free and self._waiting:
+            self._waiting[0].news.put(None)
+
+    def _make(self, part: Sequence[_Caller]) -> None:
+        """Make a call for `part` and do what each does with his picture, while others make the next."""
+        began_s = time.monotonic()
+        pictures: Sequence[Pixels] = []
+        failed: BaseException | None = None
         try:
-            made: T = mine.result.result(min(max(0.0, deadline_s - time.monotonic()), threading.TIMEOUT_MAX))
-            return made
-        except TimeoutError:
-            mine.result.cancel()  # if it is not on its way yet, it won't be
-            raise ModelTimeout("The model server was busy with others until the caller's time was up.") from None
-        finally:
-            began_s = min(mine.began_s, mine.ended_s, time.monotonic())
-            waited("queue", began_s - mine.since_s)
-            seen = current()
-            if seen is not None:  # the call itself is measured once
-                seen.add("model", min(mine.ended_s, time.monotonic()) - began_s)
-
-    def _next(self) -> list[_Waiting]:
-        """Return who goes along with another call; without anybody, there is none."""
-        with self._lock:
-            part = self._take()
-            if not part:
-                self._free += 1
-            return part
-
-    def _take(self) -> list[_Waiting]:
-        """Take those who go along with whoever has waited longest."""
-        part: list[_Waiting] = []
-        others: deque[_Waiting] = deque()
-        while self._waiting and len(part) < MAX_ROWS:
-            one = self._waiting.popleft()
-            if part and one.version != part[0].version:
-                others.append(one)
-            elif one.result.set_running_or_notify_cancel():
-                part.append(one)
-        self._waiting.extendleft(reversed(others))
-        return part
-
-    def _call(self, part: list[_Waiting]) -> None:
-        """Make a call for `part`, and as long as anybody waits at its end, another."""
-        while part:
-            began_s = time.monotonic()
-            for one in part:
-                one.began_s = began_s
-            try:
-                latest_s = max(one.deadline_s for one in part)
-                with within(part[0].trace):  # a call is part of one trace: of who has waited longest
-                    pictures = self._generate(part[0].version, [one.seed for one in part], latest_s)
-            except BaseException as error:
-                for one in part:
-                    one.result.set_exception(error)
-            else:
-                self._hands.submit(_hand_out, part, pictures, time.monotonic())
-            part = self._next()
-
-
-def _hand_out(part: Sequence[_Waiting], pictures: Sequence[Pixels], ended_s: float) -> None:
-    """Do what each of `part` does with his picture, and then wake all of them."""
-    outcomes: list[tuple[Callable[[Any], None], Any]] = []
-    for one, pixels in zip(part, pictures, strict=True):
-        one.ended_s = ended_s
-        try:
-            outcomes.append((one.result.set_result, one.then(pixels)))
+            latest_s = max(one.deadline_s for one in part)
+            pictures = self._generate(part[0].version, [one.seed for one in part], latest_s)
         except BaseException as error:
-            outcomes.append((one.result.set_exception, error))
-    for tell, outcome in outcomes:
-        tell(outcome)
+            failed = error
+        ended_s = time.monotonic()
+        with self._lock:
+            self._free += 1
+            self._expected = min(len(self._waiting) + len(part), ENOUGH_ROWS)
+            self._patient_until_s = ended_s + PATIENCE * (ended_s - began_s)
+            if self._waiting:
+                self._waiting[0].news.put(None)
+        for row, one in enumerate(part):
+            one.ended_s = ended_s
+            try:
+                if failed is not None:
+                    raise failed
+                one.made = one.then(pictures[row])
+            except BaseException as error:
+                one.error = error
+        for one in part:  # at the end, lest they take the interpreter's lock from us
+            one.done = True
+            one.news.put(None)

@@ -5,11 +5,10 @@ opentelemetry-api alone, which every image has (0.2 MB, 25 ms to import), passes
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from random import getrandbits
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
@@ -18,7 +17,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 EXPORTER = "OTEL_TRACES_EXPORTER"
 
-Trace = Context  # as OpenTelemetry calls it
 TRACER = trace.get_tracer("ringo")
 PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -82,21 +80,6 @@ def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Spa
 def child_span(name: str, attributes: Mapping[str, str | int]) -> AbstractContextManager[object]:
     """Return what makes a `with` block a span below the current one, where spans are sent anywhere."""
     return TRACER.start_as_current_span(name, attributes=attributes) if _exporting else nullcontext()
-
-
-def current_trace() -> Trace:
-    """Return the trace that this thread is working for, to go on `within` it in another."""
-    return otel_context.get_current()
-
-
-@contextmanager
-def within(known: Trace) -> Iterator[None]:
-    """Work for `known` in the `with` block."""
-    token = otel_context.attach(known)
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,24 +89,116 @@ def test_the_failure_of_a_joined_call_is_the_answer_to_all_in_it(tmp_path):
     assert len(model.calls) == 2
 
 
-def test_who_waited_too_long_costs_no_inference():
-    calls: list[list[int]] = []
-    reached, go_on = threading.Event(), threading.Event()
+class Generator:
+    """Notes the calls it gets as (version, seeds), and is busy with BUSY until `go_on`."""
 
-    def generate(version: int, seeds: list[int], deadline_s: float) -> list[np.ndarray]:
-        calls.append(list(seeds))
-        if seeds == [BUSY]:
-            reached.set()
-            go_on.wait(LIMIT_S)
+    def __init__(self, clock: "Clock | None" = None) -> None:
+        self.calls: list[tuple[int, list[int]]] = []
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self._clock = clock
+
+    def __call__(self, version: int, seeds: Sequence[int], deadline_s: float) -> list[np.ndarray]:
+        self.calls.append((version, sorted(seeds)))
+        if self._clock and len(seeds) > 1:
+            self._clock.now_s += 1.0
+        if list(seeds) == [BUSY]:
+            self.reached.set()
+            assert self.go_on.wait(LIMIT_S)
         return list(pictures_of(latents(seeds), version))
 
+
+class Clock:
+    """Stands in for the module `time`: a second passes with each call for several, and none else."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@contextmanager
+def while_busy(joined: JoinedCalls, generate: Generator) -> Iterator[ThreadPoolExecutor]:
+    """Keep the one call at a time busy for the `with` block; what its pool was asked for is done afterwards."""
+    with ThreadPoolExecutor() as pool:
+        busy = pool.submit(joined.picture, 1, BUSY, np.copy)
+        assert generate.reached.wait(LIMIT_S)
+        try:
+            yield pool
+        finally:
+            generate.go_on.set()
+        busy.result(LIMIT_S)
+
+
+def wait_for(joined: JoinedCalls, callers: int) -> None:
+    wait_until(lambda: len(joined._waiting) == callers, f"{callers} callers to wait")
+
+
+def test_who_waited_too_long_costs_no_inference():
+    generate = Generator()
     joined = JoinedCalls(generate, at_a_time=1)
-    busy = threading.Thread(target=joined.picture, args=(1, BUSY, np.copy))
-    busy.start()
-    assert reached.wait(LIMIT_S)
-    with pytest.raises(ModelTimeout):
+    with while_busy(joined, generate), pytest.raises(ModelTimeout):
         joined.picture(1, 2000, np.copy, deadline_s=time.monotonic())
-    go_on.set()
-    busy.join(LIMIT_S)
     joined.picture(1, 3000, np.copy)
-    assert calls == [[BUSY], [3000]]
+    assert generate.calls == [(1, [BUSY]), (1, [3000])]
+
+
+def test_those_who_shared_a_call_and_ask_again_share_the_next(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serving.joined_calls.time", clock)
+    generate = Generator(clock)
+    joined = JoinedCalls(generate, at_a_time=1)
+    with while_busy(joined, generate) as pool:
+        both = [pool.submit(joined.picture, 1, seed, np.copy) for seed in (2000, 2001)]
+        wait_for(joined, 2)
+    for one in both:
+        one.result(LIMIT_S)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(joined.picture, 1, 3000, np.copy)
+        wait_for(joined, 1)
+        joined.picture(1, 3001, np.copy)
+        first.result(LIMIT_S)
+    assert generate.calls == [(1, [BUSY]), (1, [2000, 2001]), (1, [3000, 3001])]
+
+
+def test_who_asks_again_alone_waits_no_longer_than_the_others_may_take():
+    generate = Generator()
+    joined = JoinedCalls(generate, at_a_time=1)
+    with while_busy(joined, generate) as pool:
+        both = [pool.submit(joined.picture, 1, seed, np.copy) for seed in (2000, 2001)]
+        wait_for(joined, 2)
+    for one in both:
+        one.result(LIMIT_S)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(joined.picture, 1, 3000, np.copy).result(LIMIT_S)
+    assert generate.calls[-1] == (1, [3000])
+
+
+def test_callers_of_several_versions_get_each_their_own():
+    generate = Generator()
+    joined = JoinedCalls(generate, at_a_time=1)
+    with while_busy(joined, generate) as pool:
+        asked = [(version, 2000 + version) for version in (2, 3, 2, 3, 4)]
+        pictures = [pool.submit(joined.picture, version, seed, np.copy) for version, seed in asked]
+        wait_for(joined, len(asked))
+    for (version, seed), picture in zip(asked, pictures, strict=True):
+        np.testing.assert_array_equal(picture.result(LIMIT_S), pictures_of(latents([seed]), version)[0])
+    assert sorted(version for version, _ in generate.calls) == [1, 2, 3, 4]
+
+
+def test_many_callers_all_get_what_they_asked_for_or_hear_that_it_is_too_late():
+    generate = Generator()
+    joined = JoinedCalls(generate, at_a_time=2)
+
+    def ask(number: int) -> bool:
+        version, seed = 1 + number % 2, 2000 + number
+        late = number % 5 == 0
+        try:
+            picture = joined.picture(version, seed, np.copy, deadline_s=time.monotonic() + (0.0 if late else LIMIT_S))
+        except ModelTimeout:
+            return late
+        return np.array_equal(picture, pictures_of(latents([seed]), version)[0])
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(ask, range(2000)))
+    assert not joined._waiting
