@@ -1,7 +1,8 @@
 """Predict calls joined: callers who want a picture at about the same time share a call, which costs each of them less.
 
 A call for 8 pictures takes about 5 times as long as one for 1. Who has just been answered often asks again soon, so the
-next call is held back a little for as many as were in the last one. A lone caller never waits.
+next call is held back a little for as many as were in the last one, unless several may be under way and none is: then
+the model server would have nothing to do. A lone caller never waits.
 
 Calls are made by their callers' own threads: the one that makes a call does for all in it what they do with their
 pictures, too. Eight threads that wake at once would take the interpreter's lock from each other.
@@ -51,7 +52,7 @@ class JoinedCalls:
     def __init__(self, generate: Generate, *, at_a_time: int) -> None:
         self._generate = generate
         self._lock = threading.Lock()  # guards what follows
-        self._free = at_a_time
+        self._at_a_time = self._free = at_a_time
         self._waiting: deque[_Caller] = deque()  # of whom the first keeps an eye on the time, if a call could begin
         self._expected = 1  # so many callers begin at once;
         self._patient_until_s = 0.0  # from then on, any number
@@ -100,7 +101,7 @@ class JoinedCalls:
         with self._lock:
             now_s = time.monotonic()
             waits = mine.began_s == math.inf
-            if waits and self._free and (len(self._waiting) >= self._expected or now_s >= self._patient_until_s):
+            if waits and self._free and self._is_time(now_s):
                 part = self._company_of(self._waiting[0])
                 if mine in part:
                     self._free -= 1
@@ -118,6 +119,11 @@ class JoinedCalls:
             if waits and self._free and mine is self._waiting[0]:
                 return [], min(mine.deadline_s, self._patient_until_s)
             return [], mine.deadline_s
+
+    def _is_time(self, now_s: float) -> bool:
+        """Return whether to begin with those who wait. With a single call at a time, other workers may have theirs."""
+        nobody_is_busy = self._free == self._at_a_time > 1
+        return nobody_is_busy or len(self._waiting) >= self._expected or now_s >= self._patient_until_s
 
     def _company_of(self, first: _Caller) -> list[_Caller]:
         """Return who may share a call with `first`, of all who wait."""

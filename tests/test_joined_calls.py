@@ -143,16 +143,21 @@ def test_who_waited_too_long_costs_no_inference():
     assert generate.calls == [(1, [BUSY]), (1, [3000])]
 
 
-def test_those_who_shared_a_call_and_ask_again_share_the_next(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("serving.joined_calls.time", clock)
-    generate = Generator(clock)
-    joined = JoinedCalls(generate, at_a_time=1)
+def shared_once(joined: JoinedCalls, generate: Generator) -> None:
+    """Have two callers share a call."""
     with while_busy(joined, generate) as pool:
         both = [pool.submit(joined.picture, 1, seed, np.copy) for seed in (2000, 2001)]
         wait_for(joined, 2)
     for one in both:
         one.result(LIMIT_S)
+
+
+def test_those_who_shared_a_call_and_ask_again_share_the_next(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serving.joined_calls.time", clock)
+    generate = Generator(clock)
+    joined = JoinedCalls(generate, at_a_time=1)
+    shared_once(joined, generate)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(joined.picture, 1, 3000, np.copy)
         wait_for(joined, 1)
@@ -164,14 +169,21 @@ def test_those_who_shared_a_call_and_ask_again_share_the_next(monkeypatch):
 def test_who_asks_again_alone_waits_no_longer_than_the_others_may_take():
     generate = Generator()
     joined = JoinedCalls(generate, at_a_time=1)
-    with while_busy(joined, generate) as pool:
-        both = [pool.submit(joined.picture, 1, seed, np.copy) for seed in (2000, 2001)]
-        wait_for(joined, 2)
-    for one in both:
-        one.result(LIMIT_S)
+    shared_once(joined, generate)
     with ThreadPoolExecutor() as pool:
         pool.submit(joined.picture, 1, 3000, np.copy).result(LIMIT_S)
     assert generate.calls[-1] == (1, [3000])
+
+
+def test_nobody_waits_for_company_where_several_calls_may_be_made_and_none_is(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serving.joined_calls.time", clock)
+    generate = Generator(clock)
+    joined = JoinedCalls(generate, at_a_time=2)
+    joined._expected, joined._patient_until_s = 2, clock.now_s + 1.0  # as after a call that two have shared
+    with ThreadPoolExecutor() as pool:
+        pool.submit(joined.picture, 1, 3000, np.copy).result(LIMIT_S)
+    assert generate.calls == [(1, [3000])]
 
 
 def test_callers_of_several_versions_get_each_their_own():
