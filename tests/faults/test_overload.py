@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +118,8 @@ def test_ten_times_the_load_that_fits_for_a_minute(tmp_path):
                 wait_for(1)
                 samples.append(resident_kb(gateway.worker()))
             ended_s = time.monotonic()
+        # Answers that are about to leave are a few MB, more or fewer from second to second.
+        early_kb, late_kb = (statistics.median(samples[second : second + 10]) for second in (10, 50))
         usual_s, after = percentile(fitting.answered, 100), Load()
         while not after.outcomes or after.outcomes[-1].took_s > usual_s:
             after.outcomes.append(ask(gateway.port, sheet(10**6 + len(after.outcomes))))
@@ -126,13 +129,13 @@ def test_ten_times_the_load_that_fits_for_a_minute(tmp_path):
         f"{len(load.answered)} answered, p99 {percentile(load.answered, 99):.2f} s; "
         f"{len(load.shed)} shed, p99 {percentile(load.shed, 99):.3f} s, worst {percentile(load.shed, 100):.3f} s; "
         f"as usual after {back_s:.1f} s; "
-        f"memory {samples[9]} kB after 10 s, {samples[-1]} kB after 60 s"
+        f"memory {early_kb:.0f} kB after 10 to 20 s, {late_kb:.0f} kB after 50 to 60 s"
     )
     assert {outcome.status for outcome in load.outcomes} == {200, 503}
     assert len(load.outcomes) > 8 * 60 * per_second  # it was offered
     assert percentile(load.answered, 99) < DEADLINE_S
     assert percentile(load.shed, 99) < SHED_WITHIN_S
-    assert samples[-1] < 1.05 * samples[9]
+    assert late_kb < 1.05 * early_kb
     assert not after.failed
     assert back_s < BACK_WITHIN_S
 
