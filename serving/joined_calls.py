@@ -25,6 +25,7 @@ from serving.pictures import Pixels
 
 ENOUGH_ROWS = 8  # to begin without waiting for more: from here on a row costs no less
 PATIENCE = 0.7  # of the time that the last call took, for its callers to ask again
+MAX_PATIENCE_S = 0.02  # 8 of the shipped pictures take as long; what a call has hung for, nobody waits again
 
 # Takes a model version, seeds and a deadline by time.monotonic; returns one picture per seed, in order.
 Generate = Callable[[int, Sequence[int], float], Sequence[Pixels]]
@@ -150,7 +151,7 @@ class JoinedCalls:
         with self._lock:
             self._free += 1
             self._expected = min(len(self._waiting) + len(part), ENOUGH_ROWS)
-            self._patient_until_s = ended_s + PATIENCE * (ended_s - began_s)
+            self._patient_until_s = ended_s + min(PATIENCE * (ended_s - began_s), MAX_PATIENCE_S)
             if self._waiting:
                 self._waiting[0].news.put(None)
         for row, one in enumerate(part):
