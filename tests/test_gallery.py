@@ -316,6 +316,20 @@ def test_an_address_leads_to_a_seed_and_the_browsers_back_and_forth_follow(page)
     expect(page.get_by_role("heading", name="Seed 4")).to_be_visible()
 
 
+def test_a_seed_asked_for_in_the_moment_another_is_closed_stays(page):
+    page.goto("/?seed=4")
+    page.evaluate(
+        """() => new Promise((told) => {
+            document.querySelector("#viewer").addEventListener("close", told, { once: true });
+            document.querySelector("#close").click();
+            document.querySelector("#wall a").click();  // open again before the dialog tells that it was closed
+        })"""
+    )
+    page.get_by_role("button", name="Next seed").click()
+    expect(page.get_by_role("heading", name="Seed 1")).to_be_visible()
+    assert page.url.endswith("/?seed=1")
+
+
 def test_on_a_phone_nothing_is_wider_than_the_screen_or_too_small_for_a_finger(phone):
     with clean(phone) as page:
         for url in ("/", f"/?seed={MAX_SEED}"):

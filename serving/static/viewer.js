@@ -16,7 +16,6 @@ export function buildViewer(dialog, { step, closed, small }) {
   let seed = null;
 
   function show() {
-    if (seed === null) return;
     const address = pinned(part("#download").href, { seed });
     const link = new URL(address, location.origin).href;
     part("h2 span").textContent = seed;
@@ -69,24 +68,25 @@ export function buildViewer(dialog, { step, closed, small }) {
     if (event.target === dialog) dialog.close(); // on what is around it: all inside is of other elements
   });
   dialog.addEventListener("close", () => {
-    const [last, end] = [seed, dialog.returnValue];
-    seed = null;
-    dialog.returnValue = "";
-    closed(last, end);
+    if (!dialog.open) closed(seed, dialog.returnValue); // the event comes late: it may be open again by then
   });
-  followVersion(show);
+  followVersion(() => {
+    if (dialog.open) show();
+  });
 
   return {
     get seed() {
-      return seed;
+      return dialog.open ? seed : null;
     },
     open(chosen) {
       seed = chosen;
       show();
-      if (!dialog.open) dialog.showModal();
+      if (dialog.open) return;
+      dialog.returnValue = "";
+      dialog.showModal();
     },
     close() {
-      if (dialog.open) dialog.close();
+      dialog.close();
     },
   };
 }
