@@ -129,7 +129,6 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
     served = results.get("serve", {})
     held = served.get("processes", {}).get("ours", {}).get("largest_mib", {})
     size = results.get("generator", {}).get("model", {}).get("image_size", 64)
-    count, told = max(((int(count), told) for count, told in scale["photos"].items()), key=lambda pair: pair[0])
     kept = served.get("kept", {}).get("repeated seed", {}).get("answers_a_second", {}).get("median", 0.0)
     return {
         "model_ms": model_ms,
@@ -147,8 +146,6 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
         "pixel_gbit": AIM * 3 * size * size * 8 / 1e9,
         "answer_gbit": AIM * scale["serving"]["bytes_a_picture"] * 8 / 1e9,
         "kept": kept,
-        "photos_100000_s": told["in memory"]["seconds"] * 100_000 / count,
-        "photos_100000_mib": 100_000 * 3 * 64 * 64 / 2**20,
     }
 
 

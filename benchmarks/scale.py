@@ -30,7 +30,7 @@ from benchmarks.weights import newest_version
 CLIENTS = (1, 4, 16, 64, 256)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SIZES = (32, 64, 128, 256)
-PHOTOS = (100, 1_000, 10_000)  # 100,000 would take these two cores some ten minutes to draw and to read
+PHOTOS = (100, 1_000, 10_000, 100_000)
 REPLICAS = (1, 2)
 SECONDS = 3.0
 ROUNDS = 3
