@@ -1,5 +1,6 @@
 """What becomes of one picture: its colours, its orientation, its place in the square."""
 
+import io
 import subprocess
 import sys
 import tempfile
@@ -184,6 +185,27 @@ def test_shrinking_averages_instead_of_picking(folder: Path) -> None:
     board = (np.indices((7 * SIDE, 7 * SIDE)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(folder / "board.png")
     np.testing.assert_allclose(load(folder).pixels.astype(int), 127, atol=5)
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (901, 1201), (2 * SIDE, 2 * SIDE)], ids=["wide", "tall", "just so"])
+def test_a_large_jpeg_is_what_all_its_pixels_make(folder: Path, size: tuple[int, int]) -> None:
+    content = encoded(Image.radial_gradient("L").resize(size), "JPEG", quality=95)
+    (folder / "a.jpg").write_bytes(content)
+    Image.open(io.BytesIO(content)).save(folder / "b.png")  # decoded whole
+    jpeg, whole = load(folder).pixels.astype(int)
+    np.testing.assert_allclose(jpeg, whole, atol=4)
+
+
+def test_a_jpeg_of_81_megapixels_is_not_held_whole(folder: Path) -> None:
+    solid("L", 120, (9_000, 9_000)).save(folder / "a.jpg")
+    code = (
+        "import sys; from pathlib import Path; from tests.photo_files import load; load(Path(sys.argv[1])); "
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(done.stdout) < 80 * 1024  # KiB, of which 37 MiB before; all pixels would be 77 MiB
 
 
 def test_photos_load_without_tensorflow() -> None:
