@@ -14,8 +14,9 @@ class CallerSocket:
     but for what has to go past TLS, which another thread may be in the middle of.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, waits: bool) -> None:
         self.sock = sock
+        self._waits = waits  # if told to; only TLS has to
         self._said: list[bytes] = []
         self._leaving = b""
         self._left = 0  # bytes of it that the system has taken
@@ -49,9 +50,13 @@ class CallerSocket:
         self._said.append(said)
 
     def setblocking(self, blocking: bool) -> None:
-        """Have calls wait, or not; where they do so already the system isn't asked, which would cost the GIL."""
-        if self.sock.getblocking() != blocking:
-            self.sock.setblocking(blocking)
+        """Have calls wait, or not. Where they do so already the system isn't asked, which would cost the GIL."""
+        timeout_s = None if blocking and self._waits else 0.0
+        if self.sock.gettimeout() != timeout_s:
+            self.sock.settimeout(timeout_s)
+
+    def settimeout(self, timeout_s: float | None) -> None:
+        """Leave it as it is: gunicorn asks for this around the reading of bodies, which nobody here does."""
 
     def flush(self) -> None:
         """Hand over what the system takes at once; if the caller has gone, forget it all and raise OSError."""

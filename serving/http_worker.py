@@ -74,7 +74,7 @@ class Connection(TConn):
 
     @sock.setter
     def sock(self, sock: Any) -> None:
-        self._sock = CallerSocket(sock)
+        self._sock = CallerSocket(sock, waits=self.cfg.is_ssl)
 
     @property
     def head_is_too_large(self) -> bool:
@@ -225,6 +225,10 @@ class PatientWorker(ThreadWorker):
         if any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") and length != "0" for name, length in req.headers):
             req.force_close()
         return super().handle_request(req, conn)
+
+    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
+        """Return whether the connection may be kept. No body is left to be read then: who sends one is not kept."""
+        return keepalive
 
     def _hold(self, conn: Connection, limit_s: float) -> None:
         with self._lock:
