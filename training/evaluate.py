@@ -112,7 +112,9 @@ def split_of(painter: Painter, photos: Photos) -> tuple[Split | None, tuple[str,
     if painter.photos.get("pixels_sha256") != photos.sha256 or painter.photos.get("held_out_arcs") != [
         asdict(arc) for arc in split.arcs
     ]:
-        return None, ("These are not the photos of the training: nothing can be said about copies.",)
+        return None, (
+            "These are not the photos of the training, or not as it read them: nothing can be said about copies.",
+        )
     return split, ()
 
 

@@ -50,8 +50,8 @@ def split_for_run(photos: Photos, run: Path, config: TrainingConfig) -> Split:
         begun, mine = read_record(record), describe(photos, split)
         if any(begun.get(name) != mine[name] for name in ("pixels_sha256", "held_out_arcs")):
             raise TrainingError(
-                f"The photos or their names differ from those the run began with (see {record}): "
-                "restore them, or choose a new --out for the new set."
+                f"The photos or their names differ from those the run began with, or another version of Ringo read "
+                f"them otherwise (see {record}): restore them, or choose a new --out for the new set."
             )
     return split
 
