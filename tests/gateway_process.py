@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from serving.ports import listen
+from serving.settings import SettingsError
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 
 
@@ -75,9 +77,18 @@ class Gateway:
         return worker
 
 
+# Below 32768, from where on the system takes one for each connection that anybody makes: what is free up there may be
+# taken before a gateway listens, as happened once. Those who run tests side by side have their own.
+PORTS_EACH = 1_000
+FIRST_PORT = 20_000 + PORTS_EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = cycle(range(FIRST_PORT, FIRST_PORT + PORTS_EACH))
+
+
 def free_port() -> int:
-    with listen("127.0.0.1", 0, variable="", value="") as taken:
-        return taken.getsockname()[1]
+    """Return a port that nobody listens on, and that nobody takes by chance."""
+    while True:
+        with suppress(SettingsError), listen("127.0.0.1", next(_ports), variable="", value="") as taken:
+            return taken.getsockname()[1]
 
 
 def environment(**settings: object) -> dict[str, str]:
