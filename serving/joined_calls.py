@@ -1,6 +1,6 @@
 """Predict calls joined: callers who want a picture at about the same time share a call, which costs each of them less.
 
-A call for 8 pictures takes about 5 times as long as one for 1. Who has just been answered often asks again soon, so the
+A call for 8 pictures takes about 6 times as long as one for 1. Who has just been answered often asks again soon, so the
 next call is held back a little for as many as were in the last one, unless several may be under way and none is: then
 the model server would have nothing to do. A lone caller never waits.
 
@@ -127,8 +127,9 @@ class JoinedCalls:
         return nobody_is_busy or len(self._waiting) >= self._expected or now_s >= self._patient_until_s
 
     def _company_of(self, first: _Caller) -> list[_Caller]:
-        """Return who may share a call with `first`, of all who wait."""
-        return [one for one in self._waiting if one.version == first.version][:MAX_ROWS]
+        """Return who is to share a call with `first`, of all who wait."""
+        company = [one for one in self._waiting if one.version == first.version]
+        return company[: worthwhile(min(len(company), MAX_ROWS))]
 
     def _leave(self, callers: Sequence[_Caller]) -> None:
         """Take `callers` from those who wait; somebody else may have to keep an eye on the time now."""
@@ -150,7 +151,7 @@ class JoinedCalls:
         ended_s = time.monotonic()
         with self._lock:
             self._free += 1
-            self._expected = min(len(self._waiting) + len(part), ENOUGH_ROWS)
+            self._expected = worthwhile(min(len(self._waiting) + len(part), ENOUGH_ROWS))
             self._patient_until_s = ended_s + min(PATIENCE * (ended_s - began_s), MAX_PATIENCE_S)
             if self._waiting:
                 self._waiting[0].news.put(None)
@@ -165,3 +166,11 @@ class JoinedCalls:
         for one in part:  # at the end, lest they take the interpreter's lock from us
             one.done = True
             one.news.put(None)
+
+
+def worthwhile(callers: int) -> int:
+    """Return how many of so many callers to make a call for: all, or all but one.
+
+    An odd number of rows from 3 up takes as long as one more, as the graph then adds a row (training/servable.py).
+    """
+    return callers if callers == 1 else callers - callers % 2

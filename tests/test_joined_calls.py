@@ -145,6 +145,16 @@ def test_who_waited_too_long_costs_no_inference():
     assert generate.calls == [(1, [BUSY]), (1, [3000])]
 
 
+def test_the_third_of_three_is_not_in_their_call_which_would_take_as_long_as_one_for_four():
+    generate = Generator()
+    joined = JoinedCalls(generate, at_a_time=1)
+    with while_busy(joined, generate) as pool:
+        for waiting, seed in enumerate((2000, 2001, 2002), start=1):
+            pool.submit(joined.picture, 1, seed, np.copy)
+            wait_for(joined, waiting)
+    assert generate.calls == [(1, [BUSY]), (1, [2000, 2001]), (1, [2002])]
+
+
 def shared_once(joined: JoinedCalls, generate: Generator) -> None:
     """Have two callers share a call."""
     with while_busy(joined, generate) as pool:
