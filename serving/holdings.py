@@ -26,6 +26,8 @@ class Holdings:
         self._digests = np.zeros((len(seeds), 32), np.uint8)
         self._versions = np.zeros(len(seeds), np.int64)
         self._others: list[Row] = []  # of seeds that this command doesn't name
+        self._strangers: dict[str, int] = {}  # of those that lie in tars, one for each tar
+        self._seen_versions: set[int] = set()
 
     @property
     def count(self) -> int:
@@ -34,18 +36,27 @@ class Holdings:
 
     @property
     def versions(self) -> set[int]:
-        """The model versions that painted them."""
-        return set(self._versions[self._there].tolist())
+        """The model versions that painted them, and whatever else is in the folder."""
+        return self._seen_versions | set(self._versions[self._there].tolist())
 
     def add(self, row: Row) -> None:
-        """Take `row` for true. Raises PaintingError if it is of other options or another layout."""
-        if row.picture != self._address(row.seed, row.model_version):
-            raise PaintingError(f"The folder holds {row.picture}: other options than these need a folder of their own.")
-        if row.file != self._layout.name(row.seed):
-            raise PaintingError(
-                f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with."
-            )
-        self._hold(row)
+        """Take `row`, of this command's manifest, for true. Raises what `see` does."""
+        if self._seeds.place(row.seed) is None:
+            self.see(row)
+            self._others.append(row)
+        else:
+            self._require_the_like(row)
+            self._hold(row)
+
+    def see(self, row: Row) -> None:
+        """Take `row`, of whatever manifest is in the folder, for what this command must not spoil.
+
+        Raises PaintingError if it is of other options or another layout.
+        """
+        self._require_the_like(row)
+        self._seen_versions.add(row.model_version)
+        if isinstance(self._layout, Tars) and self._seeds.place(row.seed) is None:
+            self._strangers[row.file] = row.seed
 
     def take(self, picture: Painted) -> Row:
         """Take `picture`, which has just been painted and lies where it belongs, and return its row."""
@@ -54,17 +65,25 @@ class Holdings:
         return row
 
     def check(self) -> None:
-        """Forget what is not in the folder, or is not what its row says. A tar counts as a whole."""
+        """Forget what is not in the folder, or is not what its row says. A tar counts as a whole.
+
+        Raises PaintingError if a tar has to be written that holds other seeds, too: it would lose them.
+        """
         behind = 0
         for group in self._seeds.groups(self._layout.per_folder):
             places = slice(behind, behind := behind + len(group))
-            if not self._there[places].any():
-                continue
-            found = dict(self._layout.digests(group))
-            for place, seed in enumerate(group, places.start):
-                self._there[place] &= found.get(seed) == self._digests[place].tobytes().hex()
+            if self._there[places].any():
+                found = dict(self._layout.digests(group))
+                for place, seed in enumerate(group, places.start):
+                    self._there[place] &= found.get(seed) == self._digests[place].tobytes().hex()
             if isinstance(self._layout, Tars) and not self._there[places].all():
                 self._there[places] = False
+                tar = self._layout.name(next(iter(group)))
+                if tar in self._strangers:
+                    raise PaintingError(
+                        f"{tar} holds seed {self._strangers[tar]}, which --seeds doesn't name: a tar is written as a "
+                        "whole, so name all that it is to hold."
+                    )
 
     def missing(self) -> Iterator[list[int]]:
         """Yield the seeds to be painted, in parts for one call each."""
@@ -93,11 +112,16 @@ class Holdings:
         )
         return heapq.merge(mine, sorted(self._others, key=_seed), key=_seed)
 
+    def _require_the_like(self, row: Row) -> None:
+        if row.picture != self._address(row.seed, row.model_version):
+            raise PaintingError(f"The folder holds {row.picture}: other options than these need a folder of their own.")
+        if row.file != self._layout.name(row.seed):
+            raise PaintingError(
+                f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with."
+            )
+
     def _hold(self, row: Row) -> None:
         place = self._seeds.place(row.seed)
-        if place is None:
-            self._others.append(row)
-            return
         self._there[place] = True
         self._digests[place] = np.frombuffer(bytes.fromhex(row.sha256), np.uint8)
         self._versions[place] = row.model_version

@@ -7,10 +7,13 @@ A row is the promise that the bytes are there: it is written after the file has 
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self, TextIO
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class InUseError(Exception):
@@ -27,6 +30,11 @@ class Row:
     model_version: int
     picture: str
 
+    def is_sound(self) -> bool:
+        """Return whether all of it is of its type, and `sha256` in hexadecimal."""
+        typed = all(type(getattr(self, one.name)) is one.type for one in fields(self))
+        return typed and SHA256.fullmatch(self.sha256) is not None
+
 
 class Manifest:
     """A file of JSON lines, for one process and, in it, one thread at a time."""
@@ -36,14 +44,16 @@ class Manifest:
         self._file: TextIO | None = None
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows there are; a torn one, which only the end of a killed process leaves, is passed over."""
+        """Yield the rows there are; a torn or spoilt one promises nothing, and is passed over."""
         try:
-            with self._path.open(encoding="utf-8") as file:
+            with self._path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
                     try:
-                        yield Row(**json.loads(line))
+                        row = Row(**json.loads(line))
                     except (ValueError, TypeError):
                         continue
+                    if row.is_sound():
+                        yield row
         except FileNotFoundError:
             return
 

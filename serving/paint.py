@@ -28,6 +28,7 @@ from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, sec
 
 # A signal that another thread receives does not end the wait of the first one, where Python's handlers run: steps do.
 SIGNAL_STEP_S = 0.5
+MANIFESTS = "manifest*.jsonl"  # of all shards
 FAILED, INTERRUPTED = 1, 130  # exit statuses; argparse's own is 2
 
 
@@ -131,6 +132,9 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     ):
         for row in manifest.rows():
             holdings.add(row)
+        for other in set(chosen.out.glob(MANIFESTS)) - {chosen.out / chosen.shard.manifest}:
+            for row in Manifest(other).rows():
+                holdings.see(row)
         holdings.check()
         before = holdings.count
         if before < len(seeds):
@@ -172,7 +176,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         print(f"Stopped. What is painted is in {chosen.out}; the same command goes on.", file=sys.stderr)
         return INTERRUPTED
     except VersionGoneError as error:
-        print(f"{error}. --any-version goes on with the newest; what is painted stays.", file=sys.stderr)
+        told = str(error).removesuffix(".")  # with what the server said
+        print(f"{told}. --any-version goes on with the newest; what is painted stays.", file=sys.stderr)
     except (PaintingError, InUseError) as error:
         print(error, file=sys.stderr)
     except OSError as error:

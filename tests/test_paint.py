@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import tarfile
@@ -153,6 +154,51 @@ def test_more_seeds_join_a_folder(server, tmp_path):
     paint(server, tmp_path, seeds="5:15")
     assert sorted(server.painted) == [5, 6, 7, 8, 9]
     assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
+
+
+def test_a_tar_is_never_written_without_seeds_that_it_holds(server, tmp_path):
+    flags = ("--layout", "tar", "--per-folder", 10)
+    paint(server, tmp_path, *flags, seeds="0:15")
+    before = content(tmp_path)
+    said = paint(server, tmp_path, *flags, seeds="15:30", code=1)
+    assert said.startswith("000001.tar holds seed 14, which --seeds doesn't name:")
+    assert content(tmp_path) == before
+    paint(server, tmp_path, *flags, seeds="0:30")
+    paint(server, tmp_path / "once", *flags, seeds="0:30")
+    assert content(tmp_path / "once") == {k: v for k, v in content(tmp_path).items() if not k.startswith("once")}
+
+
+@pytest.mark.parametrize("shard", ["0/1", "0/3"])
+def test_what_another_shard_has_painted_is_left_alone(server, tmp_path, shard):
+    paint(server, tmp_path, "--shard", "0/2")
+    before = content(tmp_path)
+    said = paint(server, tmp_path, "--shard", shard, "--format", "webp", code=1)
+    assert said.startswith("The folder holds /generate?seed=0&format=png&version=1: other options than these need")
+    assert {name: content(tmp_path)[name] for name in before} == before
+
+
+def test_a_shard_is_painted_by_the_version_that_has_painted_another(tmp_path):
+    with FakeBatchServer() as server:
+        paint(server, tmp_path, "--shard", "0/2")
+        server.version = 2
+        said = paint(server, tmp_path, "--shard", "1/2", code=1)
+    assert "loaded. --any-version goes on with the newest" in said
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"\xff", b'{"seed": 3}', b"[]", b'"sha256": "zz"', b'"seed": "3"', b'"model_version": true']
+)
+def test_a_spoilt_row_of_the_manifest_is_painted_again(server, tmp_path, spoilt):
+    paint(server, tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    before, lines = content(tmp_path), manifest.read_bytes().splitlines(keepends=True)
+    name, _, value = spoilt.partition(b": ")
+    lines[3] = re.sub(name + rb": [^,]*", spoilt, lines[3]) if value and spoilt[:1] == b'"' else spoilt + b"\n"
+    manifest.write_bytes(b"".join(lines))
+    server.painted.clear()
+    paint(server, tmp_path)
+    assert server.painted == [3]
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(
