@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from serving.errors import ModelTimeout
@@ -24,19 +25,24 @@ class SingleFlight(Generic[K, V]):
     def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
         """Return what `make` returns, or what the call for `key` that is under way does; raise what either raises.
 
-        Who joins waits as long as that takes, and at most until `deadline_s` of time.monotonic: then ModelTimeout.
+        Who joins waits as long as that takes, and at most until `deadline_s` of time.monotonic: then ModelTimeout. The
+        ModelTimeout of whose call it is, is his: who has time left begins anew.
         """
-        with self._lock:
-            flight = self._flights.get(key)
-            if flight is None:
-                mine: Future[V] = Future()
-                self._flights[key] = mine
-        if flight is not None:
+        mine: Future[V] = Future()
+        while True:
+            with self._lock:
+                flight = self._flights.setdefault(key, mine)
+            if flight is mine:
+                break
             with stage("shared"):
                 done = wait([flight], seconds_until(deadline_s)).done
             if not done:
                 raise ModelTimeout("The caller's time was up before what others had asked for was made.")
-            return flight.result()
+            with suppress(ModelTimeout):
+                return flight.result()
+            with self._lock:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
         try:
             made = make()
         except BaseException as error:
@@ -47,7 +53,8 @@ class SingleFlight(Generic[K, V]):
             return made
         finally:
             with self._lock:
-                del self._flights[key]
+                if self._flights.get(key) is mine:
+                    del self._flights[key]
 
 
 def seconds_until(deadline_s: float) -> float | None:
