@@ -41,6 +41,7 @@ PAUSE_S = 0.01  # where no file descriptor is left, and nobody waits who could m
 
 END_OF_HEAD = b"\r\n\r\n"
 TLS_RECORD_HEAD_BYTES = 5  # kind, version, length
+TLS_RECORD_KINDS = range(20, 25)  # RFC 8446, B.1, and heartbeats
 ABORT = struct.pack("ii", 1, 0)  # of SO_LINGER: on, for no time
 FILES_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -124,7 +125,9 @@ class Connection(TConn):
 
 
 def _is_whole_record(came: bytes) -> bool:
-    """Return whether TLS can begin with `came`; what is none of its handshakes it refuses by itself."""
+    """Return whether TLS can begin with `came`, or refuse it: HTTP, for one."""
+    if came and came[0] not in TLS_RECORD_KINDS:
+        return True
     if len(came) < TLS_RECORD_HEAD_BYTES:
         return False
     return len(came) >= TLS_RECORD_HEAD_BYTES + int.from_bytes(came[3:5], "big") or len(came) >= MAX_HEAD_BYTES
@@ -213,6 +216,9 @@ class PatientWorker(ThreadWorker):
             self._release(conn)
         try:
             conn.sock.flush()
+            decrypted = conn.sock.decrypted_bytes
+            if keep and decrypted and not conn.parser.unreader.buf.getvalue():  # nothing would tell the loop of it
+                conn.parser.unreader.unread(conn.sock.recv(decrypted))
         except OSError:  # he has gone
             return False
         return keep
@@ -220,6 +226,10 @@ class PatientWorker(ThreadWorker):
     def handle_request(self, req: Any, conn: Connection) -> Any:
         """Answer a request whose head is read; from here on nothing waits for the caller."""
         self._release(conn)
+        # gunicorn knows a header that says this and no more, and the first of several.
+        options = [text.split(",") for name, text in req.headers if name == "CONNECTION"]
+        if any(option.strip().lower() == "close" for several in options for option in several):
+            req.force_close()
         # Nobody here reads a body. gunicorn would wait for it, in order to keep the connection.
         # Some say that there is none.
         if any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") and length != "0" for name, length in req.headers):

@@ -139,6 +139,14 @@ def test_who_says_that_there_is_no_body_keeps_the_connection(gateway):
     assert (answer.status, answer.will_close) == (200, False)
 
 
+@pytest.mark.parametrize("options", ["close", "TE, close", "Close,TE"])
+def test_who_asks_for_it_among_other_things_has_the_connection_closed(gateway, options):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
+        connection.request("GET", "/livez", headers={"Connection": options})
+        answer = connection.getresponse()
+    assert (answer.status, answer.will_close) == (200, True)
+
+
 @pytest.mark.parametrize("path", ["/generate?seed=1", "/about", "/openapi.json", "/livez", "/static/gallery.css"])
 def test_an_answer_loads_nothing_and_is_what_it_says(gateway, path):
     status, headers, _ = answer_to(gateway.port, request(path))

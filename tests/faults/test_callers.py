@@ -7,13 +7,14 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import BinaryIO
 
 import pytest
 import trustme
 
 from serving.http_worker import (
+    HEAD_TIMEOUT_S,
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
     MAX_LINGERING,
@@ -245,6 +246,33 @@ def test_heads_that_come_together_and_in_pieces_are_answered_each(gateway):
         first = read_answer(answers)
         caller.sendall(b"\r\n" + GET + b"\r\n")
         assert [first, read_answer(answers)] == [read_answer(answers)] * 2
+
+
+def test_with_tls_heads_that_come_together_are_answered_each(tls_gateway, trusting):
+    padded = GET + b"X: " + b"x" * (128 - len(GET) - len(b"X: \r\n\r\n")) + b"\r\n\r\n"
+    count = 65  # 64 of 128 bytes are as much as gunicorn reads at a time; all are in one record
+    with (
+        connect(tls_gateway) as plain,
+        trusting.wrap_socket(plain, server_hostname="localhost") as caller,
+        caller.makefile("rb") as answers,
+    ):
+        caller.sendall(padded * count)
+        first = read_answer(answers)
+        assert [read_answer(answers) for _ in range(count - 1)] == [first] * (count - 1)
+
+
+def test_who_speaks_plain_http_where_there_is_tls_is_refused_at_once(tls_gateway):
+    with connect(tls_gateway, GET + b"\r\n") as caller:
+        caller.settimeout(HEAD_TIMEOUT_S / 2)
+        with suppress(ConnectionResetError):
+            assert caller.recv(1) == b""
+
+
+def test_urgent_data_is_no_request_and_no_trouble(gateway):
+    with connect(gateway, b"GET /li") as caller:
+        caller.send(b"!", socket.MSG_OOB)
+        assert caller.recv(1) == b""
+    assert "Traceback" not in gateway.log.read_text()
 
 
 def test_a_head_without_an_end_is_431(gateway):
