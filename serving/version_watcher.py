@@ -168,9 +168,9 @@ def version_folders(base_path: Path) -> dict[int, Path]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return what differs after `folder` was renamed, written to, or replaced by another of the same name."""
+    """Return what differs after `folder` or anything in it was renamed, written to, or replaced by its like."""
     found = []
-    for path in (folder, *sorted(folder.glob("*"))):
+    for path in (folder, *sorted(folder.rglob("*"))):
         try:
             stat = path.stat()
         except OSError:  # gone since it was listed: that is a change, too

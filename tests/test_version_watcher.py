@@ -116,6 +116,20 @@ def test_a_broken_version_is_tried_again_when_its_folder_changes(watcher, tmp_pa
     assert watcher.snapshot.servables == {1: "mended"}
 
 
+def test_a_broken_version_is_tried_again_when_a_file_further_below_changes(tmp_path):
+    def load(folder):
+        return (folder / "variables" / "data").read_text() or 1 / 0
+
+    watcher = VersionWatcher(tmp_path, load, poll_interval_s=POLL_INTERVAL_S)
+    (tmp_path / "1" / "variables").mkdir(parents=True)
+    (tmp_path / "1" / "variables" / "data").touch()
+    watcher.poll()
+    assert watcher.snapshot.servables == {}
+    (tmp_path / "1" / "variables" / "data").write_text("mended")
+    watcher.poll()
+    assert watcher.snapshot.servables == {1: "mended"}
+
+
 def test_a_broken_version_is_tried_again_when_it_was_away(watcher, tmp_path):
     write_version(tmp_path, "1", None)
     watcher.poll()
