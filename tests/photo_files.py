@@ -50,6 +50,17 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
+def grey_tiff(sample: int, *, bits: int, white_is_zero: bool = False) -> bytes:
+    """Return a TIFF of one grey, of 12 or 16 `bits` a sample, neither of which Pillow writes with white as 0."""
+    pair = (sample << 12 | sample).to_bytes(3, "big") if bits == 12 else 2 * sample.to_bytes(2, "little")
+    pixels = pair * (SIDE * SIDE // 2)
+    # Width, length, bits a sample, compression, photometric interpretation, strip, samples, rows, bytes.
+    tags = {256: SIDE, 257: SIDE, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: SIDE}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {279: len(pixels)}).items()]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
+
+
 def two_halves(left: object, right: object, mode: str = "RGB", size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     image = solid(mode, right, size)
     image.paste(left, (0, 0, size[0] // 2, size[1]))

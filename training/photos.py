@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from training.errors import PhotosError
@@ -45,13 +45,15 @@ JPEG_LEEWAY = 2
 
 MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN learns the blur as a feature
 
+WHITE_IS_ZERO = 0  # PhotometricInterpretation of TIFF 6.0
+
 PROGRESS_DELAY_S = 1.0  # small folders finish before a bar is worth drawing
 
 _BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 _Seen = TypeVar("_Seen")
 
-_CACHE_LAYOUT = 3  # goes up whenever the same file would give other pixels or the cache other files
+_CACHE_LAYOUT = 4  # goes up whenever the same file would give other pixels or the cache other files
 
 
 class Skip(StrEnum):
@@ -105,7 +107,7 @@ class _Found:
     path: Path
     name: str  # relative to the folder, as the file system spells it
     fault: Skip | None  # already known without opening the file
-    stamp: tuple[int, ...] = ()  # changes when the file does: mode, bytes, modification time in ns
+    stamp: tuple[int, ...] = ()  # changes when the file does: may be read, bytes, modification time in ns
 
 
 def load_photos(
@@ -254,7 +256,7 @@ def _look_at(path: Path, name: str) -> _Found | None:
         fault = Skip.TOO_HEAVY
     if not stat.S_ISREG(status.st_mode):
         fault = Skip.SPECIAL  # opening a FIFO would wait for a writer for ever
-    return _Found(path, name, fault, (status.st_mode, status.st_size, status.st_mtime_ns))
+    return _Found(path, name, fault, (os.access(path, os.R_OK), status.st_size, status.st_mtime_ns))
 
 
 def _decode(
@@ -367,6 +369,10 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         wide = np.asarray(image).astype(np.uint16)
         if isinstance(clear := image.info.get("transparency"), int):
             wide[wide == clear] = 65535
+        if image.format == "TIFF":  # of which Pillow leaves both as they lie in the file
+            wide <<= 16 - image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+            if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+                wide = 65535 - wide
         return Image.fromarray((wide >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, np.float32), nan=0, posinf=0, neginf=0)

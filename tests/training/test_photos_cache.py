@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.photo_files import SIDE, load, save_photo, solid
-from training.photos import PhotosError, load_photos
+from training import photos
+from training.photos import PhotosError, Skip, load_photos
 
 
 def test_pixels_in_memory_are_read_only(folder: Path) -> None:
@@ -65,6 +66,17 @@ def test_a_changed_folder_is_decoded_again(folder: Path, change: str) -> None:
     swap_unnoticed(folder / "a.bmp", 99)
     CHANGES[change](folder)
     assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 99
+
+
+def test_a_photo_that_may_be_read_now_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_photo(folder / "a")
+    save_photo(folder / "b", shade=91)
+    with monkeypatch.context() as another_user:
+        another_user.setattr(os, "access", lambda path, mode: path.name != "b")
+        opened = photos._open_regular
+        another_user.setattr(photos, "_open_regular", lambda path: opened(folder / "none" if path.name == "b" else path))
+        assert load(folder, in_memory=False).summary.skipped == {Skip.UNREADABLE.value: 1}
+    assert load(folder, in_memory=False).summary.skipped == {}
 
 
 def test_another_image_size_is_decoded_again(folder: Path) -> None:
