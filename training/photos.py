@@ -369,7 +369,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         wide = np.asarray(image).astype(np.uint16)
         if isinstance(clear := image.info.get("transparency"), int):
             wide[wide == clear] = 65535
-        if image.format == "TIFF":  # of which Pillow leaves both as they lie in the file
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # of which Pillow leaves both as they lie in the file
             wide <<= 16 - image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
             if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
                 wide = 65535 - wide

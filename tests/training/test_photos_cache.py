@@ -74,7 +74,8 @@ def test_a_photo_that_may_be_read_now_is_read(folder: Path, monkeypatch: pytest.
     with monkeypatch.context() as another_user:
         another_user.setattr(os, "access", lambda path, mode: path.name != "b")
         opened = photos._open_regular
-        another_user.setattr(photos, "_open_regular", lambda path: opened(folder / "none" if path.name == "b" else path))
+        none = folder / "none"
+        another_user.setattr(photos, "_open_regular", lambda path: opened(none if path.name == "b" else path))
         assert load(folder, in_memory=False).summary.skipped == {Skip.UNREADABLE.value: 1}
     assert load(folder, in_memory=False).summary.skipped == {}
 
