@@ -101,11 +101,14 @@ class PictureAnswers:
             with self._asking_the_model():
                 _came_from("model")
                 made = self._painter.answer(query, proof.mark, deadline_s=self.deadline_s())
+        if request.if_none_match.star_tag:  # names whatever exists, which is sure by now
+            made = None
         return self._finished(made, query, url, proof.mark, cache_control)
 
     def _holds(self, url: str, mark: str) -> bool:
-        """Return whether the caller says that he holds the picture."""
-        return "If-None-Match" in request.headers and request.if_none_match.contains_weak(self._etag(url, mark))
+        """Return whether the caller names the picture as one that he holds."""
+        named = request.if_none_match
+        return bool(named) and named(self._etag(url, mark), include_weak=True)
 
     @contextmanager
     def _asking_the_model(self) -> Iterator[None]:

@@ -30,6 +30,11 @@ def test_if_none_match_is_understood_as_rfc_9110_has_it(gateway, template):
     assert gateway.ask(URLS[0], If_None_Match=template.format(etag)).status == 304
 
 
+@pytest.mark.parametrize("url", URLS)
+def test_a_star_names_no_picture_of_a_version_that_does_not_exist(gateway, url):
+    assert gateway.ask(f"{url}&version=99", If_None_Match="*").status == 404
+
+
 def test_another_etag_gets_the_picture(gateway):
     assert gateway.ask(URLS[0], If_None_Match='"other"').status == 200
 
