@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, g, jsonify, render_template, request
 from markupsafe import Markup, escape
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import PreconditionFailed, RequestEntityTooLarge
+from werkzeug.http import parse_etags
 
 from serving.errors import ModelTimeout, ModelUnavailable, Overloaded
 from serving.gallery import render_gallery
@@ -18,7 +19,7 @@ from serving.observation import ANSWERED, NOT_MODIFIED, observe, observed
 from serving.openapi import build_openapi
 from serving.picture_answers import REVALIDATE, PictureAnswers
 from serving.pictures import RENDERER_VERSION
-from serving.problems import answer_with_problems
+from serving.problems import answer_with_problems, http_problem
 from serving.queries import RESOURCES
 from serving.replica import Replica
 from serving.security import require_token
@@ -77,6 +78,11 @@ def create_app(settings: Settings) -> Flask:
     description_json = app.json.dumps(description)
     app.add_template_filter(code_marked)
     answer_with_problems(app)
+
+    @app.before_request
+    def without_its_condition() -> None:
+        """Keep If-Match from Werkzeug, which would refuse `*`, too, with the whole page for a body."""
+        g.if_match = parse_etags(request.environ.pop("HTTP_IF_MATCH", None))
 
     @app.before_request
     def for_bearers() -> None:
@@ -167,6 +173,18 @@ def create_app(settings: Settings) -> Flask:
         if request.method != "HEAD":
             seen.size_bytes = response.content_length or 0
         return response
+
+    @app.after_request  # which comes before the one above
+    def if_it_matches(response: Response) -> Response:
+        """Refuse whoever wants only what he names by If-Match, and gets another (RFC 9110, 13.1.1)."""
+        if not g.if_match or response.status_code >= 400 or request.method == "OPTIONS":
+            return response
+        etag, _ = response.get_etag()
+        if g.if_match.star_tag or g.if_match.is_strong(etag):
+            return response
+        response.close()
+        named = response.headers.get("ETag", "there is none")
+        return http_problem(PreconditionFailed(f"If-Match doesn't name the ETag: {named}."))
 
     app.wsgi_app = observing(app.wsgi_app)  # type: ignore[method-assign]
     return app

@@ -31,7 +31,10 @@ REFUSALS = {
     "503": "No model is ready, or the service takes no more work; `Retry-After` says when to come back.",
     "504": "The model server took too long.",
 }
-WITH_A_BODY = {"413": "The request has a body; none takes one."}
+EVERYWHERE = {
+    "412": "`If-Match` doesn't name the `ETag` that there is.",
+    "413": "The request has a body; none takes one.",
+}
 UNAUTHENTICATED = {"401": "The bearer token is missing, or not this service's."}
 ASKING = {status: REFUSALS[status] for status in ("404", "502", "503", "504")}
 
@@ -111,7 +114,7 @@ def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, An
         "components": {"schemas": {"Problem": PROBLEM}},
     }
     for operations in described["paths"].values():
-        operations["get"]["responses"] |= _refusals(WITH_A_BODY)
+        operations["get"]["responses"] |= _refusals(EVERYWHERE)
     if open_to_all is not None:
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in described["paths"].items():

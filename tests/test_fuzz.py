@@ -158,7 +158,7 @@ LINES = st.sampled_from(
         *("Accept: image/webp;q=0.5, */*;q=0.1", 'If-None-Match: W/"a", "proved-0"', "Range: bytes=0-9,20-"),
         *("Content-Length: 0", "Content-Length: 3", "Transfer-Encoding: chunked", "Expect: 100-continue"),
         *("Authorization: Bearer x", "Host: a:b:c", "Connection: keep-alive", "Upgrade: h2c", "Cookie: a=b"),
-        *("If-Modified-Since: Mon, 01 Jan 2024 00:00:00 GMT", "Access-Control-Request-Method: PUT"),
+        *("If-Modified-Since: Mon, 01 Jan 2024 00:00:00 GMT", 'If-Match: "a"', "Access-Control-Request-Method: PUT"),
     ]
 )
 TARGETS = st.sampled_from(

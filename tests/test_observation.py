@@ -123,6 +123,20 @@ def test_a_version_that_nobody_has_seen_is_no_label(gateway):
     assert {version for _, _, version in requests_of(gateway.metrics_port)} <= {"", str(VERSION)}
 
 
+@pytest.mark.parametrize(
+    ("path", "header", "outcome"),
+    [
+        ("/generate?seed=1", {"Accept": "text/html"}, "not_acceptable"),
+        ("/generate?seed=1", {"If_Match": '"other"'}, "precondition_failed"),
+        ("/docs", {"If_Match": '"other"'}, "precondition_failed"),
+        ("/docs", {"Content_Length": "5"}, "request_entity_too_large"),
+        ("/static/docs.css", {"Range": "bytes=9999-"}, "requested_range_not_satisfiable"),
+    ],
+)
+def test_what_http_refuses_is_counted_by_its_name_and_not_as_a_failure(gateway, path, header, outcome):
+    assert gateway.line_of(gateway.ask(path, **header))["outcome"] == outcome
+
+
 def test_both_doors_call_an_outcome_the_same():
     names = {error: answer.kind.replace("-", "_") for error, answer in ANSWERS.items()}
     assert names == {error: answer.reason.lower() for error, answer in STATUSES.items()}

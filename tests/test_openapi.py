@@ -65,6 +65,20 @@ def test_each_of_these_statuses_comes_and_is_described(gateway, query, accept, s
     assert str(status) in build_openapi()["paths"]["/generate"]["get"]["responses"]
 
 
+@pytest.mark.parametrize("path", build_openapi()["paths"])
+@pytest.mark.parametrize(
+    ("query", "header", "status"),
+    [
+        ("", {"If_Match": '"other"'}, 412),
+        ("", {"Content_Length": "5"}, 413),
+    ],
+)
+def test_each_of_these_comes_from_everywhere_and_is_described(gateway, path, query, header, status):
+    required = "start=1&end=2" if path in ("/morph", "/animation") else ""
+    assert gateway.ask(f"{path}?{required}{query}", **header).status == status
+    assert str(status) in build_openapi()["paths"][path]["get"]["responses"]
+
+
 def test_every_route_is_described(gateway):
     """Nothing is found that is not described, but the page at / and the files of pages."""
     from serving.gateway import create_app
