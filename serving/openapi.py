@@ -26,7 +26,6 @@ REFUSALS = {
     "400": "A parameter is refused; `parameter`, `value` and `allowed` say which and why.",
     "404": "The model server has no such version loaded.",
     "406": "`Accept` admits none of the formats.",
-    "414": "The URL is longer than 4 kB.",
     "502": "The model server answered something that is not this model's contract.",
     "503": "No model is ready, or the service takes no more work; `Retry-After` says when to come back.",
     "504": "The model server took too long.",
@@ -34,6 +33,7 @@ REFUSALS = {
 EVERYWHERE = {
     "412": "`If-Match` doesn't name the `ETag` that there is.",
     "413": "The request has a body; none takes one.",
+    "414": "The URL is longer than 4 kB.",
 }
 UNAUTHENTICATED = {"401": "The bearer token is missing, or not this service's."}
 ASKING = {status: REFUSALS[status] for status in ("404", "502", "503", "504")}

@@ -104,7 +104,11 @@ END = whole_number(0, MAX_SEED, "The seed at this end of the way.")
 SEEDS = Parameter(
     _read_seeds,
     f"1 to {MAX_TILES} seeds, as whole numbers and ranges first-last, between commas: 7,42,100-115",
-    {"type": "string", "pattern": "^[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*$", "maxLength": 1280},
+    {
+        "type": "string",
+        "pattern": "^[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*$",
+        "maxLength": MAX_TILES * len(f"{MAX_SEED}-{MAX_SEED},") - 1,
+    },
     f"1 to {MAX_TILES} seeds: whole numbers, and ranges first-last, between commas.",
     _write_seeds,
 )
