@@ -22,13 +22,17 @@ class RingoError(Exception):
 
 
 class InvalidRequest(RingoError):
-    """One field of the request is refused; `field` and `value` are cut to MAX_SHOWN_CHARACTERS."""
+    """One field of the request is refused; `field` and `value` are cut to MAX_SHOWN_CHARACTERS.
 
-    def __init__(self, field: str, value: str, allowed: str) -> None:
+    None for a value says that the field is missing.
+    """
+
+    def __init__(self, field: str, value: str | None, allowed: str) -> None:
         self.field = _shown(field)
-        self.value = _shown(value)
+        self.value = None if value is None else _shown(value)
         self.allowed = allowed
-        super().__init__(f"{self.field}={self.value!r} is not valid; allowed is {allowed}.")
+        refused = f"{self.field} is missing" if value is None else f"{self.field}={self.value!r} is not valid"
+        super().__init__(f"{refused}; allowed is {allowed}.")
 
 
 class NotAuthenticated(RingoError):

@@ -17,7 +17,7 @@ is immutable. `Content-Location` is the address that pins all that was left open
 the replica paints the golden pictures exactly as the machine that exported the model did, else a name for what it \
 paints instead: equal classes, equal bytes.
 
-A parameter that is unknown, repeated or out of range is a 400 that names it; nothing is clamped.
+A parameter that is unknown, missing, repeated or out of range is a 400 that names it; nothing is clamped.
 
 Every response has an `X-Request-ID`: the caller's, if it sent one of up to 64 letters, digits and `._-`, else a new \
 one. A `traceparent` goes on to the model server."""
@@ -49,7 +49,7 @@ PROBLEM = {
         "detail": {"type": "string"},
         "instance": {"type": "string"},
         "parameter": {"type": "string"},
-        "value": {"type": "string"},
+        "value": {"type": ["string", "null"], "description": "Null where the parameter is missing."},
         "allowed": {"type": "string"},
         "request_id": {"type": "string", "description": "By which the operator finds it."},
     },

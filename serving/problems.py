@@ -57,7 +57,7 @@ def answer_with_problems(app: Flask) -> None:
 def domain_problem(error: RingoError) -> Response:
     """Answer as the table has it, with a word on when to try again."""
     answer = ANSWERS[type(error)]
-    more = {}
+    more: dict[str, object] = {}
     if isinstance(error, InvalidRequest):
         more = {"parameter": error.field, "value": error.value, "allowed": error.allowed}
     observed().failed_by(error, answer.kind.replace("-", "_"))
@@ -82,7 +82,7 @@ def http_problem(error: HTTPException) -> Response:
     return response
 
 
-def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[str, str] | None = None) -> Response:
+def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[str, object] | None = None) -> Response:
     """Return the application/problem+json of RFC 9457 for the current request, with the members of `more`."""
     members = {
         "type": kind,

@@ -236,7 +236,9 @@ def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
     values = {}
     for name, (one, parameter) in known.items():
         texts = arguments.getlist(name)
-        if not texts and one.default is not MISSING:
+        if not texts:
+            if one.default is MISSING:
+                raise InvalidRequest(name, None, parameter.allowed)
             continue
         try:
             (text,) = texts

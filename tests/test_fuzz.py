@@ -253,5 +253,5 @@ def test_any_query_string_is_a_query_of_one_address_or_refused_in_few_words(reso
     try:
         said = address(read_query(resource, MultiDict(pairs)))
     except InvalidRequest as error:
-        said = error.field + error.value
+        said = error.field + (error.value or "")
     assert said.startswith(resource.path) or len(said) <= 2 * (MAX_SHOWN_CHARACTERS + 1)

@@ -102,6 +102,13 @@ def test_a_bad_seed_is_a_problem_that_names_it_and_what_is_allowed(gateway, quer
     assert (problem["type"], problem["instance"]) == ("urn:ringo:problem:invalid-request", "/generate")
 
 
+def test_a_parameter_that_is_missing_is_a_problem_that_says_so(gateway):
+    problem = gateway.ask("/morph?start=7").problem
+    assert (problem["status"], problem["parameter"], problem["value"]) == (400, "end", None)
+    assert problem["detail"] == f"end is missing; allowed is {problem['allowed']}."
+    assert gateway.ask("/morph?start=7&end=").problem["detail"].startswith("end='' is not valid; allowed is one whole")
+
+
 @pytest.mark.parametrize(
     ("query", "parameter"), [("sede=42", "sede"), ("seed=1&Seed=2", "Seed"), ("=1", ""), ("a" * 99, "a" * 64 + "…")]
 )
