@@ -175,7 +175,10 @@ class _ProblemWorker(PatientWorker):
                 seen.outcome = UNREADABLE
             seen.status = status.value
         if isinstance(exc, InvalidRequestLine):  # curl sends 'seed=りんご' as it is
-            detail = "The request line is not valid: whatever is not ASCII has to be percent-encoded."
+            detail = (
+                "The request line is not valid; allowed is a method, a path that begins with / and in which whatever "
+                "is not printable ASCII is percent-encoded, and a version of HTTP."
+            )
         from serving.gateway import EVERYWHERE  # after the fork, as in `load`
 
         members = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail}

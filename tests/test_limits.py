@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import socket
 
 import grpc
@@ -57,6 +58,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "a URL of a megabyte": (request("/generate?seed=" + "1" * 2**20), 431),
     "2,000 parameters": (request("/generate?" + "a&" * 2000), 400),
     "a byte that is not ASCII": (request("/generate?seed=りんご"), 400),
+    "a path without a slash before it": (request("generate?seed=1"), 400),
     "a byte that is no UTF-8": (request("/generate?seed=%ff"), 400),
     "a null byte": (request("/generate%00?seed=1"), 404),
     "a way out of the folder": (request("/static/../gateway.py"), 404),
@@ -130,6 +132,15 @@ def test_the_gateway_refuses(gateway, model_server, what):
     assert len(body) < 8192
     assert len(model_server.requests) == before
     assert "Traceback" not in gateway.log.read_text() + body.decode()
+
+
+@pytest.mark.parametrize("target", ["/generate?seed=りんご", "generate?seed=1", "", "*"])
+def test_a_request_line_that_is_not_valid_is_told_what_is(gateway, target):
+    _, _, body = answer_to(gateway.port, request(target))
+    assert json.loads(body)["detail"] == (
+        "The request line is not valid; allowed is a method, a path that begins with / and in which whatever is not "
+        "printable ASCII is percent-encoded, and a version of HTTP."
+    )
 
 
 def test_who_says_that_there_is_no_body_keeps_the_connection(gateway):
