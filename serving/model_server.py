@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 def start_server(service: PredictionService, *, host: str, port: int, max_workers: int) -> tuple[grpc.Server, int]:
     """Return a running server for `service` and its port; 0 takes a free one. Raises SettingsError for a taken one."""
     # grpc would print a line of its own, and keep the reason to itself.
-    listen(host, port, variable="--port", value=str(port)).close()
+    listen(host, port, variable="--port", value=str(port), host_variable="--host").close()
     server = grpc.server(
         ThreadPoolExecutor(max_workers, thread_name_prefix="call"),
         handlers=service.handlers(),

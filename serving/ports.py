@@ -1,5 +1,6 @@
 """Taking a port, or one that is handed over, or saying in one sentence why not."""
 
+import errno
 import os
 import socket
 
@@ -9,19 +10,27 @@ from serving.settings import SettingsError
 # would wait a second to try again.
 BACKLOG = 2048
 FIRST_HANDED_OVER = 3  # after the three standard streams
+OUR_HOST = "a name or address of this machine"
 
 
-def listen(host: str, port: int, *, variable: str, value: str) -> socket.socket:
+def listen(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> socket.socket:
     """Return a socket that listens on `host` and `port`.
 
-    Raises SettingsError, in the name of the `variable` whose `value` chose the port, if it is taken or not ours.
+    Raises SettingsError: in the name of the `variable` whose `value` chose the port if that is taken or not ours, and
+    of `host_variable` if the host is not this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # Not left to create_server, which loses the reason why there is no such name.
+        (*_, address), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except (socket.gaierror, UnicodeError) as error:  # the latter for what can be no name, such as 64 letters
+        reason = getattr(error, "strerror", "not a valid name")
+        raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
     except OSError as error:
-        # Python 3.11 adds an address to some texts; a name that can't be resolved has codes of its own.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        reason = os.strerror(error.errno or 0)  # Python 3.11 adds an address to its own text
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
         raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
 
 

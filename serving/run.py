@@ -74,7 +74,13 @@ def _require_free_ports(settings: Settings) -> None:
     with (
         listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
         listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
-        listen(host, port, variable="RINGO_MODEL_SERVER", value=settings.model_server),
+        listen(
+            host,
+            port,
+            variable="RINGO_MODEL_SERVER",
+            value=settings.model_server,
+            host_variable="The host in RINGO_MODEL_SERVER",
+        ),
     ):
         pass
 

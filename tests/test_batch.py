@@ -310,6 +310,12 @@ def test_a_taken_port_is_one_sentence_that_names_the_variable(variable):
     assert done.stderr.startswith(f"{variable} is '{ports[variable]}'; allowed is a port that is free on 127.0.0.1: ")
 
 
+def test_a_host_that_is_not_this_machine_is_one_sentence_that_names_the_variable():
+    done = run_batch(ROOT, {"RINGO_HOST": "192.0.2.1"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("RINGO_HOST is '192.0.2.1'; allowed is a name or address of this machine: ")
+
+
 def test_without_the_stubs_one_sentence_says_how_to_make_them(tmp_path):
     shutil.copytree(ROOT / "serving", tmp_path / "serving", ignore=shutil.ignore_patterns("pb", "__pycache__"))
     done = run_batch(tmp_path, {})

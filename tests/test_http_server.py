@@ -69,6 +69,21 @@ def test_a_taken_port_is_one_sentence_that_names_the_variable(part):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("host", ["nosuchhost.invalid", " 127.0.0.1", "-1", "192.0.2.1", "x" * 64, "ä" * 64])
+def test_a_host_that_is_not_this_machine_is_one_sentence_that_names_the_variable(host):
+    done = subprocess.run(
+        command("serving", "gateway"),
+        env=environment(host=host),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"RINGO_HOST is '{host}'; allowed is a name or address of this machine: ")
+    assert "Unknown error" not in done.stderr
+
+
 def test_a_bad_setting_is_one_sentence():
     done = subprocess.run(
         command("serving", "gateway"),

@@ -172,6 +172,13 @@ def test_a_taken_port_is_one_sentence_and_status_1(saved_models, tmp_path, capfd
     assert capfd.readouterr().err.splitlines()[-1].startswith(sentence)
 
 
+def test_a_host_that_is_not_this_machine_is_one_sentence_and_status_1(saved_models, tmp_path, capfd, signals_restored):
+    publish(saved_models[10], tmp_path, "1")
+    assert main(["--host", "192.0.2.1", "--port", "0", "--model-base-path", str(tmp_path)]) == 1
+    sentence = "--host is '192.0.2.1'; allowed is a name or address of this machine: Cannot assign requested address."
+    assert capfd.readouterr().err.splitlines()[-1] == sentence
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "allowed"),
     [

@@ -159,6 +159,15 @@ def test_a_taken_port_of_the_model_server_is_one_sentence_before_anything_starts
     assert said.startswith(f"RINGO_MODEL_SERVER is '{target}'; allowed is a port that is free on localhost: Address")
 
 
+@pytest.mark.parametrize("host", ["dns:///localhost", "192.0.2.1"])
+def test_a_model_server_elsewhere_is_one_sentence_before_anything_starts(surroundings, host):
+    said = refused(surroundings | {"RINGO_MODEL_SERVER": f"{host}:8500"})
+    assert said.startswith(
+        f"The host in RINGO_MODEL_SERVER is '{host}'; allowed is a name or address of this machine: "
+    )
+    assert "Unknown error" not in said
+
+
 def test_a_folder_without_a_version_is_one_sentence_before_anything_starts(surroundings, tmp_path):
     (tmp_path / "models" / "1").rmdir()
     allowed = "a folder with numbered versions of the model in it"
