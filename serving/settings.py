@@ -117,7 +117,10 @@ class Settings:
                 raise SettingsError(variable, None, f"only {', '.join(names)}")
             read, allowed = READERS[names[variable]]
             try:
+                text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
                 chosen[names[variable]] = read(text)
+            except UnicodeEncodeError:
+                raise SettingsError(variable, text, f"{allowed}, in UTF-8") from None
             except ValueError:
                 raise SettingsError(variable, text, allowed) from None
         return cls(**chosen)

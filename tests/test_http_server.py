@@ -84,14 +84,24 @@ def test_a_host_that_is_not_this_machine_is_one_sentence_that_names_the_variable
     assert "Unknown error" not in done.stderr
 
 
-def test_a_bad_setting_is_one_sentence():
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"port": "x"}, "RINGO_PORT is 'x'; allowed is a whole number from 1 to 65535.\n"),
+        (
+            {"model_name": "\udcff"},
+            "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, in UTF-8.\n",
+        ),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(setting, sentence):
     done = subprocess.run(
         command("serving", "gateway"),
-        env=environment(port="x"),
+        env=environment(**setting),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
         cwd=ROOT,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "RINGO_PORT is 'x'; allowed is a whole number from 1 to 65535.\n"
+    assert done.stderr == sentence

@@ -1,3 +1,4 @@
+import os
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_a_value_that_cannot_be_used_is_named_with_its_variable_and_what_is_allo
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({variable: text})
     assert str(caught.value).startswith(f"{variable} is {text!r}; allowed is ")
+
+
+@pytest.mark.parametrize("variable", [f"RINGO_{name.upper()}" for name in READERS])
+def test_a_value_that_is_not_utf_8_is_refused_whatever_it_sets(variable):
+    text = os.fsdecode(b"0123456789abcdef\xff:8500")
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({variable: text})
+    shown = "not shown" if variable == "RINGO_TOKEN" else "'0123456789abcdef\\udcff:8500'"
+    assert str(caught.value).startswith(f"{variable} is {shown}; allowed is ")
+    assert str(caught.value).endswith(", in UTF-8.")
 
 
 @pytest.mark.parametrize(
