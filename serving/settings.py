@@ -152,10 +152,10 @@ def seconds_reader(high: float) -> Callable[[str], float]:
     """Return what reads a number of seconds, or raises ValueError if it isn't above 0, up to `high`."""
 
     def read(text: str) -> float:
-        seconds = float(text)
-        if not 0 < seconds <= high:  # refuses "nan", too
+        # float() alone takes what no other number here may be: "1_0", " 5 ", digits of other scripts, "nan".
+        if not re.fullmatch("[0-9.]+", text) or not 0 < float(text) <= high:
             raise ValueError
-        return seconds
+        return float(text)
 
     return read
 

@@ -58,6 +58,8 @@ def test_a_variable_sets_its_field(variable, text, name, value):
         ("RINGO_MAX_IN_FLIGHT", "1000000"),
         *(("RINGO_CACHE_MB", text) for text in ("-1", "0.5", "16MB", "65537")),
         *(("RINGO_PREDICT_TIMEOUT_S", text) for text in ("0", "-1", "nan", "inf", "10000", "ten", "")),
+        *(("RINGO_BATCH_DRAIN_S", text) for text in ("1_0", " 5 ", "5\n", "٣", "+5", "1.2.3", ".", "9" * 400)),
+        *(("RINGO_WORKERS", text) for text in ("1_0", " 5 ", "5\n", "+5")),
         *(("RINGO_MODEL_SERVER", text) for text in ("8500", ":8500", "localhost", "localhost:", "localhost:0", "")),
         ("RINGO_HOST", ""),
         *(("RINGO_LOG_FORMAT", text) for text in ("", "JSON", "xml")),
