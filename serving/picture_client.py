@@ -16,6 +16,7 @@ from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.picture_files import Painted
 from serving.queries import Picture
+from serving.settings import read_setting
 
 SERVICE_CONFIG = """{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -65,6 +66,11 @@ class Secrets:
     certificate: Path | None = None
     key: Path | None = None
     token: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a token that no server can have: gRPC would blame the server."""
+        if self.token is not None:
+            read_setting("RINGO_TOKEN", self.token)
 
 
 class PictureClient:

@@ -115,15 +115,20 @@ class Settings:
                 continue
             if variable not in names:
                 raise SettingsError(variable, None, f"only {', '.join(names)}")
-            read, allowed = READERS[names[variable]]
-            try:
-                text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
-                chosen[names[variable]] = read(text)
-            except UnicodeEncodeError:
-                raise SettingsError(variable, text, f"{allowed}, in UTF-8") from None
-            except ValueError:
-                raise SettingsError(variable, text, allowed) from None
+            chosen[names[variable]] = read_setting(variable, text)
         return cls(**chosen)
+
+
+def read_setting(variable: str, text: str) -> object:
+    """Return what `text` sets the setting of `variable` to; raise SettingsError if it can't be used."""
+    read, allowed = READERS[variable.removeprefix(PREFIX).lower()]
+    try:
+        text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
+        return read(text)
+    except UnicodeEncodeError:
+        raise SettingsError(variable, text, f"{allowed}, in UTF-8") from None
+    except ValueError:
+        raise SettingsError(variable, text, allowed) from None
 
 
 def read_text(text: str) -> str:
@@ -211,6 +216,6 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "tls_certificate": (_path, "the path of a PEM file"),
     "tls_key": (_path, "the path of a PEM file"),
     "tls_client_ca": (_path, "the path of a PEM file"),
-    "token": (_token, "at least 16 letters, digits and characters of ._~+/-"),
+    "token": (_token, "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline"),
     "log_format": (read_log_format, " or ".join(LOG_FORMATS)),
 }

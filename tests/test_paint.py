@@ -360,6 +360,16 @@ def test_a_full_disk_is_one_sentence_and_what_was_painted_stays(server, tmp_path
         subprocess.run(["umount", "-l", small], check=True)
 
 
+@pytest.mark.parametrize("token", ["", "short", "0123456789abcdef\n", "0123456789abcdefä", "0123456789abcdef\udcff"])
+def test_a_token_that_no_server_can_have_is_refused_before_anything_is_sent(tmp_path, token):
+    with FakeBatchServer() as server:
+        said = paint(server, tmp_path / "out", code=2, RINGO_TOKEN=token)
+        assert server.calls == []
+    assert said.startswith("RINGO_TOKEN is not shown; allowed is at least 16 ASCII letters, digits and characters of ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
