@@ -52,6 +52,7 @@ MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST
 MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
 BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
 BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
+TIMERS_S = 0.01  # a timer that is set to a caller's deadline may go off so much before it, by gRPC's clock
 
 HANDLER_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
@@ -296,7 +297,8 @@ def answering(context: grpc.ServicerContext, method: str) -> Iterator[Observatio
                 code, seen.outcome = grpc.StatusCode.OK, ANSWERED
         except RingoError as error:
             code = ANSWERS[type(error)].code
-            seen.failed_by(error, ANSWERS[type(error)].reason.lower())
+            in_time = float(context.time_remaining()) > TIMERS_S
+            seen.failed_by(error, ANSWERS[type(error)].reason.lower() if in_time else CALLER_GONE)
             context.abort_with_status(status_of(error))
         except Exception:
             code, seen.outcome = grpc.StatusCode.INTERNAL, FAILED

@@ -188,12 +188,34 @@ def cancel(batch, *streams) -> None:
     wait_until(lambda: calls(batch, "GenerateBatch", "caller_gone") == before + len(streams), "the end of the streams")
 
 
+@pytest.mark.parametrize("method", ["Generate", "GenerateBatch"])
+def test_who_has_no_more_time_is_gone_and_that_is_no_warning(batch, model_server, monkeypatch, method):
+    request = picture_service_pb2.GenerateRequest(seed=1) if method == "Generate" else batch_request(LONG)
+    assert batch.paint([1])  # the version is known and proved
+    warnings = batch.log.read_text().count("WARNING")
+    for _ in range(3):
+        gone = calls(batch, method, "caller_gone")
+        with holding(model_server, monkeypatch):
+            code, _, _ = refusal(lambda: list(getattr(batch.pictures, method)(request, timeout=0.2)))
+            wait_until(lambda gone=gone: calls(batch, method, "caller_gone") > gone, "the end of the call")
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert calls(batch, method, "model_timeout") == 0
+    assert batch.log.read_text().count("WARNING") == warnings
+
+
+def test_a_model_that_takes_longer_than_ours_is_a_timeout_of_the_model(model_server, tmp_path, monkeypatch):
+    with batch_for(model_server.target, tmp_path, predict_timeout_s=0.5) as batch, holding(model_server, monkeypatch):
+        code, _, details = refusal(lambda: batch.paint([1]))
+        assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "MODEL_TIMEOUT")
+        wait_until(lambda: calls(batch, "GenerateBatch", "model_timeout") == 1, "the end of the call")
+
+
 def test_when_the_callers_time_is_up_no_more_is_asked_of_the_model(batch, model_server, monkeypatch):
     assert batch.paint([1])  # the version is known and proved
-    before, late = len(model_server.requests), calls(batch, "GenerateBatch", "model_timeout")
+    before, gone = len(model_server.requests), calls(batch, "GenerateBatch", "caller_gone")
     with holding(model_server, monkeypatch):
         code, _, _ = refusal(lambda: list(batch.stream(LONG, timeout=0.2)))
-        wait_until(lambda: calls(batch, "GenerateBatch", "model_timeout") > late, "the end of the stream")
+        wait_until(lambda: calls(batch, "GenerateBatch", "caller_gone") > gone, "the end of the stream")
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(batch.paint([1])) == 1  # nothing hangs
     assert len(model_server.requests) - before <= BATCHES_AHEAD + 1
