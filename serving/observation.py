@@ -98,7 +98,7 @@ class Observation(Event):
             told["source"] = self.source
         if self.pictures is not None:
             told["pictures"] = self.pictures
-        for stage, seconds in self.stages.items():
+        for stage, seconds in list(self.stages.items()):  # one that outlasts the request may be added now
             told[f"{stage}_seconds"] = round(seconds, 4)
         if self.cause is not None:
             told["cause"] = shown(self.cause)

@@ -14,6 +14,7 @@ import numpy as np
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
 from serving.model_client import PROVED, ModelClient
+from serving.observation import carried
 from serving.single_flight import seconds_until
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ class Replica:
             making = self._making.get(version)
             if making is None:
                 making = self._making[version] = Future()
-                threading.Thread(target=self._make, args=(version, making), name="proof", daemon=True).start()
+                make = carried(self._make)  # the line of the request that is the first to ask says why it failed
+                threading.Thread(target=make, args=(version, making), name="proof", daemon=True).start()
         if not wait([making], seconds_until(deadline_s)).done:
             raise ModelTimeout("The caller's time was up before the golden pictures were painted.")
         return making.result()

@@ -112,6 +112,13 @@ def test_what_the_model_server_said_is_in_the_line_of_the_request_alone(gateway,
     assert len(lines_with(gateway.log, "node 7")) == 1
 
 
+def test_a_version_that_is_unknown_is_one_line_which_says_why(gateway):
+    told = gateway.line_of(gateway.ask("/generate?seed=1&version=98", Authorization=BEARER))
+    assert (told["level"], told["status"], told["outcome"]) == ("INFO", 404, "unknown_version")
+    assert told["cause"] == "Predict: NOT_FOUND: Servable not found for request: Specific(apple, 98)"
+    assert len(lines_with(gateway.log, "Specific(apple, 98)")) == 1
+
+
 def test_everything_that_is_logged_is_json(gateway, batch):
     told = gateway.lines()
     assert any("Listening at" in line.get("message", "") for line in told)  # gunicorn's own
