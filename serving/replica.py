@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Proof:
     mark: str  # PROVED, or a name for what it painted instead: replicas of one mark paint the same bytes
     differing: int | None  # of the golden pictures; None if the model was exported without their digests
     size: int  # pixels of the longer side of the model's pictures
+    made_s: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def verdict(self) -> str:
@@ -47,8 +48,8 @@ class Replica:
 
     def __init__(self, client: ModelClient) -> None:
         self._client = client
-        self._proofs: dict[int, Proof] = {}  # of the machine that has answered since the last outage
         self._lock = threading.Lock()  # guards what follows
+        self._proofs: dict[int, Proof] = {}  # of the machine that has answered since the last outage
         self._versions: list[int] = []
         self._looked_at_s = -math.inf  # when the look began whose findings these are
         self._lost = False
@@ -88,6 +89,7 @@ class Replica:
                 self._lost = self._lost or isinstance(found, ModelUnavailable)
                 self._away = str(found)
             else:
+                self._forget_all_but(found, began_s)
                 if self._lost:  # what came back may be another machine
                     self._proofs = {}
                 self._versions, self._lost, self._away = found, False, None
@@ -97,6 +99,14 @@ class Replica:
             log.warning("Nothing is asked of the model server until it is back: %s", after)
         elif before and not after:
             log.warning("The model server is back.")
+
+    def _forget_all_but(self, found: list[int], began_s: float) -> None:
+        """Forget the proofs of versions that are gone: the model server had them before `began_s`, and then not."""
+        for version, proof in list(self._proofs.items()):
+            if version not in found and proof.made_s < began_s:
+                del self._proofs[version]
+                if proof.differing:  # the metrics of several workers can't drop a label
+                    GOLDEN_DIFFERING.labels(version).set(0)
 
     def versions(self) -> list[int]:
         """Return the loaded versions, oldest first, as the last look found them.
@@ -169,12 +179,15 @@ class Replica:
             expected = [row.tobytes() for row in golden.digests]
             differing = sum(found != wanted for found, wanted in zip(digests, expected, strict=True))
             proof = Proof(mark if differing else PROVED, differing, size)
-            GOLDEN_DIFFERING.labels(version).set(differing)
         if proof.differing:
             log.error(
                 "This replica paints %d of %d golden pictures of version %d otherwise than the machine of the export: "
                 "another kind of processor? Its pictures get ETags of their own class, %s.",
                 *(proof.differing, len(digests), version, proof.mark),
             )
-        proofs[version] = proof
+        with self._lock:
+            if proofs is self._proofs:
+                proofs[version] = proof
+                if proof.differing is not None:
+                    GOLDEN_DIFFERING.labels(version).set(proof.differing)
         return proof

@@ -101,6 +101,38 @@ def test_another_version_is_proved_anew(replica, server):
     assert [r.model_spec.version.value for r in server.requests if "index" in r.inputs] == [3, 4]
 
 
+def test_a_version_that_a_look_does_not_find_is_forgotten_and_proved_anew(replica, server):
+    replica.proof(3)
+    server.version = 4
+    assert replica.look() == [4]
+    assert (replica.known_proof(3), replica.knows(3)) == (None, False)
+    server.version, server.reply = 3, otherwise(1, version=3)
+    assert replica.proof(3).verdict == "differs"
+
+
+def test_a_version_that_is_proved_while_a_look_is_under_way_stays_known(replica, server, monkeypatch):
+    ask = replica._client.available_versions
+
+    def and_then_another_comes():
+        found = ask()
+        server.version = 4
+        replica.proof(4)
+        return found
+
+    monkeypatch.setattr(replica._client, "available_versions", and_then_another_comes)
+    replica.proof(3)
+    assert replica.look() == [3]
+    assert replica.known_proof(4) is not None
+
+
+def test_while_the_model_server_is_away_nothing_is_forgotten(replica, server):
+    replica.proof(3)
+    server.stop()
+    with pytest.raises(ModelUnavailable):
+        replica.look()
+    assert replica.known_proof(3) is not None
+
+
 def test_a_failed_proof_is_tried_again(replica, server):
     def refuse(request):
         raise StatusError(grpc.StatusCode.UNAVAILABLE)
@@ -128,6 +160,18 @@ def test_what_comes_back_from_an_outage_is_proved_anew(replica, server):
 
         wait_until(is_back, "the other replica")
         assert replica.proof(3).verdict == "differs"
+
+
+def test_a_version_that_is_gone_is_404_though_kept_and_differs_no_more(server, tmp_path):
+    server.reply = otherwise(7, version=3)
+    with gateway_for(server.target, tmp_path, workers=2) as gateway:
+        differing = 'ringo_golden_pictures_differing{model_version="3"}'
+        assert [gateway.ask("/generate?seed=42&version=3").status for _ in range(8)] == [200] * 8
+        assert gateway.metric(differing) == 1
+        server.version, server.reply = 4, lambda request: answer(request, version=4)
+        wait_until(lambda: gateway.metric(differing) == 0, "the loss to be noticed")
+        assert [gateway.ask("/generate?seed=42&version=3").status for _ in range(8)] == [404] * 8
+        assert gateway.ask("/generate?seed=42").headers["Ringo-Model-Version"] == "4"
 
 
 def test_a_replica_that_differs_is_ready_and_says_so_in_log_metric_and_etag(server, tmp_path):
