@@ -5,6 +5,7 @@ import json
 import re
 import ssl
 import subprocess
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,6 +214,15 @@ def test_the_gateway_lets_in_only_whose_certificate_it_trusts(gateway, papers, w
 @pytest.mark.parametrize(("path", "beginning"), [("/metrics", b"# HELP"), ("/livez", b"alive"), ("/readyz", b"ready")])
 def test_the_metrics_port_is_plain_and_answers_probes(gateway, path, beginning):
     assert gateway.ask(path, port=gateway.metrics_port).body.startswith(beginning)
+
+
+def test_the_health_check_of_the_image_needs_no_certificate_and_no_token(gateway):
+    dockerfile = (ROOT / "Dockerfile.serve").read_text()
+    program, *check = json.loads(re.search(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE)[1])
+    assert program == "python"
+    settings = environment(port=gateway.port, metrics_port=gateway.metrics_port)
+    done = subprocess.run([sys.executable, *check], env=settings, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_token_is_in_no_representation_and_no_log(gateway, batch):
