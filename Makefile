@@ -17,7 +17,7 @@ BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),
 OVERLAY ?= local
 SOAK_MINUTES ?= 30
 # What a cluster gets: each overlay with the Jobs that may be applied to it (gpu has its own training).
-K8S_SETS := local+train+paint+roll-back gpu+paint+roll-back production+train+paint+roll-back
+K8S_SETS := local+train+paint+roll-back gpu+paint+roll-back production+train+paint-tls+roll-back
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help

@@ -29,7 +29,7 @@ from tests.conftest import ROOT
 from training.__main__ import build_parser
 
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
-JOBS = ("jobs/train", "jobs/paint", "jobs/roll-back")
+JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back")
 ALL = (*OVERLAYS, *JOBS)
 NEWEST = list(dict.fromkeys(map(utils.major_minor, utils.all_versions())))[-3:]
 # Of other projects: no schema of theirs is in kubernetes-validate.
@@ -246,8 +246,9 @@ def test_training_job_is_a_command_of_training(rendered):
             assert arguments.command == step
 
 
-def test_painting_job_has_a_shard_for_each_completion(rendered):
-    job = of_kind(rendered["jobs/paint"], "Job")["paint"]["spec"]
+@pytest.mark.parametrize("name", ["jobs/paint", "jobs/paint-tls"])
+def test_painting_job_has_a_shard_for_each_completion(rendered, name):
+    job = of_kind(rendered[name], "Job")["paint"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     assert job["completionMode"] == "Indexed"
     variables = {variable["name"]: variable.get("value") for variable in container["env"]}
@@ -258,6 +259,28 @@ def test_painting_job_has_a_shard_for_each_completion(rendered):
         shards.append(parse(arguments).shard)
         assert name == "paint"
     assert shards == [Shard(index, 4) for index in range(4)]
+
+
+def secret_at(pod: Manifest, path: str) -> tuple[str, str]:
+    """Return which Secret, and which key of it, `pod` has as the file at `path`."""
+    (container,) = pod["spec"]["containers"]
+    folder, _, key = path.rpartition("/")
+    (volume,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == folder]
+    (secret,) = [found["secret"] for found in pod["spec"]["volumes"] if found["name"] == volume]
+    assert {"key": key, "path": key} in secret.get("items", [{"key": key, "path": key}])
+    return secret["secretName"], key
+
+
+def test_painting_job_trusts_the_certificate_of_batch_servers_that_have_tls(rendered):
+    (sets,) = re.findall("^K8S_SETS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for overlay, *jobs in (one.split("+") for one in sets.split()):
+        (job,) = [job for job in jobs if job.startswith("paint")]
+        server, client = pods(rendered[f"overlays/{overlay}"])["batch"], pods(rendered[f"jobs/{job}"])["paint"]
+        given = {variable["name"]: variable.get("value") for variable in server["spec"]["containers"][0]["env"]}
+        certificate = given.get("RINGO_TLS_CERTIFICATE")
+        trusted = [arg.removeprefix("--ca=") for arg in client["spec"]["containers"][0]["args"] if "--ca=" in arg]
+        assert len(trusted) == (certificate is not None), (overlay, job)
+        assert [secret_at(client, path) for path in trusted] == [secret_at(server, certificate) for _ in trusted]
 
 
 def test_gpu_overlay_trains_and_serves_on_one_gpu_each(rendered):

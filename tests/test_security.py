@@ -121,6 +121,15 @@ def test_with_tls_who_comes_without_gets_nothing(batch):
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_painter_trusts_the_servers_own_certificate_whoever_signed_it(batch, papers, tmp_path):
+    flags = ("--target", f"dns:///{batch.target}", "--ca", papers.certificate, "--seeds", "0:3", "--out", tmp_path)
+    settings = environment(token=TOKEN)
+    done = subprocess.run(
+        command("serving", "paint", *flags), env=settings, capture_output=True, timeout=LIMIT_S, cwd=ROOT
+    )
+    assert (done.returncode, len(list(tmp_path.rglob("*.png")))) == (0, 3), done.stderr
+
+
 def test_the_batch_server_lets_in_whose_certificate_it_trusts(model_server, papers, tmp_path):
     with batch_for(
         model_server.target,
