@@ -118,7 +118,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         with answering(context, "Generate") as seen, self._singles.passed():
             check_known(request, request.options)
             if not request.HasField("seed"):
-                raise InvalidRequest("seed", "", SEED.allowed)
+                raise InvalidRequest("seed", None, SEED.allowed)
             query, proof = self._pinned(request.options, request.seed)
             seen.model_version = query.version
             if not context.is_active():
@@ -347,7 +347,7 @@ def read_seeds(request: Message) -> Sequence[int]:
             check_seed(f"list.seeds[{seeds.index(lowest)}]", lowest)
             return seeds
         case _:
-            raise InvalidRequest("which", "", "one of range and list")
+            raise InvalidRequest("which", None, "one of range and list")
 
 
 def check_seed(field: str, seed: int) -> None:
