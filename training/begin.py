@@ -7,6 +7,7 @@ from typing import Any
 
 from training.backend import import_backend
 from training.config import IMAGE_SIZES, TrainingConfig
+from training.errors import ConfigError
 from training.intake import (
     MIN_PHOTOS,
     load_enough_photos,
@@ -17,6 +18,7 @@ from training.intake import (
 )
 from training.photos import MAX_ENLARGEMENT, measure_photos
 from training.plan import Plan, choose_length, choose_networks, choose_pictures, in_words
+from training.records import read_batches_done
 
 WORTH_MEASURING = 100  # batches; fewer are done about as soon as they are measured
 
@@ -37,7 +39,15 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
         begun = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
         config = replace(begun, **given)
         config.refuse_to_continue(begun)
-        print(f"{run} has begun: it goes on as its config.json says, to batch {config.steps:,}.")
+        done = read_batches_done(run / "checkpoint.npz")
+        if config.steps < done < begun.steps:
+            raise ConfigError(
+                f"--steps is {config.steps}: allowed is {done} or more, as {run} is at batch {done} of {begun.steps}."
+            )
+        if config.steps < done:  # as the command of before the run was extended says
+            print(f"{config.steps:,} batches are done already: {run} has {done:,}, and keeps them.")
+            config = replace(config, steps=done)
+        print(f"{run} is at batch {done:,} of {config.steps:,}: what no flag says is as in its config.json.")
         if dry_run:
             return True
         photos = load_enough_photos(photos_folder, run, config)

@@ -1,4 +1,7 @@
-"""The small files of a run: JSON written whole and read with one sentence where damaged, and columns of CSV."""
+"""The small files of a run: JSON written whole and read with one sentence where damaged, and columns of CSV.
+
+Of its large one, the checkpoint, only the number of batches is read here, without Keras.
+"""
 
 import csv
 import json
@@ -7,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +42,17 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RecordError(f"{path} cannot be read: it holds no JSON object.")
     return record
+
+
+def read_batches_done(checkpoint: Path) -> int:
+    """Return the number of batches before `checkpoint`, 0 if there is no such file. Raises RecordError if damaged."""
+    if not checkpoint.exists():
+        return 0
+    try:
+        with checkpoint.open("rb") as stream, np.load(stream) as file:
+            return int(file["optimizer/000"])  # Adam's `iterations`
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise RecordError(f"{checkpoint} cannot be read: {error}.") from error
 
 
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:

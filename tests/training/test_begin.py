@@ -58,8 +58,29 @@ def test_the_same_command_resumes_with_what_the_run_began_with(photos, tmp_path,
 def test_a_dry_run_of_a_run_that_has_begun_changes_nothing(photos, small_run, capsys):
     before = {p: p.stat().st_mtime_ns for p in small_run.rglob("*")}
     assert main(["fit", "--photos", str(photos), "--out", str(small_run), "--dry-run", "--steps", "9"]) == 0
-    assert "has begun: it goes on as its config.json says, to batch 9." in capsys.readouterr().out
+    assert "is at batch 4 of 9: what no flag says is as in its config.json." in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in small_run.rglob("*")} == before
+
+
+def test_the_command_of_before_a_run_was_extended_changes_nothing(photos, small_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert fit(photos, run, "--steps", "3") == 0
+    said = capsys.readouterr().out
+    assert f"3 batches are done already: {run} has 4, and keeps them." in said
+    assert "All 4 batches are done." in said
+    assert config_of(run) == config_of(small_run)
+
+
+def test_fewer_batches_than_an_unfinished_run_has_are_refused(photos, small_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    (run / "config.json").write_text(TrainingConfig(**config_of(run) | {"steps": 9}).to_json())
+    assert fit(photos, run, "--steps", "3") == 2
+    said = capsys.readouterr()
+    sentence = f"--steps is 3: allowed is 4 or more, as {run} is at batch 4 of 9."
+    assert (said.out, said.err) == ("", f"python -m training fit: {sentence}\n")
+    assert config_of(run)["steps"] == 9
 
 
 def test_measuring_leaves_the_weights_that_follow_as_they_were():
