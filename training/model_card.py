@@ -57,7 +57,7 @@ class RunRecord:
     steps: int
     photos: dict[str, Any]
     measured: Measurement | None  # the KID of this checkpoint while it was trained
-    measurements: int
+    measurements: list[Measurement]  # of all checkpoints
     evaluation: Evaluation | None  # of this checkpoint
     compute: dict[str, Any]  # empty if the run is older than its recording
 
@@ -71,7 +71,7 @@ def read_run(run: Path, gan: GAN) -> RunRecord:
         steps=steps,
         photos=read_record(run / "photos.json"),
         measured=next((row for row in measurements if row.step == steps), None),
-        measurements=len(measurements),
+        measurements=measurements,
         evaluation=evaluation if evaluation and evaluation.batch == steps else None,
         compute=read_record(run / "compute.json") if (run / "compute.json").exists() else {},
     )
@@ -94,7 +94,8 @@ def write_model_card(
     chosen = ""
     if run.measured:
         kid = f"KID x1000 {run.measured.kid_x1000} ± {run.measured.std} to the photos trained on"
-        chosen = f" Measured {run.measurements} times in {config.steps:,} batches; {kid} at this one."
+        last = run.measurements[-1].step  # config.json says how many are planned
+        chosen = f" Measured {len(run.measurements)} times in {last:,} batches; {kid} at this one."
     compute = ""
     if run.compute:
         hours, minutes = divmod(round(run.compute["training_s"] / 60), 60)

@@ -24,7 +24,7 @@ from training.figures import Copies, Coverage, Distances, Evaluation, Nearness, 
 from training.latents import MAX_SEED, sample_latents
 from training.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.painting import paint
-from training.records import write_record
+from training.records import read_record, write_record
 
 SEEDS = np.random.default_rng(5).integers(MAX_SEED, size=192, endpoint=True)
 
@@ -225,6 +225,14 @@ def test_the_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
 
 def test_the_card_does_not_quote_the_evaluation_of_another_checkpoint(small_run, tmp_path):
     assert "Not evaluated." in card_after(replace(EVALUATION, batch=3), small_run, tmp_path)
+
+
+def test_the_card_counts_the_batches_that_were_done_not_those_planned(small_run, tmp_path):
+    run = tmp_path / "unfinished"
+    shutil.copytree(small_run, run)
+    (run / "config.json").write_text(TrainingConfig(**read_record(run / "config.json") | {"steps": 9000}).to_json())
+    (run / "kid.csv").write_text("step,kid_x1000,std\n2,50.0,1.0\n4,30.0,1.0\n")
+    assert "4 batches of 8: 32 pictures. Measured 2 times in 4 batches;" in card_after(EVALUATION, run, tmp_path)
 
 
 def test_a_version_says_what_its_training_saw_but_not_where_the_photos_lie(small_model, small_run):
