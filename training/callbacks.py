@@ -67,7 +67,8 @@ class Progress(StepCallback):
     def after_step(self, logs: dict[str, float]) -> None:
         """Move it on."""
         self.bar.update()
-        rate = self.bar.format_dict["rate"] or 0.0
+        told = self.bar.format_dict
+        rate = told["rate"] or (told["n"] - told["initial"]) / told["elapsed"]  # the first is smooth, but comes late
         watched = {name: f"{value:.3f}" for name, value in logs.items()}
         self.bar.set_postfix({"images/s": f"{rate * self.config.batch_size:.0f}", **watched}, refresh=False)
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import LIMIT_S, ROOT, command, draw_photo, wait_until, with_backend
-from training.callbacks import Checkpoints, KeepBest, read_measurements
+from training.callbacks import Checkpoints, KeepBest, Progress, read_measurements
 from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
 from training.gan import build_gan
@@ -142,6 +142,15 @@ def test_ctrl_c_finishes_the_batch_saves_and_says_how_to_go_on(photos, tmp_path)
     assert "Traceback" not in output
     with np.load(run / "checkpoint.npz") as checkpoint:
         assert int(checkpoint["optimizer/000"]) == steps_in(run)[-1]
+
+
+def test_images_a_second_are_told_of_a_training_shorter_than_the_line_takes_to_be_drawn_anew(capsys):
+    progress = Progress(TrainingConfig(batch_size=16), first_step=100)
+    progress.on_train_begin()
+    progress.bar.start_t -= 4.0  # what the batch takes, in seconds
+    progress.on_train_batch_end(0, {})
+    progress.close()
+    assert "images/s=4]" in capsys.readouterr().err
 
 
 def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
