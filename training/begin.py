@@ -11,6 +11,7 @@ from training.errors import ConfigError
 from training.intake import (
     MIN_PHOTOS,
     load_enough_photos,
+    refuse_file_as_folder,
     refuse_large_batch,
     refuse_run_among_photos,
     refuse_too_few_photos,
@@ -33,6 +34,7 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
     Raises:
         TrainingError: it cannot begin or go on; a new run has written no file then.
     """
+    refuse_file_as_folder(run)
     refuse_run_among_photos(photos_folder, run)
     config_file = run / "config.json"
     if config_file.exists():

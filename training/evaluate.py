@@ -11,6 +11,7 @@ from training.errors import TrainingError
 from training.features import build_extractor, features_of_photos
 from training.figures import SMALL, Copies, Coverage, Distances, Evaluation, Nearness, judge_copies
 from training.holdout import Split, split_photos
+from training.intake import refuse_file_as_folder
 from training.latents import sample_latents, slerp
 from training.metrics import Features, frechet_distance, kernel_distance, nearest
 from training.model_card import read_statements
@@ -48,8 +49,10 @@ def evaluate(
     without them it says what the version's card says.
 
     Raises:
-        TrainingError: `model` is neither, there are fewer than MIN_COUNT photos, or the judge's weights are missing.
+        TrainingError: `model` is neither, `out` is a file, there are fewer than MIN_COUNT photos, or the judge's
+            weights are missing.
     """
+    refuse_file_as_folder(out)
     painter = open_painter(model, checkpoint)
     extract = build_extractor(network, weights)
     photos = load_photos(

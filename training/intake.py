@@ -1,5 +1,6 @@
 """What a run takes in: its photos and their split. All of it is checked without Keras, whose import takes 4 s."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from training.photos import Photos, load_photos
 from training.records import read_record
 
 MIN_PHOTOS = 50  # of fewer the discriminator knows each by heart within minutes, and the generator copies them
+
+
+def refuse_file_as_folder(out: Path) -> None:
+    """Raise TrainingError if a file lies where the folder `out` of `--out`, or one above it, would be."""
+    nearest = next(path for path in (out, *out.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise TrainingError(f"--out is {str(out)!r}: allowed is a folder, and {nearest} is none.")
 
 
 def refuse_run_among_photos(photos_folder: Path, run: Path) -> None:

@@ -222,6 +222,12 @@ def test_a_damaged_evaluation_is_one_sentence(tmp_path, text):
         read_evaluation(tmp_path / "evaluation.json")
 
 
+def test_a_file_where_the_page_is_to_go_is_refused_before_anything_is_read(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"^--out is '.*/file': allowed is a folder, and .*/file is none\.$"):
+        evaluate_in_process(tmp_path / "nothing", photos, out=tmp_path / "file")
+
+
 def test_too_few_photos_are_one_sentence(small_run, tmp_path):
     for seed in range(24):
         draw_photo(seed).save(tmp_path / f"{seed}.png")
