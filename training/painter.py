@@ -41,6 +41,11 @@ def open_painter(model: Path, checkpoint: str) -> Painter:
     """Return the generator of a run folder, or of an exported version. Raises TrainingError if there is none."""
     if is_version(model):
         return _open_version(model)
+    if not (model / "config.json").is_file():
+        raise TrainingError(
+            f"{model} has neither saved_model.pb nor config.json: name a version of a model, such as models/apple/1, "
+            "or the --out folder of a `fit` that has saved a checkpoint."
+        )
     gan = load_gan(model, checkpoint)
     return Painter(
         name=model.resolve().name,

@@ -222,6 +222,15 @@ def test_a_damaged_evaluation_is_one_sentence(tmp_path, text):
         read_evaluation(tmp_path / "evaluation.json")
 
 
+def test_a_folder_that_is_neither_run_nor_version_is_told_what_to_name(small_model, photos, tmp_path):
+    with pytest.raises(TrainingError) as refused:
+        evaluate_in_process(small_model, photos, out=tmp_path / "out")
+    assert str(refused.value) == (
+        f"{small_model} has neither saved_model.pb nor config.json: name a version of a model, such as "
+        "models/apple/1, or the --out folder of a `fit` that has saved a checkpoint."
+    )
+
+
 def test_a_file_where_the_page_is_to_go_is_refused_before_anything_is_read(photos, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"^--out is '.*/file': allowed is a folder, and .*/file is none\.$"):
