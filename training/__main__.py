@@ -100,7 +100,8 @@ def add_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, keep_unsaid: b
     """
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
-        kind = {"type": type(f.default), "metavar": f.name.rsplit("_", 1)[-1].upper()}
+        # Of beta_1 the word, too: a number would read like a value.
+        kind = {"type": type(f.default), "metavar": f.name.rstrip("_12").rsplit("_", 1)[-1].upper()}
     default = "chosen from photos and machine" if keep_unsaid and f.name in CHOSEN else f.default
     parser.add_argument(
         "--" + f.name.replace("_", "-"),

@@ -83,7 +83,7 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
     plan = plan.plus(*choose_networks(usable - held_out, plan.config.image_size, machine))
     refuse_large_batch(usable - held_out, held_out, plan.config.batch_size)
     fix_the_order_of_sums(plan.config)
-    step_s, estimate = None, "The line below tells how long it takes."
+    step_s, estimate = None, "The line that begins with `fit:` tells how long it takes."
     # Workers that measured would measure, and choose, each otherwise.
     if count_replicas() == 1 and (dry_run or given.get("steps", WORTH_MEASURING) >= WORTH_MEASURING):
         print("Measuring how long a batch takes here ...", flush=True)

@@ -124,7 +124,9 @@ def choose_length(photos: int, batch_size: int, step_s: float | None, machine: M
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as one would say it: 40 seconds, 12 minutes, 3.5 hours."""
+    """Return a duration as one would say it: a second, 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 1.5:
+        return "a second"
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

@@ -38,6 +38,13 @@ def test_a_dry_run_tells_the_plan_and_how_long_it_takes_and_writes_nothing(photo
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_run_too_short_to_be_measured_says_which_line_tells_how_long_it_takes(photos, tmp_path, capsys):
+    assert fit(photos, tmp_path / "run", "--steps", "1", "--no-keep-best") == 0
+    said = capsys.readouterr()
+    assert "The line that begins with `fit:` tells how long it takes." in said.out
+    assert "\rfit: " in said.err
+
+
 def test_the_same_command_resumes_with_what_the_run_began_with(photos, tmp_path, capsys):
     run = tmp_path / "run"
     assert fit(photos, run, "--steps", "2", "--seed", "3") == 0

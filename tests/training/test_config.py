@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields
 
 import pytest
@@ -34,6 +35,12 @@ def test_every_field_is_a_flag_with_help(capsys):
     for f in fields(TrainingConfig):
         assert f"--{f.name.replace('_', '-')}" in said
         assert f.metadata["help"] in said
+
+
+def test_what_stands_for_a_value_in_the_help_is_a_word(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["fit", "--help"])
+    assert re.findall(r"\s--[-\w]+ \[?(\d\S*)", capsys.readouterr().out) == []
 
 
 def test_a_flag_that_is_not_given_says_nothing():

@@ -81,7 +81,15 @@ def test_the_table_gives_each_choice_a_line_with_its_reason():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(40, "40 seconds"), (89, "89 seconds"), (3_000, "50 minutes"), (12_600, "3.5 hours")]
+    ("seconds", "words"),
+    [
+        (0.2, "a second"),
+        (1.4, "a second"),
+        (1.6, "2 seconds"),
+        (89, "89 seconds"),
+        (3_000, "50 minutes"),
+        (12_600, "3.5 hours"),
+    ],
 )
 def test_a_duration_is_said_as_people_say_it(seconds, words):
     assert in_words(seconds) == words
