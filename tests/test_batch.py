@@ -141,10 +141,10 @@ def test_a_bad_request_is_one_sentence_and_a_violation_of_its_field(batch, reque
 
 
 def test_a_request_without_seeds_says_that_they_are_missing(batch):
-    single, many = picture_service_pb2.GenerateRequest(), picture_service_pb2.GenerateBatchRequest()
+    one, many = picture_service_pb2.GenerateRequest(), picture_service_pb2.GenerateBatchRequest()
     for sentence, ask in (
-        ("seed is missing; allowed is one whole number", lambda: batch.pictures.Generate(single, timeout=LIMIT_S)),
-        ("which is missing; allowed is one of range", lambda: list(batch.pictures.GenerateBatch(many, timeout=LIMIT_S))),
+        ("seed is missing; allowed is one whole number", lambda: batch.pictures.Generate(one, timeout=LIMIT_S)),
+        ("which is missing; allowed is one of ", lambda: list(batch.pictures.GenerateBatch(many, timeout=LIMIT_S))),
     ):
         code, told, _ = refusal(ask)
         assert code is grpc.StatusCode.INVALID_ARGUMENT
