@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flask import Flask, Response, g, jsonify, render_template, request
+from flask import Flask, Response, jsonify, render_template, request
 from markupsafe import Markup, escape
 from werkzeug.exceptions import PreconditionFailed, RequestEntityTooLarge
 from werkzeug.http import parse_etags
@@ -78,11 +78,6 @@ def create_app(settings: Settings) -> Flask:
     description_json = app.json.dumps(description)
     app.add_template_filter(code_marked)
     answer_with_problems(app)
-
-    @app.before_request
-    def without_its_condition() -> None:
-        """Keep If-Match from Werkzeug, which would refuse `*`, too, with the whole page for a body."""
-        g.if_match = parse_etags(request.environ.pop("HTTP_IF_MATCH", None))
 
     @app.before_request
     def for_bearers() -> None:
@@ -157,6 +152,8 @@ def create_app(settings: Settings) -> Flask:
     @app.after_request
     def for_everyone(response: Response) -> Response:
         """Add what every response carries, and say what came of the request."""
+        if "ringo.if_match" in request.environ:
+            response = if_it_matches(response)
         response.headers.extend(EVERYWHERE)
         if request.method == "OPTIONS":
             response.headers.extend(PREFLIGHT)
@@ -174,18 +171,6 @@ def create_app(settings: Settings) -> Flask:
             seen.size_bytes = response.content_length or 0
         return response
 
-    @app.after_request  # which comes before the one above
-    def if_it_matches(response: Response) -> Response:
-        """Refuse whoever wants only what he names by If-Match, and gets another (RFC 9110, 13.1.1)."""
-        if not g.if_match or response.status_code >= 400 or request.method == "OPTIONS":
-            return response
-        etag, _ = response.get_etag()
-        if g.if_match.star_tag or g.if_match.is_strong(etag):
-            return response
-        response.close()
-        named = response.headers.get("ETag", "there is none")
-        return http_problem(PreconditionFailed(f"If-Match doesn't name the ETag: {named}."))
-
     app.wsgi_app = observing(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
@@ -197,12 +182,27 @@ def observing(app: Any) -> Any:
         sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
         probe = environ["PATH_INFO"] in PROBES
         arrived_s = environ.get("ringo.arrived_s")
+        # Werkzeug would refuse `*`, too, with the whole page for a body.
+        if "HTTP_IF_MATCH" in environ:
+            environ["ringo.if_match"] = environ.pop("HTTP_IF_MATCH")
         with observe(environ["REQUEST_METHOD"], sent, arrived_s=arrived_s, recorded=not probe) as seen:
             seen.quiet = probe
             answer: Iterable[bytes] = app(environ, start_response)
             return answer
 
     return answer
+
+
+def if_it_matches(response: Response) -> Response:
+    """Return `response`, or a refusal if the caller wants only what he names by If-Match (RFC 9110, 13.1.1)."""
+    if response.status_code >= 400 or request.method == "OPTIONS":
+        return response
+    wanted, (etag, _) = parse_etags(request.environ["ringo.if_match"]), response.get_etag()
+    if not wanted or wanted.star_tag or (etag and wanted.is_strong(etag)):
+        return response
+    response.close()
+    named = response.headers.get("ETag", "there is none")
+    return http_problem(PreconditionFailed(f"If-Match doesn't name the ETag: {named}."))
 
 
 def revalidated(response: Response) -> Response:
