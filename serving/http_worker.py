@@ -226,14 +226,14 @@ class PatientWorker(ThreadWorker):
     def handle_request(self, req: Any, conn: Connection) -> Any:
         """Answer a request whose head is read; from here on nothing waits for the caller."""
         self._release(conn)
-        # gunicorn knows a header that says this and no more, and the first of several.
-        options = [text.split(",") for name, text in req.headers if name == "CONNECTION"]
-        if any(option.strip().lower() == "close" for several in options for option in several):
-            req.force_close()
-        # Nobody here reads a body. gunicorn would wait for it, in order to keep the connection.
-        # Some say that there is none.
-        if any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") and length != "0" for name, length in req.headers):
-            req.force_close()
+        for name, text in req.headers:
+            # gunicorn knows a header that says this and no more, and the first of several.
+            wants_end = name == "CONNECTION" and "close" in [option.strip().lower() for option in text.split(",")]
+            # Nobody here reads a body. gunicorn would wait for it, in order to keep the connection.
+            # Some say that there is none.
+            has_body = name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") and text != "0"
+            if wants_end or has_body:
+                req.force_close()
         return super().handle_request(req, conn)
 
     def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
