@@ -132,7 +132,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     ):
         for row in manifest.rows():
             holdings.add(row)
-        for other in set(chosen.out.glob(MANIFESTS)) - {chosen.out / chosen.shard.manifest}:
+        for other in sorted(set(chosen.out.glob(MANIFESTS)) - {chosen.out / chosen.shard.manifest}):
             for row in Manifest(other).rows():
                 holdings.see(row)
         holdings.check()

@@ -109,7 +109,7 @@ class PictureAnswers:
         """Return whether the caller names the picture as one that he holds."""
         if "HTTP_IF_NONE_MATCH" not in request.environ:
             return False
-        named, etag = request.if_none_match, self._etag(url, mark)
+        named, etag = request.if_none_match, self._etag(url, mark)  # whose contains_weak is true for `*`, too
         return named.is_strong(etag) or named.is_weak(etag)
 
     @contextmanager
