@@ -34,7 +34,7 @@ test: .venv/dev $(STUBS) ## run all tests, two files at a time
 
 fuzz: .venv/dev $(STUBS) ## send 20,000 made-up requests, 5,000 heads, messages and broken photos
 	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \
-		$(BIN)/python -m pytest tests/test_openapi.py tests/test_fuzz.py -k "fuzzer or test_fuzz"
+		$(BIN)/python -m pytest tests/serving/gateway/test_openapi.py tests/end_to_end/test_fuzz.py -k "fuzzer or test_fuzz"
 
 chaos: .venv/dev $(STUBS) ## minutes of faults and load; the soak takes SOAK_MINUTES (30)
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/faults -m chaos -s
@@ -94,14 +94,14 @@ images: .venv/dev ## build the container images with podman or docker, and try t
 	$(BUILD) -f Dockerfile.serve --target model -t ringo-model:$(VERSION) .
 	$(BUILD) -f Dockerfile.serve --target serve -t ringo-serve:$(VERSION) .
 	$(BUILD) -f Dockerfile.train -t ringo-train:$(VERSION) .
-	CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/test_containers.py
+	CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/deploy/test_containers.py
 
 deploy: ## apply k8s/overlays/OVERLAY (local) to the cluster of kubectl, and wait for it
 	kubectl apply -k k8s/overlays/$(OVERLAY)
 	kubectl -n ringo rollout status --timeout=10m deployment/model-server deployment/gateway deployment/batch
 
 cluster: ## on a cluster of kind: deploy, paint, roll out, with the images of `make images` in docker
-	tests/cluster.sh $(VERSION)
+	tests/deploy/cluster.sh $(VERSION)
 
 lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt

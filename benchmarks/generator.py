@@ -23,8 +23,8 @@ import tensorflow as tf
 from benchmarks import rounds
 from benchmarks.stock_layers import in_stock_layers
 from benchmarks.weights import keras_generator, newest_version
-from training.fusion import Stage, build_function, fuse
-from training.networks import BLUR
+from training.export.fusion import Stage, build_function, fuse
+from training.model.networks import BLUR
 
 THREADS = len(os.sched_getaffinity(0))  # of all sides; TensorFlow's own default, too
 BATCHES = (1, 2, 4, 8, 16, 32)

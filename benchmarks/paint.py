@@ -27,7 +27,7 @@ from benchmarks import rounds
 from benchmarks.servers import OWN, free_port
 from benchmarks.weights import newest_version
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
-from serving.pictures import encode
+from serving.rendering.encoding import encode
 
 ROUNDS, PICTURES = 5, 10_000  # of each side, in turns; the half second that `paint` takes to start is among them
 MANY = 50_000  # for memory

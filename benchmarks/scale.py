@@ -97,11 +97,11 @@ def picture_sizes(model: Path, sizes: Sequence[int], repeats: int) -> dict[str, 
     import tensorflow as tf
 
     from benchmarks.generator import operations
-    from serving.pictures import encode, resize
+    from serving.rendering.encoding import encode, resize
     from training.config import TrainingConfig
-    from training.fusion import fuse
-    from training.gan import build_gan
-    from training.servable import Servable
+    from training.export.fusion import fuse
+    from training.export.signatures import Servable
+    from training.model.gan import build_gan
 
     loaded = tf.saved_model.load(str(newest_version(model)))
     apples = loaded.signatures["generate"](seeds=tf.range(16, dtype=tf.int64))["images"].numpy()
@@ -173,7 +173,7 @@ def read_photos(folder: str, cache: str, limit: int) -> dict[str, float]:
 
 def read_photos_here(folder: str, cache: str, limit: int) -> None:
     """Print as JSON what `read_photos` returns."""
-    from training.photos import load_photos
+    from training.data.photos import load_photos
 
     at_rest = peak_mib()
     begin = time.perf_counter()

@@ -27,8 +27,8 @@ from PIL import Image
 from benchmarks import rounds, servers
 from benchmarks.load import Failed, Load, NoLoadGenerator, put_load, require_wrk
 from benchmarks.weights import newest_version
-from serving.pictures import encode
-from serving.servable import load as servable_of
+from serving.model_server.servable import load as servable_of
+from serving.rendering.encoding import encode
 
 CLIENTS = (1, 4, 16, 64)
 KEPT_CLIENTS = 16  # for what needs no model

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.load import Request
 from benchmarks.rounds import release
-from serving.ports import listen
+from serving.runtime.ports import listen
 
 READY_S = 60.0
 END_S = 30.0

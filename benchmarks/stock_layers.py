@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from training.networks import BLUR, UpsampleConv
+from training.model.networks import BLUR, UpsampleConv
 
 
 def in_stock_layers(generator: keras.Model) -> keras.Model:

@@ -37,9 +37,9 @@ def ours(
     """Train as `python -m training fit` does, without what happens beside the step; while `at_hand` with one batch."""
     import keras
 
-    from training.gan import build_gan
-    from training.replicas import share_out
-    from training.train import batches, fix_the_order_of_sums
+    from training.fit.run import batches, fix_the_order_of_sums
+    from training.model.gan import build_gan
+    from training.model.replicas import share_out
 
     fix_the_order_of_sums(config)
     gan = build_gan(config)
@@ -68,8 +68,8 @@ def process_of(side: str) -> str:
 
 def chosen_compiler() -> bool:
     """Return whether `fit` would compile by XLA here."""
-    from training.machine import look_at_machine
-    from training.plan import choose_networks
+    from training.fit.machine import look_at_machine
+    from training.fit.plan import choose_networks
 
     *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, look_at_machine())
     return bool(compiler.value)

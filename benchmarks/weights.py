@@ -14,9 +14,9 @@ import tensorflow as tf
 from keras import layers
 
 from training.config import TrainingConfig
-from training.networks import NEAREST, UpsampleConv, build_generator
+from training.model.networks import NEAREST, UpsampleConv, build_generator
 
-# By the size of a kernel: as training.networks.NEAREST, and the same behind its BLUR.
+# By the size of a kernel: as training.model.networks.NEAREST, and the same behind its BLUR.
 TAPS = {
     4: NEAREST.astype(np.float64),
     6: np.array([[0, 0, 1], [0, 1, 3], [1, 3, 3], [3, 3, 1], [3, 1, 0], [1, 0, 0]]) / 4,

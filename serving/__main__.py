@@ -56,11 +56,11 @@ def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if chosen.part == "model-server":
-        from serving.model_server import main as serve_model
+        from serving.model_server.server import main as serve_model
 
         return serve_model(argv)
     if chosen.part == "paint":
-        from serving.paint import main as paint
+        from serving.paint.command import main as paint
 
         return paint(argv)
     settings = Settings.from_environment(os.environ)
@@ -69,15 +69,15 @@ def _run_part(chosen: argparse.Namespace, argv: list[str]) -> int:
 
         return run(settings)
     if chosen.part == "batch":
-        from serving.grpc_server import serve as serve_batch
+        from serving.batch.server import serve as serve_batch
 
         serve_batch(settings)
         return 0
     if chosen.part == "verify":
-        from serving.verify import verify
+        from serving.paint.verify import verify
 
         return verify(chosen.files, settings)
-    from serving.http_server import serve
+    from serving.gateway.server import serve
 
     serve(settings)
     return 0

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from serving.ports import listen
-from serving.security import check_tls
+from serving.model_server.versions import version_folders
+from serving.runtime.ports import listen
+from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
-from serving.version_watcher import version_folders
 
 READY_TIMEOUT_S = 60.0  # importing TensorFlow takes 2 to 4 s, loading and warming the model as long again on a laptop
 POLL_INTERVAL_S = 0.2
@@ -89,7 +89,9 @@ def _require_key(settings: Settings) -> None:
     """Raise SettingsError for a key that no model server could verify by."""
     if settings.model_verify_key is None:
         return
-    from serving.signed_version import read_public_key  # cryptography comes with TensorFlow's requirements alone
+    from serving.model_server.signed_version import (
+        read_public_key,  # cryptography comes with TensorFlow's requirements alone
+    )
 
     try:
         read_public_key(settings.model_verify_key)

@@ -76,8 +76,8 @@ def photos(tmp_path_factory) -> Path:
 def small_run(photos, tmp_path_factory) -> Path:
     """A run folder at 32 px, four batches old."""
     from training.config import TrainingConfig
-    from training.intake import load_enough_photos, split_for_run
-    from training.train import train
+    from training.data.dataset import load_enough_photos, split_for_run
+    from training.fit.run import train
 
     run = tmp_path_factory.mktemp("run") / "small"
     config = TrainingConfig(
@@ -91,8 +91,8 @@ def small_run(photos, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_model(small_run, tmp_path_factory) -> Path:
     """A model folder whose version 1 is the export of the small run."""
-    from training.export import export
-    from training.model_card import Fault
+    from training.export.command import export
+    from training.export.model_card import Fault
 
     models = tmp_path_factory.mktemp("models") / "fruit"
     faults = [Fault(7, "torn at the left")]

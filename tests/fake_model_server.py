@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
-from serving.messages import (
+from serving.model_client.messages import (
     get_model_status_pb2,
     model_service_pb2_grpc,
     predict_pb2,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from serving.ports import listen
+from serving.runtime.ports import listen
 from serving.settings import SettingsError
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 

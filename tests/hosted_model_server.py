@@ -11,16 +11,16 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.messages import (
+from serving.model_client.messages import (
     get_model_status_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
     types_pb2,
 )
-from serving.model_server import start_server
-from serving.prediction_service import PredictionService
-from serving.version_watcher import VersionState, VersionWatcher
+from serving.model_server.prediction_service import PredictionService
+from serving.model_server.server import start_server
+from serving.model_server.versions import VersionState, VersionWatcher
 from tests.conftest import LIMIT_S
 
 POLL_INTERVAL_S = 0.05
@@ -128,7 +128,7 @@ class Hosted:
 
 @contextmanager
 def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
-    from serving.servable import load
+    from serving.model_server.servable import load
 
     watcher = VersionWatcher(base_path, load, poll_interval_s=POLL_INTERVAL_S)
     watcher.poll()

@@ -1,4 +1,4 @@
-"""Photos as files, good and bad, for the tests of training.photos."""
+"""Photos as files, good and bad, for the tests of training.data.photos."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageCms
 
-from training.photos import Photos, load_photos
+from training.data.photos import Photos, load_photos
 
 SIDE = 32  # of the pictures made here: enough for JPEG's 16-pixel chroma blocks
 ORANGE = (200, 100, 40)

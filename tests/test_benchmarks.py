@@ -107,7 +107,7 @@ def test_the_unfused_network_paints_what_the_shipped_model_paints():
 
 def test_the_floor_counts_two_operations_for_each_product():
     from benchmarks.generator import operations
-    from training.fusion import Stage
+    from training.export.fusion import Stage
 
     def stage(kind, *shape):
         return Stage(kind, np.zeros(shape), np.zeros(shape[-1]), activated=True)

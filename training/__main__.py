@@ -12,7 +12,7 @@ from typing import Any
 from training.backend import import_backend, require_backend
 from training.config import TrainingConfig
 from training.errors import TrainingError
-from training.plan import CHOSEN
+from training.fit.plan import CHOSEN
 
 CHECKPOINT_HELP = "the one of the lowest KID, or the last; the last where none was measured (default: best)"
 ALIASES = {"image_size": ("--size",)}
@@ -118,12 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     if options.command == "export":
         # As the model servers run it. Batches of eight threads round by their size, those of one or two do not (see
-        # training/servable.py).
+        # training/export/signatures.py).
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     try:
         require_backend()
         if options.command == "fit":
-            from training.begin import begin_or_resume
+            from training.fit.command import begin_or_resume
 
             values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
             given = {name: value for name, value in values.items() if value is not None}
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sharing: AbstractContextManager[Path] = nullcontext(options.out)
             if options.strategy != SINGLE:
                 import_backend()
-                from training.replicas import share_batches
+                from training.model.replicas import share_batches
 
                 sharing = share_batches(options.strategy, options.out)
             with sharing as run:
@@ -141,14 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "preview":
             names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
             config = TrainingConfig(**{name: getattr(options, name) for name in names})
-            from training.preview import preview
+            from training.fit.preview import preview
 
             shown = preview(options.photos, options.out, config)
             print(f"Wrote {options.out}: {shown} of the photos, each beside what the discriminator would see of it.")
             return 0
         if options.command == "evaluate":
-            from training.evaluate import evaluate
-            from training.painter import is_version
+            from training.evaluate.command import evaluate
+            from training.evaluate.generator import is_version
 
             model, out = options.model, options.out or options.model
             if is_version(model) and not options.out:  # a version never changes
@@ -168,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: {value}")
             print(f"Wrote {out / 'evaluation.json'}, and {out / 'report.html'} to look at.")
             return 0
-        from training.export import export
-        from training.model_card import Fault
+        from training.export.command import export
+        from training.export.model_card import Fault
 
         version = export(
             options.run,

@@ -11,7 +11,7 @@ import os
 import bentoml
 import numpy as np
 
-from serving.pictures import encode
+from serving.rendering.encoding import encode
 
 
 @bentoml.service

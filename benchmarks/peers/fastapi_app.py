@@ -5,7 +5,7 @@ import os
 import tensorflow as tf
 from fastapi import FastAPI, Response
 
-from serving.pictures import encode
+from serving.rendering.encoding import encode
 
 app = FastAPI()
 loaded = tf.saved_model.load(os.environ["BENCH_VERSION"])

@@ -8,8 +8,8 @@ import numpy as np
 from flask import Flask, request, send_file
 
 from benchmarks.weights import keras_generator
-from serving.pictures import encode
-from training.latents import sample_latents
+from serving.rendering.encoding import encode
+from training.model.latents import sample_latents
 
 app = Flask(__name__)
 model = keras_generator(Path(os.environ["BENCH_VERSION"]))

@@ -40,9 +40,9 @@ class TwoPassGAN(keras.Model):
 def fit(config, pixels, on_batch: Callable[[], bool], *, our_layers: bool) -> None:
     """Train on `pixels` uint8[n, S, S, 3] until `on_batch`, called after each batch, returns False.
 
-    The generator has Keras's own layers, or with `our_layers` those of training.networks.
+    The generator has Keras's own layers, or with `our_layers` those of training.model.networks.
     """
-    from training.networks import build_discriminator, build_generator
+    from training.model.networks import build_discriminator, build_generator
 
     generator = build_generator(config.latent_dim, config.generator_channels)
     gan = TwoPassGAN(

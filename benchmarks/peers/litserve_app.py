@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from fastapi import Response
 
-from serving.pictures import encode
+from serving.rendering.encoding import encode
 
 
 class Generator(litserve.LitAPI):

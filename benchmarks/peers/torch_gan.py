@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.networks import NEAREST, SLOPE
+from training.model.networks import NEAREST, SLOPE
 
 
 class UpsampleConv(nn.Module):
-    """Upsampling and a 3x3 convolution as one transposed convolution, as in training.networks."""
+    """Upsampling and a 3x3 convolution as one transposed convolution, as in training.model.networks."""
 
     def __init__(self, channels: int, filters: int, *, smooth: bool) -> None:
         super().__init__()

@@ -6,8 +6,8 @@ from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
-from serving.picture_client import PaintingError, PictureClient, Secrets
-from serving.queries import Picture
+from serving.paint.client import PaintingError, PictureClient, Secrets
+from serving.rendering.query import Picture
 from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer

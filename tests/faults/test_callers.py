@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 import trustme
 
-from serving.http_worker import (
+from serving.gateway.worker import (
     HEAD_TIMEOUT_S,
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import LIMIT_S, ROOT, command, wait_until
-from tests.training.test_train import fit, output_of, steps_in
+from tests.training.fit.test_run import fit, output_of, steps_in
 
 STEPS = 120
 KILLS = 10

@@ -1,0 +1,1 @@
+"""The gRPC batch server: many seeds in, a stream of images out."""

@@ -1,0 +1,161 @@
+"""The batch server's process: ports, credentials, health, reflection, and how it ends."""
+
+import logging
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from serving.batch.servicer import MAX_SINGLES, SERVICE, PictureService, TokenInterceptor, WellFormedInterceptor
+from serving.errors import RingoError
+from serving.model_client.client import ModelClient
+from serving.model_client.monitor import Replica
+from serving.pb.ringo.v1 import picture_service_pb2_grpc
+from serving.rendering.renderer import Painter
+from serving.runtime.ports import listen
+from serving.runtime.security import check_tls
+from serving.settings import Settings
+from serving.telemetry.logs import configure as configure_logging
+from serving.telemetry.tracing import export_traces
+
+MAX_REQUEST_BYTES = 2**20
+MAX_RESPONSE_BYTES = 4 * 2**20  # what clients take by default; the largest picture, 1024 x 1024 of noise, is 3.2 MB
+PAINT_THREADS = 8  # of all streams together: enough to keep a model server busy while other batches are encoded
+SPARE_THREADS = 8  # beside those of streams and single pictures: for health, reflection, refusals
+HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
+STOP_GRACE_S = 5.0  # for what is in the making when the time to drain is up
+FLUSH_S = 0.5  # then, for the last answers to leave; who watches our health stays to the end
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
+    ("grpc.max_concurrent_streams", 100),  # of one connection: what waits for a thread has a limit, too
+    # Connections end after five minutes, so that clients find new replicas; their streams may go on for half an hour,
+    # four times what the longest takes at 200 pictures a second.
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 1_800_000),
+    # A caller that vanishes closes nothing. They may ping, too, every ten seconds, and between calls.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Answer gRPC until a signal ends it: SIGTERM after a time for the streams to end, SIGINT at once.
+
+    Raises SettingsError if a port is not to be had, or a file of TLS.
+    """
+    configure_logging(settings.log_format)
+    check_tls(settings)
+    for variable, port in (
+        ("RINGO_BATCH_PORT", settings.batch_port),
+        ("RINGO_BATCH_METRICS_PORT", settings.batch_metrics_port),
+    ):  # both libraries would say so in other words
+        listen(settings.host, port, variable=variable, value=str(port)).close()
+    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    export_traces("batch")
+    client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
+    replica = Replica(client)
+    # Nothing is kept: whoever asks for a batch rarely asks for the same again.
+    painter = Painter(client, settings.model_name, cache_bytes=0, model_calls=settings.model_calls)
+    service = PictureService(
+        replica, painter, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
+    )
+    told = health.HealthServicer()
+    tell(told, health_pb2.HealthCheckResponse.NOT_SERVING)
+    server = build_server(settings, service, told)
+    start_http_server(settings.batch_metrics_port, settings.host)
+    ended = threading.Event()
+    threading.Thread(target=replica.watch, args=(ended,), name="look", daemon=True).start()
+    threading.Thread(target=watch, args=(replica, told, ended), name="health", daemon=True).start()
+    server.start()
+    log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
+    flush_s = None
+    try:
+        # It looks around ten times a second. A wait without a limit missed 2 of about 30 signals on a busy machine,
+        # presumably because another thread got them: only the main one runs handlers, once it is awake.
+        server.wait_for_termination()
+    except SystemExit:
+        log.info("stopping; streams have %g s", settings.batch_drain_s)
+        told.enter_graceful_shutdown()
+        service.drain(settings.batch_drain_s, grace_s=STOP_GRACE_S)
+        flush_s = FLUSH_S
+    except KeyboardInterrupt:
+        pass
+    finally:
+        ended.set()
+        server.stop(flush_s).wait()
+        client.close()
+        service.close()
+
+
+def build_server(settings: Settings, service: PictureService, told: health.HealthServicer) -> grpc.Server:
+    """Return the server with its services and its port, not yet started."""
+    interceptors: list[grpc.ServerInterceptor] = [WellFormedInterceptor()]
+    if settings.token is not None:
+        interceptors.insert(0, TokenInterceptor(settings.token, open_to_all=health.SERVICE_NAME))
+    server = grpc.server(
+        ThreadPoolExecutor(settings.batch_streams + MAX_SINGLES + SPARE_THREADS, thread_name_prefix="call"),
+        interceptors=interceptors,
+        options=SERVER_OPTIONS,
+    )
+    picture_service_pb2_grpc.add_PictureServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(told, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address, credentials = f"{host}:{settings.batch_port}", credentials_of(settings)
+    if credentials is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, credentials)
+    return server
+
+
+def credentials_of(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return what TLS takes, None without TLS."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    client_ca = settings.tls_client_ca
+    return grpc.ssl_server_credentials(
+        [(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())],
+        root_certificates=None if client_ca is None else client_ca.read_bytes(),
+        require_client_auth=client_ca is not None,
+    )
+
+
+def watch(replica: Replica, told: health.HealthServicer, ended: threading.Event) -> None:
+    """Tell who asks for our health whether a version of the model is ready, until `ended`."""
+    last = health_pb2.HealthCheckResponse.NOT_SERVING
+    while True:
+        try:
+            version = replica.versions()[-1]
+            replica.require_model()
+            replica.proof(version)
+            found = health_pb2.HealthCheckResponse.SERVING
+        except RingoError as error:
+            found = health_pb2.HealthCheckResponse.NOT_SERVING
+            if last != found:
+                log.warning("not serving: %s", error)
+        if last != found:
+            tell(told, found)
+        last = found
+        if ended.wait(HEALTH_INTERVAL_S):
+            return
+
+
+def tell(told: health.HealthServicer, status: int) -> None:
+    """Set the health of the server as a whole and of its one service."""
+    for service in ("", SERVICE):
+        told.set(service, status)

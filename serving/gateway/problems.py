@@ -1,0 +1,98 @@
+"""What goes wrong, as RFC 9457 has it: one table from domain errors to statuses, and a document for each."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from serving.errors import (
+    CallerGone,
+    InvalidRequest,
+    ModelMismatch,
+    ModelTimeout,
+    ModelUnavailable,
+    NotAuthenticated,
+    Overloaded,
+    RingoError,
+    Stopping,
+    UnknownVersion,
+)
+from serving.telemetry.request_log import observed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a domain error looks in HTTP."""
+
+    status: int
+    kind: str
+    title: str
+    retry_after_s: int | None = None
+
+
+# A model server that is back is noticed within a second (see model_client.CHANNEL_OPTIONS): no use in waiting longer.
+# Overloaded is 503 and not 429: the whole service is at its limit, this caller need not have asked too often.
+ANSWERS: dict[type[RingoError], Answer] = {
+    InvalidRequest: Answer(400, "invalid-request", "The request is not valid"),
+    NotAuthenticated: Answer(401, "not-authenticated", "The caller doesn't bear the token"),
+    UnknownVersion: Answer(404, "unknown-version", "The model server has no such version of the model"),
+    ModelMismatch: Answer(502, "model-mismatch", "The model server answered something else than pictures"),
+    ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
+    Stopping: Answer(503, "stopping", "The server is about to end", retry_after_s=1),
+    CallerGone: Answer(499, "caller-gone", "Nobody waits for the answer"),  # nginx's number; only metrics see it
+    Overloaded: Answer(503, "overloaded", "The service takes no more work for now", retry_after_s=1),
+    ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
+}
+
+
+def answer_with_problems(app: Flask) -> None:
+    """Have `app` answer with a problem whatever is raised."""
+    app.register_error_handler(RingoError, domain_problem)
+    app.register_error_handler(HTTPException, http_problem)
+
+
+def domain_problem(error: RingoError) -> Response:
+    """Answer as the table has it, with a word on when to try again."""
+    answer = ANSWERS[type(error)]
+    more: dict[str, object] = {}
+    if isinstance(error, InvalidRequest):
+        more = {"parameter": error.field, "value": error.value, "allowed": error.allowed}
+    observed().failed_by(error, answer.kind.replace("-", "_"))
+    kind = f"urn:ringo:problem:{answer.kind}"
+    response = problem(answer.status, kind=kind, title=answer.title, detail=str(error), more=more)
+    if isinstance(error, NotAuthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if answer.retry_after_s is not None:
+        response.headers["Retry-After"] = str(answer.retry_after_s)
+    return response
+
+
+def http_problem(error: HTTPException) -> Response:
+    """Answer as werkzeug would, with its headers (405 has Allow), but with a problem for a body.
+
+    Whatever else is raised arrives here as a 500 that tells nothing; its traceback is in the log.
+    """
+    if error.code is not None and error.code < 500:
+        observed().outcome = error.name.lower().replace(" ", "_")  # not_found
+    response = problem(error.code or 500, kind="about:blank", title=error.name, detail=error.description or "")
+    response.headers.extend((name, text) for name, text in error.get_headers() if name != "Content-Type")
+    return response
+
+
+def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[str, object] | None = None) -> Response:
+    """Return the application/problem+json of RFC 9457 for the current request, with the members of `more`."""
+    members = {
+        "type": kind,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": quote(request.path),
+        "request_id": observed().request_id,
+        **(more or {}),
+    }
+    response = Response(json.dumps(members), status, mimetype="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    return response

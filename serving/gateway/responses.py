@@ -1,0 +1,161 @@
+"""From the URL of a picture to its answer: the picture, or 304 to who holds it, with tag, address and caching rules.
+
+One model version, one seed, one set of options is one SHA-256, so a picture's ETag is known before the picture is made.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from flask import Response, request
+from werkzeug.exceptions import NotAcceptable
+from werkzeug.http import dump_options_header, quote_etag
+
+from serving.errors import CallerGone, UnknownVersion
+from serving.model_client.client import PROVED, ModelClient
+from serving.model_client.monitor import Proof, Replica
+from serving.rendering.encoding import MIMETYPES, RENDERER_VERSION
+from serving.rendering.query import MAX_SEED, Picture, Query, address, check_canvas, mimetypes, read_query
+from serving.rendering.renderer import Painter
+from serving.runtime.limits import Gate
+from serving.settings import Settings
+from serving.telemetry.metrics import PICTURES
+from serving.telemetry.request_log import observed
+
+REVALIDATE = "no-cache"  # keep it, but ask: the newest version may be another by then
+IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 takes for ever
+IMMUTABLE_FOR_BEARERS = IMMUTABLE.replace("public", "private")  # no shared cache hands it to who has no token
+NOT_KEPT = "no-store"
+
+
+class PictureAnswers:
+    """Answers the current request with a picture of the model behind `client`. Threads may share it."""
+
+    def __init__(self, settings: Settings, client: ModelClient, replica: Replica) -> None:
+        self._settings = settings
+        self._replica = replica
+        self._painter = Painter(
+            client, settings.model_name, cache_bytes=settings.cache_mb * 2**20, model_calls=settings.model_calls
+        )
+        self._in_flight = Gate(settings.max_in_flight, "requests")
+        self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
+
+    def answer(self, resource: type[Query]) -> Response:
+        """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
+        asked = read_query(resource, request.args)
+        query = asked if asked.format else replace(asked, format=_negotiated_format(resource))
+        if isinstance(query, Picture) and query.seed is None:
+            query = replace(query, seed=secrets.randbelow(MAX_SEED + 1))
+        if query.version is not None:
+            response = self._pinned(query, query.version, self._immutable)
+        else:
+            try:
+                response = self._pinned(query, self._replica.versions()[-1], REVALIDATE)
+            except UnknownVersion:  # another took its place since we last looked
+                response = self._pinned(query, self._replica.look()[-1], REVALIDATE)
+        if isinstance(asked, Picture) and asked.seed is None:  # each answer is another
+            response.headers["Cache-Control"] = NOT_KEPT
+        if asked.format is None:
+            response.vary.add("Accept")
+        return response
+
+    def proof(self, version: int) -> Proof:
+        """Return what is known of `version`; the first time, the model server is asked for its golden pictures."""
+        known = self._replica.known_proof(version)
+        if known is not None:
+            return known
+        with self._asking_the_model():
+            return self._replica.proof(version, deadline_s=self.deadline_s())
+
+    def deadline_s(self) -> float:
+        """Return when the caller's time is up, by time.monotonic: what he waited for a thread counts."""
+        arrived_s: float = request.environ.get("ringo.arrived_s", time.monotonic())
+        return arrived_s + self._settings.predict_timeout_s
+
+    def _pinned(self, query: Query, version: int, cache_control: str) -> Response:
+        """Answer a query, whose seed and format are decided, with what `version` paints.
+
+        Who holds the proved picture holds the picture, whatever this replica would paint: that needs no model server.
+        """
+        query, seen = replace(query, version=version), observed()
+        seen.path = url = address(query)
+        if self._replica.knows(version):
+            seen.model_version = version
+        if self._holds(url, PROVED):
+            return self._finished(None, query, url, PROVED, cache_control)
+        proof = self.proof(version)
+        seen.model_version = version
+        if proof.differing:  # for a year nobody should keep what this replica alone paints so
+            cache_control = REVALIDATE
+        if proof.mark != PROVED and self._holds(url, proof.mark):  # PROVED was asked for above
+            return self._finished(None, query, url, proof.mark, cache_control)
+        if query.size is None:
+            check_canvas(query, proof.size)
+        made = self._painter.kept(query, proof.mark)
+        if made is not None:
+            _came_from("cache")
+        else:
+            with self._asking_the_model():
+                _came_from("model")
+                made = self._painter.answer(query, proof.mark, deadline_s=self.deadline_s())
+        if request.if_none_match.star_tag:  # names whatever exists, which is sure by now
+            made = None
+        return self._finished(made, query, url, proof.mark, cache_control)
+
+    def _holds(self, url: str, mark: str) -> bool:
+        """Return whether the caller names the picture as one that he holds."""
+        if "HTTP_IF_NONE_MATCH" not in request.environ:
+            return False
+        named, etag = request.if_none_match, self._etag(url, mark)  # whose contains_weak is true for `*`, too
+        return named.is_strong(etag) or named.is_weak(etag)
+
+    @contextmanager
+    def _asking_the_model(self) -> Iterator[None]:
+        """Be one of those who wait for the model; raise instead of waiting for nothing, or for nobody."""
+        self._replica.require_model()
+        with self._in_flight.passed():
+            caller = request.environ.get("gunicorn.socket")
+            if caller is not None and caller.has_gone():
+                raise CallerGone("The caller has gone before the model was asked.")
+            yield
+
+    def _finished(self, made: bytes | None, query: Query, url: str, mark: str, cache_control: str) -> Response:
+        """Return the answer with the picture `made`, or 304 to who holds it."""
+        headers = {
+            "ETag": quote_etag(self._etag(url, mark)),
+            "Cache-Control": cache_control,
+            "Content-Location": url,
+            "Ringo-Model-Version": str(query.version),
+        }
+        if isinstance(query, Picture):
+            headers["Ringo-Seed"] = str(query.seed)
+        if made is not None:
+            headers["Content-Disposition"] = dump_options_header("inline", {"filename": self._file_name(query)})
+        return Response(made, 304 if made is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
+
+    def _etag(self, url: str, mark: str) -> str:
+        """Return the tag of the picture at a pinned `url`: its class, and a digest of all that its bytes depend on."""
+        named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION)))
+        return f"{mark}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+
+    def _file_name(self, query: Query) -> str:
+        """Return what a browser calls the picture when it saves it: apple-42.png."""
+        which = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
+        return f"{self._settings.model_name}-{which}.{query.format}"
+
+
+def _came_from(source: str) -> None:
+    observed().source = source
+    PICTURES.labels(source).inc()
+
+
+def _negotiated_format(resource: type[Query]) -> str:
+    """Return the format of `resource` that `Accept` likes best; raise NotAcceptable if it likes none."""
+    offered = mimetypes(resource)
+    liked = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else offered[0]
+    if liked is None:
+        raise NotAcceptable(f"{resource.path} has {', '.join(offered)}.")
+    return resource.formats[offered.index(liked)]

@@ -1,0 +1,1 @@
+"""The embedded model server, for where TensorFlow Serving is not installed."""

@@ -1,0 +1,176 @@
+"""The embedded model server, for where TensorFlow Serving is not installed: its gRPC, its polling, its hot swap."""
+
+import argparse
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from serving.model_server.prediction_service import PredictionService
+from serving.model_server.signed_version import read_public_key, verified_copy
+from serving.model_server.versions import VersionWatcher
+from serving.runtime.ports import listen
+from serving.settings import (
+    LOG_FORMATS,
+    SettingsError,
+    flag,
+    integer_reader,
+    read_log_format,
+    read_text,
+    seconds_reader,
+)
+from serving.telemetry.logs import configure as configure_logging
+
+if TYPE_CHECKING:  # importing it imports TensorFlow
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from serving.model_server.servable import Servable
+
+MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
+# Threads to one operation. With 4 and 8, oneDNN splits sums by the size of the batch, and the last bit of a picture
+# depends on its company. With 2 it doesn't, but two calls at a time of one picture each take 1.6 times as long on two
+# cores, and larger batches as long. More cores are used by more calls at a time, or by more replicas.
+INTRA_OP_THREADS = 1
+STOP_GRACE_S = 10.0  # as long as a gateway waits for an answer by default
+WAIT_STEP_S = 60.0  # for a first version we wait as long as it takes, in steps of this
+MAX_POLL_INTERVAL_S = 3600.0  # an hour: whoever writes more has mistaken milliseconds for seconds
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
+    ("grpc.max_receive_message_length", -1),  # no limit, as TensorFlow Serving; clients set their own
+    ("grpc.max_send_message_length", -1),
+)
+
+log = logging.getLogger(__name__)
+
+
+def start_server(service: PredictionService, *, host: str, port: int, max_workers: int) -> tuple[grpc.Server, int]:
+    """Return a running server for `service` and its port; 0 takes a free one. Raises SettingsError for a taken one."""
+    # grpc would print a line of its own, and keep the reason to itself.
+    listen(host, port, variable="--port", value=str(port), host_variable="--host").close()
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers, thread_name_prefix="call"),
+        handlers=service.handlers(),
+        options=SERVER_OPTIONS,
+        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # beyond: RESOURCE_EXHAUSTED
+    )
+    bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    server.start()
+    return server, bound
+
+
+def serve(
+    *,
+    model_name: str,
+    base_path: Path,
+    host: str,
+    port: int,
+    max_workers: int,
+    poll_interval_s: float = 1.0,
+    typed_fields: bool = False,
+    verify_key: "Ed25519PublicKey | None" = None,
+) -> None:
+    """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
+
+    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S. With `verify_key`
+    a version that its owner did not sign counts as broken.
+
+    Raises:
+        SettingsError: nothing can listen on `host` and `port`.
+    """
+    # What it logs as errors are remarks; real ones are raised. What it says while it is imported comes all the same.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
+    from serving.model_server.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
+
+    gc.freeze()  # TensorFlow is 380,000 objects: every now and then a call would wait 0.2 s for a look at all of them
+
+    def load_verified(folder: Path) -> "Servable":
+        if verify_key is None:
+            return load(folder)
+        with verified_copy(folder, verify_key) as copy:
+            return load(copy)
+
+    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load_verified, poll_interval_s=poll_interval_s)
+    watcher.poll()
+    if not watcher.snapshot.servables:
+        log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
+    watcher.start()
+    try:
+        while not watcher.wait_for(lambda snapshot: bool(snapshot.servables), timeout_s=WAIT_STEP_S):
+            pass
+        service = PredictionService(watcher, model_name, typed_fields=typed_fields)
+        server, bound = start_server(service, host=host, port=port, max_workers=max_workers)
+        log.info("serving %s on %s:%d", model_name, host, bound)
+        try:
+            server.wait_for_termination()
+        finally:
+            log.info("stopping; calls in flight have %g s", STOP_GRACE_S)
+            server.stop(STOP_GRACE_S).wait(STOP_GRACE_S)
+    finally:
+        watcher.close(timeout_s=STOP_GRACE_S)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m serving model-server` and return its exit status: 0 after SIGTERM or SIGINT, 1 for a taken port.
+
+    Raises SystemExit(2) after one sentence on stderr if there is something wrong with `argv`.
+    """
+    arguments = parse(argv)
+    configure_logging(arguments.log_format)
+    del arguments.log_format
+    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve(**vars(arguments))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as the arguments of `serve`. Raises SystemExit as `main` does."""
+    threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
+    seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
+    parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
+    add = parser.add_argument
+    add("--model-name", type=flag(read_text, "the name of a model"), default="apple", help="what clients call it")
+    add(
+        "--model-base-path",
+        dest="base_path",
+        type=flag(folder, "a folder, which may be yet to come"),
+        default="models/apple",
+        help="where the numbered versions are (default: models/apple)",
+    )
+    add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
+    add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
+    add("--max-workers", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
+    add("--poll-interval-s", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
+    add(
+        "--verify-key",
+        type=flag(lambda value: read_public_key(Path(value)), "a readable PEM file with a public Ed25519 key"),
+        metavar="PEM",
+        help="load only versions that the owner of this key signed by `python -m training export --sign`",
+    )
+    add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
+    add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
+    return parser.parse_args(argv)
+
+
+def folder(value: str) -> Path:
+    """Return the path `value`; raise ValueError if something that is no folder lies there."""
+    path = Path(read_text(value))
+    if path.exists() and not path.is_dir():
+        raise ValueError
+    return path

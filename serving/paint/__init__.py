@@ -1,0 +1,1 @@
+"""The batch client, and `verify`."""

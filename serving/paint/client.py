@@ -1,0 +1,208 @@
+"""The client of the batch server: seeds in, checked pictures out, through restarts and other replicas."""
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving.errors import MAX_SHOWN_CHARACTERS
+from serving.paint.files import Painted
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
+from serving.pb.ringo.v1 import picture_service_pb2_grpc
+from serving.rendering.query import Picture
+from serving.settings import read_setting
+
+SERVICE_CONFIG = """{
+  "loadBalancingConfig": [{"round_robin": {}}],
+  "healthCheckConfig": {"serviceName": "ringo.v1.PictureService"}
+}"""
+CHANNEL_OPTIONS = (
+    ("grpc.service_config", SERVICE_CONFIG),
+    ("grpc.max_receive_message_length", 16 * 2**20),  # a picture of 1024 x 1024 is 3 MB before it is compressed
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A machine that vanishes closes nothing; without pings the kernel takes a quarter of an hour to notice.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+DESCRIBE_TIMEOUT_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+
+# What another try, or another replica, may mend.
+TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+    }
+)
+FORMATS = {"png": pb.FORMAT_PNG, "webp": pb.FORMAT_WEBP, "jpeg": pb.FORMAT_JPEG}
+
+
+class PaintingError(Exception):
+    """The work can't go on; the text is one sentence for the person who wants the pictures."""
+
+
+class VersionGoneError(PaintingError):
+    """The model version that was asked for is not loaded any more."""
+
+
+class Stopped(Exception):
+    """Somebody called `stop`."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What a batch server may want to know of its client: paths of PEM files, and a bearer token."""
+
+    ca: Path | None = None  # who vouches for the server; given, the connection is TLS
+    certificate: Path | None = None
+    key: Path | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a token that no server can have: gRPC would blame the server."""
+        if self.token is not None:
+            read_setting("RINGO_TOKEN", self.token)
+
+
+class PictureClient:
+    """Paints with the replicas behind `target`, in turns. Threads may share it.
+
+    What is transient is tried again with growing pauses, until no picture at all has come for `patience_s`.
+    """
+
+    def __init__(self, target: str, secrets: Secrets, *, patience_s: float) -> None:
+        """Open the channel. Raises PaintingError if one of the PEM files can't be read."""
+        self._target = target
+        self._patience_s = patience_s
+        self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
+        self._channel = _open_channel(target, secrets)
+        self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()  # guards what follows
+        self._calls: set[Any] = set()
+        self._last_picture_s = time.monotonic()
+
+    def stop(self) -> None:
+        """Let all that is under way, and all that comes, end with Stopped."""
+        self._stopped.set()
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def newest_version(self) -> int:
+        """Return the newest model version that is loaded. Raises PaintingError or Stopped."""
+        attempt = 0
+        while True:
+            try:
+                described = self._stub.DescribeModel(
+                    pb.DescribeModelRequest(), timeout=DESCRIBE_TIMEOUT_S, metadata=self._metadata
+                )
+            except grpc.RpcError as error:
+                attempt = self._rest(error, attempt)
+            else:
+                return int(described.model_versions[-1])
+
+    def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[Painted]:
+        """Yield a picture per seed, in order, as `query` has options and version.
+
+        Raises:
+            VersionGoneError: that version is not loaded any more; what was yielded until then is good.
+            PaintingError: anything else that another try doesn't mend.
+            Stopped: by `stop`.
+        """
+        options = pb.PictureOptions(
+            size=query.size,
+            truncation=query.truncation,
+            format=FORMATS[str(query.format)],
+            model_version=query.version,
+        )
+        done = attempt = 0
+        while done < len(seeds):
+            request = pb.GenerateBatchRequest(list=pb.SeedList(seeds=seeds[done:]), options=options)
+            try:
+                for picture in self._pictures(request):
+                    yield self._checked(picture, seeds[done], query)
+                    done, attempt = done + 1, 0
+            except grpc.RpcError as error:
+                attempt = self._rest(error, attempt)
+                continue
+            if done < len(seeds):
+                raise PaintingError(f"{self._target} ended its answer without the picture of seed {seeds[done]}.")
+
+    def _pictures(self, request: pb.GenerateBatchRequest) -> Iterator[pb.Picture]:
+        call = self._stub.GenerateBatch(request, metadata=self._metadata)
+        with self._lock:
+            self._calls.add(call)
+        try:
+            if self._stopped.is_set():
+                raise Stopped
+            for response in call:
+                with self._lock:
+                    self._last_picture_s = time.monotonic()
+                yield response.picture
+        finally:
+            call.cancel()  # of a call that has ended it means nothing
+            with self._lock:
+                self._calls.discard(call)
+
+    def _checked(self, picture: pb.Picture, seed: int, query: Picture) -> Painted:
+        digest = hashlib.sha256(picture.data)
+        if (picture.seed, picture.model_version) != (seed, query.version):
+            raise PaintingError(
+                f"{self._target} sent seed {picture.seed} of version {picture.model_version}, asked for seed {seed} of "
+                f"version {query.version}."
+            )
+        if digest.digest() != picture.sha256:
+            raise PaintingError(f"The picture of seed {seed} from {self._target} is not what its SHA-256 says.")
+        return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
+
+    def _rest(self, error: grpc.RpcError, attempt: int) -> int:
+        """Wait before another try, and return its number; raise if `error` is not transient, or patience at its end."""
+        if self._stopped.is_set():
+            raise Stopped from error
+        sentence = f"{self._target} answered {error.code().name}: {_shown(error.details() or 'no reason given')}"
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            raise VersionGoneError(sentence) from error
+        if error.code() not in TRANSIENT:
+            raise PaintingError(sentence) from error
+        with self._lock:
+            waited_s = time.monotonic() - self._last_picture_s
+        if waited_s > self._patience_s:
+            raise PaintingError(f"No picture has come for {waited_s:.0f} s; {sentence}") from error
+        # Half of it by chance, so that not all streams come back at once.
+        pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+        if self._stopped.wait(pause_s):
+            raise Stopped from error
+        return attempt + 1
+
+
+def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
+    if secrets.ca is None:
+        return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+    parts = []
+    for path in (secrets.ca, secrets.key, secrets.certificate):
+        try:
+            parts.append(path and path.read_bytes())
+        except OSError as error:
+            raise PaintingError(f"{path} can't be read ({error.strerror}).") from error
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=CHANNEL_OPTIONS)
+
+
+def _shown(text: str) -> str:
+    """Return the first line of what another process says, without what a terminal would obey."""
+    line = "".join(character if character.isprintable() else " " for character in text.splitlines()[0])
+    return line[: 4 * MAX_SHOWN_CHARACTERS]

@@ -1,0 +1,75 @@
+"""Which seeds, as a command line names them: 7,42,100:116."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from typing import Self
+
+from serving.rendering.query import SEED
+
+MAX_SEEDS = 10**8  # of one run, which remembers 41 bytes of each: 4 GB
+ALLOWED = (
+    "seeds and ranges start:end (the end is not among them) between commas, each seed once, as in 7,42,100:116; "
+    f"at most {MAX_SEEDS:,}"
+)
+
+
+class Seeds:
+    """Seeds in rising order, each once; ten million in a range take no more room than two."""
+
+    def __init__(self, ranges: list[range]) -> None:
+        """Hold the seeds of `ranges`. Raises ValueError if one is empty or two of them overlap."""
+        self._ranges = sorted(ranges, key=lambda part: part.start)
+        if not all(self._ranges) or any(one.stop > other.start for one, other in pairwise(self._ranges)):
+            raise ValueError
+        self._ends = list(accumulate(len(part) for part in self._ranges))  # the place behind each range
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the seeds that `text` names; raise ValueError for anything but ALLOWED."""
+        ranges = []
+        for term in text.split(","):
+            first, colon, behind = term.partition(":")
+            start = SEED.read(first)
+            ranges.append(range(start, SEED.read(behind) if colon else start + 1))
+        if sum(part.stop - part.start for part in ranges) > MAX_SEEDS:  # of a part alone, len() may overflow
+            raise ValueError
+        return cls(ranges)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[int]:
+        for part in self._ranges:
+            yield from part
+
+    def place(self, seed: int) -> int | None:
+        """Return how many of the seeds come before `seed`; None if it is not among them."""
+        found = bisect_right(self._ranges, seed, key=lambda part: part.start) - 1
+        if found < 0 or seed not in self._ranges[found]:
+            return None
+        part = self._ranges[found]
+        return self._ends[found] - len(part) + seed - part.start
+
+    def between(self, first: int, behind: int) -> "Seeds":
+        """Return the seeds from the place `first` to the one before `behind`."""
+        found = []
+        for part, end in zip(self._ranges, self._ends, strict=True):
+            begin = end - len(part)
+            cut = part[max(0, first - begin) : max(0, behind - begin)]
+            if cut:
+                found.append(cut)
+        return Seeds(found)
+
+    def groups(self, size: int) -> Iterator["Seeds"]:
+        """Yield the seeds in groups: those of one quotient by `size` together."""
+        group: list[range] = []
+        for part in self._ranges:
+            for start in range(part.start - part.start % size, part.stop, size):
+                cut = range(max(start, part.start), min(start + size, part.stop))
+                if group and group[0].start // size != start // size:
+                    yield Seeds(group)
+                    group = []
+                group.append(cut)
+        if group:
+            yield Seeds(group)

@@ -1,0 +1,275 @@
+"""What can be asked for: one frozen dataclass per resource, whose fields are its parameters.
+
+A query is read from a query string here, checked here, and written as a URL here; OpenAPI is made from the same fields.
+So a limit is stated once. Out of range is refused by name: nothing is clamped.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import lru_cache
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlencode
+
+from werkzeug.datastructures import MultiDict
+
+from serving.errors import InvalidRequest
+from serving.rendering.encoding import MIMETYPES
+
+MAX_SEED = 2**63 - 1  # the model takes int64, and numbers its versions likewise
+MAX_TILES = 64  # pictures in one answer: one request to the model server
+MAX_PIXELS = 2**20  # of one answer, over all its tiles: one of the largest size, or 64 of 128
+
+STILL = ("png", "webp", "jpeg")
+MOVING = ("webp", "gif")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """How a parameter's text is read and written, and what is said of it."""
+
+    read: Callable[[str], Any]  # raises ValueError for what is not allowed
+    allowed: str
+    schema: Mapping[str, Any]  # of JSON Schema, for OpenAPI
+    description: str
+    write: Callable[[Any], str] = str
+
+
+def whole_number(low: int, high: int, description: str) -> Parameter:
+    """Return a parameter for integers from `low` to `high`, each of one spelling: one picture, one URL."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("0|[1-9][0-9]{0,18}", text) or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    allowed = f"one whole number from {low} to {high}, in decimal digits without sign, space or leading zero"
+    schema = {"type": "integer", "format": "int64", "minimum": low, "maximum": high}
+    return Parameter(read, allowed, schema, description)
+
+
+def _read_truncation(text: str) -> float:
+    if not re.fullmatch(r"0(\.[0-9]{1,3})?|1(\.0{1,3})?", text):
+        raise ValueError
+    return float(text)
+
+
+def _read_seeds(text: str) -> tuple[int, ...]:
+    seeds: list[int] = []
+    for term in text.split(","):
+        first, dash, last = term.partition("-")
+        start = SEED.read(first)
+        stop = SEED.read(last) if dash else start
+        if not 0 <= stop - start < MAX_TILES:
+            raise ValueError
+        seeds.extend(range(start, stop + 1))
+        if len(seeds) > MAX_TILES:
+            raise ValueError
+    return tuple(seeds)
+
+
+def _write_seeds(seeds: Sequence[int]) -> str:
+    """Return the shortest text that `_read_seeds` reads as `seeds`: runs as first-last."""
+    terms: list[list[int]] = []
+    for seed in seeds:
+        if terms and seed == terms[-1][-1] + 1:
+            terms[-1].append(seed)
+        else:
+            terms.append([seed])
+    return ",".join(f"{term[0]}-{term[-1]}" if len(term) > 1 else str(term[0]) for term in terms)
+
+
+def _read_word(words: Sequence[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return read
+
+
+def file_format(names: Sequence[str]) -> Parameter:
+    """Return the parameter that chooses one of the formats `names`."""
+    return Parameter(
+        _read_word(names),
+        f"one of {', '.join(names)}",
+        {"type": "string", "enum": list(names)},
+        f"File format. Without it `Accept` decides; {names[0]} where it leaves the choice.",
+    )
+
+
+SEED = whole_number(0, MAX_SEED, "Which picture. Without it a seed is drawn, and named by `Ringo-Seed`.")
+END = whole_number(0, MAX_SEED, "The seed at this end of the way.")
+SEEDS = Parameter(
+    _read_seeds,
+    f"1 to {MAX_TILES} seeds, as whole numbers and ranges first-last, between commas: 7,42,100-115",
+    {
+        "type": "string",
+        "pattern": "^[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*$",
+        "maxLength": MAX_TILES * len(f"{MAX_SEED}-{MAX_SEED},") - 1,
+    },
+    f"1 to {MAX_TILES} seeds: whole numbers, and ranges first-last, between commas.",
+    _write_seeds,
+)
+COLUMNS = whole_number(1, MAX_TILES, "Pictures in a row.")
+FRAMES = whole_number(2, MAX_TILES, "Pictures on the way, both ends among them.")
+SIZE = whole_number(
+    16,
+    1024,
+    "Pixels of a picture's longer side, by Lanczos's filter; at most 1024 x 1024 in all. Without it the model's own.",
+)
+TRUNCATION = Parameter(
+    _read_truncation,
+    "a number from 0 to 1 with up to three decimals",
+    {"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.001},
+    "How far from seed 0 a picture may stray: its latent is this part of the way from that of seed 0, along the "
+    "sphere. 1 is the seed's own picture; less is less variety.",
+    lambda value: f"{value:g}",
+)
+VERSION = whole_number(0, MAX_SEED, "The model version to ask; the answer is then immutable. Without it the newest.")
+
+
+def given(parameter: Parameter, default: Any = MISSING) -> Any:
+    """Return a dataclass field for `parameter`; without a default it has to be there."""
+    return field(default=default, metadata={"parameter": parameter})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One seed, one picture."""
+
+    path: ClassVar[str] = "/generate"
+    formats: ClassVar[tuple[str, ...]] = STILL
+    tiles: ClassVar[tuple[int, int]] = (1, 1)  # columns, rows
+
+    seed: int | None = given(SEED, None)
+    size: int | None = given(SIZE, None)
+    truncation: float = given(TRUNCATION, 1.0)
+    format: str | None = given(file_format(STILL), None)
+    version: int | None = given(VERSION, None)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A contact sheet of many seeds, row by row."""
+
+    path: ClassVar[str] = "/grid"
+    formats: ClassVar[tuple[str, ...]] = STILL
+
+    seeds: tuple[int, ...] = given(SEEDS, tuple(range(16)))
+    columns: int = given(COLUMNS, 4)
+    size: int | None = given(SIZE, None)
+    truncation: float = given(TRUNCATION, 1.0)
+    format: str | None = given(file_format(STILL), None)
+    version: int | None = given(VERSION, None)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return self.columns, math.ceil(len(self.seeds) / self.columns)
+
+
+@dataclass(frozen=True)
+class Morph:
+    """A strip of stills on the way from one seed to another, side by side."""
+
+    path: ClassVar[str] = "/morph"
+    formats: ClassVar[tuple[str, ...]] = STILL
+
+    start: int = given(END)
+    end: int = given(END)
+    frames: int = given(FRAMES, 8)
+    size: int | None = given(SIZE, None)
+    truncation: float = given(TRUNCATION, 1.0)
+    format: str | None = given(file_format(STILL), None)
+    version: int | None = given(VERSION, None)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return self.frames, 1
+
+
+@dataclass(frozen=True)
+class Animation:
+    """The way from one seed to another and back, in motion, for ever."""
+
+    path: ClassVar[str] = "/animation"
+    formats: ClassVar[tuple[str, ...]] = MOVING
+
+    start: int = given(END)
+    end: int = given(END)
+    frames: int = given(FRAMES, 16)
+    size: int | None = given(SIZE, None)
+    truncation: float = given(TRUNCATION, 1.0)
+    format: str | None = given(file_format(MOVING), None)
+    version: int | None = given(VERSION, None)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return self.frames, 1
+
+
+Query = Picture | Grid | Morph | Animation
+Q = TypeVar("Q", bound=Query)
+RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
+
+
+def parameters(resource: type[Q]) -> Iterator[tuple[Field[Any], Parameter]]:
+    """Yield the fields of `resource` with their parameters, in the order of a URL."""
+    for one in fields(resource):
+        yield one, one.metadata["parameter"]
+
+
+def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
+    """Return what `arguments`, a parsed query string, ask of `resource`.
+
+    Raises InvalidRequest, naming the parameter: an unknown, missing, repeated or refused one, or a `size` for which the
+    whole would be too large.
+    """
+    known = {one.name: (one, parameter) for one, parameter in parameters(resource)}
+    for name in arguments:
+        if name not in known:
+            raise InvalidRequest(name, arguments[name], f"no parameter but {', '.join(known)}")
+    values = {}
+    for name, (one, parameter) in known.items():
+        texts = arguments.getlist(name)
+        if not texts:
+            if one.default is MISSING:
+                raise InvalidRequest(name, None, parameter.allowed)
+            continue
+        try:
+            (text,) = texts
+            values[name] = parameter.read(text)
+        except ValueError:
+            raise InvalidRequest(name, ", ".join(texts), parameter.allowed) from None
+    query = resource(**values)
+    if query.size is not None:
+        check_canvas(query, query.size)
+    return query
+
+
+def check_canvas(query: Query, size: int) -> None:
+    """Raise InvalidRequest if the pictures of `query`, with a longer side of `size` pixels, are too much together."""
+    columns, rows = query.tiles
+    if columns * rows * size**2 > MAX_PIXELS:
+        allowed = f"what gives at most {MAX_PIXELS} pixels in all, for {columns} x {rows} pictures"
+        raise InvalidRequest("size", str(size), allowed)
+
+
+@lru_cache(maxsize=1024)  # each answer asks four times: 8 us each, of 180 for a picture that is kept
+def address(query: Query) -> str:
+    """Return the one URL of `query`, path and query string: parameters in their order, defaults left out."""
+    values = {
+        one.name: parameter.write(getattr(query, one.name))
+        for one, parameter in parameters(type(query))
+        if getattr(query, one.name) != one.default
+    }
+    return f"{query.path}?{urlencode(values, safe=',')}" if values else query.path
+
+
+def mimetypes(resource: type[Query]) -> list[str]:
+    """Return the media types of `resource`, the preferred one first."""
+    return [MIMETYPES[name] for name in resource.formats]

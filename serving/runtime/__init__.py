@@ -1,0 +1,1 @@
+"""Limits, security and ports, shared by all servers."""

@@ -1,0 +1,207 @@
+"""One request as an operator sees it: its ids, how long each stage took, and what came of it.
+
+When it ends it is counted, its span is closed, and one line is logged. That line has nothing that a caller makes up but
+an id of a few harmless characters and, where no resource of ours was asked for, the path.
+"""
+
+import contextvars
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from random import getrandbits
+from typing import Any, Literal, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Span, StatusCode, format_trace_id
+from prometheus_client import Counter, Histogram
+
+from serving.telemetry.logs import CURRENT, Event
+from serving.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT, STAGE_SECONDS
+from serving.telemetry.tracing import child_span, server_span
+
+Stage = Literal["queue", "model", "encode", "shared"]
+
+# Ids are no secrets. os.urandom would let go of the interpreter's lock at each, which other threads then take.
+REQUEST_ID = "x-request-id"
+REQUEST_ID_ALLOWED = re.compile("[A-Za-z0-9._-]{1,64}")
+MAX_SHOWN_CHARACTERS = 200  # of a path or a cause: the longest address of ours, with 64 seeds, is longer but for a few
+
+# Beside the kinds of serving/errors.py and of HTTP's own refusals.
+ANSWERED, NOT_MODIFIED, CALLER_GONE, FAILED = "answered", "not_modified", "caller_gone", "failed"
+UNREADABLE = "unreadable"  # no request that HTTP allows, or none within our limits
+# Not the caller's fault. What is overloaded is so by design.
+TROUBLE = frozenset({FAILED, "model_mismatch", "model_unavailable", "model_timeout", "overloaded", "stopping"})
+
+log = logging.getLogger(__name__)
+_QUEUE_SECONDS = STAGE_SECONDS.labels("queue")
+_adding = threading.Lock()  # guards the stages of all, for as long as an addition takes
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Observation(Event):
+    """What is to be told of one request; whoever answers it fills it in."""
+
+    method: str
+    request_id: str
+    span: Span
+    trace_id: str
+    resource: str = "unknown"
+    path: str = "-"  # canonical, without what a caller may have put into a query
+    status: int | str = "-"  # of the protocol
+    outcome: str = FAILED  # until it comes to another end
+    model_version: int | None = None  # only one that the model server has: it becomes a label
+    source: str | None = None  # of a picture: cache or model
+    pictures: int | None = None  # of a stream
+    size_bytes: int = 0
+    cause: str | None = None  # what the model server had to say, for us alone
+    quiet: bool = False  # nobody wants to read of it when it went well
+    seconds: float = 0.0
+    # Seconds of each; sums, of a stream that may be in several at a time.
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def failed_by(self, error: Exception, outcome: str) -> None:
+        """Let `error`, with its notes, be what came of it."""
+        self.outcome = outcome
+        self.cause = "; ".join(getattr(error, "__notes__", ())) or None
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        """Add to what the request has spent in `stage`."""
+        with _adding:
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    def ids(self) -> dict[str, str]:
+        """Return the ids of the request and of its trace."""
+        return {"request_id": self.request_id, "trace_id": self.trace_id}
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a log line tells, in its order; only what there is."""
+        told: dict[str, Any] = {
+            "request_id": self.request_id,
+            "trace_id": self.trace_id,
+            "method": self.method,
+            "path": self.path if len(self.path) <= MAX_SHOWN_CHARACTERS else shown(self.path),
+            "status": self.status,
+            "outcome": self.outcome,
+            "bytes": self.size_bytes,
+            "seconds": round(self.seconds, 4),
+        }
+        if self.model_version is not None:
+            told["model_version"] = self.model_version
+        if self.source is not None:
+            told["source"] = self.source
+        if self.pictures is not None:
+            told["pictures"] = self.pictures
+        for stage, seconds in list(self.stages.items()):  # one that outlasts the request may be added now
+            told[f"{stage}_seconds"] = round(seconds, 4)
+        if self.cause is not None:
+            told["cause"] = shown(self.cause)
+        return told
+
+    def __str__(self) -> str:
+        """Return the same as text: the words first, the rest by name."""
+        told = self.fields()
+        words = [str(told.pop(name)) for name in ("method", "path", "status", "outcome")]
+        return " ".join([*words, *(f"{name}={value}" for name, value in told.items())])
+
+    def _end(self) -> None:
+        requests, seconds = _series(self.resource, self.outcome, self.model_version)
+        requests.inc()
+        seconds.observe(self.seconds)
+        trouble = self.outcome in TROUBLE
+        if self.span.is_recording():
+            self.span.update_name(f"{self.method} {self.resource}")
+            self.span.set_attributes({f"ringo.{name}": value for name, value in self.fields().items()})
+            if trouble:
+                self.span.set_status(StatusCode.ERROR, self.outcome)
+        self.span.end()
+        if not (self.quiet and self.outcome == ANSWERED):
+            log.log(logging.WARNING if trouble else logging.INFO, self)
+
+
+@lru_cache(maxsize=1024)  # looking for labels takes as long as counting
+def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Counter, Histogram]:
+    version = "" if model_version is None else str(model_version)
+    return REQUESTS.labels(resource, outcome, version), REQUEST_SECONDS.labels(resource, outcome)
+
+
+@contextmanager
+def observe(
+    method: str, carrier: Mapping[str, str], *, arrived_s: float | None = None, recorded: bool = True
+) -> Iterator[Observation]:
+    """Yield the observation of a request that lasts as long as the `with` block, with the headers `carrier`.
+
+    Their names are in lower case. Where the request has waited for a thread, `arrived_s` is when that began, by
+    time.monotonic. Not `recorded` are spans of what nobody wants to trace.
+    """
+    began_s = time.monotonic()
+    asked = carrier.get(REQUEST_ID, "")
+    request_id = asked if REQUEST_ID_ALLOWED.fullmatch(asked) else f"{getrandbits(64):016x}"
+    span = server_span(method, carrier, recorded=recorded)
+    seen = Observation(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
+    if arrived_s is None:
+        arrived_s = began_s
+    else:
+        seen.stages["queue"] = began_s - arrived_s
+        _QUEUE_SECONDS.observe(began_s - arrived_s)
+    token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
+    CURRENT.set(seen)
+    REQUESTS_IN_FLIGHT.inc()
+    try:
+        yield seen
+    finally:
+        REQUESTS_IN_FLIGHT.dec()
+        seen.seconds = time.monotonic() - arrived_s
+        seen._end()
+        CURRENT.set(None)
+        otel_context.detach(token)
+
+
+def current() -> Observation | None:
+    """Return the observation of the request that is being answered, None outside of any."""
+    event = CURRENT.get()
+    return event if isinstance(event, Observation) else None
+
+
+def observed() -> Observation:
+    """Return the same; raise LookupError outside of any."""
+    seen = current()
+    if seen is None:
+        raise LookupError("Requests come through observe().")
+    return seen
+
+
+@contextmanager
+def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
+    """Measure the `with` block as a stage, of the current request if there is one, with `attributes` for its span."""
+    began_s = time.monotonic()
+    try:
+        with child_span(name, attributes):
+            yield
+    finally:
+        waited(name, time.monotonic() - began_s)
+
+
+def waited(name: Stage, seconds: float) -> None:
+    """Count `seconds` as a stage that has ended, of the current request if there is one."""
+    STAGE_SECONDS.labels(name).observe(seconds)
+    seen = current()
+    if seen is not None:
+        seen.add(name, seconds)
+
+
+def carried(call: Callable[..., T]) -> Callable[..., T]:
+    """Return `call`, to run in another thread as a part of the current request."""
+    context = contextvars.copy_context()
+    return lambda *arguments: context.run(call, *arguments)
+
+
+def shown(text: str) -> str:
+    """Return `text`, cut to MAX_SHOWN_CHARACTERS."""
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,52 @@
+"""A program: shows `load_photos` broken picture files, led by what they reach in Pillow, and ends at the first fault.
+
+    python -m tests.end_to_end.photo_fuzzer CORPUS -runs=5000 ...
+
+The flags are libFuzzer's; CORPUS starts with whole files.
+
+What it looks for: an exception, a crash of a decoder, more than SECONDS or MEBIBYTES for one file, a file that is not
+accounted for, a good photo beside it that is lost.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+from PIL import Image
+
+SECONDS = 20
+MEBIBYTES = 2048  # 341 decoded, and as much again for each step from there to the small square
+
+with atheris.instrument_imports(include=["PIL"]):
+    import PIL.AvifImagePlugin
+    import PIL.BmpImagePlugin
+    import PIL.GifImagePlugin
+    import PIL.JpegImagePlugin
+    import PIL.PngImagePlugin
+    import PIL.PpmImagePlugin
+    import PIL.TiffImagePlugin
+    import PIL.WebPImagePlugin  # noqa: F401
+
+from training.data.photos import load_photos  # noqa: E402 (it imports Pillow, which is to be watched)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Image.new("RGB", (32, 32), "orange").save(folder / "good.png")
+
+        def show(content: bytes) -> None:
+            (folder / "broken").write_bytes(content)
+            photos = load_photos(folder, 32, cache_dir=folder, memory_limit_bytes=2**20, progress=False)
+            assert photos.summary.files == 2 == photos.summary.used + sum(photos.summary.skipped.values())
+            assert photos.pixels.shape == (photos.summary.used, 32, 32, 3)
+            assert "good.png" in photos.files or photos.summary.used == 1  # the same picture came first
+
+        limits = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEBIBYTES}", f"-artifact_prefix={sys.argv[1]}/"]
+        atheris.Setup([*sys.argv, *limits], show, enable_python_coverage=True)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

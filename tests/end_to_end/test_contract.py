@@ -1,0 +1,97 @@
+"""Training and serving share no code. This file knows both, and holds them to the artifact between them."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from serving.model_client.client import MAX_ROWS, PROVED, ModelClient
+from serving.model_client.monitor import Proof, Replica
+from serving.model_server import prediction_service
+from serving.model_server.prediction_service import PredictionService
+from serving.model_server.servable import load
+from serving.model_server.server import start_server
+from serving.model_server.signed_version import verified_copy
+from serving.model_server.versions import VersionWatcher
+from serving.rendering import query
+from tests.conftest import LIMIT_S, ROOT, command
+from training.export.command import MAX_BATCH_SIZE
+from training.export.signatures import Servable
+from training.model.checkpoints import load_gan
+from training.model.latents import MAX_SEED
+from training.model.sampling import paint
+
+SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
+
+
+@pytest.fixture(scope="module", params=["tensor content", "typed fields"])
+def client(request, small_model):
+    """A client of the embedded model server that holds what training exported."""
+    watcher = VersionWatcher(small_model, load, poll_interval_s=3600.0)
+    watcher.poll()
+    service = PredictionService(watcher, "fruit", typed_fields=request.param == "typed fields")
+    server, port = start_server(service, host="127.0.0.1", port=0, max_workers=4)
+    client = ModelClient(f"127.0.0.1:{port}", "fruit", predict_timeout_s=60.0)
+    yield client
+    client.close()
+    server.stop(None).wait()
+
+
+def test_the_gateway_takes_the_seeds_that_the_model_takes():
+    assert query.MAX_SEED == MAX_SEED
+
+
+def test_the_client_sends_as_many_rows_as_the_batching_parameters_and_the_embedded_server_allow():
+    assert MAX_ROWS == MAX_BATCH_SIZE == prediction_service.MAX_ROWS
+
+
+def test_a_replica_on_the_machine_of_the_export_is_proved(client):
+    assert Replica(client).proof(1) == Proof(PROVED, 0, 32)
+
+
+def test_latents_sampled_and_painted_are_the_pixels_of_their_seeds(client):
+    assert np.array_equal(client.paint(1, client.sample(1, SEEDS.tolist())), client.generate(1, SEEDS.tolist()))
+
+
+def test_the_client_gets_the_pixels_of_the_saved_model(client, small_model):
+    signatures = tf.saved_model.load(str(small_model / "1")).signatures
+    expected = signatures["generate"](seeds=tf.constant(SEEDS))["images"].numpy()
+    assert np.array_equal(client.generate(1, SEEDS.tolist()), expected)
+
+
+def test_the_client_gets_what_the_keras_generator_paints_to_within_1_of_255(client, small_run):
+    found = client.generate(1, SEEDS.tolist()).astype(int)
+    assert np.abs(found - paint(load_gan(small_run).ema_generator, SEEDS)).max() <= 1
+
+
+def test_a_seed_alone_and_in_company_is_one_picture(client):
+    together = client.generate(1, SEEDS.tolist())
+    alone = [client.generate(1, [seed])[0] for seed in SEEDS.tolist()]
+    assert np.array_equal(together, alone)
+
+
+def test_the_model_server_runs_a_graph_that_paints_row_by_row(small_run, tmp_path):
+    """Its loop is more than the executor of the embedded model server is made for."""
+    servable = Servable(load_gan(small_run), row_by_row=True)
+    tf.saved_model.save(servable, str(tmp_path), signatures=servable.signatures())
+    loaded = load(tmp_path)
+    together = loaded.run("generate", {"seeds": SEEDS[:3]})["images"]
+    alone = [loaded.run("generate", {"seeds": SEEDS[row : row + 1]})["images"][0] for row in range(3)]
+    assert np.array_equal(together, alone)
+
+
+def test_the_model_server_takes_what_the_exporter_signed(small_run, tmp_path):
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    subprocess.run(
+        command("training", "export", small_run, "--to", tmp_path / "fruit", "--sign", tmp_path / "key.pem"),
+        check=True,
+        capture_output=True,
+        timeout=LIMIT_S,
+        cwd=ROOT,
+    )
+    with verified_copy(tmp_path / "fruit" / "1", key.public_key()) as copy:
+        assert set(load(copy).signature_defs) >= {"generate", "serving_default", "sample", "golden"}

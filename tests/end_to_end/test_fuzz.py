@@ -1,0 +1,257 @@
+"""Made-up input at every door: nothing crashes, hangs, or answers with what nobody foresaw.
+
+Each test sends some; `make fuzz` sends 5,000 files, 5,000 messages and 5,000 heads, and has test_openapi.py send 20,000
+requests.
+"""
+
+import os
+import re
+import subprocess
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from werkzeug.datastructures import MultiDict
+
+from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest
+from serving.paint.seeds import MAX_SEEDS, Seeds
+from serving.pb.ringo.v1 import picture_service_pb2 as api
+from serving.rendering.query import RESOURCES, address, read_query
+from serving.settings import READERS, Settings, SettingsError
+from tests.batch_process import SERVING, batch_request
+from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
+from tests.gateway_process import free_port
+from tests.hosted_model_server import from_latents, generate
+from tests.serving.runtime.test_limits import answer_to, request
+
+MESSAGES, HEADS, FILES = (int(os.environ.get(f"FUZZ_{name}", "200")) for name in ("MESSAGES", "HEADS", "FILES"))
+TIME_S = 60 + 0.1 * max(MESSAGES, HEADS, FILES)  # twenty times what they take on an idle machine
+
+# The same in every run, however long they take.
+STEADY = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+
+int32, int64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
+seed = st.integers(0, 50) | st.sampled_from([-1, 2**63 - 1, -(2**63)]) | int64
+options = st.builds(
+    api.PictureOptions,
+    size=st.none() | st.sampled_from([0, 15, 16, 17, 64, 256, 257, -1]) | int32,
+    truncation=st.none() | st.sampled_from([0.0, 0.5, 1.0, -0.0]) | st.floats(),
+    format=st.integers(0, 5) | int32,
+    model_version=st.none() | st.just(1) | int64,
+)
+singles = st.builds(api.GenerateRequest, seed=st.none() | seed, options=st.none() | options)
+batches = st.builds(
+    api.GenerateBatchRequest,
+    range=st.builds(api.SeedRange, start=seed, end=seed),
+    options=st.none() | options,
+) | st.builds(
+    api.GenerateBatchRequest,
+    list=st.builds(api.SeedList, seeds=st.lists(seed, max_size=70)),
+    options=st.none() | options,
+)
+
+
+@st.composite
+def mangled(draw, of):
+    """Bytes of `of`, with some of them exchanged, cut away or put in."""
+    changed = bytearray(draw(of))
+    for _ in range(draw(st.integers(0, 5))):
+        place = draw(st.integers(0, len(changed)))
+        changed[place : place + draw(st.integers(0, 3))] = draw(st.binary(max_size=4))
+    return bytes(changed)
+
+
+calls = st.tuples(
+    st.sampled_from(["Generate", "GenerateBatch", "DescribeModel"]),
+    (singles | batches).map(lambda message: message.SerializeToString())
+    | mangled((singles | batches).map(lambda message: message.SerializeToString()))
+    | st.binary(max_size=100),
+)
+
+
+@pytest.mark.timeout(TIME_S)
+def test_the_batch_server_answers_any_message_with_pictures_or_with_what_is_wrong_with_it(batch):
+    codes = set()
+
+    @settings(max_examples=MESSAGES, **STEADY)
+    @given(calls)
+    @example(("GenerateBatch", batch_request(range(100_000)).SerializeToString()))
+    @example(("GenerateBatch", batch_request(range(1), model_version=9).SerializeToString()))
+    def send(call):
+        method, message = call
+        answers = batch.channel.unary_stream(f"/ringo.v1.PictureService/{method}")(message, timeout=LIMIT_S)
+        code, details = "OK", ""
+        try:
+            next(answers)  # the first picture of many is enough
+            answers.cancel()
+        except grpc.RpcError as error:
+            code, details = error.code().name, error.details()
+        assert code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"), details
+        assert "Traceback" not in details
+        codes.add(code)
+
+    send()
+    assert codes == {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
+    assert batch.process.poll() is None
+    assert batch.status() == SERVING
+    assert "Traceback" not in batch.log.read_text()
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 64, 65, 128, 2**20, 2**31, 2**62, -1])
+
+
+@st.composite
+def predictions(draw):
+    """Requests for the model server: tensors of any type, shape and content, as themselves or mangled."""
+    asked = generate(draw(st.lists(int64, max_size=3))) if draw(st.booleans()) else from_latents(shape=[2, 128])
+    (name,) = asked.inputs
+    tensor = asked.inputs[name]
+    if draw(st.booleans()):
+        tensor.dtype = draw(st.integers(0, 31))
+    if draw(st.booleans()):
+        del tensor.tensor_shape.dim[:]
+        for size in draw(st.lists(SIZES, max_size=4)):
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.tensor_shape.unknown_rank = draw(st.booleans())
+    if draw(st.booleans()):
+        tensor.tensor_content = draw(st.binary(max_size=40))
+        tensor.string_val.append(b"apple")
+        tensor.resource_handle_val.add(device="here")
+    if draw(st.booleans()):
+        asked.model_spec.signature_name = draw(st.sampled_from(["", "golden", "sample", "generate", "none"]))
+    return asked.SerializeToString()
+
+
+@pytest.mark.timeout(TIME_S)
+def test_the_embedded_model_server_answers_any_request_and_goes_on(tmp_path):
+    port, log = free_port(), tmp_path / "log"
+    flags = ("--model-base-path", SHIPPED.parent, "--port", port)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command("serving", "model-server", *flags), stderr=stderr, cwd=ROOT)
+    with ended_afterwards(process), grpc.insecure_channel(f"localhost:{port}") as channel:
+        wait_until(lambda: "serving apple" in log.read_text(), "model server")
+        predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        found = set()
+
+        @settings(max_examples=MESSAGES, **STEADY)
+        @given(predictions() | mangled(predictions()) | st.binary(max_size=50))
+        @example(from_latents(shape=[2**20, 128]).SerializeToString())
+        def send(message):
+            said = "OK"
+            try:
+                predict(message, timeout=LIMIT_S)
+            except grpc.RpcError as error:
+                said = error.code().name if error.code() is not grpc.StatusCode.INTERNAL else error.details()
+            found.add(said)
+
+        send()
+        refusals = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "The bytes are no PredictRequest."}
+        assert {"OK"} < found <= refusals | {"OK"}
+        assert process.poll() is None
+    assert "Traceback" not in log.read_text()
+
+
+LINES = st.sampled_from(
+    [
+        *("Accept: image/webp;q=0.5, */*;q=0.1", 'If-None-Match: W/"a", "proved-0"', "Range: bytes=0-9,20-"),
+        *("Content-Length: 0", "Content-Length: 3", "Transfer-Encoding: chunked", "Expect: 100-continue"),
+        *("Authorization: Bearer x", "Host: a:b:c", "Connection: keep-alive", "Upgrade: h2c", "Cookie: a=b"),
+        *("If-Modified-Since: Mon, 01 Jan 2024 00:00:00 GMT", 'If-Match: "a"', "Access-Control-Request-Method: PUT"),
+    ]
+)
+TARGETS = st.sampled_from(
+    [
+        *(
+            "/generate?seed=1",
+            "/grid?seeds=1,2-9&columns=3",
+            "/morph?start=1&end=2",
+            "/animation?start=1&end=2&frames=2",
+        ),
+        *("/", "/about", "/docs", "/openapi.json", "/livez", "/readyz", "/static/gallery.css", "*"),
+    ]
+)
+heads = st.builds(
+    lambda target, method, lines: request(target, method=method, headers="".join(line + "\r\n" for line in lines)),
+    TARGETS,
+    st.sampled_from(["GET", "GET", "HEAD", "OPTIONS", "POST"]),
+    st.lists(LINES, max_size=4),
+)
+
+
+@pytest.mark.timeout(TIME_S)
+def test_the_gateway_answers_any_head_with_what_was_asked_or_what_is_wrong_with_it(gateway):
+    statuses = set()
+
+    @settings(max_examples=HEADS, **STEADY)
+    @given(heads | mangled(heads))
+    def send(head):
+        # What follows completes a head that is torn, or else ends the connection.
+        status, _, body = answer_to(gateway.port, head + request("/livez"))
+        assert status < 499, body
+        assert b"Traceback" not in body
+        statuses.add(status)
+
+    send()
+    assert statuses >= {200, 400, 405, 413}
+    assert gateway.process.poll() is None
+    assert gateway.ask("/readyz").status == 200
+    assert "Traceback" not in gateway.log.read_text()
+
+
+@pytest.mark.timeout(TIME_S)
+def test_the_photo_loader_accounts_for_any_file(tmp_path):
+    noise = Image.effect_noise((24, 20), 60).convert("RGB")
+    for picture_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"):
+        noise.save(tmp_path / picture_format, picture_format)
+        noise.convert("P").save(tmp_path / f"{picture_format} of colours", "PNG", transparency=1)
+    done = subprocess.run(
+        command("tests.end_to_end.photo_fuzzer", tmp_path, f"-runs={FILES}", "-seed=1"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TIME_S,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.search(rf"Done {FILES} runs", done.stderr)
+
+
+text = st.text(max_size=30) | st.from_regex(r"[0-9,:.\-]{0,40}", fullmatch=True)
+variables = st.sampled_from(["RINGO_", *(f"RINGO_{name.upper()}" for name in READERS)])
+parameters = st.sampled_from(["seed", "seeds", "start", "end", "frames", "columns", "size", "truncation", "version"])
+
+
+@settings(**STEADY)
+@given(st.dictionaries(variables, text))
+def test_any_environment_is_settings_or_one_sentence(environment):
+    said = "RINGO_HOST is well."
+    try:
+        Settings.from_environment(environment)
+    except SettingsError as error:
+        said = str(error)
+    assert re.fullmatch(r"RINGO_[A-Z_]* is .+\.", said)
+    assert said.isprintable()
+
+
+@settings(**STEADY)
+@given(text | st.lists(st.integers(0, 2**64).map(str), max_size=5).map(":".join))
+@example("0:9223372036854775807,9223372036854775807")
+def test_any_text_is_seeds_or_refused(words):
+    try:
+        seeds = Seeds.parse(words)
+    except ValueError:
+        return
+    assert 1 <= len(seeds) <= MAX_SEEDS
+    assert seeds.place(next(iter(seeds))) == 0
+
+
+@settings(**STEADY)
+@given(st.sampled_from(RESOURCES), st.lists(st.tuples(parameters | text, text), max_size=5))
+def test_any_query_string_is_a_query_of_one_address_or_refused_in_few_words(resource, pairs):
+    try:
+        said = address(read_query(resource, MultiDict(pairs)))
+    except InvalidRequest as error:
+        said = error.field + (error.value or "")
+    assert said.startswith(resource.path) or len(said) <= 2 * (MAX_SHOWN_CHARACTERS + 1)

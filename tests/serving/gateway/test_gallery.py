@@ -1,0 +1,439 @@
+"""The page at / in Debian's chromium: what people see and do, with the console clean and nothing asked elsewhere.
+
+SCREENSHOTS=folder keeps pictures of the page, with the model that ships on its wall.
+"""
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from tests.conftest import SHIPPED, VERSION
+from tests.fake_model_server import FakeModelServer
+from tests.gateway_process import gateway_for
+from training.model.latents import MAX_SEED
+
+TILES_KEPT = 600  # on any screen: ten parts of the wall
+POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+WIDE = {"viewport": {"width": 1280, "height": 720}}
+DARK = WIDE | {"color_scheme": "dark"}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on the PATH: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def clean(page, *, faults=()):
+    """Fail after the `with` block if anything went wrong on `page` that is not in `faults`, or left the gateway.
+
+    Chromium tells the console of whatever breaks the Content-Security-Policy.
+    """
+    wrong = []
+    heard = {
+        "console": lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None,
+        "pageerror": lambda error: wrong.append(str(error)),
+        "request": lambda request: urlsplit(request.url).hostname == "127.0.0.1" or wrong.append(request.url),
+    }
+    for event, hear in heard.items():
+        page.on(event, hear)
+    yield page
+    for event, hear in heard.items():
+        page.remove_listener(event, hear)
+    assert [text for text in wrong if not any(fault in text for fault in faults)] == []
+
+
+@contextmanager
+def visiting(browser, gateway, *, faults=(), **look):
+    """Give a blank page of a browser without memory, that looks as `look` says."""
+    with (
+        browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(look or WIDE)) as context,
+        clean(context.new_page(), faults=faults) as page,
+    ):
+        yield page
+
+
+# One page for most tests: a process of chromium's for each would cost half a second, and the pictures anew.
+@pytest.fixture(scope="module")
+def wide(browser, gateway):
+    with visiting(browser, gateway, **WIDE) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def phone(browser, gateway):
+    with visiting(browser, gateway, **PHONE) as page:
+        yield page
+
+
+@pytest.fixture
+def page(wide):
+    with clean(wide) as page:
+        yield page
+
+
+def tile(page, seed):
+    return page.locator("#wall").get_by_role("link", name=f"seed {seed}", exact=False).filter(has_text=f"{seed}").first
+
+
+def wait_for_pictures(page):
+    """Wait until every picture of the wall that is on the screen has come, and the morph has been drawn."""
+    page.wait_for_function(
+        """() => document.querySelector("#morph").ariaBusy === "false" && document.querySelector("#wall img") &&
+        [...document.querySelectorAll("#wall img")].every((image) => {
+            const { top, bottom } = image.getBoundingClientRect();
+            return bottom < 0 || top > innerHeight || image.complete && image.naturalWidth > 0;
+        })""",
+        polling=POLLING_MS,
+    )
+
+
+def drawn(page):
+    """Return what the canvas of the morph holds."""
+    return page.evaluate("document.querySelector('#morph').toDataURL()")
+
+
+def test_it_shows_pictures_each_by_the_one_immutable_address_that_it_has(page):
+    answers = []
+    page.on("response", lambda answer: answers.append(answer))
+    page.goto("/")
+    wait_for_pictures(page)
+    come = "[...document.images].filter((image) => image.src && image.complete).map((image) => image.src)"
+    come = set(page.evaluate(come))  # those on the screen, and what the browser chose to load beyond
+    pictures = [answer for answer in answers if answer.request.resource_type == "image"]
+    assert come
+    assert come <= {answer.url for answer in pictures}
+    for answer in pictures:
+        url = urlsplit(answer.url)
+        assert answer.headers["content-location"] == f"{url.path}?{url.query}"
+        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert answer.headers["ringo-model-version"] == str(VERSION)
+
+
+def test_nothing_moves_while_it_loads(page):
+    page.goto("/")
+    wait_for_pictures(page)
+    shifts = page.evaluate(
+        """() => new Promise((resolve) => new PerformanceObserver((list) => resolve(
+            list.getEntries().filter((entry) => entry.entryType === "layout-shift").map((entry) => entry.value)
+        )).observe({ type: "layout-shift", buffered: true }) || setTimeout(() => resolve([]), 100))"""
+    )
+    assert sum(shifts) < 0.001
+
+
+@pytest.mark.parametrize("look", ["wide", "phone"])
+def test_more_seeds_come_as_it_scrolls_and_those_out_of_sight_go(request, look):
+    with clean(request.getfixturevalue(look)) as page:
+        page.goto("/")
+        for _ in range(5):
+            last = page.locator("#wall .label").last.text_content()
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            page.wait_for_function(
+                "last => [...document.querySelectorAll('#wall .label')].at(-1).textContent > last",
+                arg=int(last),
+                polling=POLLING_MS,
+            )
+            assert page.locator("#wall li").count() <= TILES_KEPT
+        assert page.locator("#wall img[alt$=' 0']").count() == 0
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_selector("#wall img[alt$=' 0']", state="attached")
+        wait_for_pictures(page)
+
+
+def test_a_typed_seed_is_shown_large_with_link_file_and_command(page, gateway):
+    page.goto("/")
+    page.get_by_role("textbox", name="Seed").fill(str(MAX_SEED))
+    page.get_by_role("button", name="Show").click()
+    view = page.get_by_role("dialog", name=f"Seed {MAX_SEED}")
+    expect(view.get_by_role("img", name=f"Seed {MAX_SEED}")).to_be_visible()
+    link = f"http://127.0.0.1:{gateway.port}/generate?seed={MAX_SEED}&format=png&version={VERSION}"
+    expect(view.get_by_label("Link", exact=True)).to_have_value(link)
+    expect(view.get_by_label("curl", exact=True)).to_have_value(f"curl '{link}' -o {MAX_SEED}.png")
+    assert urlsplit(page.url).query == f"seed={MAX_SEED}"
+    with page.expect_download() as downloading:
+        view.get_by_role("link", name="Download").click()
+    assert downloading.value.suggested_filename == f"apple-{MAX_SEED}.png"
+    assert Path(downloading.value.path()).read_bytes() == gateway.ask(f"/generate?seed={MAX_SEED}").body
+
+
+@pytest.mark.parametrize("text", ["-1", "4.2", "042", "りんご", str(MAX_SEED + 1)])
+def test_what_is_no_seed_is_refused_in_a_sentence(page, text):
+    page.goto("/")
+    field = page.get_by_role("textbox", name="Seed")
+    field.fill(text)
+    field.press("Enter")
+    assert field.evaluate("field => field.validationMessage") == f"A seed is a whole number from 0 to {MAX_SEED}."
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_surprise_shows_one_seed_after_another(page):
+    page.goto("/")
+    seen = set()
+    for _ in range(3):
+        page.get_by_role("button", name="Surprise me").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        seen.add(urlsplit(page.url).query)
+        page.get_by_role("button", name="Close").click()
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        page.wait_for_url("/")
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("what", ["Link", "curl"])
+def test_link_and_command_are_copied(page, what):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/?seed=42")
+    page.get_by_role("button", name=f"Copy {what}").click()
+    expect(page.locator("#said")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == page.get_by_label(what, exact=True).input_value()
+
+
+def test_where_the_browser_lets_nobody_copy_the_link_is_selected(page):
+    page.goto("/?seed=42")
+    page.evaluate("delete Navigator.prototype.clipboard")
+    page.get_by_role("button", name="Copy Link").click()
+    expect(page.locator("#said")).to_have_text("Press Ctrl+C or ⌘C to copy.")
+    assert page.evaluate("getSelection().toString()") == page.get_by_label("Link", exact=True).input_value()
+
+
+def test_dragging_the_morph_moves_along_a_strip_that_was_fetched_once(page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/morph?" in request.url else None)
+    page.goto("/")
+    wait_for_pictures(page)
+    slider = page.get_by_role("slider")
+    box = slider.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, y)
+    page.mouse.down()
+    seen = []
+    for part in (0.0, 0.3, 0.6, 1.0):
+        page.mouse.move(box["x"] + part * box["width"], y)
+        seen.append(drawn(page))
+    page.mouse.up()
+    assert len(set(seen)) == 4
+    assert slider.get_attribute("aria-valuetext") == "100 % of the way from seed 1 to seed 23"
+    assert len(asked) == 1
+
+
+def test_either_end_of_the_morph_is_the_picture_of_its_seed(page):
+    """As far as two JPEGs tell, in levels of 256, on the mean over the canvas."""
+    page.goto("/?start=7&end=200")
+    wait_for_pictures(page)
+    for key, seed in (("Home", 7), ("End", 200)):
+        page.get_by_role("slider").press(key)
+        difference = page.evaluate(
+            """async (url) => {
+                const canvas = document.querySelector("#morph");
+                const alone = new Image();
+                alone.src = url;
+                await alone.decode();
+                const [a, b] = [canvas, alone].map((picture) => {
+                    const { width, height } = canvas;
+                    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+                    context.imageSmoothingQuality = "high";
+                    context.drawImage(picture, 0, 0, width, height);
+                    return context.getImageData(0, 0, width, height).data;
+                });
+                return a.reduce((sum, value, at) => sum + Math.abs(value - b[at]), 0) / a.length;
+            }""",
+            f"/generate?seed={seed}&size=256&format=jpeg&version={VERSION}",
+        )
+        assert difference < 3, seed
+
+
+def test_the_ends_of_the_morph_are_typed_or_chosen_on_the_wall(page):
+    page.goto("/")
+    page.get_by_role("textbox", name="From").fill("5")
+    page.get_by_role("textbox", name="From").press("Enter")
+    page.wait_for_url("/?start=5&end=23")
+    tile(page, 8).click()
+    page.get_by_role("button", name="Morph to here").click()
+    expect(page.get_by_role("textbox", name="To")).to_have_value("8")
+    expect(page.get_by_role("slider")).to_be_focused()
+    expect(page.get_by_role("img", name="Morph from seed 5 to seed 8")).to_have_attribute("aria-busy", "false")
+    page.wait_for_url("/?start=5&end=8")
+    page.reload()
+    expect(page.get_by_role("textbox", name="From")).to_have_value("5")
+
+
+def test_all_is_done_by_keyboard_alone(page):
+    page.goto("/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the wall")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(tile(page, 0)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    expect(tile(page, 11)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Seed 11")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", name="Seed 12")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(tile(page, 12)).to_be_focused()
+
+
+def test_the_first_seed_has_none_before_it_and_the_last_none_behind(page):
+    page.goto("/?seed=0")
+    expect(page.get_by_role("button", name="Previous seed")).to_be_disabled()
+    page.goto(f"/?seed={MAX_SEED}")
+    expect(page.get_by_role("button", name="Next seed")).to_be_disabled()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", name=f"Seed {MAX_SEED}")).to_be_visible()
+
+
+def test_an_address_leads_to_a_seed_and_the_browsers_back_and_forth_follow(page):
+    page.goto("/?seed=9007199254740993")  # 2^53 + 1, which a number of JavaScript can't hold
+    expect(page.get_by_role("heading", name="Seed 9007199254740993")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.wait_for_url("/")
+    tile(page, 4).click()
+    page.wait_for_url("/?seed=4")
+    page.go_back()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.go_forward()
+    expect(page.get_by_role("heading", name="Seed 4")).to_be_visible()
+
+
+def test_a_seed_asked_for_in_the_moment_another_is_closed_stays(page):
+    page.goto("/?seed=4")
+    page.evaluate(
+        """() => new Promise((told) => {
+            document.querySelector("#viewer").addEventListener("close", told, { once: true });
+            document.querySelector("#close").click();
+            document.querySelector("#wall a").click();  // open again before the dialog tells that it was closed
+        })"""
+    )
+    page.get_by_role("button", name="Next seed").click()
+    expect(page.get_by_role("heading", name="Seed 1")).to_be_visible()
+    assert page.url.endswith("/?seed=1")
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen_or_too_small_for_a_finger(phone):
+    with clean(phone) as page:
+        for url in ("/", f"/?seed={MAX_SEED}"):
+            page.goto(url)
+            wait_for_pictures(page)
+            assert page.evaluate("document.documentElement.scrollWidth") == PHONE["viewport"]["width"]
+        for target in page.locator("button:visible, input:visible, .button:visible").all():
+            assert target.bounding_box()["height"] > 43.99
+
+
+@pytest.fixture(scope="module")
+def shown(gateway, tmp_path_factory):
+    """A gateway for the model that ships, where screenshots are wanted; else the one of the other tests."""
+    if "SCREENSHOTS" not in os.environ:
+        yield gateway
+        return
+    from tests.hosted_model_server import hosting
+
+    with (
+        hosting(SHIPPED.parent) as hosted,
+        gateway_for(hosted.target, tmp_path_factory.mktemp("shown")) as gateway,
+    ):
+        yield gateway
+
+
+@pytest.mark.parametrize("look", [WIDE, DARK, PHONE], ids=["wide", "dark", "narrow"])
+def test_axe_finds_nothing_that_keeps_anybody_out(browser, shown, tmp_path, request, look):
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    with visiting(browser, shown, **look, reduced_motion="reduce") as page:
+        for what, url in (("page", "/"), ("large", "/?seed=60")):
+            page.goto(url)
+            wait_for_pictures(page)
+            page.screenshot(path=folder / f"{request.node.callspec.id}-{what}.png")
+            found = Axe().run(page).response["violations"]
+            assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == [], url
+
+
+def test_who_wants_no_motion_gets_none(page):
+    page.goto("/?seed=42")
+    for wish, motion in (("reduce", "none"), ("no-preference", "appear")):
+        page.emulate_media(reduced_motion=wish)
+        assert page.locator("dialog").evaluate("dialog => getComputedStyle(dialog).animationName") == motion
+
+
+def test_without_scripts_the_wall_begins_all_the_same(browser, gateway):
+    with visiting(browser, gateway, java_script_enabled=False) as page:
+        page.goto("/")
+        expect(page.locator("noscript")).to_be_visible()
+        expect(page.get_by_role("button")).to_have_count(0)
+        assert page.locator("#wall img").count() == 60
+        href = tile(page, 3).get_attribute("href")
+    assert gateway.ask(href).body == gateway.ask("/generate?seed=3").body
+
+
+def test_while_no_model_is_ready_it_says_so_and_the_pictures_come_as_soon_as_one_is(browser, tmp_path):
+    with (
+        FakeModelServer(model_name="tabby-cats", state="LOADING") as server,
+        gateway_for(server.target, tmp_path, model_name="tabby-cats") as gateway,
+        visiting(browser, gateway, faults=["503"]) as page,
+    ):
+        page.goto("/?seed=42")
+        page.get_by_role("button", name="Close").click()
+        expect(page.get_by_role("status").filter(has_text="The model is not ready")).to_be_visible()
+        server.state = "AVAILABLE"
+        wait_for_pictures(page)
+        expect(page.get_by_text("The model is not ready")).to_be_hidden()
+        # The words are the model's: nothing on the page knows what an apple is.
+        assert page.title().startswith("tabby cats")
+        assert "apple" not in page.content()
+
+
+def test_when_another_version_takes_over_the_wall_goes_on_with_it(browser, tmp_path):
+    with (
+        FakeModelServer(version=VERSION) as server,
+        gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
+        visiting(browser, gateway, faults=["404"]) as page,
+    ):
+        page.goto("/")
+        wait_for_pictures(page)
+        server.version = VERSION + 1
+        page.evaluate("scrollTo(0, 3000)")
+        page.wait_for_function(
+            """(end) => [...document.querySelectorAll("#wall img")].every((image) => image.src.endsWith(end))""",
+            arg=f"={VERSION + 1}",
+            polling=POLLING_MS,
+        )
+        wait_for_pictures(page)
+
+
+def test_it_is_one_document_that_runs_and_loads_its_own_files_alone(gateway):
+    page = gateway.ask("/")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert b"://" not in page.body
+    assert b"style=" not in page.body
+    assert (
+        page.body.count(b"<script") == page.body.count(b'<script type="module" src="/static/gallery.js"></script>') == 1
+    )
+
+
+@pytest.mark.parametrize("url", ["/", "/static/gallery.js", "/static/gallery.css"])
+def test_page_and_files_are_revalidated(gateway, url):
+    whole = gateway.ask(url)
+    assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
+    assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304

@@ -1,0 +1,397 @@
+"""`paint` as a process of its own, against a batch server that fails on command; test_batch_servers.py has a real one."""
+
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from serving.paint.command import main
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.gateway_process import environment, free_port
+from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
+
+
+@dataclass
+class Target:
+    target: str
+
+
+def paint(server, out, *flags, seeds="0:30", code=0, **settings):
+    """Run `paint` to its end, and return what it said on stdout and stderr."""
+    words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
+    env = {name: value for name, value in environment().items() if name != "RINGO_METRICS_PORT"} | settings
+    ended = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stdout + ended.stderr
+
+
+@contextmanager
+def painting(server, out, *flags, seeds="0:30"):
+    words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with ended_afterwards(process):
+        yield process
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def rows(out: Path, name="manifest.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with FakeBatchServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory) -> Path:
+    """A folder with seeds 0 to 29, ten to a folder."""
+    out = tmp_path_factory.mktemp("whole")
+    paint(server, out, "--per-folder", 10)
+    return out
+
+
+def test_each_seed_is_a_file_in_a_folder_of_its_neighbours(whole):
+    files = {name: data for name, data in content(whole).items() if name != "manifest.jsonl"}
+    assert files == {f"{seed // 10:06d}/{seed:09d}.png": data_of(seed) for seed in range(30)}
+
+
+def test_the_manifest_says_of_each_what_and_where_it_is_in_the_seeds_order(whole):
+    assert rows(whole) == [
+        {
+            "seed": seed,
+            "file": f"{seed // 10:06d}/{seed:09d}.png",
+            "sha256": hashlib.sha256(data_of(seed)).hexdigest(),
+            "model_version": 1,
+            "picture": f"/generate?seed={seed}&format=png&version=1",
+        }
+        for seed in range(30)
+    ]
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_killed_half_way_and_run_again_it_ends_with_the_same_folder(tmp_path, layout):
+    flags = ("--layout", layout, "--per-folder", 10, "--streams", 1)
+    gate = Gate(25)
+    with FakeBatchServer(before=gate) as server:
+        with painting(server, tmp_path / "twice", *flags) as process:
+            assert gate.reached.wait(LIMIT_S)
+            there = 25 if layout == "files" else 20
+            wait_until(lambda: len(rows(tmp_path / "twice")) == there, "pictures before the gate")
+            process.kill()
+            process.wait(LIMIT_S)
+        gate.open()
+        server.calls.clear()
+        paint(server, tmp_path / "twice", *flags)
+        assert server.calls == [list(range(there, 30))]
+        paint(server, tmp_path / "once", *flags)
+    assert content(tmp_path / "twice") == content(tmp_path / "once")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_signal_leaves_a_folder_to_go_on_with_and_one_sentence(tmp_path, number, code):
+    gate = Gate(10)
+    with FakeBatchServer(before=gate) as server:
+        with painting(server, tmp_path) as process:
+            assert gate.reached.wait(LIMIT_S)
+            process.send_signal(number)
+            said = process.communicate(timeout=LIMIT_S)[1]
+            assert process.returncode == code
+            assert said.splitlines()[-1] == f"Stopped. What is painted is in {tmp_path}; the same command goes on."
+        gate.open()
+        assert "30 pictures" in paint(server, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_shards_together_are_the_whole_byte_for_byte(server, tmp_path, layout):
+    flags = ("--layout", layout, "--per-folder", 10)
+    paint(server, tmp_path / "whole", *flags)
+    for index in range(4):
+        paint(server, tmp_path / "parts", *flags, "--shard", f"{index}/4")
+    parts = content(tmp_path / "parts")
+    manifests = [parts.pop(f"manifest-{index:05d}-of-00004.jsonl") for index in range(4)]
+    assert parts | {"manifest.jsonl": b"".join(manifests)} == content(tmp_path / "whole")
+
+
+def test_a_tar_holds_what_webdataset_reads(server, tmp_path):
+    paint(server, tmp_path, "--layout", "tar", "--per-folder", 20, seeds="7,42,100:103")
+    with tarfile.open(tmp_path / "000005.tar") as tar:
+        held = {member.name: tar.extractfile(member).read() for member in tar}
+    assert [name for name in held if name.endswith("png")] == [f"{seed:09d}.png" for seed in (100, 101, 102)]
+    assert held["000000101.png"] == data_of(101)
+    assert json.loads(held["000000101.json"])["seed"] == 101
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_a_spoilt_file_is_painted_again(server, tmp_path, layout):
+    flags = ("--layout", layout, "--per-folder", 10)
+    paint(server, tmp_path, *flags)
+    before = content(tmp_path)
+    spoilt = tmp_path / ("000001.tar" if layout == "tar" else "000001/000000012.png")
+    spoilt.write_bytes(spoilt.read_bytes()[:-12000] + b"x")
+    server.painted.clear()
+    paint(server, tmp_path, *flags)
+    assert sorted(server.painted) == (list(range(10, 20)) if layout == "tar" else [12])
+    assert content(tmp_path) == before
+
+
+def test_more_seeds_join_a_folder(server, tmp_path):
+    paint(server, tmp_path, seeds="10:20")
+    server.painted.clear()
+    paint(server, tmp_path, seeds="5:15")
+    assert sorted(server.painted) == [5, 6, 7, 8, 9]
+    assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
+
+
+def test_a_tar_is_never_written_without_seeds_that_it_holds(server, tmp_path):
+    flags = ("--layout", "tar", "--per-folder", 10)
+    paint(server, tmp_path, *flags, seeds="0:15")
+    before = content(tmp_path)
+    said = paint(server, tmp_path, *flags, seeds="15:30", code=1)
+    assert said.startswith("000001.tar holds seed 14, which --seeds doesn't name:")
+    assert content(tmp_path) == before
+    paint(server, tmp_path, *flags, seeds="0:30")
+    paint(server, tmp_path / "once", *flags, seeds="0:30")
+    assert content(tmp_path / "once") == {k: v for k, v in content(tmp_path).items() if not k.startswith("once")}
+
+
+@pytest.mark.parametrize("shard", ["0/1", "0/3"])
+def test_what_another_shard_has_painted_is_left_alone(server, tmp_path, shard):
+    paint(server, tmp_path, "--shard", "0/2")
+    before = content(tmp_path)
+    said = paint(server, tmp_path, "--shard", shard, "--format", "webp", code=1)
+    assert said.startswith("The folder holds /generate?seed=0&format=png&version=1: other options than these need")
+    assert {name: content(tmp_path)[name] for name in before} == before
+
+
+def test_a_shard_is_painted_by_the_version_that_has_painted_another(tmp_path):
+    with FakeBatchServer() as server:
+        paint(server, tmp_path, "--shard", "0/2")
+        server.version = 2
+        said = paint(server, tmp_path, "--shard", "1/2", code=1)
+    assert "loaded. --any-version goes on with the newest" in said
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"\xff", b'{"seed": 3}', b"[]", b'"sha256": "zz"', b'"seed": "3"', b'"model_version": true']
+)
+def test_a_spoilt_row_of_the_manifest_is_painted_again(server, tmp_path, spoilt):
+    paint(server, tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    before, lines = content(tmp_path), manifest.read_bytes().splitlines(keepends=True)
+    name, _, value = spoilt.partition(b": ")
+    lines[3] = re.sub(name + rb": [^,]*", spoilt, lines[3]) if value and spoilt[:1] == b'"' else spoilt + b"\n"
+    manifest.write_bytes(b"".join(lines))
+    server.painted.clear()
+    paint(server, tmp_path)
+    assert server.painted == [3]
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--format", "webp"], "The folder holds /generate?seed=0&format=png&version=1: other options than these need"),
+        (
+            ["--per-folder", 7],
+            "The folder holds seed 7 in 000000/000000007.png: go on with the layout it was begun with.",
+        ),
+        (
+            ["--model-version", 2, "--seeds", "0:31"],
+            "The folder holds pictures of version 1, and --model-version says 2:",
+        ),
+    ],
+)
+def test_a_folder_of_something_else_is_left_alone(server, whole, flags, sentence):
+    before = content(whole)
+    layout = [] if "--per-folder" in flags else ["--per-folder", 10]
+    assert sentence in paint(server, whole, *layout, *flags, code=1)
+    assert content(whole) == before
+
+
+def test_two_at_work_on_one_folder_are_one_too_many(tmp_path):
+    gate = Gate(10)
+    with FakeBatchServer(before=gate) as server, painting(server, tmp_path):
+        assert gate.reached.wait(LIMIT_S)
+        assert f"Another process is at work on {tmp_path}/manifest.jsonl." in paint(server, tmp_path, code=1)
+        gate.open()
+
+
+def abort_once(code: grpc.StatusCode, at: int):
+    """Return what fails the first call that comes to seed `at`."""
+    failed = []
+
+    def before(seed, context):
+        if seed == at and not failed:
+            failed.append(seed)
+            context.abort(code, "for a moment")
+
+    return before
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_what_is_transient_costs_time_and_no_picture_is_painted_twice(tmp_path, code):
+    with FakeBatchServer(before=abort_once(code, 17)) as server:
+        paint(server, tmp_path)
+        assert sorted(server.painted) == list(range(30))
+        assert server.calls == [list(range(30)), list(range(17, 30))]
+
+
+def test_what_is_not_transient_ends_it_with_the_servers_sentence(tmp_path):
+    with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAUTHENTICATED, 17)) as server:
+        said = paint(server, tmp_path, code=1)
+    assert said.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
+    assert len(rows(tmp_path)) == 17
+
+
+def test_without_a_server_patience_has_an_end(tmp_path):
+    nobody = Target(f"ipv4:127.0.0.1:{free_port()}")
+    said = paint(nobody, tmp_path, "--patience-s", "0.5", code=1)
+    assert "No picture has come for" in said.splitlines()[-1]
+    assert f"{nobody.target} answered UNAVAILABLE" in said.splitlines()[-1]
+
+
+def change_version(server: FakeBatchServer, at: int):
+    def before(seed, context):
+        if seed == at:
+            server.version = 2
+
+    server.before = before
+
+
+def test_another_model_version_in_mid_run_stops_it(tmp_path):
+    with FakeBatchServer() as server:
+        change_version(server, 12)
+        said = paint(server, tmp_path, code=1)
+        assert "no such version" in said.splitlines()[-1]
+        assert "--any-version goes on with the newest" in said.splitlines()[-1]
+        assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12
+        assert "--any-version" in paint(server, tmp_path, code=1), "and again"
+
+
+def test_unless_any_version_will_do(tmp_path):
+    with FakeBatchServer() as server:
+        change_version(server, 12)
+        paint(server, tmp_path, "--any-version")
+    assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12 + [2] * 18
+    assert (tmp_path / "000000" / "000000029.png").read_bytes() == data_of(29, version=2)
+
+
+@pytest.mark.parametrize(
+    ("alter", "sentence"),
+    [
+        (
+            lambda picture: setattr(picture, "data", b"spoilt"),
+            "The picture of seed 0 from {} is not what its SHA-256 says.",
+        ),
+        (lambda picture: setattr(picture, "seed", 5), "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
+        (
+            lambda picture: setattr(picture, "model_version", 3),
+            "{} sent seed 0 of version 3, asked for seed 0 of version 1.",
+        ),
+    ],
+)
+def test_a_picture_that_is_not_the_one_asked_for_is_not_kept(tmp_path, alter, sentence):
+    with FakeBatchServer(alter=alter) as server:
+        said = paint(server, tmp_path, code=1)
+    assert said.splitlines()[-1] == sentence.format(server.target)
+    assert list(content(tmp_path)) == ["manifest.jsonl"]
+
+
+def test_calls_run_at_the_same_time_as_many_as_streams(tmp_path):
+    gate = Gate(0)
+    with (
+        FakeBatchServer(before=gate) as server,
+        painting(server, tmp_path, "--streams", "3", seeds="0:2000") as process,
+    ):
+        wait_until(lambda: len(server.calls) == 3, "three calls")
+        gate.open()
+        assert "2,000 pictures" in process.communicate(timeout=LIMIT_S)[0]
+        assert len(rows(tmp_path)) == 2000
+
+
+def test_replicas_take_turns(tmp_path):
+    one, other = FakeBatchServer(), FakeBatchServer()
+
+    def patient(server: FakeBatchServer, until: FakeBatchServer):
+        """Return what refuses all but the first call to `server` until another one was asked."""
+
+        def before(seed, context):
+            if len(server.calls) > 1 and not until.calls:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "ask the other one")
+
+        return before
+
+    one.before, other.before = patient(one, other), patient(other, one)
+    with one, other:
+        both = Target(f"ipv4:127.0.0.1:{one.port},127.0.0.1:{other.port}")
+        paint(both, tmp_path, "--streams", 1, "--patience-s", 30, seeds="0:1000")
+    assert one.painted
+    assert other.painted
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_painted_stays(server, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        said = paint(server, small, seeds="0:100", code=1)
+        assert said.splitlines()[-1].startswith("The disk is full: ")
+        assert said.splitlines()[-1].endswith("No space left on device.")
+        kept = rows(small)
+        assert kept
+        assert all((small / row["file"]).read_bytes() == data_of(row["seed"]) for row in kept)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.parametrize("token", ["", "short", "0123456789abcdef\n", "0123456789abcdefä", "0123456789abcdef\udcff"])
+def test_a_token_that_no_server_can_have_is_refused_before_anything_is_sent(tmp_path, token):
+    with FakeBatchServer() as server:
+        said = paint(server, tmp_path / "out", code=2, RINGO_TOKEN=token)
+        assert server.calls == []
+    assert said.startswith("RINGO_TOKEN is not shown; allowed is at least 16 ASCII letters, digits and characters of ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--seeds", ""], "--seeds"),
+        (["--seeds", "3:3"], "'3:3'"),
+        (["--seeds", "9:3"], "'9:3'"),
+        (["--seeds", "-1:3"], "'-1:3'"),
+        (["--seeds", "1,1"], "'1,1'"),
+        (["--seeds", "0:10,5"], "'0:10,5'"),
+        (["--seeds", "0:99999999999999999999"], "--seeds"),
+        (["--shard", "4/4"], "'4/4'"),
+        (["--shard", "1"], "'1'"),
+        (["--size", "8"], "16 to 1024"),
+        (["--truncation", "1.5"], "from 0 to 1"),
+        (["--format", "gif"], "'gif'"),
+        (["--streams", "0"], "1 to 64"),
+        (["--key", "k.pem"], "--certificate and --key go together"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_flag_that_cannot_be_used_is_refused_by_name(tmp_path, capsys, flags, named):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--seeds=0:30", f"--out={tmp_path}/out", "=".join(flags)])
+    assert named in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

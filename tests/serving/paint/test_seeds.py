@@ -1,0 +1,44 @@
+from itertools import chain, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.paint.seeds import Seeds
+
+numbers = st.sets(st.integers(0, 300), min_size=1)
+
+
+def seeds_of(chosen):
+    return Seeds.parse(",".join(map(str, chosen)))
+
+
+def test_ranges_and_single_seeds_are_read_in_any_order():
+    assert list(Seeds.parse("42,7,100:103")) == [7, 42, 100, 101, 102]
+
+
+def test_the_largest_range_takes_no_room():
+    seeds = Seeds([range(2**63 - 1)])
+    assert len(seeds.between(5, 8)) == 3
+    assert seeds.place(2**62) == 2**62
+
+
+@given(numbers)
+def test_places_count_the_seeds_before(chosen):
+    seeds = seeds_of(chosen)
+    assert [seeds.place(seed) for seed in sorted(chosen)] == list(range(len(chosen)))
+    assert seeds.place(301) is None
+
+
+@given(numbers, st.integers(1, 50))
+def test_groups_part_the_seeds_by_their_quotient(chosen, size):
+    groups = [list(group) for group in seeds_of(chosen).groups(size)]
+    assert list(chain(*groups)) == sorted(chosen)
+    assert [group[0] // size for group in groups] == sorted({seed // size for seed in chosen})
+
+
+@given(numbers, st.integers(1, 9))
+def test_parts_between_places_make_the_whole(chosen, count):
+    seeds = seeds_of(chosen)
+    ends = [index * len(seeds) // count for index in range(count + 1)]
+    parts = [list(seeds.between(first, behind)) for first, behind in pairwise(ends)]
+    assert list(chain(*parts)) == sorted(chosen)

@@ -1,0 +1,140 @@
+"""`python -m serving verify` as a process: what it says of true, changed and foreign pictures."""
+
+import io
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.rendering.encoding import encode
+from tests.conftest import LIMIT_S, ROOT, command
+from tests.fake_model_server import FakeModelServer
+from tests.gateway_process import environment, gateway_for
+from tests.photo_files import png_that_claims
+
+URLS = ["/generate?seed=42", "/generate?seed=42&size=32&truncation=0.7", "/grid?seeds=1-5,9", "/morph?start=1&end=2"]
+
+
+@pytest.fixture(scope="module")
+def pngs(model_server, tmp_path_factory) -> list[bytes]:
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+        return [gateway.ask(url).body for url in URLS]
+
+
+def verify(target: str, *files: Path) -> tuple[int, list[str], str]:
+    """Return exit status, what is said of each file, and what stands on stderr."""
+    done = subprocess.run(
+        command("serving", "verify", *files),
+        env=environment(model_server=target),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        cwd=ROOT,
+    )
+    assert "\x1b" not in done.stdout + done.stderr
+    return done.returncode, [line.partition(": ")[2] for line in done.stdout.splitlines()], done.stderr
+
+
+def rewritten(png: bytes, *, pixel: int = 0, **facts: str) -> bytes:
+    """Return `png` with `pixel` added to one number of its pixels, and other `facts`, encoded as ours are."""
+    with Image.open(io.BytesIO(png)) as image:
+        pixels, told = np.array(image), image.info | facts
+    pixels[3, 3, 1] += pixel
+    return encode(pixels, "png", told)
+
+
+def test_the_chunks_say_which_picture_it_is(pngs):
+    with Image.open(io.BytesIO(pngs[1])) as image:
+        assert image.info == {
+            "Software": "Ringo",
+            "Model": "apple",
+            "Picture": "/generate?seed=42&size=32&truncation=0.7&format=png&version=3",
+            "Renderer": "3",
+        }
+
+
+def test_true_pictures_are_identical(model_server, pngs, tmp_path):
+    files = [tmp_path / f"{place}.png" for place in range(len(pngs))]
+    for file, png in zip(files, pngs, strict=True):
+        file.write_bytes(png)
+    assert verify(model_server.target, *files) == (0, ["identical"] * len(pngs), "")
+
+
+def test_rewriting_alone_changes_no_byte(pngs):
+    assert rewritten(pngs[0]) == pngs[0]
+
+
+def test_each_lie_is_found_and_the_worst_is_the_exit_status(model_server, pngs, tmp_path):
+    png = pngs[0]
+    address = "/generate?seed=42&format=png&version=3"
+    lies = {
+        "one pixel one level off": (rewritten(png, pixel=1), "different"),
+        "another seed": (rewritten(png, Picture=address.replace("42", "43")), "different"),
+        "another option": (rewritten(png, Picture=address.replace("&format", "&truncation=0.9&format")), "different"),
+        "one more chunk": (rewritten(png, Comment="mine"), "different"),
+        "something behind the end": (png + b"\0", "different"),
+        "a seed that there is not": (rewritten(png, Picture=address.replace("42", "-1")), "different (seed='-1' is"),
+        "no version": (rewritten(png, Picture="/generate?seed=42&format=png"), "different (Picture="),
+        "no resource": (rewritten(png, Picture="/etc/passwd"), "different (Picture="),
+        "another version": (
+            rewritten(png, Picture=address.replace("=3", "=2")),
+            "unknown model (The model server has no",
+        ),
+        "another model": (rewritten(png, Model="pear"), "unknown model (of 'pear', here is 'apple')"),
+        "another renderer": (rewritten(png, Renderer="1"), "unknown model (encoded by renderer '1', here is '3')"),
+        "a renderer for the screen": (
+            rewritten(png, Renderer="\x1b[2J"),
+            r"unknown model (encoded by renderer '\x1b[2J'",
+        ),
+        "a model for the screen": (rewritten(png, Model="\x9b2J" * 99), r"unknown model (of '\x9b2J\x9b2J"),
+        "no address": (rewritten(png, Picture="//[apple"), "different (Picture='//[apple' is not valid"),
+        "a bomb": (png_that_claims(100_000, 100_000), "unreadable (more pixels than any picture of ours)"),
+        "half a bomb": (png_that_claims(10_000, 10_000), "unknown model (it doesn't say which picture it is)"),
+        "a \x1b[2Jname": (png, "identical"),
+        "torn": (png[:20], "unreadable (not a PNG)"),
+        "no PNG": (b"GIF89a", "unreadable (not a PNG)"),
+    }
+    files = []
+    for name, (changed, _) in lies.items():
+        files.append(tmp_path / name)
+        files[-1].write_bytes(changed)
+    status, said, complaint = verify(model_server.target, *files)
+    assert status == 1
+    assert "Traceback" not in complaint
+    assert "Decompression" not in complaint
+    assert "".join(said).isprintable()
+    for name, (_, expected), found in zip(lies, lies.values(), said, strict=True):
+        assert found.startswith(expected), name
+
+
+def test_a_picture_of_another_version_under_this_ones_name_is_different(pngs, tmp_path):
+    (tmp_path / "old.png").write_bytes(rewritten(pngs[0], Picture="/generate?seed=42&format=png&version=4"))
+    with FakeModelServer(version=4) as newer:
+        assert verify(newer.target, tmp_path / "old.png")[:2] == (1, ["different"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"), [({"Model": "pear"}, 3), ({"Picture": "/generate?seed=42&format=png&version=9"}, 3)]
+)
+def test_what_cannot_be_told_here_is_no_success(model_server, pngs, tmp_path, facts, status):
+    (tmp_path / "it.png").write_bytes(rewritten(pngs[0], **facts))
+    assert verify(model_server.target, tmp_path / "it.png")[0] == status
+
+
+def test_a_picture_without_chunks_and_a_missing_file_are_told(model_server, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "bare.png")
+    status, said, _ = verify(model_server.target, tmp_path / "bare.png", tmp_path / "none.png")
+    assert status == 2
+    assert said == ["unknown model (it doesn't say which picture it is)", "unreadable (No such file or directory)"]
+
+
+def test_without_a_model_server_it_says_so(pngs, tmp_path):
+    with FakeModelServer() as gone:
+        pass
+    (tmp_path / "it.png").write_bytes(pngs[0])
+    status, said, complaint = verify(gone.target, tmp_path / "it.png")
+    assert (status, said) == (2, [])
+    assert complaint.splitlines()[-1] == f"The model server at {gone.target} answered UNAVAILABLE for model 'apple'."
+    assert "Traceback" not in complaint

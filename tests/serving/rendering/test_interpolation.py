@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from serving.rendering.interpolation import slerp
+
+rng = np.random.default_rng(0)
+A, B = rng.normal(size=(2, 128)).astype(np.float32)
+
+
+def angle(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_the_ends_are_the_latents_themselves_bit_for_bit():
+    assert slerp(A, B, 0.0).tobytes() == A.tobytes()
+    assert slerp(A, B, 1.0).tobytes() == B.tobytes()
+
+
+@pytest.mark.parametrize("t", [0.1, 0.25, 0.5, 0.9])
+def test_the_angle_grows_evenly(t):
+    a, b = A / np.linalg.norm(A), B / np.linalg.norm(B)
+    assert angle(a, slerp(a, b, t)) == pytest.approx(t * angle(a, b), rel=1e-5)
+
+
+@pytest.mark.parametrize("t", np.linspace(0, 1, 9))
+def test_no_latent_on_the_way_is_shorter_than_both_ends(t):
+    assert np.linalg.norm(slerp(A, B, t)) >= 0.99 * min(np.linalg.norm(A), np.linalg.norm(B))
+
+
+def test_from_a_latent_to_itself_nothing_changes():
+    assert np.array_equal(slerp(A, A, 0.3), A)

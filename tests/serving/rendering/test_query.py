@@ -1,0 +1,107 @@
+"""What a URL asks for, and the one URL of what is asked for."""
+
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.datastructures import MultiDict
+
+from serving.errors import InvalidRequest
+from serving.rendering.query import MAX_SEED, RESOURCES, Animation, Grid, Morph, Picture, Query, address, read_query
+
+
+def read(url: str) -> Query:
+    parts = urlsplit(url)
+    (resource,) = (resource for resource in RESOURCES if resource.path == parts.path)
+    return read_query(resource, MultiDict(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+@pytest.mark.parametrize(
+    ("url", "query"),
+    [
+        ("/generate", Picture()),
+        ("/generate?seed=42&size=16&truncation=0.5&format=webp&version=3", Picture(42, 16, 0.5, "webp", 3)),
+        ("/generate?truncation=1.000&seed=0", Picture(0)),
+        ("/grid", Grid(tuple(range(16)))),
+        ("/grid?seeds=7,42,100-102,5&columns=2", Grid((7, 42, 100, 101, 102, 5), 2)),
+        ("/grid?seeds=5,5&columns=64", Grid((5, 5), 64)),
+        ("/morph?start=1&end=2", Morph(1, 2)),
+        ("/animation?start=1&end=1&frames=2&format=gif", Animation(1, 1, 2, format="gif")),
+    ],
+)
+def test_a_url_is_read(url, query):
+    assert read(url) == query
+
+
+@pytest.mark.parametrize(
+    ("url", "parameter"),
+    [
+        *((f"/generate?size={size}", "size") for size in ("15", "1025", "0", "-64", "064", "64.0", "64px", "")),
+        *(
+            (f"/generate?truncation={value}", "truncation")
+            for value in ("1.1", "-0", "2", ".5", "0.", "0,5", "0.1234", "1e-1", "nan", "")
+        ),
+        *((f"/generate?format={name}", "format") for name in ("PNG", "gif", "jpg", "image/png", "")),
+        *((f"/generate?version={version}", "version") for version in ("latest", "-1", str(2**63), "01", "")),
+        *((f"/{name}?start=1&end=2&frames={count}", "frames") for name in ("morph", "animation") for count in (1, 65)),
+        *((f"/grid?columns={columns}", "columns") for columns in (0, 65)),
+        *(
+            (f"/grid?seeds={seeds}", "seeds")
+            for seeds in ("", ",", "1,", "1-", "-1", "2-1", "1-2-3", "0-64", "0-63,64", "1 ,2", "1;2", f"{MAX_SEED}-0")
+        ),
+        ("/grid?seeds=0-9223372036854775807", "seeds"),
+        ("/grid?seeds=" + "1," * 64 + "1", "seeds"),
+        ("/grid?seed=1", "seed"),
+        ("/morph?end=2", "start"),
+        ("/morph?start=1", "end"),
+        ("/animation?start=1&end=2&format=png", "format"),
+        ("/generate?size=64&size=64", "size"),
+        ("/grid?size=257", "size"),  # 16 x 257 x 257 pixels
+        ("/grid?seeds=1-2&columns=64&size=256", "size"),  # the white ones count
+        ("/morph?start=1&end=2&frames=2&size=1024", "size"),
+        ("/animation?start=1&end=2&frames=64&size=129", "size"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_by_name(url, parameter):
+    with pytest.raises(InvalidRequest) as refused:
+        read(url)
+    assert refused.value.field == parameter
+
+
+@pytest.mark.parametrize("url", ["/grid?size=256", "/generate?size=1024", "/morph?start=1&end=2&frames=4&size=512"])
+def test_1024_x_1024_pixels_in_all_are_allowed(url):
+    read(url)
+
+
+seeds = st.integers(0, MAX_SEED)
+shared = {
+    "size": st.none() | st.integers(16, 16),
+    "truncation": st.integers(0, 1000).map(lambda thousandths: thousandths / 1000),
+    "version": st.none() | seeds,
+}
+still = shared | {"format": st.sampled_from([None, "png", "webp", "jpeg"])}
+queries = st.one_of(
+    st.builds(Picture, seed=st.none() | seeds, **still),
+    st.builds(Grid, seeds=st.lists(seeds, min_size=1, max_size=64).map(tuple), columns=st.integers(1, 64), **still),
+    st.builds(Morph, start=seeds, end=seeds, frames=st.integers(2, 64), **still),
+    st.builds(Animation, start=seeds, end=seeds, frames=st.integers(2, 64), format=st.just("gif"), **shared),
+)
+
+
+@given(queries)
+def test_the_address_of_a_query_is_read_as_that_query(query):
+    assert read(address(query)) == query
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("/generate?version=3&seed=42&truncation=1&size=64", "/generate?seed=42&size=64&version=3"),
+        ("/grid?seeds=1,2,3,9", "/grid?seeds=1-3,9"),
+        ("/grid?seeds=0-15&columns=4", "/grid"),
+        ("/morph?end=2&start=1&truncation=0.500", "/morph?start=1&end=2&truncation=0.5"),
+    ],
+)
+def test_what_is_one_query_has_one_address(url, canonical):
+    assert address(read(url)) == canonical

@@ -1,0 +1,198 @@
+"""What is logged: one line a request, at both doors, and nothing that is nobody's business."""
+
+import json
+import logging
+import re
+import signal
+import socket
+from contextlib import closing, suppress
+
+import grpc
+import pytest
+
+from serving.telemetry.logs import JsonFormatter, TextFormatter
+from tests.batch_process import batch_for, batch_request
+from tests.conftest import LIMIT_S, wait_until
+from tests.fake_model_server import FakeModelServer, StatusError
+from tests.gateway_process import gateway_for
+
+TOKEN = "0123456789abcdef"
+BEARER = f"Bearer {TOKEN}"
+SECRET = "swordfish-of-the-caller"  # which is no token of ours
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
+    with gateway_for(model_server.target, folder, log_format="json", token=TOKEN) as gateway:
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def batch(model_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batch")
+    with batch_for(model_server.target, folder, log_format="json", token=TOKEN) as batch:
+        yield batch
+
+
+def lines_with(log, text: str) -> list[str]:
+    """Return the lines that hold `text`, once there are any."""
+    wait_until(lambda: text in log.read_text(), text)
+    return [line for line in log.read_text().splitlines() if text in line]
+
+
+def test_a_request_is_one_line_of_json(gateway):
+    reply = gateway.ask("/generate?version=3&seed=42", Authorization=BEARER, X_Request_ID="first")
+    told = gateway.line_of(reply)
+    assert {name: told.pop(name) for name in ("time", "trace_id", "seconds", "queue_seconds", "model_seconds")}
+    assert told.pop("encode_seconds") >= 0
+    assert told == {
+        "level": "INFO",
+        "request_id": "first",
+        "method": "GET",
+        "path": "/generate?seed=42&format=png&version=3",
+        "status": 200,
+        "outcome": "answered",
+        "bytes": len(reply.body),
+        "model_version": 3,
+        "source": "model",
+    }
+
+
+def test_a_stream_is_one_line_of_json(batch):
+    call = batch.pictures.GenerateBatch(
+        batch_request(range(100)), metadata=[("authorization", BEARER), ("x-request-id", "stream")], timeout=LIMIT_S
+    )
+    size = sum(len(response.picture.data) for response in call)
+    (line,) = lines_with(batch.log, '"stream"')
+    told = json.loads(line)
+    assert {name: told.pop(name) for name in ("time", "trace_id", "seconds", "queue_seconds", "model_seconds")}
+    assert told.pop("encode_seconds") > 0
+    assert told == {
+        "level": "INFO",
+        "request_id": "stream",
+        "method": "POST",
+        "path": "/ringo.v1.PictureService/GenerateBatch",
+        "status": "OK",
+        "outcome": "answered",
+        "bytes": size,
+        "model_version": 3,
+        "pictures": 100,
+    }
+
+
+def test_probes_that_succeed_and_scrapes_are_no_lines(gateway):
+    before = len(gateway.lines())
+    for path, port in (("/livez", None), ("/readyz", None), ("/metrics", gateway.metrics_port)):
+        assert gateway.ask(path, port=port).status == 200
+    gateway.line_of(gateway.ask("/about", Authorization=BEARER))
+    assert len(gateway.lines()) == before + 1
+
+
+def test_a_probe_that_fails_is_a_warning(tmp_path):
+    with FakeModelServer() as gone:
+        pass
+    with gateway_for(gone.target, tmp_path, log_format="json") as gateway:
+        told = gateway.line_of(gateway.ask("/readyz"))
+        assert (told["level"], told["path"], told["status"]) == ("WARNING", "/readyz", 503)
+        assert told["outcome"] == "model_unavailable"
+
+
+def test_what_the_model_server_said_is_in_the_line_of_the_request_alone(gateway, model_server, monkeypatch):
+    def refuse(request):
+        raise StatusError(grpc.StatusCode.INTERNAL)
+
+    monkeypatch.setattr(model_server, "reply", refuse)
+    reply = gateway.ask("/generate?seed=4711", Authorization=BEARER)
+    told = gateway.line_of(reply)
+    assert (told["level"], told["outcome"]) == ("WARNING", "model_mismatch")
+    assert told["cause"] == "Predict: INTERNAL: node 7 of 10.0.0.1"
+    assert b"node 7" not in reply.body
+    assert len(lines_with(gateway.log, "node 7")) == 1
+
+
+def test_a_version_that_is_unknown_is_one_line_which_says_why(gateway):
+    told = gateway.line_of(gateway.ask("/generate?seed=1&version=98", Authorization=BEARER))
+    assert (told["level"], told["status"], told["outcome"]) == ("INFO", 404, "unknown_version")
+    assert told["cause"] == "Predict: NOT_FOUND: Servable not found for request: Specific(apple, 98)"
+    assert len(lines_with(gateway.log, "Specific(apple, 98)")) == 1
+
+
+def test_everything_that_is_logged_is_json(gateway, batch):
+    told = gateway.lines()
+    assert any("Listening at" in line.get("message", "") for line in told)  # gunicorn's own
+    assert all({"time", "level"} <= set(line) for line in told)
+    for line in batch.log.read_text().splitlines():
+        assert {"time", "level"} <= set(json.loads(line))
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        (f"/generate?seed=1&{SECRET}=1", "/generate"),
+        (f"/generate?seed={SECRET}", "/generate"),
+        (f"/about?key={SECRET}", "/about"),
+        (f"/nothing?{SECRET}", "/nothing"),
+        ("/a%0a%7b%22level%22%3a", "/a%0A%7B%22level%22%3A"),
+        (f"/{'a' * 1000}", f"/{'a' * 199}…"),
+    ],
+)
+def test_a_path_is_logged_without_the_query_and_harmless(gateway, path, logged):
+    told = gateway.line_of(gateway.ask(path, Authorization=BEARER))
+    assert told["path"] == logged
+    assert SECRET not in gateway.log.read_text()
+
+
+def test_no_token_is_in_any_line_right_or_wrong_at_both_doors(gateway, batch):
+    wrong = f"Bearer {SECRET}"
+    for number, given in enumerate((BEARER, wrong, TOKEN, f"Basic {TOKEN}")):
+        gateway.line_of(gateway.ask("/generate?seed=1", Authorization=given))
+        metadata = [("authorization", given), ("x-request-id", f"try-{number}")]
+        call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
+        with suppress(grpc.RpcError):
+            list(call)
+        lines_with(batch.log, f'"try-{number}"')
+    with closing(socket.create_connection(("127.0.0.1", gateway.port), timeout=LIMIT_S)) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nAuthorization: {BEARER}\r\nbroken {SECRET}\r\n\r\n".encode())
+        assert b"400" in connection.recv(1000)
+    wait_until(lambda: any(line.get("outcome") == "unreadable" for line in gateway.lines()), "a line")
+    written = gateway.log.read_text() + batch.log.read_text()
+    assert TOKEN not in written
+    assert SECRET not in written
+
+
+def test_a_line_of_text_says_the_same_in_words(model_server, tmp_path):
+    with gateway_for(model_server.target, tmp_path) as gateway:
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        gateway.ask("/generate?seed=1", X_Request_ID="mine")
+        (line,) = lines_with(gateway.log, "mine")
+        assert re.fullmatch(
+            r"\S+ INFO GET /generate\?seed=1&format=png&version=3 200 answered request_id=mine trace_id=[0-9a-f]{32} "
+            r"bytes=\d+ seconds=\S+ model_version=3 source=model queue_seconds=\S+ model_seconds=\S+ "
+            r"encode_seconds=\S+",
+            line,
+        )
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85", "\u2028", "\x1b[2K"])
+def test_no_message_can_pass_for_a_line_of_its_own(formatter, end):
+    forged = "2026-01-01T00:00:00.000+00:00 ERROR forged"
+    try:
+        raise ValueError(f"x{end}{forged}")
+    except ValueError as error:
+        raised = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("any", logging.ERROR, "", 0, f"x{end}{forged}", (), raised)
+    lines = formatter.format(record).splitlines()
+    assert not [line for line in lines if line.startswith(forged)]
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", "".join(lines))
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_the_last_line_is_written_before_the_end(model_server, tmp_path, signal_):
+    with gateway_for(model_server.target, tmp_path, log_format="json") as gateway:
+        assert gateway.ask("/docs", X_Request_ID="last").status == 200
+        gateway.process.send_signal(signal_)
+        gateway.process.wait(LIMIT_S)
+        assert [line for line in gateway.lines() if line.get("request_id") == "last"]

@@ -1,0 +1,238 @@
+"""What an operator sees of requests at both doors: ids, counts, times, by real processes."""
+
+import hashlib
+import http.client
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import grpc
+import pytest
+
+from serving.batch.servicer import ANSWERS as STATUSES
+from serving.gateway.problems import ANSWERS
+from serving.rendering.encoding import RENDERER_VERSION
+from serving.telemetry.request_log import FAILED, TROUBLE
+from tests.batch_process import batch_for, batch_request
+from tests.conftest import LIMIT_S, VERSION, wait_until
+from tests.fake_model_server import FakeModelServer, answer
+from tests.gateway_process import gateway_for
+from tests.scrape import scrape, value
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
+    with gateway_for(model_server.target, folder, log_format="json") as gateway:
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def batch(model_server, tmp_path_factory):
+    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), token=TOKEN) as batch:
+        yield batch
+
+
+BEARER = ("authorization", f"Bearer {TOKEN}")
+
+
+def requests_of(port: int) -> dict[tuple[str, str, str], float]:
+    """Return how many requests there were, by resource, outcome and version."""
+    return {
+        (one.labels["resource"], one.labels["outcome"], one.labels["model_version"]): one.value
+        for one in scrape(port)
+        if one.name == "ringo_requests_total" and one.labels["resource"] not in ("livez", "readyz")
+    }
+
+
+def test_totals_are_right_across_workers(model_server, tmp_path):
+    with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
+        wait_until(lambda: len(gateway.workers()) == 2, "two workers")
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        for asleep in gateway.workers():
+            os.kill(int(asleep.name), signal.SIGSTOP)
+            etag = gateway.ask("/generate?seed=1").headers["ETag"]
+            for url, headers in [
+                *[("/generate?seed=1", {})] * 4,
+                *[("/generate?seed=1", {"If_None_Match": etag})] * 2,
+                *[("/grid?seeds=10-19", {})] * 3,
+                ("/generate?seed=x", {}),
+                ("/nothing", {}),
+            ]:
+                gateway.ask(url, **headers)
+            os.kill(int(asleep.name), signal.SIGCONT)
+        port, known = gateway.metrics_port, str(VERSION)
+        assert requests_of(port) == {
+            ("generate", "answered", known): 10,
+            ("generate", "not_modified", known): 4,
+            ("grid", "answered", known): 6,
+            ("generate", "invalid_request", ""): 2,
+            ("unknown", "not_found", ""): 2,
+        }
+        assert value(port, "ringo_pictures_total", source="model") == 4  # a picture and a grid, for each worker
+        assert value(port, "ringo_pictures_total", source="cache") == 12
+        assert value(port, "ringo_request_seconds_count", resource="generate") == 16
+        assert value(port, "ringo_stage_seconds_count", stage="encode") == 4
+        assert value(port, "ringo_stage_seconds_count", stage="queue") >= 24
+        assert value(port, "ringo_requests_in_flight") == 0
+
+
+def test_rows_of_predict_calls_are_seen_by_signature(gateway):
+    before = value(gateway.metrics_port, "ringo_predict_rows_sum", signature="generate")
+    assert gateway.ask("/grid?seeds=500-508").status == 200
+    assert value(gateway.metrics_port, "ringo_predict_rows_sum", signature="generate") == before + 9
+    assert gateway.ask("/morph?start=1&end=2&frames=5").status == 200
+    assert value(gateway.metrics_port, "ringo_predict_rows_sum", signature="serving_default") == 5
+
+
+def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(tmp_path):
+    enter, go_on = threading.Semaphore(0), threading.Event()
+
+    def reply(request):
+        enter.release()
+        go_on.wait(LIMIT_S)
+        return answer(request, version=1)
+
+    with FakeModelServer() as server, gateway_for(server.target, tmp_path) as gateway:
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        server.reply = reply
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in (100, 101)]
+            assert all(enter.acquire(timeout=LIMIT_S) for _ in waiting)
+            assert gateway.metric("ringo_requests_in_flight") == 2
+            before = gateway.worker()
+            os.kill(int(before.name), signal.SIGKILL)
+            wait_until(lambda: gateway.workers() not in ([before], []), "another worker")
+            assert gateway.metric("ringo_requests_in_flight") == 0
+            go_on.set()
+            for broken in waiting:
+                assert isinstance(broken.exception(LIMIT_S), ConnectionError | http.client.HTTPException)
+
+
+def test_a_version_that_nobody_has_seen_is_no_label(gateway):
+    assert gateway.ask("/generate?seed=1&version=98").status == 404
+    named = f"apple\n/generate?seed=1&format=png&version=99\n{RENDERER_VERSION}"  # as every proved replica names it
+    etag = f'"proved-{hashlib.sha256(named.encode()).hexdigest()[:32]}"'
+    assert gateway.ask("/generate?seed=1&version=99", If_None_Match=etag).status == 304
+    assert {version for _, _, version in requests_of(gateway.metrics_port)} <= {"", str(VERSION)}
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "outcome"),
+    [
+        ("/generate?seed=1", {"Accept": "text/html"}, "not_acceptable"),
+        ("/generate?seed=1", {"If_Match": '"other"'}, "precondition_failed"),
+        ("/docs", {"If_Match": '"other"'}, "precondition_failed"),
+        ("/docs", {"Content_Length": "5"}, "request_entity_too_large"),
+        ("/static/docs.css", {"Range": "bytes=9999-"}, "requested_range_not_satisfiable"),
+    ],
+)
+def test_what_http_refuses_is_counted_by_its_name_and_not_as_a_failure(gateway, path, header, outcome):
+    assert gateway.line_of(gateway.ask(path, **header))["outcome"] == outcome
+
+
+def test_both_doors_call_an_outcome_the_same():
+    names = {error: answer.kind.replace("-", "_") for error, answer in ANSWERS.items()}
+    assert names == {error: answer.reason.lower() for error, answer in STATUSES.items()}
+
+
+def test_trouble_is_what_is_5xx():
+    assert {FAILED} | {answer.kind.replace("-", "_") for answer in ANSWERS.values() if answer.status >= 500} == TROUBLE
+
+
+@pytest.mark.parametrize("request_id", ["a", "Z" * 64, "0198-aB_c.d"])
+def test_the_callers_request_id_is_returned(gateway, batch, request_id):
+    assert gateway.ask("/generate?seed=1", X_Request_ID=request_id).headers["X-Request-ID"] == request_id
+    assert initial_metadata(batch, ("x-request-id", request_id))["x-request-id"] == request_id
+
+
+@pytest.mark.parametrize("request_id", ["", "Z" * 65, "a b", 'a"', "{}", "%0a"])
+def test_another_request_id_is_replaced_without_a_word(gateway, batch, request_id):
+    for returned in (
+        gateway.ask("/generate?seed=1", X_Request_ID=request_id).headers["X-Request-ID"],
+        initial_metadata(batch, ("x-request-id", request_id))["x-request-id"],
+    ):
+        assert len(returned) == 16
+        assert int(returned, 16)
+
+
+def initial_metadata(batch, *metadata: tuple[str, str]) -> dict[str, str]:
+    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=(BEARER, *metadata), timeout=LIMIT_S)
+    assert len(list(call)) == 1
+    return dict(call.initial_metadata())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/generate?seed=1", 200),
+        ("HEAD", "/generate?seed=1", 200),
+        ("OPTIONS", "/generate", 200),
+        ("GET", "/livez", 200),
+        ("GET", "/static/docs.css", 200),
+        ("GET", "/generate?seed=x", 400),
+        ("GET", "/generate?seed=1&version=98", 404),
+        ("GET", "/nothing", 404),
+        ("DELETE", "/generate", 405),
+        ("GET", f"/generate?{'x' * 5000}", 414),
+    ],
+)
+def test_every_response_has_a_request_id_of_its_own_and_a_problem_names_it(gateway, method, path, status):
+    first, second = gateway.ask(path, method), gateway.ask(path, method)
+    assert first.status == status
+    assert first.headers["X-Request-ID"] != second.headers["X-Request-ID"]
+    if status >= 400:
+        assert first.problem["request_id"] == first.headers["X-Request-ID"]
+
+
+def test_what_is_no_request_is_answered_with_an_id_that_is_in_the_log(gateway):
+    with closing(socket.create_connection(("127.0.0.1", gateway.port), timeout=LIMIT_S)) as connection:
+        connection.sendall("GET /generate?seed=りんご HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\n\r\n".encode())
+        answered = http.client.HTTPResponse(connection)
+        answered.begin()
+        assert answered.status == 400
+    wait_until(
+        lambda: [line for line in gateway.lines() if line.get("request_id") == answered.headers["X-Request-ID"]],
+        "a line",
+    )
+    assert value(gateway.metrics_port, "ringo_requests_total", outcome="unreadable") >= 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "metadata", "code", "outcome"),
+    [
+        ([-1], [BEARER], grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+        ([1], [], grpc.StatusCode.UNAUTHENTICATED, "not_authenticated"),
+        ([1], [("authorization", "Bearer wrong-token-of-16")], grpc.StatusCode.UNAUTHENTICATED, "not_authenticated"),
+    ],
+)
+def test_a_refused_call_is_counted_and_bears_its_id(batch, seeds, metadata, code, outcome):
+    before = value(batch.metrics_port, "ringo_requests_total", resource="GenerateBatch", outcome=outcome)
+    call = batch.pictures.GenerateBatch(
+        batch_request(seeds), metadata=[*metadata, ("x-request-id", "mine")], timeout=LIMIT_S
+    )
+    with pytest.raises(grpc.RpcError) as refused:
+        next(call)
+    assert refused.value.code() is code
+    assert dict(call.initial_metadata())["x-request-id"] == "mine"
+    wait_until(
+        lambda: (
+            value(batch.metrics_port, "ringo_requests_total", resource="GenerateBatch", outcome=outcome) == before + 1
+        ),
+        "the call to be counted",
+    )
+
+
+def test_a_method_that_a_caller_makes_up_is_no_label(batch):
+    for path in ("/ringo.v1.PictureService/Invented", "/a.b/c"):
+        with pytest.raises(grpc.RpcError):
+            batch.channel.unary_unary(path)(b"", timeout=LIMIT_S)
+    resources = {one.labels["resource"] for one in scrape(batch.metrics_port) if one.name == "ringo_requests_total"}
+    assert "unknown" in resources
+    assert resources <= {"unknown", "Generate", "GenerateBatch", "DescribeModel"}

@@ -1,0 +1,191 @@
+"""W3C trace context: in at both doors, on to the model server, into the log; and spans, where there is a collector."""
+
+import logging
+import sys
+import threading
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from serving.telemetry.tracing import export_traces
+from tests.batch_process import batch_for, batch_request
+from tests.conftest import LIMIT_S, VERSION, wait_until
+from tests.fake_model_server import FakeModelServer, answer
+from tests.gateway_process import gateway_for
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
+    with gateway_for(model_server.target, folder, log_format="json", cache_mb=0) as gateway:
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def batch(model_server, tmp_path_factory):
+    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), log_format="json") as batch:
+        yield batch
+
+
+def carried_on(model_server) -> dict[str, str]:
+    """Return the trace context of the last Predict call."""
+    return {name: text for name, text in model_server.metadata[-1].items() if name.startswith("trace")}
+
+
+@pytest.mark.parametrize(
+    "url", ["/generate?seed=1", "/grid?seeds=1-3", "/morph?start=1&end=2", "/generate?seed=1&truncation=0.5"]
+)
+def test_a_trace_goes_through_the_gateway_into_the_log_and_to_the_model_server(gateway, model_server, url):
+    reply = gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b")
+    assert gateway.line_of(reply)["trace_id"] == TRACE
+    assert carried_on(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
+
+
+def test_a_joined_call_is_part_of_the_trace_of_who_has_waited_longest(tmp_path):
+    enter, go_on = threading.Event(), threading.Event()
+
+    def reply(request):
+        if "seeds" in request.inputs and request.inputs["seeds"].tensor_content == np.int64(100).tobytes():
+            enter.set()
+            go_on.wait(LIMIT_S)
+        return answer(request, version=1)
+
+    with (
+        FakeModelServer(reply=reply) as server,
+        gateway_for(server.target, tmp_path, log_format="json", model_calls=1) as gateway,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        first = pool.submit(gateway.ask, "/generate?seed=100")
+        assert enter.wait(LIMIT_S)
+        second = pool.submit(gateway.ask, "/generate?seed=101", Traceparent=PARENT)
+        wait_until(lambda: gateway.metric("ringo_requests_in_flight") == 2, "the second to wait")
+        go_on.set()
+        assert first.result(LIMIT_S).status == second.result(LIMIT_S).status == 200
+        assert carried_on(server) == {"traceparent": PARENT}
+        told = gateway.line_of(second.result())
+        assert told["trace_id"] == TRACE
+        assert told["queue_seconds"] + told["model_seconds"] > 0
+
+
+def test_a_trace_goes_through_the_batch_server(batch, model_server):
+    call = batch.pictures.GenerateBatch(batch_request(range(3)), metadata=[("traceparent", PARENT)], timeout=LIMIT_S)
+    assert len(list(call)) == 3
+    assert carried_on(model_server) == {"traceparent": PARENT}
+    wait_until(lambda: f'"trace_id": "{TRACE}"' in batch.log.read_text(), "a line with the trace")
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        None,
+        "",
+        "x",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"{PARENT}, {PARENT}",  # as two headers come
+        "0" * 1000,
+    ],
+)
+def test_without_a_valid_traceparent_a_new_trace_begins(gateway, model_server, parent):
+    reply = gateway.ask("/generate?seed=1", **({} if parent is None else {"Traceparent": parent}))
+    begun = gateway.line_of(reply)["trace_id"]
+    assert begun != TRACE
+    assert int(begun, 16)
+    version, trace_id, span_id, flags = carried_on(model_server)["traceparent"].split("-")
+    assert (version, trace_id, flags) == ("00", begun, "00")
+    assert int(span_id, 16)
+
+
+def test_each_request_without_a_trace_begins_one_of_its_own(gateway):
+    assert len({gateway.line_of(gateway.ask("/generate?seed=1"))["trace_id"] for _ in range(10)}) == 10
+
+
+def test_an_invalid_trace_context_leaves_no_line_but_that_of_the_request(gateway):
+    before = len(gateway.lines())
+    gateway.line_of(gateway.ask("/about", Traceparent=PARENT, Tracestate="=,===," * 200))
+    assert len(gateway.lines()) == before + 1
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans that it is sent, by OTLP."""
+
+    def __init__(self) -> None:
+        self.spans = []
+        self.services = set()
+
+    def Export(self, request, context):  # noqa: N802 (the service's own name)
+        for of_resource in request.resource_spans:
+            told = {one.key: one.value.string_value for one in of_resource.resource.attributes}
+            self.services.add((told["service.namespace"], told["service.name"]))
+            self.spans += [span for scope in of_resource.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@contextmanager
+def collector():
+    kept = Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield kept, f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait(LIMIT_S)
+
+
+def test_spans_of_both_doors_are_sent_to_the_collector(model_server, tmp_path, monkeypatch):
+    with collector() as (kept, endpoint):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        with gateway_for(model_server.target, tmp_path, log_format="json") as gateway:
+            wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+            reply = gateway.ask("/generate?seed=1", Traceparent=PARENT)
+            assert gateway.line_of(reply)["trace_id"] == TRACE
+            sent_on = carried_on(model_server)["traceparent"]
+            gateway.ask("/generate?seed=x")
+        with batch_for(model_server.target, tmp_path) as batch:
+            assert len(batch.paint(range(3))) == 3
+    ours = {span.name: span for span in kept.spans if span.trace_id.hex() == TRACE}  # sent at SIGTERM at the latest
+    assert set(ours) == {"GET generate", "model", "encode"}
+    server = ours["GET generate"]
+    assert server.parent_span_id.hex() == SPAN
+    assert {ours[name].parent_span_id for name in ("model", "encode")} == {server.span_id}
+    assert sent_on == f"00-{TRACE}-{ours['model'].span_id.hex()}-01"
+    told = {one.key: one.value for one in server.attributes}
+    assert told["ringo.request_id"].string_value == reply.headers["X-Request-ID"]
+    assert told["ringo.model_version"].int_value == VERSION
+    names = {span.name for span in kept.spans}
+    assert "POST GenerateBatch" in names
+    assert not {name for name in names if "livez" in name or "readyz" in name}
+    assert kept.services == {("ringo", "gateway"), ("ringo", "batch")}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1", "requirements/telemetry.txt is not installed"),
+        ("OTEL_TRACES_EXPORTER", "otlp", "requirements/telemetry.txt is not installed"),
+        ("OTEL_TRACES_EXPORTER", "zipkin", "spans are sent by otlp alone"),
+        ("OTEL_TRACES_EXPORTER", "none", None),
+    ],
+)
+def test_without_the_sdk_what_is_asked_of_it_is_a_warning(monkeypatch, caplog, variable, text, said):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)  # as where it is not installed
+    monkeypatch.setenv(variable, text)
+    with caplog.at_level(logging.WARNING):
+        assert not export_traces("gateway")
+    assert [record for record in caplog.records if said and said in record.getMessage()] or not said
+    assert len(caplog.records) == bool(said)

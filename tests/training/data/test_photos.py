@@ -1,0 +1,265 @@
+"""What becomes of one picture: its colours, its orientation, its place in the square."""
+
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.photo_files import (
+    GREY,
+    ORANGE,
+    SIDE,
+    encoded,
+    grey_tiff,
+    lab,
+    load,
+    png_that_claims,
+    profile_with_red_and_green_swapped,
+    save_photo,
+    solid,
+    two_halves,
+)
+from training.data.photos import measure_photos
+
+COLOURS = {
+    "RGB JPEG": (encoded(solid("RGB", ORANGE), "JPEG", quality=95), ORANGE),
+    "RGB PNG": (encoded(solid("RGB", ORANGE), "PNG"), ORANGE),
+    "RGB WebP": (encoded(solid("RGB", ORANGE), "WEBP", lossless=True), ORANGE),
+    "RGB BMP": (encoded(solid("RGB", ORANGE), "BMP"), ORANGE),
+    "RGB TIFF": (encoded(solid("RGB", ORANGE), "TIFF"), ORANGE),
+    "RGB AVIF": (encoded(solid("RGB", ORANGE), "AVIF", quality=95), ORANGE),
+    "RGB PPM": (encoded(solid("RGB", ORANGE), "PPM"), ORANGE),
+    "RGBA PNG": (encoded(solid("RGBA", (*ORANGE, 255)), "PNG"), ORANGE),
+    "palette PNG": (encoded(solid("RGB", ORANGE).quantize(4), "PNG"), ORANGE),
+    "palette PNG with another colour transparent": (
+        encoded(two_halves(ORANGE, "blue").quantize(2).crop((0, 0, 8, 8)), "PNG", transparency=255),
+        ORANGE,
+    ),
+    "palette GIF": (encoded(solid("RGB", ORANGE).quantize(4), "GIF"), ORANGE),
+    "PA TIFF": (encoded(solid("RGB", ORANGE).quantize(4).convert("PA"), "TIFF"), ORANGE),
+    "CMYK JPEG, inverted by Adobe": (encoded(solid("CMYK", (55, 155, 215, 0)), "JPEG", quality=95), ORANGE),
+    "CMYK TIFF": (encoded(solid("CMYK", (55, 155, 215, 0)), "TIFF"), ORANGE),
+    "YCbCr TIFF": (encoded(solid("RGB", ORANGE).convert("YCbCr"), "TIFF"), ORANGE),
+    "LAB TIFF": (encoded(lab(ORANGE), "TIFF"), ORANGE),
+    "grey JPEG": (encoded(solid("L", 120), "JPEG"), GREY),
+    "LA PNG": (encoded(solid("LA", (120, 255)), "PNG"), GREY),
+    "1-bit PNG": (encoded(solid("1", 1), "PNG"), (255, 255, 255)),
+    "1-bit TIFF": (encoded(solid("1", 0), "TIFF"), (0, 0, 0)),
+    "16-bit PNG": (encoded(solid("I;16", 120 * 257), "PNG"), GREY),
+    "16-bit TIFF": (encoded(solid("I;16", 120 * 257), "TIFF"), GREY),
+    "16-bit big-endian TIFF": (encoded(solid("I;16B", 120 * 257), "TIFF"), GREY),
+    "16-bit TIFF where 0 is white": (grey_tiff(65535 - 120 * 257, bits=16, white_is_zero=True), GREY),
+    "12-bit TIFF": (grey_tiff(120 * 16 + 7, bits=12), GREY),
+    "16-bit PGM": (encoded(solid("I", 120 * 257), "PPM"), GREY),
+    "32-bit TIFF": (encoded(solid("I", 120 * 257), "TIFF"), GREY),
+    "float TIFF up to 1": (encoded(solid("F", 120 / 255), "TIFF"), GREY),
+    "float TIFF up to 255": (encoded(solid("F", 120.0), "TIFF"), GREY),
+    "float TIFF up to 65535": (encoded(solid("F", 120 * 257.0), "TIFF"), GREY),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURS)
+def test_colour_survives_every_mode(folder: Path, kind: str) -> None:
+    content, colour = COLOURS[kind]
+    (folder / "photo").write_bytes(content)
+    pixels = load(folder).pixels
+    assert pixels.shape == (1, SIDE, SIDE, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels.astype(int), np.broadcast_to(colour, pixels.shape), atol=4)
+
+
+def test_sixteen_bit_is_scaled_not_clipped(folder: Path) -> None:
+    ramp = np.linspace(0, 65535, SIDE).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (SIDE, 1))).save(folder / "ramp.png")
+    row = load(folder).pixels[0, 0, :, 0].astype(int)
+    np.testing.assert_allclose(row, np.linspace(0, 255, SIDE), atol=2)
+
+
+def test_floats_of_unknown_range_fill_black_to_white(folder: Path) -> None:
+    two_halves(-7.0, 300_000.0, "F").save(folder / "a.tiff")
+    pixels = load(folder).pixels
+    assert (pixels[0, 0, 0, 0], pixels[0, 0, -1, 0]) == (0, 255)
+
+
+def test_not_a_number_is_black(folder: Path) -> None:
+    two_halves(float("nan"), 1.0, "F").save(folder / "a.tiff")
+    pixels = load(folder).pixels
+    assert (pixels[0, 0, 0, 0], pixels[0, 0, -1, 0]) == (0, 255)
+
+
+TRANSPARENT = {
+    "RGBA PNG": encoded(solid("RGBA", (*ORANGE, 0)), "PNG"),
+    "RGBA WebP": encoded(solid("RGBA", (*ORANGE, 0)), "WEBP", lossless=True),
+    "RGBA TIFF": encoded(solid("RGBA", (*ORANGE, 0)), "TIFF"),
+    "LA PNG": encoded(solid("LA", (0, 0)), "PNG"),
+    "palette PNG": encoded(solid("P", 0), "PNG", transparency=0),
+    "palette PNG with an alpha per colour": encoded(solid("P", 0), "PNG", transparency=b"\x00\xff"),
+    "GIF": encoded(solid("P", 0), "GIF", transparency=0),
+    "tRNS in an RGB PNG": encoded(solid("RGB", ORANGE), "PNG", transparency=ORANGE),
+    "tRNS in a grey PNG": encoded(solid("L", 7), "PNG", transparency=7),
+    "tRNS in a 1-bit PNG": encoded(solid("1", 0), "PNG", transparency=0),
+    "tRNS in a 16-bit PNG": encoded(solid("I;16", 777), "PNG", transparency=777),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_transparency_becomes_white(folder: Path, kind: str) -> None:
+    (folder / "photo").write_bytes(TRANSPARENT[kind])
+    assert (load(folder).pixels == 255).all()
+
+
+def test_half_transparency_is_mixed_with_white(folder: Path) -> None:
+    solid("RGBA", (0, 0, 0, 128)).save(folder / "a.png")
+    assert (load(folder).pixels == 127).all()
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_orientation_is_applied(folder: Path, picture_format: str) -> None:
+    lying = two_halves("black", "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: what is left belongs on top
+    (folder / "photo").write_bytes(encoded(lying, picture_format, exif=exif))
+    pixels = load(folder).pixels
+    assert pixels[0, :8].mean() < 20
+    assert pixels[0, -8:].mean() > 235
+
+
+def test_a_broken_exif_block_does_not_lose_the_photo(folder: Path) -> None:
+    (folder / "a.webp").write_bytes(encoded(solid("RGB", ORANGE), "WEBP", exif=b"Exif\x00\x00MM\x00*\xff\xff"))
+    assert load(folder).summary.used == 1
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_an_embedded_colour_profile_is_converted_to_srgb(folder: Path, picture_format: str) -> None:
+    content = encoded(solid("RGB", "red"), picture_format, icc_profile=profile_with_red_and_green_swapped())
+    (folder / "photo").write_bytes(content)
+    red, green, blue = load(folder).pixels[0, 0, 0]
+    assert green > 240
+    assert max(red, blue) < 25
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "profile"),
+    [
+        ("RGB", ORANGE, b"no profile at all"),
+        ("RGB", ORANGE, profile_with_red_and_green_swapped()[:300]),
+        ("CMYK", (55, 155, 215, 0), profile_with_red_and_green_swapped()),
+    ],
+    ids=["garbage", "truncated", "made for another mode"],
+)
+def test_a_useless_colour_profile_leaves_the_pixels(folder: Path, mode: str, colour: object, profile: bytes) -> None:
+    (folder / "photo").write_bytes(encoded(solid(mode, colour), "TIFF", icc_profile=profile))
+    np.testing.assert_allclose(load(folder).pixels[0, 0, 0], ORANGE, atol=2)
+
+
+@pytest.mark.parametrize("picture_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_several_is_used(folder: Path, picture_format: str) -> None:
+    rest = [solid("RGB", "white"), solid("RGB", "blue")]
+    lossless = {"lossless": True} if picture_format == "WEBP" else {}
+    content = encoded(solid("RGB", ORANGE), picture_format, save_all=True, append_images=rest, **lossless)
+    (folder / "photo").write_bytes(content)
+    np.testing.assert_allclose(load(folder).pixels[0, 0, 0], ORANGE, atol=2)
+
+
+def test_a_phone_jpeg_of_several_pictures_is_used(folder: Path) -> None:
+    content = encoded(solid("RGB", ORANGE), "MPO", save_all=True, append_images=[solid("RGB", "blue")])
+    (folder / "photo.jpg").write_bytes(content)
+    np.testing.assert_allclose(load(folder).pixels[0, 0, 0], ORANGE, atol=4)
+
+
+@pytest.mark.parametrize("size", [(3 * SIDE, SIDE), (SIDE, 3 * SIDE)], ids=["wide", "tall"])
+def test_the_centre_square_is_kept(folder: Path, size: tuple[int, int]) -> None:
+    image = solid("RGB", "white", size)
+    left, top = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
+    image.paste((0, 0, 0), (left, top, left + SIDE, top + SIDE))
+    image.save(folder / "a.png")
+    assert (load(folder).pixels == 0).all()
+
+
+def test_shrinking_averages_instead_of_picking(folder: Path) -> None:
+    board = (np.indices((7 * SIDE, 7 * SIDE)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(folder / "board.png")
+    np.testing.assert_allclose(load(folder).pixels.astype(int), 127, atol=5)
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (901, 1201), (2 * SIDE, 2 * SIDE)], ids=["wide", "tall", "just so"])
+def test_a_large_jpeg_is_what_all_its_pixels_make(folder: Path, size: tuple[int, int]) -> None:
+    content = encoded(Image.radial_gradient("L").resize(size), "JPEG", quality=95)
+    (folder / "a.jpg").write_bytes(content)
+    Image.open(io.BytesIO(content)).save(folder / "b.png")  # decoded whole
+    jpeg, whole = load(folder).pixels.astype(int)
+    np.testing.assert_allclose(jpeg, whole, atol=4)
+
+
+def test_a_jpeg_of_81_megapixels_is_not_held_whole(folder: Path) -> None:
+    solid("L", 120, (9_000, 9_000)).save(folder / "a.jpg")
+    code = (
+        "import sys; from pathlib import Path; from tests.photo_files import load; load(Path(sys.argv[1])); "
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(done.stdout) < 80 * 1024  # KiB, of which 37 MiB before; all pixels would be 77 MiB
+
+
+def test_photos_load_without_tensorflow() -> None:
+    seen = "import sys, training.data.photos; print({'tensorflow', 'keras', 'jax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+PROFILE = profile_with_red_and_green_swapped()
+NOISE = Image.effect_noise((SIDE, SIDE), 90)
+ORIGINALS = [
+    encoded(NOISE, "JPEG", exif=EXIF, icc_profile=PROFILE),
+    encoded(NOISE.convert("CMYK"), "JPEG", progressive=True),
+    encoded(NOISE, "PNG", exif=EXIF, icc_profile=PROFILE, transparency=0),
+    encoded(NOISE.convert("RGB").quantize(8), "GIF", save_all=True, append_images=[solid("P", 1)]),
+    encoded(NOISE.convert("RGBA"), "WEBP", exif=EXIF),
+    encoded(NOISE.convert("RGB"), "TIFF", compression="tiff_lzw", exif=EXIF),
+    encoded(NOISE.convert("F"), "TIFF"),
+    encoded(NOISE.convert("RGB"), "BMP"),
+    encoded(NOISE.convert("RGB"), "AVIF", exif=EXIF),
+    encoded(NOISE.convert("RGB"), "PPM"),
+]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    original=st.sampled_from(ORIGINALS),
+    changes=st.lists(st.tuples(st.integers(0, 700) | st.integers(0, 4000), st.integers(0, 255)), max_size=12),
+    kept=st.floats(0.02, 1) | st.just(1.0),
+)
+@example(original=ORIGINALS[0], changes=[], kept=1.0)
+def test_damaged_bytes_are_used_or_skipped_but_never_raise(
+    original: bytes, changes: list[tuple[int, int]], kept: float
+) -> None:
+    damaged = bytearray(original)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    with tempfile.TemporaryDirectory() as made:
+        save_photo(Path(made, "a good photo"))
+        Path(made, "photo").write_bytes(damaged[: round(len(damaged) * kept)])
+        summary = load(Path(made)).summary
+    assert summary.files == 2 == summary.used + sum(summary.skipped.values())
+
+
+def test_the_sides_of_usable_photos_are_told_without_decoding(folder):
+    solid("RGB", ORANGE, (80, 50)).save(folder / "a.png")
+    solid("RGB", GREY, (40, 60)).save(folder / "b.png")
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    (folder / "page.html").write_text("not a photo")
+    solid("RGB", GREY, (5, 5)).save(folder / "tiny.png")
+    (folder / "torn.png").write_bytes(png_that_claims(100, 70))
+    assert measure_photos(folder, 32, progress=False) == (50, 40, 70)

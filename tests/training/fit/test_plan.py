@@ -1,0 +1,95 @@
+import pytest
+
+from training.config import TrainingConfig
+from training.fit.plan import MAX_HOURS, Machine, Plan, choose_length, choose_networks, choose_pictures, in_words
+
+LAPTOP = Machine("tensorflow", None, cores=2, memory_mib=24_000)
+SERVER = Machine("tensorflow", None, cores=32, memory_mib=128_000)
+SMALL = Machine("tensorflow", None, cores=2, memory_mib=4_000)
+WITH_GPU = Machine("jax", "H100", cores=16, memory_mib=128_000)
+
+
+def values(*choices):
+    return {choice.name: choice.value for choice in choices}
+
+
+@pytest.mark.parametrize(
+    ("sides", "machine", "image_size"),
+    [
+        ([100] * 60, LAPTOP, 64),
+        ([63] * 60, LAPTOP, 32),
+        ([10] * 60, LAPTOP, 32),  # there is no smaller one
+        ([1000] * 60, LAPTOP, 64),
+        ([20] * 29 + [1000] * 31, LAPTOP, 64),  # the typical photo counts, not the smallest
+        ([100] * 60, WITH_GPU, 64),
+        ([1000] * 60, WITH_GPU, 128),
+    ],
+)
+def test_the_pictures_are_as_large_as_typical_photos_and_the_machine_allow(sides, machine, image_size):
+    assert values(*choose_pictures(sides, machine))["image_size"] == image_size
+
+
+@pytest.mark.parametrize(("machine", "mib"), [(LAPTOP, 2048), (SMALL, 500)])
+def test_photos_take_an_eighth_of_a_small_memory(machine, mib):
+    assert values(*choose_pictures([100], machine))["memory_limit_mib"] == mib
+
+
+@pytest.mark.parametrize(
+    ("photos", "image_size", "machine", "chosen"),
+    [
+        (7_180, 64, LAPTOP, ("cpu", 16, False)),
+        (7_180, 64, SERVER, ("cpu", 32, False)),
+        (7_180, 128, WITH_GPU, ("gpu", 64, True)),
+        (7_180, 256, WITH_GPU, ("gpu", 32, True)),
+        (50, 64, LAPTOP, ("cpu", 16, False)),
+        (60, 64, WITH_GPU, ("gpu", 16, True)),  # at least two batches to a pass
+        (7_180, 64, Machine("jax", None, 2, 24_000), ("cpu", 16, True)),
+    ],
+)
+def test_networks_batch_and_compiler_suit_the_machine(photos, image_size, machine, chosen):
+    assert tuple(values(*choose_networks(photos, image_size, machine)).values()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("photos", "batch_size", "step_s", "machine", "steps"),
+    [
+        (7_180, 16, 0.1, LAPTOP, 500_000 // 16),
+        (1_000, 16, 0.1, LAPTOP, 300 * 1_000 // 16),
+        (60, 16, 0.1, LAPTOP, 100_000 // 16),
+        (7_180, 64, 0.1, WITH_GPU, 2_000_000 // 64),
+        (7_180, 16, 10.0, LAPTOP, MAX_HOURS * 360),  # slow: a night, no more
+        (7_180, 16, 1e9, LAPTOP, 1),
+    ],
+)
+def test_the_length_follows_the_number_of_photos_within_a_night(photos, batch_size, step_s, machine, steps):
+    assert choose_length(photos, batch_size, step_s, machine).value == steps
+
+
+def test_what_is_given_is_never_overridden():
+    plan = Plan({"image_size": 256, "seed": 7}).plus(*choose_pictures([100], LAPTOP))
+    assert plan.config == TrainingConfig(image_size=256, seed=7)
+    assert plan.choices[0].reason == "as given"
+
+
+def test_the_table_gives_each_choice_a_line_with_its_reason():
+    assert Plan({}).plus(*choose_networks(60, 64, LAPTOP), choose_length(60, 16, 0.1, LAPTOP)).table() == (
+        "  preset       cpu    wide networks would need a GPU\n"
+        "  batch_size   16     learns most per picture\n"
+        "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
+        "  steps        6,250  100,000 pictures, the least that shows anything"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "a second"),
+        (1.4, "a second"),
+        (1.6, "2 seconds"),
+        (89, "89 seconds"),
+        (3_000, "50 minutes"),
+        (12_600, "3.5 hours"),
+    ],
+)
+def test_a_duration_is_said_as_people_say_it(seconds, words):
+    assert in_words(seconds) == words

@@ -1,0 +1,1 @@
+"""Photos as arrays, and which of them are held out."""

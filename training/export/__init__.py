@@ -1,0 +1,1 @@
+"""Write the generator of a run as a SavedModel."""

@@ -1,0 +1,109 @@
+"""A run from the command line: what is not given is chosen from photos and machine, said, and kept for resuming."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training.backend import import_backend
+from training.config import IMAGE_SIZES, TrainingConfig
+from training.data.dataset import (
+    MIN_PHOTOS,
+    load_enough_photos,
+    refuse_file_as_folder,
+    refuse_large_batch,
+    refuse_run_among_photos,
+    refuse_too_few_photos,
+    split_for_run,
+)
+from training.data.photos import MAX_ENLARGEMENT, measure_photos
+from training.errors import ConfigError
+from training.fit.plan import Plan, choose_length, choose_networks, choose_pictures, in_words
+from training.records import read_batches_done
+
+WORTH_MEASURING = 100  # batches; fewer are done about as soon as they are measured
+
+
+def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *, dry_run: bool) -> bool:
+    """Train as `given` says, and for the rest as the run began or, in a new one, as photos and machine suggest.
+
+    What can be refused without Keras is, before the 4 s that its import takes.
+
+    Return whether all batches are done, or whether it is a `dry_run`, which tells the plan and writes nothing.
+
+    Raises:
+        TrainingError: it cannot begin or go on; a new run has written no file then.
+    """
+    refuse_file_as_folder(run)
+    refuse_run_among_photos(photos_folder, run)
+    config_file = run / "config.json"
+    if config_file.exists():
+        begun = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
+        config = replace(begun, **given)
+        config.refuse_to_continue(begun)
+        done = read_batches_done(run / "checkpoint.npz")
+        if config.steps < done < begun.steps:
+            raise ConfigError(
+                f"--steps is {config.steps}: allowed is {done} or more, as {run} is at batch {done} of {begun.steps}."
+            )
+        if config.steps < done:  # as the command of before the run was extended says
+            print(f"{config.steps:,} batches are done already: {run} has {done:,}, and keeps them.")
+            config = replace(config, steps=done)
+        print(f"{run} is at batch {done:,} of {config.steps:,}: what no flag says is as in its config.json.")
+        if dry_run:
+            return True
+        photos = load_enough_photos(photos_folder, run, config)
+        split = split_for_run(photos, run, config)
+        import_backend()
+        from training.fit.run import train
+
+        return finish(train(photos, split, run, config), run, config)
+
+    plan = Plan(given)
+    sides = measure_photos(photos_folder, given.get("image_size", IMAGE_SIZES[0]))
+    if len(sides) < MIN_PHOTOS:
+        if not dry_run:
+            load_enough_photos(photos_folder, run, plan.config)  # which says what became of each, too
+        refuse_too_few_photos(len(sides), photos_folder)
+    import_backend()
+    from training.fit.machine import look_at_machine, measure_step_s
+    from training.fit.run import fix_the_order_of_sums, train
+    from training.model.replicas import count_replicas
+
+    machine = look_at_machine()
+    plan = plan.plus(*choose_pictures(sides, machine))
+    if dry_run:
+        usable = sum(side * MAX_ENLARGEMENT >= plan.config.image_size for side in sides)
+        refuse_too_few_photos(usable, photos_folder)
+        print(f"{usable:,} photos in {photos_folder} look usable")
+    else:
+        photos = load_enough_photos(photos_folder, run, plan.config)
+        usable = len(photos.pixels)
+    held_out = round(plan.config.holdout_fraction * usable)
+    plan = plan.plus(*choose_networks(usable - held_out, plan.config.image_size, machine))
+    refuse_large_batch(usable - held_out, held_out, plan.config.batch_size)
+    fix_the_order_of_sums(plan.config)
+    step_s, estimate = None, "The line that begins with `fit:` tells how long it takes."
+    # Workers that measured would measure, and choose, each otherwise.
+    if count_replicas() == 1 and (dry_run or given.get("steps", WORTH_MEASURING) >= WORTH_MEASURING):
+        print("Measuring how long a batch takes here ...", flush=True)
+        step_s = measure_step_s(plan.config)
+    plan = plan.plus(choose_length(usable - held_out, plan.config.batch_size, step_s, machine))
+    if step_s:
+        estimate = f"This takes about {in_words(step_s * plan.config.steps)}."
+    print(f"settings for {machine}")
+    print(plan.table())
+    print(estimate, flush=True)
+    if dry_run:
+        return True
+    split = split_for_run(photos, run, plan.config)
+    return finish(train(photos, split, run, plan.config), run, plan.config)
+
+
+def finish(done: int, run: Path, config: TrainingConfig) -> bool:
+    """Say what to do next, if all batches are done; return whether they are."""
+    if done < config.steps:
+        return False
+    print(f"All {done:,} batches are done. Look at {run / 'progress.gif'} and {run / 'losses.png'}, then")
+    print(f"  python -m training export {run} --to models/{run.name}")
+    return True

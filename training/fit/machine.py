@@ -1,0 +1,80 @@
+"""What this machine has, and how long it takes for a batch."""
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from training.config import TrainingConfig
+from training.fit.plan import Machine
+from training.model.gan import build_gan
+from training.model.replicas import share_out
+
+WARM_UP_STEPS = 2  # the first compiles, the second still allocates
+TIMED_S, MIN_TIMED_STEPS = 2.0, 3
+
+
+def look_at_machine() -> Machine:
+    """Return what Keras's backend can use here."""
+    backend, gpu = keras.backend.backend(), None
+    if backend == "jax":
+        import jax
+
+        if jax.default_backend() == "gpu":
+            gpu = jax.devices()[0].device_kind
+    else:
+        import tensorflow as tf
+
+        for device in tf.config.list_physical_devices("GPU")[:1]:  # lists without starting the device
+            gpu = tf.config.experimental.get_device_details(device).get("device_name", "GPU")
+    return Machine(backend, gpu, len(os.sched_getaffinity(0)), _memory_bytes() // 2**20)
+
+
+def _memory_bytes() -> int:
+    """Return the machine's memory, or what a container leaves of it."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(physical, int(text)) if text.isdecimal() else physical
+
+
+def measure_step_s(config: TrainingConfig) -> float:
+    """Return the median seconds of a batch with `config`, over about TIMED_S after compilation.
+
+    The pictures are blank: arithmetic takes the same time. Nothing that follows depends on it: building a GAN seeds
+    everything anew.
+    """
+    pixels = np.full((config.batch_size, config.image_size, config.image_size, 3), 255, np.uint8)
+    latents = np.zeros((config.batch_size, config.latent_dim), np.float32)
+
+    def blank_batches() -> Iterator[Any]:  # Keras takes generators, not other iterators
+        while True:
+            yield pixels, latents
+
+    stopwatch = _Stopwatch()
+    build_gan(config).fit(
+        share_out(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch]
+    )
+    keras.utils.clear_session()
+    return statistics.median(after - before for before, after in itertools.pairwise(stopwatch.ends_s))
+
+
+class _Stopwatch(keras.callbacks.Callback):
+    """The end of every batch after the warm-up; stops the training when there are enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends_s: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if batch + 1 < WARM_UP_STEPS:
+            return
+        self.ends_s.append(time.perf_counter())
+        timed = len(self.ends_s) > MIN_TIMED_STEPS and self.ends_s[-1] - self.ends_s[0] > TIMED_S
+        self.model.stop_training = timed

@@ -1,0 +1,1 @@
+"""The GAN: networks, losses, training step and latents."""

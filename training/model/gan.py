@@ -1,0 +1,195 @@
+"""The GAN: one model that owns both networks, the generator's moving average, and one training step per backend."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from training.config import TrainingConfig
+from training.model.augmentation import augment
+from training.model.losses import approximate_r1, discriminator_loss, generator_loss
+from training.model.networks import build_discriminator, build_generator
+from training.model.replicas import count_replicas, draw_rows
+
+Tensor = Any
+
+
+class GAN(keras.Model):
+    """Generator and discriminator, updated at the same time from one batch.
+
+    Data is a pair: photos uint8[N, S, S, 3] and latents float32[N, latent_dim]. One Adam serves both networks: its
+    moments are per variable, so it behaves as two, and compile, fit, schedules and checkpoints stay ordinary.
+
+    `ema_generator` is the moving average of the generator's weights, with the generator's current normalisation
+    statistics: the one to look at and to ship. All randomness inside the step comes from `noise`, whose state is a
+    variable: who restores `variables` and `optimizer.variables` continues exactly.
+    """
+
+    def __init__(self, config: TrainingConfig) -> None:
+        super().__init__(name="gan")
+        self.config = config
+        self.generator = build_generator(config.latent_dim, config.generator_channels)
+        self.discriminator = build_discriminator(config.image_size, config.discriminator_channels)
+        self.ema_generator = build_generator(config.latent_dim, config.generator_channels)
+        self.ema_generator.set_weights(self.generator.get_weights())
+        self.ema_generator.trainable = False
+        self.noise = keras.random.SeedGenerator(config.seed, name="noise")
+        self.built = True  # every part is; the model itself has no call
+
+    def losses_of(self, photos: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the generator's loss, the discriminator's loss, and what to watch, all scalars.
+
+        The same code under every backend. The gradients of the two losses are taken with respect to the generator's
+        and the discriminator's variables, each its own: nothing is frozen, nothing detached.
+        """
+        config = self.config
+        real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
+        generated = augment_as(config, self.generator(latents, training=True), self.noise)
+        real_logits = self.discriminator(real, training=True)
+        generated_logits = self.discriminator(generated, training=True)
+        for_generator = generator_loss(generated_logits)
+        for_discriminator = discriminator_loss(real_logits, generated_logits)
+        if config.r1_gamma > 0:
+            noisy = real + config.r1_sigma * draw_rows(keras.random.normal, ops.shape(real), seed=self.noise)
+            noisy_logits = self.discriminator(noisy, training=True)
+            penalty = approximate_r1(real_logits, noisy_logits, gamma=config.r1_gamma, sigma=config.r1_sigma)
+            for_discriminator = for_discriminator + penalty
+        watched = {
+            "g_loss": for_generator,
+            "d_loss": for_discriminator,
+            "d_real": ops.mean(ops.sigmoid(real_logits)),
+            "d_generated": ops.mean(ops.sigmoid(generated_logits)),
+        }
+        return for_generator, for_discriminator, watched
+
+    def update_moving_average(self) -> None:
+        """Move `ema_generator` towards the generator.
+
+        The half-life is 5 % of the photos seen until it reaches `ema_half_life`: an average over the first, random
+        weights would hide the early progress.
+        """
+        seen = ops.cast(self.optimizer.iterations, "float32") * self.config.batch_size
+        half_life = ops.minimum(float(self.config.ema_half_life), ops.maximum(0.05 * seen, 1.0))
+        decay = ops.exp2(-self.config.batch_size / half_life)
+        statistics = {id(v) for v in self.generator.non_trainable_variables}
+        for average, current in zip(self.ema_generator.weights, self.generator.weights, strict=True):
+            if id(current) in statistics:
+                average.assign(current)
+            else:
+                average.assign(current + decay * (average - current))
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Make Keras's function or, for several replicas, one that averages what is watched over all of them.
+
+        Keras 3.15 averages over the first axis where there are several workers, and a loss has none.
+        """
+        if count_replicas() == 1:
+            super().make_train_function(force)
+            return
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+
+        def step(iterator: Any) -> dict[str, Tensor]:
+            watched = strategy.run(self.train_step, args=(next(iterator),))
+            return {name: strategy.reduce("MEAN", value, axis=None) for name, value in watched.items()}
+
+        self.train_function = tf.function(step)
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """None: what is watched comes from the step, and reading Keras's unused tracker would wait for all workers."""
+        return []
+
+    def _maybe_symbolic_build(self, **data: Any) -> None:
+        """Build nothing, all is built: Keras 3.15 would average a batch over several workers for that, and fail."""
+
+    def train_step(self, *args: Any) -> Any:
+        """Update both networks on one batch; see the step of the backend in use."""
+        if keras.backend.backend() == "jax":
+            return self._jax_train_step(*args)
+        return self._tensorflow_train_step(*args)
+
+    def _tensorflow_train_step(self, data: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        import tensorflow as tf
+
+        with tf.GradientTape(persistent=True) as tape:
+            for_generator, for_discriminator, watched = self.losses_of(*data)
+            # The optimizer sums the gradients of all replicas, and each has its share of the batch.
+            for_generator, for_discriminator = for_generator / count_replicas(), for_discriminator / count_replicas()
+        mine = self.generator.trainable_variables, self.discriminator.trainable_variables
+        gradients = tape.gradient(for_generator, mine[0]) + tape.gradient(for_discriminator, mine[1])
+        self.optimizer.apply(gradients, [*mine[0], *mine[1]])
+        self.update_moving_average()
+        return watched
+
+    def _jax_train_step(self, state: Any, data: tuple[Tensor, Tensor]) -> Any:
+        import jax
+
+        trainable, non_trainable, optimizer_variables, metrics_variables = state
+        n_generator = len(self.generator.trainable_variables)
+
+        def losses_at(trainable: list[Tensor]) -> Any:
+            values = [*zip(self.trainable_variables, trainable, strict=True)]
+            values += zip(self.non_trainable_variables, non_trainable, strict=True)
+            with keras.StatelessScope(values) as scope:
+                for_generator, for_discriminator, watched = self.losses_of(*data)
+            changed = [scope.get_current_value(v) for v in self.non_trainable_variables]
+            return (for_generator, for_discriminator), (watched, changed)
+
+        # One linearisation, pulled back twice: cotangent (1, 0) is the generator's loss, (0, 1) the discriminator's.
+        (for_generator, _), pull_back, (watched, non_trainable) = jax.vjp(losses_at, trainable, has_aux=True)
+        one, zero = ops.ones_like(for_generator), ops.zeros_like(for_generator)
+        gradients = pull_back((one, zero))[0][:n_generator] + pull_back((zero, one))[0][n_generator:]
+        trainable, optimizer_variables = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
+
+        values = [*zip(self.trainable_variables, trainable, strict=True)]
+        values += zip(self.non_trainable_variables, non_trainable, strict=True)
+        values += zip(self.optimizer.variables, optimizer_variables, strict=True)
+        with keras.StatelessScope(values) as scope:
+            self.update_moving_average()
+        non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        return watched, (trainable, non_trainable, optimizer_variables, metrics_variables)
+
+
+def augment_as(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
+    """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`."""
+    return augment(
+        images,
+        noise,
+        flip=config.flip,
+        translate_fraction=config.translate_fraction,
+        translate_probability=config.translate_probability,
+    )
+
+
+def build_gan(config: TrainingConfig) -> GAN:
+    """Return a compiled GAN whose first weights are fixed by `config.seed`."""
+    keras.utils.set_random_seed(config.seed)
+    gan = GAN(config)
+    optimizer = keras.optimizers.Adam(
+        LateCosine(config.learning_rate, config.final_learning_rate, config.steps),
+        config.beta_1,
+        config.beta_2,
+    )
+    optimizer.build(gan.trainable_variables)
+    gan.compile(optimizer=optimizer, jit_compile=config.jit_compile and count_replicas() == 1)
+    return gan
+
+
+@keras.saving.register_keras_serializable(package="ringo")
+class LateCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """`first` for half of `steps`, then a half cosine down to `last`."""
+
+    def __init__(self, first: float, last: float, steps: int) -> None:
+        self.first, self.last, self.steps = first, last, steps
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return the learning rate at `step`, a float32 scalar."""
+        past_half = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)
+        return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * past_half))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"first": self.first, "last": self.last, "steps": self.steps}
