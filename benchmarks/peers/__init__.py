@@ -1,4 +1,4 @@
-"""What people would use instead, as they usually write it; all encode with serving.rendering.encoding, so that no PNG is larger.
+"""What people would use instead, as they usually write it; so that no PNG is larger, all encode with ours.
 
 Each takes the folder of a SavedModel's version from the environment variable BENCH_VERSION.
 """

@@ -1,4 +1,4 @@
-"""`paint` as a process of its own, against a batch server that fails on command; test_batch_servers.py has a real one."""
+"""`paint` as its own process, against a batch server that fails on command; test_batch_servers.py has real ones."""
 
 import hashlib
 import json
