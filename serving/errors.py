@@ -10,7 +10,7 @@ Nothing here knows a protocol: each edge keeps one table from these classes to i
     ├── ModelTimeout        the model server did not answer within the limit
     ├── Overloaded          this server or the model server refuses more work for now: try again later
     ├── ModelMismatch       the model server answered something that is not this model's contract
-    ├── CallerGone          nobody waits for the answer any more
+    ├── ClientGone          nobody waits for the answer any more
     └── Stopping            this server is about to end: another one goes on
 """
 
@@ -59,7 +59,7 @@ class ModelMismatch(RingoError):
     """The model server's answer is not what the SavedModel's contract says: an operator's fault, not the caller's."""
 
 
-class CallerGone(RingoError):
+class ClientGone(RingoError):
     """Whoever asked has closed the connection: there is nobody to answer."""
 
 

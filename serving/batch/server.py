@@ -14,9 +14,9 @@ from prometheus_client import start_http_server
 from serving.batch.servicer import MAX_SINGLES, SERVICE, PictureService, TokenInterceptor, WellFormedInterceptor
 from serving.errors import RingoError
 from serving.model_client.client import ModelClient
-from serving.model_client.monitor import Replica
+from serving.model_client.monitor import ModelMonitor
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
-from serving.rendering.renderer import Painter
+from serving.rendering.renderer import Renderer
 from serving.runtime.ports import listen
 from serving.runtime.security import check_tls
 from serving.settings import Settings
@@ -67,19 +67,19 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     export_traces("batch")
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
-    replica = Replica(client)
+    monitor = ModelMonitor(client)
     # Nothing is kept: whoever asks for a batch rarely asks for the same again.
-    painter = Painter(client, settings.model_name, cache_bytes=0, model_calls=settings.model_calls)
+    renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=settings.model_calls)
     service = PictureService(
-        replica, painter, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
+        monitor, renderer, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
     )
-    told = health.HealthServicer()
-    tell(told, health_pb2.HealthCheckResponse.NOT_SERVING)
-    server = build_server(settings, service, told)
+    health_servicer = health.HealthServicer()
+    set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+    server = build_server(settings, service, health_servicer)
     start_http_server(settings.batch_metrics_port, settings.host)
     ended = threading.Event()
-    threading.Thread(target=replica.watch, args=(ended,), name="look", daemon=True).start()
-    threading.Thread(target=watch, args=(replica, told, ended), name="health", daemon=True).start()
+    threading.Thread(target=monitor.watch, args=(ended,), name="monitor", daemon=True).start()
+    threading.Thread(target=watch_health, args=(monitor, health_servicer, ended), name="health", daemon=True).start()
     server.start()
     log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
     flush_s = None
@@ -89,7 +89,7 @@ def serve(settings: Settings) -> None:
         server.wait_for_termination()
     except SystemExit:
         log.info("stopping; streams have %g s", settings.batch_drain_s)
-        told.enter_graceful_shutdown()
+        health_servicer.enter_graceful_shutdown()
         service.drain(settings.batch_drain_s, grace_s=STOP_GRACE_S)
         flush_s = FLUSH_S
     except KeyboardInterrupt:
@@ -101,7 +101,7 @@ def serve(settings: Settings) -> None:
         service.close()
 
 
-def build_server(settings: Settings, service: PictureService, told: health.HealthServicer) -> grpc.Server:
+def build_server(settings: Settings, service: PictureService, health_servicer: health.HealthServicer) -> grpc.Server:
     """Return the server with its services and its port, not yet started."""
     interceptors: list[grpc.ServerInterceptor] = [WellFormedInterceptor()]
     if settings.token is not None:
@@ -112,10 +112,10 @@ def build_server(settings: Settings, service: PictureService, told: health.Healt
         options=SERVER_OPTIONS,
     )
     picture_service_pb2_grpc.add_PictureServiceServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(told, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address, credentials = f"{host}:{settings.batch_port}", credentials_of(settings)
+    address, credentials = f"{host}:{settings.batch_port}", read_credentials(settings)
     if credentials is None:
         server.add_insecure_port(address)
     else:
@@ -123,7 +123,7 @@ def build_server(settings: Settings, service: PictureService, told: health.Healt
     return server
 
 
-def credentials_of(settings: Settings) -> grpc.ServerCredentials | None:
+def read_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     """Return what TLS takes, None without TLS."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
@@ -135,27 +135,27 @@ def credentials_of(settings: Settings) -> grpc.ServerCredentials | None:
     )
 
 
-def watch(replica: Replica, told: health.HealthServicer, ended: threading.Event) -> None:
+def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
     """Tell who asks for our health whether a version of the model is ready, until `ended`."""
     last = health_pb2.HealthCheckResponse.NOT_SERVING
     while True:
         try:
-            version = replica.versions()[-1]
-            replica.require_model()
-            replica.proof(version)
+            version = monitor.versions()[-1]
+            monitor.require_model()
+            monitor.golden_check(version)
             found = health_pb2.HealthCheckResponse.SERVING
         except RingoError as error:
             found = health_pb2.HealthCheckResponse.NOT_SERVING
             if last != found:
                 log.warning("not serving: %s", error)
         if last != found:
-            tell(told, found)
+            set_health(health_servicer, found)
         last = found
         if ended.wait(HEALTH_INTERVAL_S):
             return
 
 
-def tell(told: health.HealthServicer, status: int) -> None:
+def set_health(health_servicer: health.HealthServicer, status: int) -> None:
     """Set the health of the server as a whole and of its one service."""
     for service in ("", SERVICE):
-        told.set(service, status)
+        health_servicer.set(service, status)

@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 from werkzeug.datastructures import MultiDict
 
 from serving.errors import (
-    CallerGone,
+    ClientGone,
     InvalidRequest,
     ModelMismatch,
     ModelTimeout,
@@ -35,23 +35,23 @@ from serving.errors import (
     Stopping,
     UnknownVersion,
 )
-from serving.model_client.monitor import Proof, Replica
+from serving.model_client.monitor import GoldenCheck, ModelMonitor
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.rendering.encoding import MIMETYPES, RENDERER_VERSION
 from serving.rendering.query import MAX_PIXELS, SEED, Picture, check_canvas, read_query
-from serving.rendering.renderer import Painter
-from serving.runtime.limits import Gate
+from serving.rendering.renderer import Renderer
+from serving.runtime.limits import ConcurrencyLimit
 from serving.runtime.security import require_token
 from serving.telemetry.metrics import PICTURES
 from serving.telemetry.request_log import (
     ANSWERED,
-    CALLER_GONE,
+    CLIENT_GONE,
     FAILED,
     REQUEST_ID,
-    Observation,
-    carried,
-    observe,
-    waited,
+    RequestRecord,
+    record_request,
+    record_stage,
+    with_current_context,
 )
 
 _DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
@@ -84,7 +84,7 @@ ANSWERS: dict[type[RingoError], Answer] = {
     UnknownVersion: Answer(grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION"),
     ModelMismatch: Answer(grpc.StatusCode.INTERNAL, "MODEL_MISMATCH"),
     ModelUnavailable: Answer(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE", retry_after_s=1),
-    CallerGone: Answer(grpc.StatusCode.CANCELLED, "CALLER_GONE"),
+    ClientGone: Answer(grpc.StatusCode.CANCELLED, "CLIENT_GONE"),
     Overloaded: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_s=1),
     ModelTimeout: Answer(grpc.StatusCode.DEADLINE_EXCEEDED, "MODEL_TIMEOUT"),
     Stopping: Answer(grpc.StatusCode.UNAVAILABLE, "STOPPING", retry_after_s=1),
@@ -113,52 +113,54 @@ FORMATS = MappingProxyType(
 class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers ringo.v1.PictureService. Calls block: each takes a thread of the server."""
 
-    def __init__(self, replica: Replica, painter: Painter, model_name: str, *, threads: int, max_streams: int) -> None:
-        self._replica = replica
-        self._painter = painter
+    def __init__(
+        self, monitor: ModelMonitor, renderer: Renderer, model_name: str, *, threads: int, max_streams: int
+    ) -> None:
+        self._monitor = monitor
+        self._renderer = renderer
         self._model_name = model_name
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="paint")  # of all streams together
-        self._singles = Gate(MAX_SINGLES, "single pictures")
-        self._streams = Gate(max_streams, "streams")
+        self._singles = ConcurrencyLimit(MAX_SINGLES, "single pictures")
+        self._streams = ConcurrencyLimit(max_streams, "streams")
         self._stopping = threading.Event()
 
     def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
         """Return one picture, the caller's deadline permitting."""
-        with answering(context, "Generate") as seen, self._singles.passed():
+        with answering(context, "Generate") as record, self._singles.slot():
             check_known(request, request.options)
             if not request.HasField("seed"):
                 raise InvalidRequest("seed", None, SEED.allowed)
-            query, proof = self._pinned(request.options, request.seed)
-            seen.model_version = query.version
+            query, check = self._pinned(request.options, request.seed)
+            record.model_version = query.version
             if not context.is_active():
-                raise CallerGone("The caller has gone before the model was asked.")
-            (made,) = self._painter.answers([query], proof.mark, deadline_s=deadline_s(context))
-            seen.size_bytes = len(made)
+                raise ClientGone("The caller has gone before the model was asked.")
+            (made,) = self._renderer.render_many([query], check.fingerprint, deadline_s=deadline_s(context))
+            record.size_bytes = len(made)
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         """Yield one picture per seed, in order, at most BATCHES_AHEAD batches of them made ahead of the reader."""
-        with answering(context, "GenerateBatch") as seen, self._streams.passed():
+        with answering(context, "GenerateBatch") as record, self._streams.slot():
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
-            query, proof = self._pinned(request.options, seeds[0])
-            seen.model_version, seen.pictures = query.version, 0
-            for response in self._stream(seeds, query, proof, context):
-                seen.pictures += 1
-                seen.size_bytes += len(response.picture.data)
+            query, check = self._pinned(request.options, seeds[0])
+            record.model_version, record.pictures = query.version, 0
+            for response in self._stream(seeds, query, check, context):
+                record.pictures += 1
+                record.size_bytes += len(response.picture.data)
                 yield response
 
     def DescribeModel(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802
         """Return what /about tells."""
         with answering(context, "DescribeModel"):
-            versions = self._replica.look()
-            proof = self._replica.proof(versions[-1])
+            versions = self._monitor.refresh()
+            check = self._monitor.golden_check(versions[-1])
             return picture_service_pb2.DescribeModelResponse(
                 name=self._model_name,
                 model_versions=versions,
-                size=proof.size,
+                size=check.size,
                 renderer=RENDERER_VERSION,
-                replica=proof.verdict,
+                replica=check.verdict,
             )
 
     def drain(self, timeout_s: float, *, grace_s: float) -> None:
@@ -166,17 +168,17 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
         That has `grace_s`; so have single pictures, which are taken until then.
         """
-        self._streams.shut(timeout_s)
+        self._streams.close(timeout_s)
         self._stopping.set()
-        self._streams.shut(grace_s)
-        self._singles.shut(grace_s)
+        self._streams.close(grace_s)
+        self._singles.close(grace_s)
 
     def close(self) -> None:
         """Make nothing more; what is at the model server is waited for."""
         self._stopping.set()
         self._threads.shutdown()
 
-    def _pinned(self, options: Message, seed: int) -> tuple[Picture, Proof]:
+    def _pinned(self, options: Message, seed: int) -> tuple[Picture, GoldenCheck]:
         """Return the query of `seed` with its version decided, and what this replica makes of that version."""
         texts = {"seed": str(seed), "format": FORMATS.get(options.format, str(options.format))}
         for name in ("size", "truncation", "model_version"):
@@ -184,41 +186,41 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                 texts[name.removeprefix("model_")] = str(getattr(options, name))
         try:
             query = read_query(Picture, MultiDict(texts))
-            self._replica.require_model()
-            version = self._replica.look()[-1] if query.version is None else query.version
-            proof = self._replica.proof(version)
+            self._monitor.require_model()
+            version = self._monitor.refresh()[-1] if query.version is None else query.version
+            check = self._monitor.golden_check(version)
             if query.size is None:
-                check_canvas(query, proof.size)
+                check_canvas(query, check.size)
         except InvalidRequest as error:
             raise InvalidRequest(FIELDS[error.field], error.value, error.allowed) from error
-        return replace(query, version=version), proof
+        return replace(query, version=version), check
 
     def _stream(
-        self, seeds: Sequence[int], query: Picture, proof: Proof, context: grpc.ServicerContext
+        self, seeds: Sequence[int], query: Picture, check: GoldenCheck, context: grpc.ServicerContext
     ) -> Iterator[Message]:
         ended, until_s = threading.Event(), deadline_s(context)
         if not context.add_callback(ended.set):  # cancelled already
             return
 
         def make(part: Sequence[int], submitted_s: float) -> list[Message]:
-            waited("queue", time.monotonic() - submitted_s)
+            record_stage("queue", time.monotonic() - submitted_s)
             queries = [replace(query, seed=seed) for seed in part]
             made: list[Message] = []
             if not ended.is_set():
-                answers = self._painter.answers(queries, proof.mark, deadline_s=until_s)
+                answers = self._renderer.render_many(queries, check.fingerprint, deadline_s=until_s)
                 for one, encoded in zip(queries, answers, strict=True):
                     if ended.is_set():
                         break
                     made.append(picture_service_pb2.GenerateBatchResponse(picture=picture(one, encoded)))
             return made
 
-        rows, first = batch_rows(query.size or proof.size), 0
+        rows, first = batch_rows(query.size or check.size), 0
         ahead: deque[Future[list[Message]]] = deque()
         try:
             while (ahead or first < len(seeds)) and not ended.is_set():
                 while first < len(seeds) and len(ahead) < BATCHES_AHEAD and not self._stopping.is_set():
                     part = seeds[first : first + rows]
-                    ahead.append(self._threads.submit(carried(make), part, time.monotonic()))
+                    ahead.append(self._threads.submit(with_current_context(make), part, time.monotonic()))
                     first += rows
                 if not ahead:
                     raise Stopping("This server is being stopped; another one goes on from the next seed.")
@@ -293,28 +295,28 @@ def known_method(path: str) -> str:
 
 
 @contextmanager
-def answering(context: grpc.ServicerContext, method: str) -> Iterator[Observation]:
+def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
     """End the call with the status of whatever the `with` block raises, and observe it."""
-    with observe("POST", dict(context.invocation_metadata())) as seen:  # what gRPC is, over HTTP
-        seen.resource, seen.path = method, f"/{SERVICE}/{method}"
+    with record_request("POST", dict(context.invocation_metadata())) as record:  # what gRPC is, over HTTP
+        record.resource, record.path = method, f"/{SERVICE}/{method}"
         with suppress(grpc.RpcError):  # cancelled already
-            context.send_initial_metadata(((REQUEST_ID, seen.request_id),))
-        code, seen.outcome = grpc.StatusCode.CANCELLED, CALLER_GONE  # unless it comes to another end
+            context.send_initial_metadata(((REQUEST_ID, record.request_id),))
+        code, record.outcome = grpc.StatusCode.CANCELLED, CLIENT_GONE  # unless it comes to another end
         try:
-            yield seen
+            yield record
             if context.is_active():
-                code, seen.outcome = grpc.StatusCode.OK, ANSWERED
+                code, record.outcome = grpc.StatusCode.OK, ANSWERED
         except RingoError as error:
             code = ANSWERS[type(error)].code
             in_time = float(context.time_remaining()) > TIMERS_S
-            seen.failed_by(error, ANSWERS[type(error)].reason.lower() if in_time else CALLER_GONE)
+            record.record_failure(error, ANSWERS[type(error)].reason.lower() if in_time else CLIENT_GONE)
             context.abort_with_status(status_of(error))
         except Exception:
-            code, seen.outcome = grpc.StatusCode.INTERNAL, FAILED
+            code, record.outcome = grpc.StatusCode.INTERNAL, FAILED
             log.exception("%s failed.", method)
             context.abort(code, "The server failed; its log says why.")
         finally:
-            seen.status = code.name
+            record.status = code.name
 
 
 def status_of(error: RingoError) -> grpc.Status:

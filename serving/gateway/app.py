@@ -16,14 +16,14 @@ from serving.errors import ModelTimeout, ModelUnavailable, Overloaded
 from serving.gateway.gallery import render_gallery
 from serving.gateway.openapi import build_openapi
 from serving.gateway.problems import answer_with_problems, http_problem
-from serving.gateway.responses import REVALIDATE, PictureAnswers
+from serving.gateway.responses import REVALIDATE, ImageResponses
 from serving.model_client.client import ModelClient
-from serving.model_client.monitor import Replica
+from serving.model_client.monitor import ModelMonitor
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES
 from serving.runtime.security import require_token
 from serving.settings import Settings
-from serving.telemetry.request_log import ANSWERED, NOT_MODIFIED, observe, observed
+from serving.telemetry.request_log import ANSWERED, NOT_MODIFIED, current_record, record_request
 
 PROBES = ("/livez", "/readyz")  # need no token
 
@@ -71,9 +71,9 @@ def create_app(settings: Settings) -> Flask:
     app = Flask(__name__)
     app.url_map.merge_slashes = False  # it would answer //generate with a redirect to whatever Host the caller wrote
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
-    replica = Replica(client)
-    threading.Thread(target=replica.watch, args=(threading.Event(),), name="look", daemon=True).start()
-    pictures = PictureAnswers(settings, client, replica)
+    monitor = ModelMonitor(client)
+    threading.Thread(target=monitor.watch, args=(threading.Event(),), name="monitor", daemon=True).start()
+    responses = ImageResponses(settings, client, monitor)
     description = build_openapi(open_to_all=None if settings.token is None else PROBES)
     description_json = app.json.dumps(description)
     app.add_template_filter(code_marked)
@@ -93,14 +93,14 @@ def create_app(settings: Settings) -> Flask:
             raise RequestEntityTooLarge("The request has a body; no resource here takes one.")
 
     for resource in RESOURCES:
-        app.add_url_rule(resource.path, resource.path[1:], pictures.answer, defaults={"resource": resource})
+        app.add_url_rule(resource.path, resource.path[1:], responses.respond, defaults={"resource": resource})
 
     @app.get("/")
     def gallery() -> Response:
         """Show the pictures to people; while no model is ready the page comes all the same, and waits for one."""
         version: int | None
         try:
-            version = replica.versions()[-1]
+            version = monitor.versions()[-1]
         except (ModelUnavailable, ModelTimeout, Overloaded):
             version = None
         page = render_gallery(settings.model_name, version)
@@ -109,14 +109,14 @@ def create_app(settings: Settings) -> Flask:
     @app.get("/about")
     def about() -> Response:
         """Tell which model is served, in which versions, what its newest is, and whether this replica is proved."""
-        versions = replica.versions()
-        proof = pictures.proof(versions[-1])
+        versions = monitor.versions()
+        check = responses.golden_check(versions[-1])
         response = jsonify(
             model=settings.model_name,
             version=versions[-1],
             versions=versions,
-            replica=proof.verdict,
-            size=proof.size,
+            replica=check.verdict,
+            size=check.size,
             renderer=RENDERER_VERSION,
             card=model_card(settings.model_base_path / str(versions[-1])),
         )
@@ -144,9 +144,9 @@ def create_app(settings: Settings) -> Flask:
         The first time, and after an outage, its golden pictures are compared: a replica that paints others is ready
         all the same, but says so, here, in its log, its metrics and its ETags.
         """
-        version = replica.versions()[-1]
-        replica.require_model()
-        verdict = replica.proof(version, deadline_s=pictures.deadline_s()).verdict
+        version = monitor.versions()[-1]
+        monitor.require_model()
+        verdict = monitor.golden_check(version, deadline_s=responses.deadline_s()).verdict
         return Response(f"ready: version {version}, {verdict}\n", mimetype="text/plain")
 
     @app.after_request
@@ -159,16 +159,16 @@ def create_app(settings: Settings) -> Flask:
             response.headers.extend(PREFLIGHT)
         if response.mimetype == "text/html":
             response.headers.update(PAGE_HEADERS)
-        seen = observed()
-        response.headers.add("X-Request-ID", seen.request_id)
-        seen.resource = (request.endpoint or "unknown").removeprefix("/")
-        seen.status = response.status_code
-        if seen.path == "-":
-            seen.path = quote(request.path)
+        record = current_record()
+        response.headers.add("X-Request-ID", record.request_id)
+        record.resource = (request.endpoint or "unknown").removeprefix("/")
+        record.status = response.status_code
+        if record.path == "-":
+            record.path = quote(request.path)
         if response.status_code < 400:
-            seen.outcome = NOT_MODIFIED if response.status_code == 304 else ANSWERED
+            record.outcome = NOT_MODIFIED if response.status_code == 304 else ANSWERED
         if request.method != "HEAD":
-            seen.size_bytes = response.content_length or 0
+            record.size_bytes = response.content_length or 0
         return response
 
     app.wsgi_app = observing(app.wsgi_app)  # type: ignore[method-assign]
@@ -185,8 +185,8 @@ def observing(app: Any) -> Any:
         # Werkzeug would refuse `*`, too, with the whole page for a body.
         if "HTTP_IF_MATCH" in environ:
             environ["ringo.if_match"] = environ.pop("HTTP_IF_MATCH")
-        with observe(environ["REQUEST_METHOD"], sent, arrived_s=arrived_s, recorded=not probe) as seen:
-            seen.quiet = probe
+        with record_request(environ["REQUEST_METHOD"], sent, arrived_s=arrived_s, recorded=not probe) as record:
+            record.quiet = probe
             answer: Iterable[bytes] = app(environ, start_response)
             return answer
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flask import render_template
 
-from serving.rendering.query import MAX_SEED, Animation, Morph, Picture, Query, address
+from serving.rendering.query import MAX_SEED, Animation, Morph, Picture, Query, canonical_url
 
 # Seeds that the page comes with, and by which its wall grows: whole rows at every number of columns in gallery.css.
 WALL_PART = 60
@@ -17,7 +17,7 @@ def render_gallery(model_name: str, version: int | None) -> str:
     """
 
     def pinned(query: Query) -> str:
-        return address(replace(query, version=version))
+        return canonical_url(replace(query, version=version))
 
     return render_template(
         "gallery.html",

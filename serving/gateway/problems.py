@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import (
-    CallerGone,
+    ClientGone,
     InvalidRequest,
     ModelMismatch,
     ModelTimeout,
@@ -20,7 +20,7 @@ from serving.errors import (
     Stopping,
     UnknownVersion,
 )
-from serving.telemetry.request_log import observed
+from serving.telemetry.request_log import current_record
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ ANSWERS: dict[type[RingoError], Answer] = {
     ModelMismatch: Answer(502, "model-mismatch", "The model server answered something else than pictures"),
     ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
     Stopping: Answer(503, "stopping", "The server is about to end", retry_after_s=1),
-    CallerGone: Answer(499, "caller-gone", "Nobody waits for the answer"),  # nginx's number; only metrics see it
+    ClientGone: Answer(499, "client-gone", "Nobody waits for the answer"),  # nginx's number; only metrics see it
     Overloaded: Answer(503, "overloaded", "The service takes no more work for now", retry_after_s=1),
     ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
 }
@@ -60,7 +60,7 @@ def domain_problem(error: RingoError) -> Response:
     more: dict[str, object] = {}
     if isinstance(error, InvalidRequest):
         more = {"parameter": error.field, "value": error.value, "allowed": error.allowed}
-    observed().failed_by(error, answer.kind.replace("-", "_"))
+    current_record().record_failure(error, answer.kind.replace("-", "_"))
     kind = f"urn:ringo:problem:{answer.kind}"
     response = problem(answer.status, kind=kind, title=answer.title, detail=str(error), more=more)
     if isinstance(error, NotAuthenticated):
@@ -76,7 +76,7 @@ def http_problem(error: HTTPException) -> Response:
     Whatever else is raised arrives here as a 500 that tells nothing; its traceback is in the log.
     """
     if error.code is not None and error.code < 500:
-        observed().outcome = error.name.lower().replace(" ", "_")  # not_found
+        current_record().outcome = error.name.lower().replace(" ", "_")  # not_found
     response = problem(error.code or 500, kind="about:blank", title=error.name, detail=error.description or "")
     response.headers.extend((name, text) for name, text in error.get_headers() if name != "Content-Type")
     return response
@@ -90,7 +90,7 @@ def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[st
         "status": status,
         "detail": detail,
         "instance": quote(request.path),
-        "request_id": observed().request_id,
+        "request_id": current_record().request_id,
         **(more or {}),
     }
     response = Response(json.dumps(members), status, mimetype="application/problem+json")

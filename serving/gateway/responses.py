@@ -14,16 +14,16 @@ from flask import Response, request
 from werkzeug.exceptions import NotAcceptable
 from werkzeug.http import dump_options_header, quote_etag
 
-from serving.errors import CallerGone, UnknownVersion
-from serving.model_client.client import PROVED, ModelClient
-from serving.model_client.monitor import Proof, Replica
+from serving.errors import ClientGone, UnknownVersion
+from serving.model_client.client import VERIFIED, ModelClient
+from serving.model_client.monitor import GoldenCheck, ModelMonitor
 from serving.rendering.encoding import MIMETYPES, RENDERER_VERSION
-from serving.rendering.query import MAX_SEED, Picture, Query, address, check_canvas, mimetypes, read_query
-from serving.rendering.renderer import Painter
-from serving.runtime.limits import Gate
+from serving.rendering.query import MAX_SEED, Picture, Query, canonical_url, check_canvas, mimetypes, read_query
+from serving.rendering.renderer import Renderer
+from serving.runtime.limits import ConcurrencyLimit
 from serving.settings import Settings
 from serving.telemetry.metrics import PICTURES
-from serving.telemetry.request_log import observed
+from serving.telemetry.request_log import current_record
 
 REVALIDATE = "no-cache"  # keep it, but ask: the newest version may be another by then
 IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 takes for ever
@@ -31,101 +31,103 @@ IMMUTABLE_FOR_BEARERS = IMMUTABLE.replace("public", "private")  # no shared cach
 NOT_KEPT = "no-store"
 
 
-class PictureAnswers:
+class ImageResponses:
     """Answers the current request with a picture of the model behind `client`. Threads may share it."""
 
-    def __init__(self, settings: Settings, client: ModelClient, replica: Replica) -> None:
+    def __init__(self, settings: Settings, client: ModelClient, monitor: ModelMonitor) -> None:
         self._settings = settings
-        self._replica = replica
-        self._painter = Painter(
+        self._monitor = monitor
+        self._renderer = Renderer(
             client, settings.model_name, cache_bytes=settings.cache_mb * 2**20, model_calls=settings.model_calls
         )
-        self._in_flight = Gate(settings.max_in_flight, "requests")
+        self._in_flight = ConcurrencyLimit(settings.max_in_flight, "requests")
         self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
 
-    def answer(self, resource: type[Query]) -> Response:
+    def respond(self, resource: type[Query]) -> Response:
         """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
         asked = read_query(resource, request.args)
         query = asked if asked.format else replace(asked, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
             query = replace(query, seed=secrets.randbelow(MAX_SEED + 1))
         if query.version is not None:
-            response = self._pinned(query, query.version, self._immutable)
+            response = self._respond(query, query.version, self._immutable)
         else:
             try:
-                response = self._pinned(query, self._replica.versions()[-1], REVALIDATE)
+                response = self._respond(query, self._monitor.versions()[-1], REVALIDATE)
             except UnknownVersion:  # another took its place since we last looked
-                response = self._pinned(query, self._replica.look()[-1], REVALIDATE)
+                response = self._respond(query, self._monitor.refresh()[-1], REVALIDATE)
         if isinstance(asked, Picture) and asked.seed is None:  # each answer is another
             response.headers["Cache-Control"] = NOT_KEPT
         if asked.format is None:
             response.vary.add("Accept")
         return response
 
-    def proof(self, version: int) -> Proof:
+    def golden_check(self, version: int) -> GoldenCheck:
         """Return what is known of `version`; the first time, the model server is asked for its golden pictures."""
-        known = self._replica.known_proof(version)
+        known = self._monitor.known_check(version)
         if known is not None:
             return known
-        with self._asking_the_model():
-            return self._replica.proof(version, deadline_s=self.deadline_s())
+        with self._model_slot():
+            return self._monitor.golden_check(version, deadline_s=self.deadline_s())
 
     def deadline_s(self) -> float:
         """Return when the caller's time is up, by time.monotonic: what he waited for a thread counts."""
         arrived_s: float = request.environ.get("ringo.arrived_s", time.monotonic())
         return arrived_s + self._settings.predict_timeout_s
 
-    def _pinned(self, query: Query, version: int, cache_control: str) -> Response:
+    def _respond(self, query: Query, version: int, cache_control: str) -> Response:
         """Answer a query, whose seed and format are decided, with what `version` paints.
 
         Who holds the proved picture holds the picture, whatever this replica would paint: that needs no model server.
         """
-        query, seen = replace(query, version=version), observed()
-        seen.path = url = address(query)
-        if self._replica.knows(version):
-            seen.model_version = version
-        if self._holds(url, PROVED):
-            return self._finished(None, query, url, PROVED, cache_control)
-        proof = self.proof(version)
-        seen.model_version = version
-        if proof.differing:  # for a year nobody should keep what this replica alone paints so
+        query, record = replace(query, version=version), current_record()
+        record.path = url = canonical_url(query)
+        if self._monitor.knows(version):
+            record.model_version = version
+        if self._client_has(url, VERIFIED):
+            return self._build_response(None, query, url, VERIFIED, cache_control)
+        check = self.golden_check(version)
+        record.model_version = version
+        if check.differing:  # for a year nobody should keep what this replica alone paints so
             cache_control = REVALIDATE
-        if proof.mark != PROVED and self._holds(url, proof.mark):  # PROVED was asked for above
-            return self._finished(None, query, url, proof.mark, cache_control)
+        if check.fingerprint != VERIFIED and self._client_has(url, check.fingerprint):  # VERIFIED was asked for above
+            return self._build_response(None, query, url, check.fingerprint, cache_control)
         if query.size is None:
-            check_canvas(query, proof.size)
-        made = self._painter.kept(query, proof.mark)
+            check_canvas(query, check.size)
+        made = self._renderer.cached(query, check.fingerprint)
         if made is not None:
-            _came_from("cache")
+            _record_source("cache")
         else:
-            with self._asking_the_model():
-                _came_from("model")
-                made = self._painter.answer(query, proof.mark, deadline_s=self.deadline_s())
+            with self._model_slot():
+                _record_source("model")
+                made = self._renderer.render(query, check.fingerprint, deadline_s=self.deadline_s())
         if request.if_none_match.star_tag:  # names whatever exists, which is sure by now
             made = None
-        return self._finished(made, query, url, proof.mark, cache_control)
+        return self._build_response(made, query, url, check.fingerprint, cache_control)
 
-    def _holds(self, url: str, mark: str) -> bool:
+    def _client_has(self, url: str, fingerprint: str) -> bool:
         """Return whether the caller names the picture as one that he holds."""
         if "HTTP_IF_NONE_MATCH" not in request.environ:
             return False
-        named, etag = request.if_none_match, self._etag(url, mark)  # whose contains_weak is true for `*`, too
+        named, etag = request.if_none_match, self._etag(url, fingerprint)  # whose contains_weak is true for `*`, too
         return named.is_strong(etag) or named.is_weak(etag)
 
     @contextmanager
-    def _asking_the_model(self) -> Iterator[None]:
+    def _model_slot(self) -> Iterator[None]:
         """Be one of those who wait for the model; raise instead of waiting for nothing, or for nobody."""
-        self._replica.require_model()
-        with self._in_flight.passed():
+        self._monitor.require_model()
+        with self._in_flight.slot():
             caller = request.environ.get("gunicorn.socket")
             if caller is not None and caller.has_gone():
-                raise CallerGone("The caller has gone before the model was asked.")
+                raise ClientGone("The caller has gone before the model was asked.")
             yield
 
-    def _finished(self, made: bytes | None, query: Query, url: str, mark: str, cache_control: str) -> Response:
+    def _build_response(
+        self, made: bytes | None, query: Query, url: str, fingerprint: str, cache_control: str
+    ) -> Response:
         """Return the answer with the picture `made`, or 304 to who holds it."""
         headers = {
-            "ETag": quote_etag(self._etag(url, mark)),
+            "ETag": quote_etag(self._etag(url, fingerprint)),
             "Cache-Control": cache_control,
             "Content-Location": url,
             "Ringo-Model-Version": str(query.version),
@@ -136,10 +138,10 @@ class PictureAnswers:
             headers["Content-Disposition"] = dump_options_header("inline", {"filename": self._file_name(query)})
         return Response(made, 304 if made is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
-    def _etag(self, url: str, mark: str) -> str:
+    def _etag(self, url: str, fingerprint: str) -> str:
         """Return the tag of the picture at a pinned `url`: its class, and a digest of all that its bytes depend on."""
         named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION)))
-        return f"{mark}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+        return f"{fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
     def _file_name(self, query: Query) -> str:
         """Return what a browser calls the picture when it saves it: apple-42.png."""
@@ -147,8 +149,8 @@ class PictureAnswers:
         return f"{self._settings.model_name}-{which}.{query.format}"
 
 
-def _came_from(source: str) -> None:
-    observed().source = source
+def _record_source(source: str) -> None:
+    current_record().source = source
     PICTURES.labels(source).inc()
 
 

@@ -168,12 +168,12 @@ class _ProblemWorker(PatientWorker):
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             self.log.exception("The gateway failed before its application could answer.")
         detail = status.description
-        from serving.telemetry.request_log import UNREADABLE, observe
+        from serving.telemetry.request_log import UNREADABLE, record_request
 
-        with observe("-", {}) as seen:
+        with record_request("-", {}) as record:
             if status < 500:
-                seen.outcome = UNREADABLE
-            seen.status = status.value
+                record.outcome = UNREADABLE
+            record.status = status.value
         if isinstance(exc, InvalidRequestLine):  # curl sends 'seed=りんご' as it is
             detail = (
                 "The request line is not valid; allowed is a method, a path that begins with / and in which whatever "
@@ -182,11 +182,11 @@ class _ProblemWorker(PatientWorker):
         from serving.gateway.app import EVERYWHERE  # after the fork, as in `load`
 
         members = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail}
-        body = json.dumps(members | {"request_id": seen.request_id})
+        body = json.dumps(members | {"request_id": record.request_id})
         headers = EVERYWHERE | {
             "Content-Type": "application/problem+json",
             "Content-Length": str(len(body)),
-            "X-Request-ID": seen.request_id,
+            "X-Request-ID": record.request_id,
             "Cache-Control": "no-store",
             "Connection": "close",
         }

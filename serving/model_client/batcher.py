@@ -1,11 +1,11 @@
-"""Predict calls joined: callers who want a picture at about the same time share a call, which costs each of them less.
+"""PredictBatcher: concurrent requests for one image share a Predict call.
 
-A call for 8 pictures takes about 6 times as long as one for 1. Who has just been answered often asks again soon, so the
-next call is held back a little for as many as were in the last one, unless several may be under way and none is: then
-the model server would have nothing to do. A lone caller never waits.
+A call for 8 images takes about 6 times as long as a call for 1. A client often sends its next request right after a
+response, so the next batch waits briefly for as many requests as the last batch had. It does not wait if several calls
+may run at once and none runs: the model server would be idle. A lone request never waits.
 
-Calls are made by their callers' own threads: the one that makes a call does for all in it what they do with their
-pictures, too. Eight threads that wake at once would take the interpreter's lock from each other.
+Batches run in the threads of the requests. The thread that runs a batch also encodes the images of all its requests:
+eight threads that wake at once would compete for the interpreter's lock.
 """
 
 import math
@@ -23,158 +23,159 @@ import numpy.typing as npt
 
 from serving.errors import ModelTimeout
 from serving.model_client.client import MAX_ROWS
-from serving.telemetry.request_log import current, waited
+from serving.telemetry.request_log import find_record, record_stage
 
-ENOUGH_ROWS = 8  # to begin without waiting for more: from here on a row costs no less
-PATIENCE = 0.7  # of the time that the last call took, for its callers to ask again
-MAX_PATIENCE_S = 0.02  # 8 of the shipped pictures take as long; what a call has hung for, nobody waits again
+ENOUGH_ROWS = 8  # start without waiting for more: from 8 rows on, a row costs no less
+WAIT_RATIO = 0.7  # of the duration of the last call: how long its clients get to send the next request
+MAX_WAIT_S = 0.02  # 8 images of the bundled model take as long; limits the wait after a call that hung
 
-# Takes a model version, seeds and a deadline by time.monotonic; returns one picture per seed, in order.
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], sRGB
+# Takes a model version, seeds and a deadline (time.monotonic); returns one image per seed, in order.
 Generate = Callable[[int, Sequence[int], float], Sequence[Pixels]]
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class _Caller:
+class PendingRequest:
+    """One request for one image, until its thread takes the result."""
+
     version: int
     seed: int
-    then: Callable[[Pixels], Any]
+    on_pixels: Callable[[Pixels], Any]
     deadline_s: float
-    since_s: float = field(default_factory=time.monotonic)
-    began_s: float = math.inf  # when the call began
+    queued_s: float = field(default_factory=time.monotonic)
+    started_s: float = math.inf  # when the call began
     ended_s: float = math.inf
-    made: Any = None
-    error: BaseException | None = None  # instead of what is made
-    done: bool = False
-    news: SimpleQueue[None] = field(default_factory=SimpleQueue)  # one item for each time that there is any
+    result: Any = None
+    error: BaseException | None = None  # set instead of `result`
+    is_done: bool = False
+    wake_up: SimpleQueue[None] = field(default_factory=SimpleQueue)  # one item for each change
 
 
-class JoinedCalls:
-    """Makes at most `at_a_time` calls of `generate` at a time, of up to MAX_ROWS rows. Threads may share it."""
+class PredictBatcher:
+    """Runs at most `max_calls` Predict calls at a time, each of up to MAX_ROWS rows; thread-safe."""
 
-    def __init__(self, generate: Generate, *, at_a_time: int) -> None:
+    def __init__(self, generate: Generate, *, max_calls: int) -> None:
         self._generate = generate
         self._lock = threading.Lock()  # guards what follows
-        self._at_a_time = self._free = at_a_time
-        self._waiting: deque[_Caller] = deque()  # of whom the first keeps an eye on the time, if a call could begin
-        self._expected = 1  # so many callers begin at once;
-        self._patient_until_s = 0.0  # from then on, any number
+        self._max_calls = self._free_calls = max_calls
+        self._waiting: deque[PendingRequest] = deque()  # the first one watches the time
+        self._expected = 1  # a batch starts at once with so many requests,
+        self._wait_until_s = 0.0  # and from then on with any number
 
-    def picture(self, version: int, seed: int, then: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
-        """Return what `then` makes of the picture of `seed`, in this thread or another, by `deadline_s`.
+    def predict(self, version: int, seed: int, on_pixels: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
+        """Return what `on_pixels` returns for the image of `seed`, by `deadline_s` (time.monotonic).
 
-        That is a time of time.monotonic. Raises what `then` does; what `generate` does, to all whose rows were in the
-        call; and ModelTimeout to whom it comes too late, but for the one who makes a call: it lasts as long as any of
-        its callers has time.
+        `on_pixels` may run in another request's thread. Raises what `on_pixels` or `generate` raises, and ModelTimeout
+        after the deadline. The thread that runs the batch waits for the latest deadline of its requests.
         """
-        mine = _Caller(version, seed, then, deadline_s)
+        entry = PendingRequest(version, seed, on_pixels, deadline_s)
         with self._lock:
-            self._waiting.append(mine)
-        part, until_s = self._look(mine)
-        if not part:
-            part = self._wait(mine, until_s)
-        if part:
-            self._make(part)
-        if mine.error is not None:
-            raise mine.error
-        made: T = mine.made
-        return made
+            self._waiting.append(entry)
+        batch, until_s = self._take_batch(entry)
+        if not batch:
+            batch = self._wait(entry, until_s)
+        if batch:
+            self._run_batch(batch)
+        if entry.error is not None:
+            raise entry.error
+        result: T = entry.result
+        return result
 
-    def _wait(self, mine: _Caller, until_s: float) -> list[_Caller]:
-        """Wait until `mine` is done, or is to make a call; return whom that is for."""
-        part: list[_Caller] = []
+    def _wait(self, entry: PendingRequest, until_s: float) -> list[PendingRequest]:
+        """Wait until `entry` is done, or return the batch that its thread is to run."""
+        batch: list[PendingRequest] = []
         try:
-            while not part and not mine.done:
+            while not batch and not entry.is_done:
                 with suppress(Empty):
-                    mine.news.get(timeout=min(max(0.0, until_s - time.monotonic()), threading.TIMEOUT_MAX))
-                part, until_s = self._look(mine)
-            return part
+                    entry.wake_up.get(timeout=min(max(0.0, until_s - time.monotonic()), threading.TIMEOUT_MAX))
+                batch, until_s = self._take_batch(entry)
+            return batch
         finally:
             now_s = time.monotonic()
-            waited("queue", min(mine.began_s, now_s) - mine.since_s)
-            seen = current()
-            if seen is not None and not part:  # the call itself is measured once, by who makes it
-                seen.add("model", max(0.0, min(mine.ended_s, now_s) - mine.began_s))
+            record_stage("queue", min(entry.started_s, now_s) - entry.queued_s)
+            record = find_record()
+            if record is not None and not batch:  # the thread that runs the call records it
+                record.add("model", max(0.0, min(entry.ended_s, now_s) - entry.started_s))
 
-    def _look(self, mine: _Caller) -> tuple[list[_Caller], float]:
-        """Return whom `mine` is to make a call for; or nobody, and until when to wait for news.
+    def _take_batch(self, entry: PendingRequest) -> tuple[list[PendingRequest], float]:
+        """Return the batch for the thread of `entry` to run; or no batch, and until when to wait.
 
-        Raises ModelTimeout if it is too late, whether or not others are about to make the call.
+        Raises ModelTimeout after the deadline, also if another thread is about to run the batch.
         """
         with self._lock:
             now_s = time.monotonic()
-            waits = mine.began_s == math.inf
-            if waits and self._free and self._is_time(now_s):
-                part = self._company_of(self._waiting[0])
-                if mine in part:
-                    self._free -= 1
-                    for one in part:
-                        one.began_s = now_s
-                    self._leave(part)
-                    return part, now_s
-                self._waiting[0].news.put(None)
-            if mine.done:
+            is_queued = entry.started_s == math.inf
+            if is_queued and self._free_calls and self._batch_is_due(now_s):
+                batch = self._select_batch(self._waiting[0])
+                if entry in batch:
+                    self._free_calls -= 1
+                    for request in batch:
+                        request.started_s = now_s
+                    self._remove(batch)
+                    return batch, now_s
+                self._waiting[0].wake_up.put(None)
+            if entry.is_done:
                 return [], now_s
-            if now_s >= mine.deadline_s:
-                if waits:
-                    self._leave([mine])
-                raise ModelTimeout("The model server was busy with others until the caller's time was up.")
-            if waits and self._free and mine is self._waiting[0]:
-                return [], min(mine.deadline_s, self._patient_until_s)
-            return [], mine.deadline_s
+            if now_s >= entry.deadline_s:
+                if is_queued:
+                    self._remove([entry])
+                raise ModelTimeout("The deadline passed while the model server was busy; try again later.")
+            if is_queued and self._free_calls and entry is self._waiting[0]:
+                return [], min(entry.deadline_s, self._wait_until_s)
+            return [], entry.deadline_s
 
-    def _is_time(self, now_s: float) -> bool:
-        """Return whether to begin with those who wait. With a single call at a time, other workers may have theirs."""
-        nobody_is_busy = self._free == self._at_a_time > 1
-        return nobody_is_busy or len(self._waiting) >= self._expected or now_s >= self._patient_until_s
+    def _batch_is_due(self, now_s: float) -> bool:
+        """Return whether a batch of the waiting requests starts now."""
+        # With one call at a time this worker can't tell: other workers may keep the model server busy.
+        is_idle = self._free_calls == self._max_calls > 1
+        return is_idle or len(self._waiting) >= self._expected or now_s >= self._wait_until_s
 
-    def _company_of(self, first: _Caller) -> list[_Caller]:
-        """Return who is to share a call with `first`, of all who wait."""
-        company = [one for one in self._waiting if one.version == first.version]
-        return company[: worthwhile(min(len(company), MAX_ROWS))]
+    def _select_batch(self, first: PendingRequest) -> list[PendingRequest]:
+        """Return the waiting requests that share a call with `first`."""
+        batch = [request for request in self._waiting if request.version == first.version]
+        return batch[: even_batch_size(min(len(batch), MAX_ROWS))]
 
-    def _leave(self, callers: Sequence[_Caller]) -> None:
-        """Take `callers` from those who wait; somebody else may have to keep an eye on the time now."""
-        for one in callers:
-            self._waiting.remove(one)
-        if self._free and self._waiting:
-            self._waiting[0].news.put(None)
+    def _remove(self, requests: Sequence[PendingRequest]) -> None:
+        """Remove `requests` from the queue, and wake the one that is now first: it watches the time."""
+        for request in requests:
+            self._waiting.remove(request)
+        if self._free_calls and self._waiting:
+            self._waiting[0].wake_up.put(None)
 
-    def _make(self, part: Sequence[_Caller]) -> None:
-        """Make a call for `part` and do what each does with his picture, while others make the next."""
-        began_s = time.monotonic()
-        pictures: Sequence[Pixels] = []
+    def _run_batch(self, batch: Sequence[PendingRequest]) -> None:
+        """Run one Predict call for `batch`, then each request's `on_pixels`; the next call may start meanwhile."""
+        started_s = time.monotonic()
+        images: Sequence[Pixels] = []
         failed: BaseException | None = None
         try:
-            latest_s = max(one.deadline_s for one in part)
-            pictures = self._generate(part[0].version, [one.seed for one in part], latest_s)
+            latest_s = max(request.deadline_s for request in batch)
+            images = self._generate(batch[0].version, [request.seed for request in batch], latest_s)
         except BaseException as error:
             failed = error
         ended_s = time.monotonic()
         with self._lock:
-            self._free += 1
-            self._expected = worthwhile(min(len(self._waiting) + len(part), ENOUGH_ROWS))
-            self._patient_until_s = ended_s + min(PATIENCE * (ended_s - began_s), MAX_PATIENCE_S)
+            self._free_calls += 1
+            self._expected = even_batch_size(min(len(self._waiting) + len(batch), ENOUGH_ROWS))
+            self._wait_until_s = ended_s + min(WAIT_RATIO * (ended_s - started_s), MAX_WAIT_S)
             if self._waiting:
-                self._waiting[0].news.put(None)
-        for row, one in enumerate(part):
-            one.ended_s = ended_s
+                self._waiting[0].wake_up.put(None)
+        for row, request in enumerate(batch):
+            request.ended_s = ended_s
             try:
                 if failed is not None:
                     raise failed
-                one.made = one.then(pictures[row])
+                request.result = request.on_pixels(images[row])
             except BaseException as error:
-                one.error = error
-        for one in part:  # at the end, lest they take the interpreter's lock from us
-            one.done = True
-            one.news.put(None)
+                request.error = error
+        for request in batch:  # at the end: woken threads compete for the interpreter's lock
+            request.is_done = True
+            request.wake_up.put(None)
 
 
-def worthwhile(callers: int) -> int:
-    """Return how many of so many callers to make a call for: all, or all but one.
+def even_batch_size(requests: int) -> int:
+    """Return the size of a batch for so many waiting requests: all, or all but one.
 
-    An odd number of rows from 3 up takes as long as one more, as the graph then adds a row
-    (training/export/signatures.py).
+    An odd number of rows from 3 up takes as long as one row more: the graph pads it (training/export/signatures.py).
     """
-    return callers if callers == 1 else callers - callers % 2
+    return requests if requests == 1 else requests - requests % 2

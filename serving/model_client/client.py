@@ -21,12 +21,12 @@ from serving.model_client.messages import (
     types_pb2,
 )
 from serving.telemetry.metrics import PREDICT_ROWS
-from serving.telemetry.request_log import current, stage
+from serving.telemetry.request_log import find_record, stage
 from serving.telemetry.tracing import trace_metadata
 
 log = logging.getLogger(__name__)
 
-PROVED = "proved"  # the mark of replicas that paint the golden pictures as the exporter did
+VERIFIED = "proved"  # wire name in ETags, /about and the proto: golden images have the exporter's bytes
 MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
 STATUS_TIMEOUT_S = 1.0  # answered from memory in a millisecond; probes come every few seconds and must not pile up
 CLOCK_JUMP_S = 0.5  # what is corrected bit by bit stays far below it
@@ -203,7 +203,7 @@ class ModelClient:
             found = ERRORS[error.code()](self._sentence(error))
         cause = f"Predict: {error.code().name}: {error.details()}"
         found.add_note(cause)  # for the one line of the request
-        if current() is None:
+        if find_record() is None:
             log.warning("%s", cause)
         return found
 

@@ -10,7 +10,7 @@ from serving.paint.client import PaintingError
 from serving.paint.files import Files, Painted, Tars
 from serving.paint.manifest import Row
 from serving.paint.seeds import Seeds
-from serving.rendering.query import Picture, address
+from serving.rendering.query import Picture, canonical_url
 
 CALL_SEEDS = 256  # of one call where each picture is a file: a stream of a second or two, so that replicas take turns
 
@@ -134,7 +134,7 @@ class Holdings:
         return bool(self._there[self._seeds.place(seed)])
 
     def _address(self, seed: int, version: int) -> str:
-        return address(replace(self._query, seed=seed, version=version))
+        return canonical_url(replace(self._query, seed=seed, version=version))
 
 
 def _seed(row: Row) -> int:

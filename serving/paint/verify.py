@@ -16,7 +16,7 @@ from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, Unk
 from serving.model_client.client import ModelClient
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
-from serving.rendering.renderer import Painter
+from serving.rendering.renderer import Renderer
 from serving.settings import Settings
 
 MAX_FILE_BYTES = 64 * 2**20  # five times the largest picture that we make
@@ -40,12 +40,12 @@ def verify(files: Iterable[Path], settings: Settings) -> int:
     Where no model server can be asked, say so in one sentence on stderr and return that of UNREADABLE.
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
-    painter = Painter(client, settings.model_name, cache_bytes=0, model_calls=1)
+    renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
     found = set()
     with closing(client):
         for file in files:
             try:
-                verdict, reason = judge(file, painter, settings.model_name)
+                verdict, reason = judge(file, renderer, settings.model_name)
             except RingoError as error:
                 print(error, file=sys.stderr)
                 return Verdict.UNREADABLE.value
@@ -54,7 +54,7 @@ def verify(files: Iterable[Path], settings: Settings) -> int:
     return min(found - {0}, default=0)
 
 
-def judge(file: Path, painter: Painter, model_name: str) -> tuple[Verdict, str]:
+def judge(file: Path, renderer: Renderer, model_name: str) -> tuple[Verdict, str]:
     """Return what is found of `file`, and why in a few words where that is not plain."""
     try:
         with file.open("rb") as opened:
@@ -79,7 +79,7 @@ def judge(file: Path, painter: Painter, model_name: str) -> tuple[Verdict, str]:
             f"encoded by renderer {quoted(facts.get('Renderer'))}, here is '{RENDERER_VERSION}'",
         )
     try:
-        made = painter.answer(pinned_query(facts["Picture"]), mark="")
+        made = renderer.render(pinned_query(facts["Picture"]), fingerprint="")
     except UnknownVersion as error:
         return Verdict.UNKNOWN_MODEL, str(error)
     except InvalidRequest as error:

@@ -130,7 +130,7 @@ TRUNCATION = Parameter(
 VERSION = whole_number(0, MAX_SEED, "The model version to ask; the answer is then immutable. Without it the newest.")
 
 
-def given(parameter: Parameter, default: Any = MISSING) -> Any:
+def param(parameter: Parameter, default: Any = MISSING) -> Any:
     """Return a dataclass field for `parameter`; without a default it has to be there."""
     return field(default=default, metadata={"parameter": parameter})
 
@@ -143,11 +143,11 @@ class Picture:
     formats: ClassVar[tuple[str, ...]] = STILL
     tiles: ClassVar[tuple[int, int]] = (1, 1)  # columns, rows
 
-    seed: int | None = given(SEED, None)
-    size: int | None = given(SIZE, None)
-    truncation: float = given(TRUNCATION, 1.0)
-    format: str | None = given(file_format(STILL), None)
-    version: int | None = given(VERSION, None)
+    seed: int | None = param(SEED, None)
+    size: int | None = param(SIZE, None)
+    truncation: float = param(TRUNCATION, 1.0)
+    format: str | None = param(file_format(STILL), None)
+    version: int | None = param(VERSION, None)
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,12 @@ class Grid:
     path: ClassVar[str] = "/grid"
     formats: ClassVar[tuple[str, ...]] = STILL
 
-    seeds: tuple[int, ...] = given(SEEDS, tuple(range(16)))
-    columns: int = given(COLUMNS, 4)
-    size: int | None = given(SIZE, None)
-    truncation: float = given(TRUNCATION, 1.0)
-    format: str | None = given(file_format(STILL), None)
-    version: int | None = given(VERSION, None)
+    seeds: tuple[int, ...] = param(SEEDS, tuple(range(16)))
+    columns: int = param(COLUMNS, 4)
+    size: int | None = param(SIZE, None)
+    truncation: float = param(TRUNCATION, 1.0)
+    format: str | None = param(file_format(STILL), None)
+    version: int | None = param(VERSION, None)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -177,13 +177,13 @@ class Morph:
     path: ClassVar[str] = "/morph"
     formats: ClassVar[tuple[str, ...]] = STILL
 
-    start: int = given(END)
-    end: int = given(END)
-    frames: int = given(FRAMES, 8)
-    size: int | None = given(SIZE, None)
-    truncation: float = given(TRUNCATION, 1.0)
-    format: str | None = given(file_format(STILL), None)
-    version: int | None = given(VERSION, None)
+    start: int = param(END)
+    end: int = param(END)
+    frames: int = param(FRAMES, 8)
+    size: int | None = param(SIZE, None)
+    truncation: float = param(TRUNCATION, 1.0)
+    format: str | None = param(file_format(STILL), None)
+    version: int | None = param(VERSION, None)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -198,13 +198,13 @@ class Animation:
     path: ClassVar[str] = "/animation"
     formats: ClassVar[tuple[str, ...]] = MOVING
 
-    start: int = given(END)
-    end: int = given(END)
-    frames: int = given(FRAMES, 16)
-    size: int | None = given(SIZE, None)
-    truncation: float = given(TRUNCATION, 1.0)
-    format: str | None = given(file_format(MOVING), None)
-    version: int | None = given(VERSION, None)
+    start: int = param(END)
+    end: int = param(END)
+    frames: int = param(FRAMES, 16)
+    size: int | None = param(SIZE, None)
+    truncation: float = param(TRUNCATION, 1.0)
+    format: str | None = param(file_format(MOVING), None)
+    version: int | None = param(VERSION, None)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -219,8 +219,8 @@ RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
 
 def parameters(resource: type[Q]) -> Iterator[tuple[Field[Any], Parameter]]:
     """Yield the fields of `resource` with their parameters, in the order of a URL."""
-    for one in fields(resource):
-        yield one, one.metadata["parameter"]
+    for entry in fields(resource):
+        yield entry, entry.metadata["parameter"]
 
 
 def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
@@ -229,15 +229,15 @@ def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
     Raises InvalidRequest, naming the parameter: an unknown, missing, repeated or refused one, or a `size` for which the
     whole would be too large.
     """
-    known = {one.name: (one, parameter) for one, parameter in parameters(resource)}
+    known = {entry.name: (entry, parameter) for entry, parameter in parameters(resource)}
     for name in arguments:
         if name not in known:
             raise InvalidRequest(name, arguments[name], f"no parameter but {', '.join(known)}")
     values = {}
-    for name, (one, parameter) in known.items():
+    for name, (entry, parameter) in known.items():
         texts = arguments.getlist(name)
         if not texts:
-            if one.default is MISSING:
+            if entry.default is MISSING:
                 raise InvalidRequest(name, None, parameter.allowed)
             continue
         try:
@@ -260,12 +260,12 @@ def check_canvas(query: Query, size: int) -> None:
 
 
 @lru_cache(maxsize=1024)  # each answer asks four times: 8 us each, of 180 for a picture that is kept
-def address(query: Query) -> str:
+def canonical_url(query: Query) -> str:
     """Return the one URL of `query`, path and query string: parameters in their order, defaults left out."""
     values = {
-        one.name: parameter.write(getattr(query, one.name))
-        for one, parameter in parameters(type(query))
-        if getattr(query, one.name) != one.default
+        entry.name: parameter.write(getattr(query, entry.name))
+        for entry, parameter in parameters(type(query))
+        if getattr(query, entry.name) != entry.default
     }
     return f"{query.path}?{urlencode(values, safe=',')}" if values else query.path
 

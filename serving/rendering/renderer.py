@@ -12,14 +12,14 @@ import numpy as np
 from cachetools import LRUCache
 
 from serving.errors import Overloaded
-from serving.model_client.batcher import JoinedCalls
-from serving.model_client.client import PROVED, ModelClient
+from serving.model_client.batcher import PredictBatcher
+from serving.model_client.client import VERIFIED, ModelClient
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.rendering.interpolation import Latent, slerp
-from serving.rendering.query import Animation, Grid, Morph, Picture, Query, address
+from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
 from serving.runtime.memory import give_back
 from serving.runtime.single_flight import SingleFlight
-from serving.telemetry.request_log import carried, stage
+from serving.telemetry.request_log import stage, with_current_context
 
 ANCHOR_SEED = 0  # towards whose latent truncation leads
 
@@ -28,29 +28,29 @@ LARGE_WAIT_S = 10.0  # as long as we wait for a model server by default, and twe
 
 
 @dataclass(frozen=True)
-class Painting:
+class PixelsKey:
     """The name under which the model's own pixels for a seed are kept."""
 
-    mark: str
+    fingerprint: str
     version: int
     seed: int
     truncation: float
 
 
-class Painter:
+class Renderer:
     """Makes pictures of pinned queries: version, format and seed decided. Threads may share it.
 
     Up to `cache_bytes` of answers and of the model's own pixels are kept, the longest unused going first. Callers who
     ask for one thing at a time share one making of it, whether or not anything is kept. What is kept, and shared, is
-    so under the `mark` of the replica that made it (replica.Proof): another kind of replica begins anew. Single
+    so under the `mark` of the replica that made it (replica.GoldenCheck): another kind of replica begins anew. Single
     pictures are asked for in at most `model_calls` calls at a time, together where need be.
     """
 
     def __init__(self, client: ModelClient, model_name: str, *, cache_bytes: int, model_calls: int) -> None:
         self._client = client
-        self._joined = JoinedCalls(
+        self._batcher = PredictBatcher(
             lambda version, seeds, deadline_s: list(client.generate(version, seeds, deadline_s=deadline_s)),
-            at_a_time=model_calls,
+            max_calls=model_calls,
         )
         self._model_name = model_name
         self._lock = threading.Lock()  # guards the cache
@@ -59,13 +59,13 @@ class Painter:
         self._flight = SingleFlight[Any, Any]()
         self._large = threading.Lock()  # held while a large picture is encoded
 
-    def kept(self, query: Query, mark: str) -> bytes | None:
+    def cached(self, query: Query, fingerprint: str) -> bytes | None:
         """Return the answer to `query` if it is kept."""
         with self._lock:
-            made: bytes | None = self._cache.get((mark, query))
+            made: bytes | None = self._cache.get((fingerprint, query))
         return made
 
-    def answer(self, query: Query, mark: str, *, deadline_s: float = math.inf) -> bytes:
+    def render(self, query: Query, fingerprint: str, *, deadline_s: float = math.inf) -> bytes:
         """Return the encoded picture that `query` asks for, by `deadline_s` of time.monotonic.
 
         Raises what ModelClient does, and Overloaded.
@@ -81,20 +81,22 @@ class Painter:
                     early.append(self._encode(query, file_format, [pixels], deadline_s))
                 return pixels
 
-            tiles = self._tiles(query, version, mark, deadline_s, carried(encode_early))
+            tiles = self._tiles(query, version, fingerprint, deadline_s, with_current_context(encode_early))
             encoded = early[0] if early else self._encode(query, file_format, tiles, deadline_s)
-            self._keep((mark, query), encoded)
+            self._keep((fingerprint, query), encoded)
             return encoded
 
-        made: bytes = self._flight.do((mark, query), make, deadline_s=deadline_s)
+        made: bytes = self._flight.do((fingerprint, query), make, deadline_s=deadline_s)
         return made
 
-    def answers(self, queries: Sequence[Picture], mark: str, *, deadline_s: float = math.inf) -> Iterator[bytes]:
+    def render_many(
+        self, queries: Sequence[Picture], fingerprint: str, *, deadline_s: float = math.inf
+    ) -> Iterator[bytes]:
         """Yield what `answer` returns for each of `queries`, of one version and truncation, in order.
 
         The model is asked for all of them together; each is encoded when it is wanted. Raises what ModelClient does.
         """
-        names = [Painting(mark, pinned(query)[0], seed_of(query), query.truncation) for query in queries]
+        names = [PixelsKey(fingerprint, pinned(query)[0], seed_of(query), query.truncation) for query in queries]
         for query, pixels in zip(queries, self._paint(names, deadline_s=deadline_s), strict=True):
             yield self._encode(query, pinned(query)[1], [pixels], deadline_s)
 
@@ -103,7 +105,7 @@ class Painter:
         return {
             "Software": "Ringo",
             "Model": self._model_name,
-            "Picture": address(query),
+            "Picture": canonical_url(query),
             "Renderer": str(RENDERER_VERSION),
         }
 
@@ -134,17 +136,17 @@ class Painter:
             self._large.release()
 
     def _tiles(
-        self, query: Query, version: int, mark: str, deadline_s: float, then: Callable[[Pixels], Pixels]
+        self, query: Query, version: int, fingerprint: str, deadline_s: float, then: Callable[[Pixels], Pixels]
     ) -> Sequence[Pixels]:
         """Return the model's own pixels of each tile of `query`; a lone one, once painted, goes through `then`."""
         match query:
             case Picture():
-                name = Painting(mark, version, seed_of(query), query.truncation)
+                name = PixelsKey(fingerprint, version, seed_of(query), query.truncation)
                 paint = lambda: self._paint([name], then, deadline_s=deadline_s)  # noqa: E731
                 (pixels,) = self._flight.do(name, paint, deadline_s=deadline_s)
                 return [pixels]
             case Grid(seeds=seeds):
-                names = [Painting(mark, version, seed, query.truncation) for seed in seeds]
+                names = [PixelsKey(fingerprint, version, seed, query.truncation) for seed in seeds]
                 return self._paint(names, deadline_s=deadline_s)
             case Morph(start, end, frames) | Animation(start, end, frames):
                 first, last = self._latents(version, [start, end], query.truncation, deadline_s=deadline_s)
@@ -153,7 +155,7 @@ class Painter:
 
     def _paint(
         self,
-        names: Sequence[Painting],
+        names: Sequence[PixelsKey],
         then: Callable[[Pixels], Pixels] = lambda pixels: pixels,
         *,
         deadline_s: float = math.inf,
@@ -170,8 +172,8 @@ class Painter:
             version, truncation = missing[0].version, missing[0].truncation
             seeds = [name.seed for name in missing]
             painted: Iterable[Pixels]
-            if truncation == 1.0 and len(seeds) == 1 and names[0].mark == PROVED:
-                painted = [self._joined.picture(version, seeds[0], then, deadline_s=deadline_s)]
+            if truncation == 1.0 and len(seeds) == 1 and names[0].fingerprint == VERIFIED:
+                painted = [self._batcher.predict(version, seeds[0], then, deadline_s=deadline_s)]
             elif truncation == 1.0:
                 painted = self._client.generate(version, seeds, deadline_s=deadline_s)
             else:

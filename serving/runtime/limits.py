@@ -7,34 +7,34 @@ from contextlib import contextmanager
 from serving.errors import Overloaded, Stopping
 
 
-class Gate:
+class ConcurrencyLimit:
     """Lets at most `limit` calls in at a time, and none any more once it is shut. Threads may share it."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
         self._calls = calls
         self._changed = threading.Condition()  # guards what follows
-        self._inside = 0
-        self._shut = False
+        self._in_use = 0
+        self._closed = False
 
     @contextmanager
-    def passed(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """Be inside for the length of the `with` block; raise Overloaded or Stopping instead of waiting."""
         with self._changed:
-            if self._shut:
+            if self._closed:
                 raise Stopping("This server is being stopped, and begins nothing new.")
-            if self._inside == self._limit:
+            if self._in_use == self._limit:
                 raise Overloaded(f"This server has {self._limit} {self._calls} under way, and takes no more for now.")
-            self._inside += 1
+            self._in_use += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._in_use -= 1
                 self._changed.notify_all()
 
-    def shut(self, timeout_s: float) -> None:
+    def close(self, timeout_s: float) -> None:
         """Let nobody in any more, and wait until nobody is inside, at most for `timeout_s`."""
         with self._changed:
-            self._shut = True
-            self._changed.wait_for(lambda: not self._inside, timeout_s)
+            self._closed = True
+            self._changed.wait_for(lambda: not self._in_use, timeout_s)

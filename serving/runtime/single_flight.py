@@ -28,11 +28,11 @@ class SingleFlight(Generic[K, V]):
         Who joins waits as long as that takes, and at most until `deadline_s` of time.monotonic: then ModelTimeout. The
         ModelTimeout of whose call it is, is his: who has time left begins anew.
         """
-        mine: Future[V] = Future()
+        entry: Future[V] = Future()
         while True:
             with self._lock:
-                flight = self._flights.setdefault(key, mine)
-            if flight is mine:
+                flight = self._flights.setdefault(key, entry)
+            if flight is entry:
                 break
             with stage("shared"):
                 done = wait([flight], seconds_until(deadline_s)).done
@@ -46,14 +46,14 @@ class SingleFlight(Generic[K, V]):
         try:
             made = make()
         except BaseException as error:
-            mine.set_exception(error)
+            entry.set_exception(error)
             raise
         else:
-            mine.set_result(made)
+            entry.set_result(made)
             return made
         finally:
             with self._lock:
-                if self._flights.get(key) is mine:
+                if self._flights.get(key) is entry:
                     del self._flights[key]
 
 

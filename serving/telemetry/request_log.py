@@ -33,7 +33,7 @@ REQUEST_ID_ALLOWED = re.compile("[A-Za-z0-9._-]{1,64}")
 MAX_SHOWN_CHARACTERS = 200  # of a path or a cause: the longest address of ours, with 64 seeds, is longer but for a few
 
 # Beside the kinds of serving/errors.py and of HTTP's own refusals.
-ANSWERED, NOT_MODIFIED, CALLER_GONE, FAILED = "answered", "not_modified", "caller_gone", "failed"
+ANSWERED, NOT_MODIFIED, CLIENT_GONE, FAILED = "answered", "not_modified", "client_gone", "failed"
 UNREADABLE = "unreadable"  # no request that HTTP allows, or none within our limits
 # Not the caller's fault. What is overloaded is so by design.
 TROUBLE = frozenset({FAILED, "model_mismatch", "model_unavailable", "model_timeout", "overloaded", "stopping"})
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Observation(Event):
+class RequestRecord(Event):
     """What is to be told of one request; whoever answers it fills it in."""
 
     method: str
@@ -66,7 +66,7 @@ class Observation(Event):
     # Seconds of each; sums, of a stream that may be in several at a time.
     stages: dict[str, float] = field(default_factory=dict)
 
-    def failed_by(self, error: Exception, outcome: str) -> None:
+    def record_failure(self, error: Exception, outcome: str) -> None:
         """Let `error`, with its notes, be what came of it."""
         self.outcome = outcome
         self.cause = "; ".join(getattr(error, "__notes__", ())) or None
@@ -82,7 +82,7 @@ class Observation(Event):
 
     def fields(self) -> dict[str, Any]:
         """Return what a log line tells, in its order; only what there is."""
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "request_id": self.request_id,
             "trace_id": self.trace_id,
             "method": self.method,
@@ -93,22 +93,22 @@ class Observation(Event):
             "seconds": round(self.seconds, 4),
         }
         if self.model_version is not None:
-            told["model_version"] = self.model_version
+            fields["model_version"] = self.model_version
         if self.source is not None:
-            told["source"] = self.source
+            fields["source"] = self.source
         if self.pictures is not None:
-            told["pictures"] = self.pictures
+            fields["pictures"] = self.pictures
         for stage, seconds in list(self.stages.items()):  # one that outlasts the request may be added now
-            told[f"{stage}_seconds"] = round(seconds, 4)
+            fields[f"{stage}_seconds"] = round(seconds, 4)
         if self.cause is not None:
-            told["cause"] = shown(self.cause)
-        return told
+            fields["cause"] = shown(self.cause)
+        return fields
 
     def __str__(self) -> str:
         """Return the same as text: the words first, the rest by name."""
-        told = self.fields()
-        words = [str(told.pop(name)) for name in ("method", "path", "status", "outcome")]
-        return " ".join([*words, *(f"{name}={value}" for name, value in told.items())])
+        fields = self.fields()
+        words = [str(fields.pop(name)) for name in ("method", "path", "status", "outcome")]
+        return " ".join([*words, *(f"{name}={value}" for name, value in fields.items())])
 
     def _end(self) -> None:
         requests, seconds = _series(self.resource, self.outcome, self.model_version)
@@ -132,9 +132,9 @@ def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Cou
 
 
 @contextmanager
-def observe(
+def record_request(
     method: str, carrier: Mapping[str, str], *, arrived_s: float | None = None, recorded: bool = True
-) -> Iterator[Observation]:
+) -> Iterator[RequestRecord]:
     """Yield the observation of a request that lasts as long as the `with` block, with the headers `carrier`.
 
     Their names are in lower case. Where the request has waited for a thread, `arrived_s` is when that began, by
@@ -144,37 +144,37 @@ def observe(
     asked = carrier.get(REQUEST_ID, "")
     request_id = asked if REQUEST_ID_ALLOWED.fullmatch(asked) else f"{getrandbits(64):016x}"
     span = server_span(method, carrier, recorded=recorded)
-    seen = Observation(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
+    record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
     if arrived_s is None:
         arrived_s = began_s
     else:
-        seen.stages["queue"] = began_s - arrived_s
+        record.stages["queue"] = began_s - arrived_s
         _QUEUE_SECONDS.observe(began_s - arrived_s)
     token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
-    CURRENT.set(seen)
+    CURRENT.set(record)
     REQUESTS_IN_FLIGHT.inc()
     try:
-        yield seen
+        yield record
     finally:
         REQUESTS_IN_FLIGHT.dec()
-        seen.seconds = time.monotonic() - arrived_s
-        seen._end()
+        record.seconds = time.monotonic() - arrived_s
+        record._end()
         CURRENT.set(None)
         otel_context.detach(token)
 
 
-def current() -> Observation | None:
+def find_record() -> RequestRecord | None:
     """Return the observation of the request that is being answered, None outside of any."""
     event = CURRENT.get()
-    return event if isinstance(event, Observation) else None
+    return event if isinstance(event, RequestRecord) else None
 
 
-def observed() -> Observation:
+def current_record() -> RequestRecord:
     """Return the same; raise LookupError outside of any."""
-    seen = current()
-    if seen is None:
-        raise LookupError("Requests come through observe().")
-    return seen
+    record = find_record()
+    if record is None:
+        raise LookupError("Requests come through record_request().")
+    return record
 
 
 @contextmanager
@@ -185,18 +185,18 @@ def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
         with child_span(name, attributes):
             yield
     finally:
-        waited(name, time.monotonic() - began_s)
+        record_stage(name, time.monotonic() - began_s)
 
 
-def waited(name: Stage, seconds: float) -> None:
+def record_stage(name: Stage, seconds: float) -> None:
     """Count `seconds` as a stage that has ended, of the current request if there is one."""
     STAGE_SECONDS.labels(name).observe(seconds)
-    seen = current()
-    if seen is not None:
-        seen.add(name, seconds)
+    record = find_record()
+    if record is not None:
+        record.add(name, seconds)
 
 
-def carried(call: Callable[..., T]) -> Callable[..., T]:
+def with_current_context(call: Callable[..., T]) -> Callable[..., T]:
     """Return `call`, to run in another thread as a part of the current request."""
     context = contextvars.copy_context()
     return lambda *arguments: context.run(call, *arguments)

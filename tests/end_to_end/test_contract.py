@@ -8,8 +8,8 @@ import tensorflow as tf
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from serving.model_client.client import MAX_ROWS, PROVED, ModelClient
-from serving.model_client.monitor import Proof, Replica
+from serving.model_client.client import MAX_ROWS, VERIFIED, ModelClient
+from serving.model_client.monitor import GoldenCheck, ModelMonitor
 from serving.model_server import prediction_service
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.servable import load
@@ -49,7 +49,7 @@ def test_the_client_sends_as_many_rows_as_the_batching_parameters_and_the_embedd
 
 
 def test_a_replica_on_the_machine_of_the_export_is_proved(client):
-    assert Replica(client).proof(1) == Proof(PROVED, 0, 32)
+    assert ModelMonitor(client).golden_check(1) == GoldenCheck(VERIFIED, 0, 32)
 
 
 def test_latents_sampled_and_painted_are_the_pixels_of_their_seeds(client):

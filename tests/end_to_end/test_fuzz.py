@@ -18,7 +18,7 @@ from werkzeug.datastructures import MultiDict
 from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest
 from serving.paint.seeds import MAX_SEEDS, Seeds
 from serving.pb.ringo.v1 import picture_service_pb2 as api
-from serving.rendering.query import RESOURCES, address, read_query
+from serving.rendering.query import RESOURCES, canonical_url, read_query
 from serving.settings import READERS, Settings, SettingsError
 from tests.batch_process import SERVING, batch_request
 from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
@@ -251,7 +251,7 @@ def test_any_text_is_seeds_or_refused(words):
 @given(st.sampled_from(RESOURCES), st.lists(st.tuples(parameters | text, text), max_size=5))
 def test_any_query_string_is_a_query_of_one_address_or_refused_in_few_words(resource, pairs):
     try:
-        said = address(read_query(resource, MultiDict(pairs)))
+        said = canonical_url(read_query(resource, MultiDict(pairs)))
     except InvalidRequest as error:
         said = error.field + (error.value or "")
     assert said.startswith(resource.path) or len(said) <= 2 * (MAX_SHOWN_CHARACTERS + 1)

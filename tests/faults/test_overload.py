@@ -95,7 +95,7 @@ def test_a_request_whose_caller_has_gone_costs_no_inference(held_server, tmp_pat
             with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
                 caller.sendall(f"GET /generate?seed={seed + 50} HTTP/1.1\r\nHost: ringo\r\n\r\n".encode())
         os.kill(worker, signal.SIGCONT)
-        gone = 'ringo_requests_total{model_version="1",outcome="caller_gone",resource="generate"}'
+        gone = 'ringo_requests_total{model_version="1",outcome="client_gone",resource="generate"}'
         wait_until(lambda: gateway.metric(gone) == 20, "all to be dropped")
         assert len(held_server.requests) == asked
 

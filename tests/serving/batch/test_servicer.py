@@ -192,10 +192,10 @@ def calls(batch, method: str, outcome: str) -> float:
 
 def cancel(batch, *streams) -> None:
     """Cancel `streams` and wait until the server has ended them, too."""
-    before = calls(batch, "GenerateBatch", "caller_gone")
+    before = calls(batch, "GenerateBatch", "client_gone")
     for stream in streams:
         stream.cancel()
-    wait_until(lambda: calls(batch, "GenerateBatch", "caller_gone") == before + len(streams), "the end of the streams")
+    wait_until(lambda: calls(batch, "GenerateBatch", "client_gone") == before + len(streams), "the end of the streams")
 
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateBatch"])
@@ -204,10 +204,10 @@ def test_who_has_no_more_time_is_gone_and_that_is_no_warning(batch, model_server
     assert batch.paint([1])  # the version is known and proved
     warnings = batch.log.read_text().count("WARNING")
     for _ in range(3):
-        gone = calls(batch, method, "caller_gone")
+        gone = calls(batch, method, "client_gone")
         with holding(model_server, monkeypatch):
             code, _, _ = refusal(lambda: list(getattr(batch.pictures, method)(request, timeout=0.2)))
-            wait_until(lambda gone=gone: calls(batch, method, "caller_gone") > gone, "the end of the call")
+            wait_until(lambda gone=gone: calls(batch, method, "client_gone") > gone, "the end of the call")
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert calls(batch, method, "model_timeout") == 0
     assert batch.log.read_text().count("WARNING") == warnings
@@ -222,10 +222,10 @@ def test_a_model_that_takes_longer_than_ours_is_a_timeout_of_the_model(model_ser
 
 def test_when_the_callers_time_is_up_no_more_is_asked_of_the_model(batch, model_server, monkeypatch):
     assert batch.paint([1])  # the version is known and proved
-    before, gone = len(model_server.requests), calls(batch, "GenerateBatch", "caller_gone")
+    before, gone = len(model_server.requests), calls(batch, "GenerateBatch", "client_gone")
     with holding(model_server, monkeypatch):
         code, _, _ = refusal(lambda: list(batch.stream(LONG, timeout=0.2)))
-        wait_until(lambda: calls(batch, "GenerateBatch", "caller_gone") > gone, "the end of the stream")
+        wait_until(lambda: calls(batch, "GenerateBatch", "client_gone") > gone, "the end of the stream")
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(batch.paint([1])) == 1  # nothing hangs
     assert len(model_server.requests) - before <= BATCHES_AHEAD + 1

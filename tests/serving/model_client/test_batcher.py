@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.errors import ModelTimeout
-from serving.model_client.batcher import JoinedCalls
+from serving.model_client.batcher import PredictBatcher
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer, latents, pictures_of
 from tests.gateway_process import Gateway, Reply, gateway_for
@@ -120,10 +120,10 @@ class Clock:
 
 
 @contextmanager
-def while_busy(joined: JoinedCalls, generate: Generator) -> Iterator[ThreadPoolExecutor]:
+def while_busy(batcher: PredictBatcher, generate: Generator) -> Iterator[ThreadPoolExecutor]:
     """Keep the one call at a time busy for the `with` block; what its pool was asked for is done afterwards."""
     with ThreadPoolExecutor() as pool:
-        busy = pool.submit(joined.picture, 1, BUSY, np.copy)
+        busy = pool.submit(batcher.predict, 1, BUSY, np.copy)
         assert generate.reached.wait(LIMIT_S)
         try:
             yield pool
@@ -132,34 +132,34 @@ def while_busy(joined: JoinedCalls, generate: Generator) -> Iterator[ThreadPoolE
         busy.result(LIMIT_S)
 
 
-def wait_for(joined: JoinedCalls, callers: int) -> None:
-    wait_until(lambda: len(joined._waiting) == callers, f"{callers} callers to wait")
+def wait_for(batcher: PredictBatcher, callers: int) -> None:
+    wait_until(lambda: len(batcher._waiting) == callers, f"{callers} callers to wait")
 
 
 def test_who_waited_too_long_costs_no_inference():
     generate = Generator()
-    joined = JoinedCalls(generate, at_a_time=1)
-    with while_busy(joined, generate), pytest.raises(ModelTimeout):
-        joined.picture(1, 2000, np.copy, deadline_s=time.monotonic())
-    joined.picture(1, 3000, np.copy)
+    batcher = PredictBatcher(generate, max_calls=1)
+    with while_busy(batcher, generate), pytest.raises(ModelTimeout):
+        batcher.predict(1, 2000, np.copy, deadline_s=time.monotonic())
+    batcher.predict(1, 3000, np.copy)
     assert generate.calls == [(1, [BUSY]), (1, [3000])]
 
 
 def test_the_third_of_three_is_not_in_their_call_which_would_take_as_long_as_one_for_four():
     generate = Generator()
-    joined = JoinedCalls(generate, at_a_time=1)
-    with while_busy(joined, generate) as pool:
+    batcher = PredictBatcher(generate, max_calls=1)
+    with while_busy(batcher, generate) as pool:
         for waiting, seed in enumerate((2000, 2001, 2002), start=1):
-            pool.submit(joined.picture, 1, seed, np.copy)
-            wait_for(joined, waiting)
+            pool.submit(batcher.predict, 1, seed, np.copy)
+            wait_for(batcher, waiting)
     assert generate.calls == [(1, [BUSY]), (1, [2000, 2001]), (1, [2002])]
 
 
-def shared_once(joined: JoinedCalls, generate: Generator) -> None:
+def shared_once(batcher: PredictBatcher, generate: Generator) -> None:
     """Have two callers share a call."""
-    with while_busy(joined, generate) as pool:
-        both = [pool.submit(joined.picture, 1, seed, np.copy) for seed in (2000, 2001)]
-        wait_for(joined, 2)
+    with while_busy(batcher, generate) as pool:
+        both = [pool.submit(batcher.predict, 1, seed, np.copy) for seed in (2000, 2001)]
+        wait_for(batcher, 2)
     for one in both:
         one.result(LIMIT_S)
 
@@ -168,12 +168,12 @@ def test_those_who_shared_a_call_and_ask_again_share_the_next(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("serving.model_client.batcher.time", clock)
     generate = Generator(clock)
-    joined = JoinedCalls(generate, at_a_time=1)
-    shared_once(joined, generate)
+    batcher = PredictBatcher(generate, max_calls=1)
+    shared_once(batcher, generate)
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(joined.picture, 1, 3000, np.copy)
-        wait_for(joined, 1)
-        joined.picture(1, 3001, np.copy)
+        first = pool.submit(batcher.predict, 1, 3000, np.copy)
+        wait_for(batcher, 1)
+        batcher.predict(1, 3001, np.copy)
         first.result(LIMIT_S)
     assert generate.calls == [(1, [BUSY]), (1, [2000, 2001]), (1, [3000, 3001])]
 
@@ -182,10 +182,10 @@ def test_who_asks_again_alone_is_hardly_held_back_however_long_the_last_call_too
     clock = Clock(runs=True)
     monkeypatch.setattr("serving.model_client.batcher.time", clock)
     generate = Generator(clock)
-    joined = JoinedCalls(generate, at_a_time=1)
-    shared_once(joined, generate)
+    batcher = PredictBatcher(generate, max_calls=1)
+    shared_once(batcher, generate)
     with ThreadPoolExecutor() as pool:
-        pool.submit(joined.picture, 1, 3000, np.copy).result(LIMIT_S)
+        pool.submit(batcher.predict, 1, 3000, np.copy).result(LIMIT_S)
     assert generate.calls[-1] == (1, [3000])
 
 
@@ -193,20 +193,20 @@ def test_nobody_waits_for_company_where_several_calls_may_be_made_and_none_is(mo
     clock = Clock()
     monkeypatch.setattr("serving.model_client.batcher.time", clock)
     generate = Generator(clock)
-    joined = JoinedCalls(generate, at_a_time=2)
-    joined._expected, joined._patient_until_s = 2, clock.monotonic() + 1.0  # as after a call that two have shared
+    batcher = PredictBatcher(generate, max_calls=2)
+    batcher._expected, batcher._wait_until_s = 2, clock.monotonic() + 1.0  # as after a call that two have shared
     with ThreadPoolExecutor() as pool:
-        pool.submit(joined.picture, 1, 3000, np.copy).result(LIMIT_S)
+        pool.submit(batcher.predict, 1, 3000, np.copy).result(LIMIT_S)
     assert generate.calls == [(1, [3000])]
 
 
 def test_callers_of_several_versions_get_each_their_own():
     generate = Generator()
-    joined = JoinedCalls(generate, at_a_time=1)
-    with while_busy(joined, generate) as pool:
+    batcher = PredictBatcher(generate, max_calls=1)
+    with while_busy(batcher, generate) as pool:
         asked = [(version, 2000 + version) for version in (2, 3, 2, 3, 4)]
-        pictures = [pool.submit(joined.picture, version, seed, np.copy) for version, seed in asked]
-        wait_for(joined, len(asked))
+        pictures = [pool.submit(batcher.predict, version, seed, np.copy) for version, seed in asked]
+        wait_for(batcher, len(asked))
     for (version, seed), picture in zip(asked, pictures, strict=True):
         np.testing.assert_array_equal(picture.result(LIMIT_S), pictures_of(latents([seed]), version)[0])
     assert sorted(version for version, _ in generate.calls) == [1, 2, 3, 4]
@@ -214,17 +214,17 @@ def test_callers_of_several_versions_get_each_their_own():
 
 def test_many_callers_all_get_what_they_asked_for_or_hear_that_it_is_too_late():
     generate = Generator()
-    joined = JoinedCalls(generate, at_a_time=2)
+    batcher = PredictBatcher(generate, max_calls=2)
 
     def ask(number: int) -> bool:
         version, seed = 1 + number % 2, 2000 + number
         late = number % 5 == 0
         try:
-            picture = joined.picture(version, seed, np.copy, deadline_s=time.monotonic() + (0.0 if late else LIMIT_S))
+            picture = batcher.predict(version, seed, np.copy, deadline_s=time.monotonic() + (0.0 if late else LIMIT_S))
         except ModelTimeout:
             return late
         return np.array_equal(picture, pictures_of(latents([seed]), version)[0])
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(ask, range(2000)))
-    assert not joined._waiting
+    assert not batcher._waiting

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from serving.errors import ModelUnavailable
-from serving.model_client.client import PROVED, ModelClient
-from serving.model_client.monitor import PROOF_BATCHES, Replica
+from serving.model_client.client import VERIFIED, ModelClient
+from serving.model_client.monitor import CHECK_BATCHES, ModelMonitor
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer
 from tests.gateway_process import gateway_for
@@ -43,123 +43,123 @@ def server():
 
 
 @pytest.fixture
-def replica(server):
+def monitor(server):
     with closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client:
-        yield Replica(client)
+        yield ModelMonitor(client)
 
 
-def test_a_replica_that_paints_the_golden_pictures_is_proved(replica):
-    proof = replica.proof(3)
-    assert (proof.mark, proof.verdict, proof.differing, proof.size) == (PROVED, "proved", 0, 8)
+def test_a_replica_that_paints_the_golden_pictures_is_proved(monitor):
+    check = monitor.golden_check(3)
+    assert (check.fingerprint, check.verdict, check.differing, check.size) == (VERIFIED, "proved", 0, 8)
 
 
-def test_golden_pictures_are_painted_in_batches_of_every_allowed_size(replica, server):
-    replica.proof(3)
+def test_golden_pictures_are_painted_in_batches_of_every_allowed_size(monitor, server):
+    monitor.golden_check(3)
     sizes = [r.inputs["seeds"].tensor_shape.dim[0].size for r in server.requests if "seeds" in r.inputs]
-    assert sizes == list(PROOF_BATCHES)
+    assert sizes == list(CHECK_BATCHES)
     assert (sum(sizes), set(sizes)) == (64, {1, 2, 4, 8, 16, 32})
 
 
-def test_one_pixel_of_one_golden_picture_makes_a_replica_differ(replica, server, caplog):
+def test_one_pixel_of_one_golden_picture_makes_a_replica_differ(monitor, server, caplog):
     server.reply = otherwise(63, version=3)
-    proof = replica.proof(3)
-    assert (proof.verdict, proof.differing) == ("differs", 1)
-    assert proof.mark != PROVED
+    check = monitor.golden_check(3)
+    assert (check.verdict, check.differing) == ("differs", 1)
+    assert check.fingerprint != VERIFIED
     assert "paints 1 of 64 golden pictures of version 3 otherwise" in caplog.text
 
 
-def test_replicas_that_paint_alike_have_one_mark_and_others_another(replica, server):
-    marks = []
+def test_replicas_that_paint_alike_have_one_mark_and_others_another(monitor, server):
+    fingerprints = []
     for seed in (63, 63, 5):
         server.reply = otherwise(seed, version=3)
-        marks.append(Replica(replica._client).proof(3).mark)
-    assert marks[0] == marks[1] != marks[2]
+        fingerprints.append(ModelMonitor(monitor._client).golden_check(3).fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_a_model_without_golden_digests_is_unproved(replica, server, caplog):
+def test_a_model_without_golden_digests_is_unproved(monitor, server, caplog):
     server.reply = without_golden
-    proof = replica.proof(3)
-    assert (proof.verdict, proof.differing) == ("unproved", None)
-    assert proof.mark != PROVED
+    check = monitor.golden_check(3)
+    assert (check.verdict, check.differing) == ("unproved", None)
+    assert check.fingerprint != VERIFIED
     assert "Version 3 carries no golden digests" in caplog.text
 
 
-def test_a_version_is_proved_once_however_many_ask(replica, server):
-    threads = [threading.Thread(target=replica.proof, args=[3]) for _ in range(16)]
+def test_a_version_is_proved_once_however_many_ask(monitor, server):
+    threads = [threading.Thread(target=monitor.golden_check, args=[3]) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(LIMIT_S)
-    replica.proof(3)
+    monitor.golden_check(3)
     assert [r.model_spec.signature_name for r in server.requests].count("golden") == 1
 
 
-def test_another_version_is_proved_anew(replica, server):
-    replica.proof(3)
+def test_another_version_is_checked_anew(monitor, server):
+    monitor.golden_check(3)
     server.version = 4
-    replica.proof(4)
+    monitor.golden_check(4)
     assert [r.model_spec.version.value for r in server.requests if "index" in r.inputs] == [3, 4]
 
 
-def test_a_version_that_a_look_does_not_find_is_forgotten_and_proved_anew(replica, server):
-    replica.proof(3)
+def test_a_version_that_a_refresh_does_not_find_is_forgotten_and_checked_anew(monitor, server):
+    monitor.golden_check(3)
     server.version = 4
-    assert replica.look() == [4]
-    assert (replica.known_proof(3), replica.knows(3)) == (None, False)
+    assert monitor.refresh() == [4]
+    assert (monitor.known_check(3), monitor.knows(3)) == (None, False)
     server.version, server.reply = 3, otherwise(1, version=3)
-    assert replica.proof(3).verdict == "differs"
+    assert monitor.golden_check(3).verdict == "differs"
 
 
-def test_a_version_that_is_proved_while_a_look_is_under_way_stays_known(replica, server, monkeypatch):
-    ask = replica._client.available_versions
+def test_a_version_that_is_proved_while_a_refresh_is_under_way_stays_known(monitor, server, monkeypatch):
+    ask = monitor._client.available_versions
 
     def and_then_another_comes():
         found = ask()
         server.version = 4
-        replica.proof(4)
+        monitor.golden_check(4)
         return found
 
-    monkeypatch.setattr(replica._client, "available_versions", and_then_another_comes)
-    replica.proof(3)
-    assert replica.look() == [3]
-    assert replica.known_proof(4) is not None
+    monkeypatch.setattr(monitor._client, "available_versions", and_then_another_comes)
+    monitor.golden_check(3)
+    assert monitor.refresh() == [3]
+    assert monitor.known_check(4) is not None
 
 
-def test_while_the_model_server_is_away_nothing_is_forgotten(replica, server):
-    replica.proof(3)
+def test_while_the_model_server_is_away_nothing_is_forgotten(monitor, server):
+    monitor.golden_check(3)
     server.stop()
     with pytest.raises(ModelUnavailable):
-        replica.look()
-    assert replica.known_proof(3) is not None
+        monitor.refresh()
+    assert monitor.known_check(3) is not None
 
 
-def test_a_failed_proof_is_tried_again(replica, server):
+def test_a_failed_proof_is_tried_again(monitor, server):
     def refuse(request):
         raise StatusError(grpc.StatusCode.UNAVAILABLE)
 
     server.reply = refuse
     with pytest.raises(ModelUnavailable):
-        replica.proof(3)
+        monitor.golden_check(3)
     server.reply = lambda request: answer(request, version=3)
-    assert replica.proof(3).mark == PROVED
+    assert monitor.golden_check(3).fingerprint == VERIFIED
 
 
-def test_what_comes_back_from_an_outage_is_proved_anew(replica, server):
-    assert (replica.look(), replica.proof(3).mark) == ([3], PROVED)
+def test_what_comes_back_from_an_outage_is_checked_anew(monitor, server):
+    assert (monitor.refresh(), monitor.golden_check(3).fingerprint) == ([3], VERIFIED)
     server.stop()
     with pytest.raises(ModelUnavailable):
-        replica.look()
-    assert replica.versions() == [3]  # the last that was known
+        monitor.refresh()
+    assert monitor.versions() == [3]  # the last that was known
     with FakeModelServer(port=server.port, version=3, reply=otherwise(1, version=3)):
 
         def is_back():
             try:
-                return replica.look()
+                return monitor.refresh()
             except ModelUnavailable:
                 return False
 
         wait_until(is_back, "the other replica")
-        assert replica.proof(3).verdict == "differs"
+        assert monitor.golden_check(3).verdict == "differs"
 
 
 def test_a_version_that_is_gone_is_404_though_kept_and_differs_no_more(server, tmp_path):

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from werkzeug.datastructures import MultiDict
 
 from serving.errors import InvalidRequest
-from serving.rendering.query import MAX_SEED, RESOURCES, Animation, Grid, Morph, Picture, Query, address, read_query
+from serving.rendering.query import (
+    MAX_SEED,
+    RESOURCES,
+    Animation,
+    Grid,
+    Morph,
+    Picture,
+    Query,
+    canonical_url,
+    read_query,
+)
 
 
 def read(url: str) -> Query:
@@ -91,7 +101,7 @@ queries = st.one_of(
 
 @given(queries)
 def test_the_address_of_a_query_is_read_as_that_query(query):
-    assert read(address(query)) == query
+    assert read(canonical_url(query)) == query
 
 
 @pytest.mark.parametrize(
@@ -104,4 +114,4 @@ def test_the_address_of_a_query_is_read_as_that_query(query):
     ],
 )
 def test_what_is_one_query_has_one_address(url, canonical):
-    assert address(read(url)) == canonical
+    assert canonical_url(read(url)) == canonical
