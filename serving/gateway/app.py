@@ -9,13 +9,12 @@ from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, render_template, request
 from markupsafe import Markup, escape
-from werkzeug.exceptions import PreconditionFailed, RequestEntityTooLarge
-from werkzeug.http import parse_etags
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from serving.errors import ModelTimeout, ModelUnavailable, Overloaded
 from serving.gateway.gallery import render_gallery
 from serving.gateway.openapi import build_openapi
-from serving.gateway.problems import answer_with_problems, http_problem
+from serving.gateway.problems import answer_with_problems
 from serving.gateway.responses import REVALIDATE, ImageResponses
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
@@ -152,8 +151,6 @@ def create_app(settings: Settings) -> Flask:
     @app.after_request
     def for_everyone(response: Response) -> Response:
         """Add what every response carries, and say what came of the request."""
-        if "ringo.if_match" in request.environ:
-            response = if_it_matches(response)
         response.headers.extend(EVERYWHERE)
         if request.method == "OPTIONS":
             response.headers.extend(PREFLIGHT)
@@ -182,27 +179,13 @@ def observing(app: Any) -> Any:
         sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
         probe = environ["PATH_INFO"] in PROBES
         arrived_s = environ.get("ringo.arrived_s")
-        # Werkzeug would refuse `*`, too, with the whole page for a body.
-        if "HTTP_IF_MATCH" in environ:
-            environ["ringo.if_match"] = environ.pop("HTTP_IF_MATCH")
+        environ.pop("HTTP_IF_MATCH", None)  # nothing here can be changed; Werkzeug would answer 412 to `*`, too
         with record_request(environ["REQUEST_METHOD"], sent, arrived_s=arrived_s, recorded=not probe) as record:
             record.quiet = probe
             answer: Iterable[bytes] = app(environ, start_response)
             return answer
 
     return answer
-
-
-def if_it_matches(response: Response) -> Response:
-    """Return `response`, or a refusal if the caller wants only what he names by If-Match (RFC 9110, 13.1.1)."""
-    if response.status_code >= 400 or request.method == "OPTIONS":
-        return response
-    wanted, (etag, _) = parse_etags(request.environ["ringo.if_match"]), response.get_etag()
-    if not wanted or wanted.star_tag or (etag and wanted.is_strong(etag)):
-        return response
-    response.close()
-    named = response.headers.get("ETag", "there is none")
-    return http_problem(PreconditionFailed(f"If-Match doesn't name the ETag: {named}."))
 
 
 def revalidated(response: Response) -> Response:

@@ -31,7 +31,6 @@ REFUSALS = {
     "504": "The model server took too long.",
 }
 EVERYWHERE = {
-    "412": "`If-Match` doesn't name the `ETag` that there is.",
     "413": "The request has a body; none takes one.",
     "414": "The URL is longer than 4 kB.",
 }

@@ -35,28 +35,9 @@ def test_a_star_names_no_picture_of_a_version_that_does_not_exist(gateway, url):
     assert gateway.ask(f"{url}&version=99", If_None_Match="*").status == 404
 
 
-@pytest.mark.parametrize("url", [URLS[0], "/", "/about", "/docs", "/openapi.json", "/static/docs.css"])
-@pytest.mark.parametrize("template", ["{}", '"other", {}', "*"])
-def test_if_match_that_names_the_etag_changes_nothing(gateway, url, template):
-    whole = gateway.ask(url)
-    matching = {"If_Match": template.format(whole.headers["ETag"])}
-    assert gateway.ask(url, **matching).body == whole.body
-    assert gateway.ask(url, If_None_Match=whole.headers["ETag"], **matching).status == 304
-
-
-@pytest.mark.parametrize("url", [URLS[0], "/", "/about", "/docs", "/openapi.json", "/static/docs.css", "/livez"])
-@pytest.mark.parametrize("template", ['"other"', "W/{}"])
-def test_if_match_that_does_not_is_412_as_a_problem(gateway, url, template):
-    etag = gateway.ask(url).headers["ETag"]
-    reply = gateway.ask(url, If_Match=template.format(etag))
-    assert reply.status == 412
-    assert reply.problem["detail"] == f"If-Match doesn't name the ETag: {etag or 'there is none'}."
-    assert gateway.ask(url, If_Match='"other"', If_None_Match=str(etag)).status == 412
-
-
-def test_if_match_is_of_no_matter_where_there_is_another_refusal(gateway):
-    assert gateway.ask("/generate?seed=x", If_Match='"other"').status == 400
-    assert gateway.ask("/generate", "OPTIONS", If_Match='"other"').status == 200
+@pytest.mark.parametrize("url", [URLS[0], "/docs", "/static/docs.css"])
+def test_if_match_is_ignored(gateway, url):
+    assert gateway.ask(url, If_Match='"other"').status == 200
 
 
 def test_another_etag_gets_the_picture(gateway):

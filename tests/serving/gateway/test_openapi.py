@@ -69,7 +69,6 @@ def test_each_of_these_statuses_comes_and_is_described(gateway, query, accept, s
 @pytest.mark.parametrize(
     ("query", "header", "status"),
     [
-        ("", {"If_Match": '"other"'}, 412),
         ("", {"Content_Length": "5"}, 413),
         ("a" * 5000, {}, 414),
     ],
