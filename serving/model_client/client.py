@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 VERIFIED = "proved"  # wire name in ETags, /about and the proto: golden images have the exporter's bytes
 MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
 STATUS_TIMEOUT_S = 1.0  # answered from memory in a millisecond; probes come every few seconds and must not pile up
-CLOCK_JUMP_S = 0.5  # what is corrected bit by bit stays far below it
 
 CHANNEL_OPTIONS = (
     # The default is 4 MiB; 64 pictures of 256 x 256 are 12.6 MB as tensor_content, up to twice that in typed fields.
@@ -136,7 +135,7 @@ class ModelClient:
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = self._model_name
         try:
-            response = _ask(self._models.GetModelStatus, request, STATUS_TIMEOUT_S)
+            response = self._models.GetModelStatus(request, timeout=STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
             kind = ERRORS[error.code()]
             if kind not in (ModelTimeout, Overloaded):
@@ -188,7 +187,7 @@ class ModelClient:
         tensor.tensor_content = values.tobytes()
         PREDICT_ROWS.labels(signature).observe(len(values))
         with stage("model", signature=signature, rows=len(values), version=version):
-            response = _ask(self._predictions.Predict, request, timeout_s, trace_metadata())
+            response = self._predictions.Predict(request, timeout=timeout_s, metadata=trace_metadata())
         self.answered_at_s = time.monotonic()
         if response.model_spec.version.value != version:
             told = response.model_spec.version.value
@@ -210,23 +209,6 @@ class ModelClient:
     def _sentence(self, error: grpc.RpcError) -> str:
         """Return what the caller may know; the server's own text, with its addresses and nodes, is for the log."""
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."
-
-
-def _ask(method: Callable[..., Any], request: Any, timeout_s: float, metadata: Any = None) -> Any:
-    """Return the response of `method` within `timeout_s`; raise grpc.RpcError.
-
-    gRPC has the end of a call's time by the clock on the wall: a jump just then ends the call at once, so that it is
-    made again.
-    """
-    began_s, clock_s = time.monotonic(), time.time()
-    try:
-        return method(request, timeout=timeout_s, metadata=metadata)
-    except grpc.RpcError as error:
-        took_s = time.monotonic() - began_s
-        jumped = abs(time.time() - clock_s - took_s) > CLOCK_JUMP_S
-        if not jumped or took_s >= timeout_s or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise
-        return method(request, timeout=timeout_s - took_s, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 import os
 import signal
 import socket
-import subprocess
 import time
 from contextlib import ExitStack, contextmanager
-from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -113,67 +111,3 @@ def test_killed_outright_a_gateway_leaves_the_port_to_the_next(tmp_path):
         wait_until(lambda: not any(worker.exists() for worker in workers), "its workers to end")
         with socket.create_server(("127.0.0.1", gateway.port)):
             pass
-
-
-CLOCK = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/time.h>
-#include <time.h>
-static long shift(void) {
-    long seconds = 0;
-    FILE *file = fopen(getenv("CLOCK_SHIFT"), "r");
-    if (file) { if (fscanf(file, "%ld", &seconds) != 1) seconds = 0; fclose(file); }
-    return seconds;
-}
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int failed = real(clock, now);
-    if (!failed && clock == CLOCK_REALTIME) now->tv_sec += shift();
-    return failed;
-}
-time_t time(time_t *place) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (place) *place = now.tv_sec;
-    return now.tv_sec;
-}
-int gettimeofday(struct timeval *now, void *zone) {
-    struct timespec precise;
-    clock_gettime(CLOCK_REALTIME, &precise);
-    now->tv_sec = precise.tv_sec; now->tv_usec = precise.tv_nsec / 1000;
-    return 0;
-}
-"""
-
-
-def test_a_clock_that_jumps_disturbs_nobody(tmp_path, monkeypatch):
-    library, source, shift = tmp_path / "clock.so", tmp_path / "clock.c", tmp_path / "shift"
-    source.write_text(CLOCK)
-    try:
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=LIMIT_S)
-    except FileNotFoundError:
-        pytest.skip("There is no C compiler to make a clock of our own with.")
-    shift.write_text("0")
-    monkeypatch.setenv("CLOCK_SHIFT", str(shift))
-    with FakeModelServer() as server:
-        monkeypatch.setenv("LD_PRELOAD", str(library))
-        with gateway_for(server.target, tmp_path, cache_mb=0, workers=2) as gateway:
-            monkeypatch.delenv("LD_PRELOAD")
-            with clients_asking(gateway.port, 4, seeds) as load:
-                for seconds in (3600, -3600, 10**8, 0):
-                    shift.write_text(str(seconds))
-                    wait_until(lambda: gateway_says(gateway, seconds), "the gateway's clock to jump")  # noqa: B023
-                    served = len(load.outcomes)
-                    wait_until(lambda: len(load.outcomes) > served + 500, "pictures")  # noqa: B023
-            assert len(gateway.workers()) == 2
-    check_nobody_noticed(load)
-
-
-def gateway_says(gateway, shift_s: int) -> bool:
-    """Return whether the Date of an answer is about `shift_s` away from ours."""
-    said = parsedate_to_datetime(gateway.ask("/livez").headers["Date"]).timestamp()
-    return abs(said - time.time() - shift_s) < 60
