@@ -40,7 +40,6 @@ def run(settings: Settings) -> int:
     remains. Raises SettingsError before anything is started.
     """
     check_tls(settings)
-    _require_key(settings)
     _require_free_ports(settings)
     _require_model(settings)
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
@@ -85,21 +84,6 @@ def _require_free_ports(settings: Settings) -> None:
         pass
 
 
-def _require_key(settings: Settings) -> None:
-    """Raise SettingsError for a key that no model server could verify by."""
-    if settings.model_verify_key is None:
-        return
-    from serving.model_server.signed_version import (
-        read_public_key,  # cryptography comes with TensorFlow's requirements alone
-    )
-
-    try:
-        read_public_key(settings.model_verify_key)
-    except ValueError as error:
-        allowed = f"a PEM file with a public Ed25519 key: {error}"
-        raise SettingsError("RINGO_MODEL_VERIFY_KEY", str(settings.model_verify_key), allowed) from error
-
-
 def _require_model(settings: Settings) -> None:
     """Raise SettingsError without a version to load: TensorFlow Serving would wait for one without a word."""
     folder = settings.model_base_path
@@ -113,15 +97,11 @@ def _require_model(settings: Settings) -> None:
 
 
 def model_server_command(settings: Settings) -> list[str]:
-    """Return the command of the genuine model server, or of the embedded one; say which and why.
-
-    The embedded one stands in where the other is not installed, and where versions are to be verified.
-    """
+    """Return the command of the genuine model server, or of the embedded one where that is not installed."""
     host, port = settings.model_server_address
     base_path = settings.model_base_path.resolve()  # the genuine one takes no relative path
     genuine = shutil.which("tensorflow_model_server")
-    key = settings.model_verify_key
-    if genuine is not None and key is None:
+    if genuine is not None:
         print(f"Model server: {genuine} (on all interfaces: it has no flag for the host)", flush=True)
         return [
             genuine,
@@ -132,13 +112,11 @@ def model_server_command(settings: Settings) -> list[str]:
             "--max_num_load_retries=0",  # by default a broken version blocks all later ones for minutes
             "--tensorflow_intra_op_parallelism=1",  # with many, pictures depend on the size of their batch
         ]
-    reason = "there is no tensorflow_model_server on the PATH" if genuine is None else "the genuine one can't verify"
-    print(f"Model server: the embedded default, as {reason}", flush=True)
+    print("Model server: the embedded default, as there is no tensorflow_model_server on the PATH", flush=True)
     return [
         *(sys.executable, "-m", "serving", "model-server"),
         *("--host", host, "--port", str(port)),
         *("--model-name", settings.model_name, "--model-base-path", str(base_path)),
-        *(() if key is None else ("--verify-key", str(key))),
         *("--log-format", settings.log_format),
     ]
 

@@ -42,9 +42,6 @@ class Settings:
     # For the model server that `run` starts, and for the model cards that the gateway shows; it may lack the folder.
     model_base_path: Path = Path("models/apple")
 
-    # PEM, for the model server that `run` starts: it loads only what the owner of this public key signed.
-    model_verify_key: Path | None = None
-
     # One picture takes tens of milliseconds on two cores: 10 s outlast a queue of hundreds, and still end before the
     # 15 to 30 s at which proxies and people give up.
     predict_timeout_s: float = 10.0
@@ -202,7 +199,6 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "model_server": (_target, "host:port of a model server's gRPC"),
     "model_name": (read_text, "the name of a model"),
     "model_base_path": (_path, "the path of a folder"),
-    "model_verify_key": (_path, "the path of a PEM file"),
     "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
     "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),

@@ -87,9 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SEED:TEXT",
         help="what is wrong with a seed's picture: both go on the model card; may be given several times",
     )
-    export.add_argument(
-        "--sign", type=Path, metavar="PEM", help="private Ed25519 key: a model server with its public half may verify"
-    )
     return parser
 
 
@@ -178,7 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             attribution=options.attribution,
             faults=[Fault.parse(text) for text in options.fault],
             checkpoint=options.checkpoint,
-            key_file=options.sign,
         )
         print(f"Wrote {version}. Serve it:")
         print(f"  RINGO_MODEL_NAME={version.parent.name} RINGO_MODEL_BASE_PATH={version.parent} make run")

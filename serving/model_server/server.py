@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import grpc
 
 from serving.model_server.prediction_service import PredictionService
-from serving.model_server.signed_version import read_public_key, verified_copy
 from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import listen
 from serving.settings import (
@@ -29,8 +28,6 @@ from serving.settings import (
 from serving.telemetry.logs import configure as configure_logging
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     from serving.model_server.servable import Servable
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
@@ -75,12 +72,10 @@ def serve(
     max_workers: int,
     poll_interval_s: float = 1.0,
     typed_fields: bool = False,
-    verify_key: "Ed25519PublicKey | None" = None,
 ) -> None:
     """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
 
-    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S. With `verify_key`
-    a version that its owner did not sign counts as broken.
+    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
 
     Raises:
         SettingsError: nothing can listen on `host` and `port`.
@@ -92,13 +87,7 @@ def serve(
 
     gc.freeze()  # TensorFlow is 380,000 objects: every now and then a call would wait 0.2 s for a look at all of them
 
-    def load_verified(folder: Path) -> "Servable":
-        if verify_key is None:
-            return load(folder)
-        with verified_copy(folder, verify_key) as copy:
-            return load(copy)
-
-    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load_verified, poll_interval_s=poll_interval_s)
+    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)
     watcher.poll()
     if not watcher.snapshot.servables:
         log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
@@ -157,12 +146,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
     add("--max-workers", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
     add("--poll-interval-s", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
-    add(
-        "--verify-key",
-        type=flag(lambda value: read_public_key(Path(value)), "a readable PEM file with a public Ed25519 key"),
-        metavar="PEM",
-        help="load only versions that the owner of this key signed by `python -m training export --sign`",
-    )
     add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
     add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
     return parser.parse_args(argv)

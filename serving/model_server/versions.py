@@ -45,10 +45,6 @@ class Snapshot(Generic[S]):
     servables: Mapping[int, S]  # of the versions that are AVAILABLE
 
 
-class VersionRefused(Exception):
-    """A loader doesn't want a version, for a reason that needs no traceback: one sentence."""
-
-
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
@@ -118,11 +114,6 @@ class VersionWatcher(Generic[S]):
             self._set(version, VersionState.LOADING)
             try:
                 servable = self._load(folders[version])
-            except VersionRefused as refused:
-                log.error("version %d in %s is refused: %s", version, folders[version], refused)
-                self._broken[version] = seen
-                self._set(version, VersionState.END, error=str(refused))
-                continue
             except Exception as error:  # whatever is wrong with it must not stop the version that serves
                 log.exception("version %d in %s can't be loaded", version, folders[version])
                 self._broken[version] = seen

@@ -1,12 +1,8 @@
 """Training and serving share no code. This file knows both, and holds them to the artifact between them."""
 
-import subprocess
-
 import numpy as np
 import pytest
 import tensorflow as tf
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from serving.model_client.client import MAX_ROWS, VERIFIED, ModelClient
 from serving.model_client.monitor import GoldenCheck, ModelMonitor
@@ -14,10 +10,8 @@ from serving.model_server import prediction_service
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.servable import load
 from serving.model_server.server import start_server
-from serving.model_server.signed_version import verified_copy
 from serving.model_server.versions import VersionWatcher
 from serving.rendering import query
-from tests.conftest import LIMIT_S, ROOT, command
 from training.export.command import MAX_BATCH_SIZE
 from training.export.signatures import Servable
 from training.model.checkpoints import load_gan
@@ -81,17 +75,3 @@ def test_the_model_server_runs_a_graph_that_paints_row_by_row(small_run, tmp_pat
     together = loaded.run("generate", {"seeds": SEEDS[:3]})["images"]
     alone = [loaded.run("generate", {"seeds": SEEDS[row : row + 1]})["images"][0] for row in range(3)]
     assert np.array_equal(together, alone)
-
-
-def test_the_model_server_takes_what_the_exporter_signed(small_run, tmp_path):
-    key = Ed25519PrivateKey.generate()
-    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    subprocess.run(
-        command("training", "export", small_run, "--to", tmp_path / "fruit", "--sign", tmp_path / "key.pem"),
-        check=True,
-        capture_output=True,
-        timeout=LIMIT_S,
-        cwd=ROOT,
-    )
-    with verified_copy(tmp_path / "fruit" / "1", key.public_key()) as copy:
-        assert set(load(copy).signature_defs) >= {"generate", "serving_default", "sample", "golden"}

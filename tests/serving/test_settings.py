@@ -28,7 +28,6 @@ def test_variables_of_others_are_left_alone():
         ("RINGO_MODEL_SERVER", "[::1]:8500", "model_server", "[::1]:8500"),
         ("RINGO_MODEL_NAME", "cat", "model_name", "cat"),
         ("RINGO_MODEL_BASE_PATH", "/models/cat", "model_base_path", Path("/models/cat")),
-        ("RINGO_MODEL_VERIFY_KEY", "/key.pem", "model_verify_key", Path("/key.pem")),
         ("RINGO_PREDICT_TIMEOUT_S", "0.5", "predict_timeout_s", 0.5),
         ("RINGO_WORKERS", "2", "workers", 2),
         ("RINGO_MAX_IN_FLIGHT", "32", "max_in_flight", 32),

@@ -1,5 +1,6 @@
 """Export the generator of a run as a SavedModel that TensorFlow Serving hosts."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,6 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from training.errors import ExportError
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.export.signatures import GOLDEN_SEEDS, Servable, pixel_digests
-from training.export.signing import read_private_key, sign_version
 from training.model.checkpoints import load_gan
 from training.model.gan import GAN
 from training.model.latents import MAX_SEED, sample_latents
@@ -41,19 +41,16 @@ def export(
     attribution: str,
     faults: Sequence[Fault] = (),
     checkpoint: str = "best",
-    key_file: Path | None = None,
 ) -> Path:
     """Write the moving average of `run`'s generator as the next version of the model folder `to`; return its folder.
 
     The version is written aside and renamed into place, so that a server which polls `to` sees it whole or not at
     all. Before that it is proved: pictures within 1/255 of the Keras generator's, and the very bits
-    of batch size 1 at every batch size up to MAX_BATCH_SIZE. With the private key in `key_file` it is signed.
+    of batch size 1 at every batch size up to MAX_BATCH_SIZE.
 
     Raises:
-        TrainingError: `run` is no run folder, a proof failed, `key_file` holds no key, or `to` cannot be written.
-            `to` is unchanged then.
+        TrainingError: `run` is no run folder, a proof failed, or `to` cannot be written. `to` is unchanged then.
     """
-    key = None if key_file is None else read_private_key(key_file)
     gan, to = load_gan(run, checkpoint), to.resolve()
     record = read_run(run, gan)
     try:
@@ -76,11 +73,22 @@ def export(
             # Without the folder: where somebody keeps photos is nobody's business.
             photos = {name: value for name, value in record.photos.items() if name != "folder"}
             write_record(folder / "photos.json", {**photos, "batch": record.steps})
-            if key is not None:
-                sign_version(folder, key)
+            write_digests(folder)
             return folder.rename(to / str(version))
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"The model folder {to} could not be written: {error}.") from error
+
+
+def write_digests(folder: Path) -> None:
+    """Write `folder`/SHA256SUMS, which `sha256sum -c` reads. Raises OSError.
+
+    It lists all files of the folder, so it has to be the last one written.
+    """
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+    write_whole(folder / "SHA256SUMS", "".join(lines))
 
 
 def paint_faults(gan: GAN, faults: Sequence[Fault], folder: Path) -> None:

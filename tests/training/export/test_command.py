@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tests.conftest import ROOT, SHIPPED, command
+from tests.conftest import LIMIT_S, ROOT, SHIPPED, command
 from training.config import TrainingConfig
 from training.errors import CheckpointError, ExportError
 from training.evaluate.results import Copies, Coverage, Distances, Evaluation, Nearness, Verdict
@@ -63,6 +63,15 @@ def test_sample_gives_the_bits_of_ringo_latent_1_for_1000_seeds(signatures):
 def test_generate_is_serving_default_after_sample(signatures):
     latents = signatures["sample"](seeds=tf.constant(SEEDS[:8]))["latents"]
     assert np.array_equal(signatures["serving_default"](latents=latents)["images"], pictures(signatures, SEEDS[:8]))
+
+
+def test_sha256sum_accepts_an_exported_version(small_model):
+    version = small_model / "1"
+    digests = (version / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    assert {line.split("  ", 1)[1] for line in digests} == {
+        str(path.relative_to(version)) for path in version.rglob("*") if path.is_file()
+    } - {"SHA256SUMS"}
+    subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=version, check=True, timeout=LIMIT_S)
 
 
 def test_the_fused_generator_differs_from_the_keras_one_by_at_most_1_of_255(signatures, small_run):
