@@ -95,7 +95,6 @@ FIELDS = MappingProxyType(
     {
         "seed": "seed",
         "size": "options.size",
-        "truncation": "options.truncation",
         "format": "options.format",
         "version": "options.model_version",
     }
@@ -181,7 +180,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
     def _pinned(self, options: Message, seed: int) -> tuple[Picture, GoldenCheck]:
         """Return the query of `seed` with its version decided, and what this replica makes of that version."""
         texts = {"seed": str(seed), "format": FORMATS.get(options.format, str(options.format))}
-        for name in ("size", "truncation", "model_version"):
+        for name in ("size", "model_version"):
             if options.HasField(name):
                 texts[name.removeprefix("model_")] = str(getattr(options, name))
         try:

@@ -129,7 +129,7 @@ def _picture(resource: type[Query]) -> dict[str, Any]:
     for one, parameter in parameters(resource):
         schema = dict(parameter.schema)
         if one.default not in (MISSING, None):
-            schema["default"] = one.default if schema["type"] in ("integer", "number") else parameter.write(one.default)
+            schema["default"] = one.default if schema["type"] == "integer" else parameter.write(one.default)
         described.append(
             {
                 "name": one.name,

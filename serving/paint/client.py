@@ -126,7 +126,6 @@ class PictureClient:
         """
         options = pb.PictureOptions(
             size=query.size,
-            truncation=query.truncation,
             format=FORMATS[str(query.format)],
             model_version=query.version,
         )

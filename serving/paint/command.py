@@ -23,7 +23,7 @@ from serving.paint.files import Files, Painted, Tars
 from serving.paint.manifest import InUseError, Manifest
 from serving.paint.output_folder import Holdings
 from serving.paint.seeds import ALLOWED, Seeds
-from serving.rendering.query import SIZE, STILL, TRUNCATION, VERSION, Parameter, Picture
+from serving.rendering.query import SIZE, STILL, VERSION, Parameter, Picture
 from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, seconds_reader
 
 # A signal that another thread receives does not end the wait of the first one, where Python's handlers run: steps do.
@@ -122,7 +122,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     """
     layout = (Tars if chosen.layout == "tar" else Files)(chosen.out, chosen.format, chosen.per_folder)
     seeds = chosen.shard.of(chosen.seeds, layout)
-    query = Picture(size=chosen.size, truncation=chosen.truncation, format=chosen.format)
+    query = Picture(size=chosen.size, format=chosen.format)
     holdings = Holdings(seeds, layout, query)
     chosen.out.mkdir(parents=True, exist_ok=True)
     every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
@@ -212,9 +212,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="the batch servers: all addresses behind a dns:/// name take turns (default: dns:///localhost:9090)",
     )
     _add_parameter(parser, "--size", SIZE, "pixels of the longer side (default: the model's own)")
-    _add_parameter(
-        parser, "--truncation", TRUNCATION, "how far from seed 0 a picture may stray (default: 1)", default=1.0
-    )
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
     _add_parameter(parser, "--model-version", VERSION, "who paints (default: who began the folder, else the newest)")
     add("--any-version", action="store_true", help="where that version is gone, go on with the newest one")

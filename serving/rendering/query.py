@@ -49,12 +49,6 @@ def whole_number(low: int, high: int, description: str) -> Parameter:
     return Parameter(read, allowed, schema, description)
 
 
-def _read_truncation(text: str) -> float:
-    if not re.fullmatch(r"0(\.[0-9]{1,3})?|1(\.0{1,3})?", text):
-        raise ValueError
-    return float(text)
-
-
 def _read_seeds(text: str) -> tuple[int, ...]:
     seeds: list[int] = []
     for term in text.split(","):
@@ -119,14 +113,6 @@ SIZE = whole_number(
     1024,
     "Pixels of a picture's longer side, by Lanczos's filter; at most 1024 x 1024 in all. Without it the model's own.",
 )
-TRUNCATION = Parameter(
-    _read_truncation,
-    "a number from 0 to 1 with up to three decimals",
-    {"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.001},
-    "How far from seed 0 a picture may stray: its latent is this part of the way from that of seed 0, along the "
-    "sphere. 1 is the seed's own picture; less is less variety.",
-    lambda value: f"{value:g}",
-)
 VERSION = whole_number(0, MAX_SEED, "The model version to ask; the answer is then immutable. Without it the newest.")
 
 
@@ -145,7 +131,6 @@ class Picture:
 
     seed: int | None = param(SEED, None)
     size: int | None = param(SIZE, None)
-    truncation: float = param(TRUNCATION, 1.0)
     format: str | None = param(file_format(STILL), None)
     version: int | None = param(VERSION, None)
 
@@ -160,7 +145,6 @@ class Grid:
     seeds: tuple[int, ...] = param(SEEDS, tuple(range(16)))
     columns: int = param(COLUMNS, 4)
     size: int | None = param(SIZE, None)
-    truncation: float = param(TRUNCATION, 1.0)
     format: str | None = param(file_format(STILL), None)
     version: int | None = param(VERSION, None)
 
@@ -181,7 +165,6 @@ class Morph:
     end: int = param(END)
     frames: int = param(FRAMES, 8)
     size: int | None = param(SIZE, None)
-    truncation: float = param(TRUNCATION, 1.0)
     format: str | None = param(file_format(STILL), None)
     version: int | None = param(VERSION, None)
 
@@ -202,7 +185,6 @@ class Animation:
     end: int = param(END)
     frames: int = param(FRAMES, 16)
     size: int | None = param(SIZE, None)
-    truncation: float = param(TRUNCATION, 1.0)
     format: str | None = param(file_format(MOVING), None)
     version: int | None = param(VERSION, None)
 

@@ -15,13 +15,11 @@ from serving.errors import Overloaded
 from serving.model_client.batcher import PredictBatcher
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
-from serving.rendering.interpolation import Latent, slerp
+from serving.rendering.interpolation import slerp
 from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
 from serving.runtime.memory import give_back
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
-
-ANCHOR_SEED = 0  # towards whose latent truncation leads
 
 LARGE_PIXELS = 2**18  # one of 512 x 512. From here on, encoding takes up to 30 MB, and eight threads would take 240.
 LARGE_WAIT_S = 10.0  # as long as we wait for a model server by default, and twenty times what the largest takes
@@ -34,7 +32,6 @@ class PixelsKey:
     fingerprint: str
     version: int
     seed: int
-    truncation: float
 
 
 class Renderer:
@@ -92,11 +89,11 @@ class Renderer:
     def render_many(
         self, queries: Sequence[Picture], fingerprint: str, *, deadline_s: float = math.inf
     ) -> Iterator[bytes]:
-        """Yield what `answer` returns for each of `queries`, of one version and truncation, in order.
+        """Yield what `answer` returns for each of `queries`, of one version, in order.
 
         The model is asked for all of them together; each is encoded when it is wanted. Raises what ModelClient does.
         """
-        names = [PixelsKey(fingerprint, pinned(query)[0], seed_of(query), query.truncation) for query in queries]
+        names = [PixelsKey(fingerprint, pinned(query)[0], seed_of(query)) for query in queries]
         for query, pixels in zip(queries, self._paint(names, deadline_s=deadline_s), strict=True):
             yield self._encode(query, pinned(query)[1], [pixels], deadline_s)
 
@@ -141,15 +138,15 @@ class Renderer:
         """Return the model's own pixels of each tile of `query`; a lone one, once painted, goes through `then`."""
         match query:
             case Picture():
-                name = PixelsKey(fingerprint, version, seed_of(query), query.truncation)
+                name = PixelsKey(fingerprint, version, seed_of(query))
                 paint = lambda: self._paint([name], then, deadline_s=deadline_s)  # noqa: E731
                 (pixels,) = self._flight.do(name, paint, deadline_s=deadline_s)
                 return [pixels]
             case Grid(seeds=seeds):
-                names = [PixelsKey(fingerprint, version, seed, query.truncation) for seed in seeds]
+                names = [PixelsKey(fingerprint, version, seed) for seed in seeds]
                 return self._paint(names, deadline_s=deadline_s)
             case Morph(start, end, frames) | Animation(start, end, frames):
-                first, last = self._latents(version, [start, end], query.truncation, deadline_s=deadline_s)
+                first, last = self._client.sample(version, [start, end], deadline_s=deadline_s)
                 way = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
                 return list(self._client.paint(version, np.stack(way), deadline_s=deadline_s))
 
@@ -160,7 +157,7 @@ class Renderer:
         *,
         deadline_s: float = math.inf,
     ) -> list[Pixels]:
-        """Return what `names`, of one version and truncation, stand for; what is not kept is asked for together.
+        """Return what `names`, of one version, stand for; what is not kept is asked for together.
 
         One picture alone is joined with others, and goes through `then`, unless this replica may let it depend on its
         company.
@@ -169,33 +166,16 @@ class Renderer:
             found = {name: self._cache[name] for name in names if name in self._cache}
         missing = [name for name in dict.fromkeys(names) if name not in found]
         if missing:
-            version, truncation = missing[0].version, missing[0].truncation
+            version = missing[0].version
             seeds = [name.seed for name in missing]
             painted: Iterable[Pixels]
-            if truncation == 1.0 and len(seeds) == 1 and names[0].fingerprint == VERIFIED:
+            if len(seeds) == 1 and names[0].fingerprint == VERIFIED:
                 painted = [self._batcher.predict(version, seeds[0], then, deadline_s=deadline_s)]
-            elif truncation == 1.0:
-                painted = self._client.generate(version, seeds, deadline_s=deadline_s)
             else:
-                latents = np.stack(self._latents(version, seeds, truncation, deadline_s=deadline_s))
-                painted = self._client.paint(version, latents, deadline_s=deadline_s)
+                painted = self._client.generate(version, seeds, deadline_s=deadline_s)
             for name, pixels in zip(missing, painted, strict=True):
                 found[name] = self._keep(name, pixels.copy())  # a view would keep the whole batch alive
         return [found[name] for name in names]
-
-    def _latents(
-        self, version: int, seeds: Sequence[int], truncation: float, *, deadline_s: float = math.inf
-    ) -> list[Latent]:
-        """Return a latent per seed, led towards the anchor's.
-
-        Pixel norm makes a latent's length irrelevant, and no direction is more typical than another: a centre to
-        shrink towards, as a StyleGAN's has one, there is not. What is left of truncation is less variety around a
-        picture that everybody can look at.
-        """
-        if truncation == 1.0:
-            return list(self._client.sample(version, seeds, deadline_s=deadline_s))
-        anchor, *latents = self._client.sample(version, [ANCHOR_SEED, *seeds], deadline_s=deadline_s)
-        return [slerp(anchor, latent, truncation) for latent in latents]
 
     def _keep(self, name: Any, made: Any) -> Any:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache

@@ -37,7 +37,6 @@ seed = st.integers(0, 50) | st.sampled_from([-1, 2**63 - 1, -(2**63)]) | int64
 options = st.builds(
     api.PictureOptions,
     size=st.none() | st.sampled_from([0, 15, 16, 17, 64, 256, 257, -1]) | int32,
-    truncation=st.none() | st.sampled_from([0.0, 0.5, 1.0, -0.0]) | st.floats(),
     format=st.integers(0, 5) | int32,
     model_version=st.none() | st.just(1) | int64,
 )
@@ -220,7 +219,7 @@ def test_the_photo_loader_accounts_for_any_file(tmp_path):
 
 text = st.text(max_size=30) | st.from_regex(r"[0-9,:.\-]{0,40}", fullmatch=True)
 variables = st.sampled_from(["RINGO_", *(f"RINGO_{name.upper()}" for name in READERS)])
-parameters = st.sampled_from(["seed", "seeds", "start", "end", "frames", "columns", "size", "truncation", "version"])
+parameters = st.sampled_from(["seed", "seeds", "start", "end", "frames", "columns", "size", "version"])
 
 
 @settings(**STEADY)

@@ -62,8 +62,6 @@ def refusal(call) -> tuple[grpc.StatusCode, str, dict[str, object]]:
         ({"format": WEBP}, "&format=webp"),
         ({"format": JPEG, "size": 32}, "&format=jpeg&size=32"),
         ({"size": 16, "model_version": 3}, "&size=16&version=3"),
-        ({"truncation": 0.7}, "&truncation=0.7"),
-        ({"truncation": 1.0}, ""),
     ],
 )
 def test_the_bytes_are_those_of_the_gateway(batch, gateway, options, query):
@@ -120,15 +118,12 @@ def later(**fields) -> picture_service_pb2.PictureOptions:
         (batch_request(range(-1, 4)), "range.start", "'-1' is not valid; allowed is one whole number from 0 to 9"),
         (batch_request([1], size=15), "options.size", "'15' is not valid; allowed is one whole number from 16 to 1024"),
         (batch_request([1], size=-1), "options.size", "'-1' is not valid"),
-        (batch_request([1], truncation=1.5), "options.truncation", "'1.5' is not valid; allowed is a number from 0"),
-        (batch_request([1], truncation=0.1234), "options.truncation", "'0.1234' is not valid"),
-        (batch_request([1], truncation=float("nan")), "options.truncation", "'nan' is not valid"),
         (batch_request([1], format=9), "options.format", "'9' is not valid; allowed is one of png, webp, jpeg."),
         (batch_request([1], model_version=-1), "options.model_version", "'-1' is not valid"),
         (
             picture_service_pb2.GenerateBatchRequest(range={"end": 1}, options=later(size=32)),
             "PictureOptions.99",
-            "'set' is not valid; allowed is in PictureOptions only size, truncation, format, model_version.",
+            "'set' is not valid; allowed is in PictureOptions only size, format, model_version.",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def test_an_unknown_parameter_is_a_problem_that_names_it(gateway, query, paramet
     reply = gateway.ask(f"/generate?{query}")
     assert reply.status == 400
     assert reply.problem["parameter"] == parameter
-    assert reply.problem["allowed"] == "no parameter but seed, size, truncation, format, version"
+    assert reply.problem["allowed"] == "no parameter but seed, size, format, version"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,6 @@ def test_all_that_changes_the_bytes_changes_the_etag(gateway):
         *("/generate?seed=1", "/generate?seed=2", "/generate?seed=1&size=16", "/generate?seed=1&format=webp"),
         *(
             "/generate?seed=1&format=jpeg",
-            "/generate?seed=1&truncation=0.5",
             "/grid?seeds=1",
             "/grid?seeds=1&columns=1",
         ),

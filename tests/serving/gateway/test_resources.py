@@ -48,12 +48,11 @@ def test_without_parameters_a_grid_shows_the_first_16_seeds(gateway):
     assert np.array_equal(tile(sheet, 3, 3), picture(15, VERSION))
 
 
-@pytest.mark.parametrize("truncation", ["1", "0.4"])
-def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway, truncation):
-    strip = pixels(gateway, f"/morph?start=10&end=200&frames=5&truncation={truncation}")
+def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway):
+    strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
     assert strip.shape == (6, 5 * 8, 3)
     for column, seed in ((0, 10), (4, 200)):
-        alone = pixels(gateway, f"/generate?seed={seed}&truncation={truncation}")
+        alone = pixels(gateway, f"/generate?seed={seed}")
         assert np.array_equal(tile(strip, 0, column), alone)
 
 
@@ -71,12 +70,6 @@ def test_an_animation_shows_the_stills_of_the_morph(gateway):
         for place in range(5):
             image.seek(place)
             assert np.array_equal(np.asarray(image.convert("RGB")), tile(strip, 0, place))
-
-
-def test_truncation_0_is_seed_0_for_every_seed_and_1_is_the_seed_itself(gateway):
-    assert np.array_equal(pixels(gateway, "/generate?seed=99&truncation=0"), picture(0, VERSION))
-    assert np.array_equal(pixels(gateway, "/generate?seed=99&truncation=1"), picture(99, VERSION))
-    assert not np.array_equal(pixels(gateway, "/generate?seed=99&truncation=0.5"), picture(99, VERSION))
 
 
 @pytest.mark.parametrize("size", [16, 100, 1024])

@@ -383,7 +383,6 @@ def test_a_token_that_no_server_can_have_is_refused_before_anything_is_sent(tmp_
         (["--shard", "4/4"], "'4/4'"),
         (["--shard", "1"], "'1'"),
         (["--size", "8"], "16 to 1024"),
-        (["--truncation", "1.5"], "from 0 to 1"),
         (["--format", "gif"], "'gif'"),
         (["--streams", "0"], "1 to 64"),
         (["--key", "k.pem"], "--certificate and --key go together"),

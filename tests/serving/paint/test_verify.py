@@ -14,7 +14,7 @@ from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import environment, gateway_for
 from tests.photo_files import png_that_claims
 
-URLS = ["/generate?seed=42", "/generate?seed=42&size=32&truncation=0.7", "/grid?seeds=1-5,9", "/morph?start=1&end=2"]
+URLS = ["/generate?seed=42", "/generate?seed=42&size=32", "/grid?seeds=1-5,9", "/morph?start=1&end=2"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_chunks_say_which_picture_it_is(pngs):
         assert image.info == {
             "Software": "Ringo",
             "Model": "apple",
-            "Picture": "/generate?seed=42&size=32&truncation=0.7&format=png&version=3",
+            "Picture": "/generate?seed=42&size=32&format=png&version=3",
             "Renderer": "3",
         }
 
@@ -72,7 +72,7 @@ def test_each_lie_is_found_and_the_worst_is_the_exit_status(model_server, pngs, 
     lies = {
         "one pixel one level off": (rewritten(png, pixel=1), "different"),
         "another seed": (rewritten(png, Picture=address.replace("42", "43")), "different"),
-        "another option": (rewritten(png, Picture=address.replace("&format", "&truncation=0.9&format")), "different"),
+        "another option": (rewritten(png, Picture=address.replace("&format", "&size=32&format")), "different"),
         "one more chunk": (rewritten(png, Comment="mine"), "different"),
         "something behind the end": (png + b"\0", "different"),
         "a seed that there is not": (rewritten(png, Picture=address.replace("42", "-1")), "different (seed='-1' is"),

@@ -41,9 +41,7 @@ def carried_on(model_server) -> dict[str, str]:
     return {name: text for name, text in model_server.metadata[-1].items() if name.startswith("trace")}
 
 
-@pytest.mark.parametrize(
-    "url", ["/generate?seed=1", "/grid?seeds=1-3", "/morph?start=1&end=2", "/generate?seed=1&truncation=0.5"]
-)
+@pytest.mark.parametrize("url", ["/generate?seed=1", "/grid?seeds=1-3", "/morph?start=1&end=2"])
 def test_a_trace_goes_through_the_gateway_into_the_log_and_to_the_model_server(gateway, model_server, url):
     reply = gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b")
     assert gateway.line_of(reply)["trace_id"] == TRACE
