@@ -29,6 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="train a GAN on a folder of photos; the same command resumes")
     fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
+    fit.add_argument(
+        "--grow-from", type=Path, metavar="RUN", help="begin with the generator of another run, at its size or twice it"
+    )
     fit.add_argument("--dry-run", action="store_true", help="tell the plan and how long it would take; write nothing")
     fit.add_argument(
         "--strategy",
@@ -132,7 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 sharing = share_batches(options.strategy, options.out)
             with sharing as run:
-                finished = begin_or_resume(options.photos, run, given, dry_run=options.dry_run)
+                finished = begin_or_resume(
+                    options.photos, run, given, dry_run=options.dry_run, grow_from=options.grow_from
+                )
             return 0 if finished else INTERRUPTED
         import_backend()
         if options.command == "preview":

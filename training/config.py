@@ -14,14 +14,22 @@ IMAGE_SIZES = (32, 64, 128, 256)
 # Channels per resolution, the generator's from 4x4 up, the discriminator's from image size / 2 down to 4x4. They
 # taper: constant width costs 4.4 times as much per picture at 64 px and buys nothing that we could measure.
 GENERATOR_CHANNELS = {
-    ("cpu", 32): (128, 128, 64, 48),
-    ("cpu", 64): (128, 128, 64, 48, 32),
-    ("cpu", 128): (128, 128, 96, 64, 32, 16),
-    ("cpu", 256): (128, 128, 96, 64, 48, 32, 16),
+    ("cpu", 32): (256, 160, 80, 48),
+    ("cpu", 64): (256, 160, 80, 48, 24),
+    ("cpu", 128): (256, 160, 80, 48, 24, 16),
+    ("cpu", 256): (256, 160, 80, 48, 24, 16, 8),
     ("gpu", 32): (512, 512, 256, 128),
     ("gpu", 64): (512, 512, 256, 128, 64),
     ("gpu", 128): (512, 512, 512, 256, 128, 64),
     ("gpu", 256): (512, 512, 512, 256, 128, 64, 32),
+}
+# What suits the plain discriminator; the defaults of the fields suit the projected one.
+PLAIN = {
+    "beta_1": 0.5,
+    "final_rate_fraction": 0.1,
+    "translate_fraction": 0.125,
+    "translate_probability": 0.3,
+    "ema_half_life": 3_000,
 }
 DISCRIMINATOR_CHANNELS = {
     ("cpu", 32): (48, 96, 128),
@@ -63,6 +71,11 @@ class TrainingConfig:
     """
 
     image_size: int = option(64, "width and height of the pictures, in pixels", allowed=IMAGE_SIZES, augments=True)
+    discriminator: str = option(
+        "projected",
+        "what the generator learns from: heads on ImageNet features, or a plain DCGAN that knows only the photos",
+        allowed=("projected", "plain"),
+    )
     preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
     latent_dim: int = option(128, "numbers in a latent", low=1, high=4096)
     steps: int = option(
@@ -73,18 +86,29 @@ class TrainingConfig:
         fixed=False,
     )
     batch_size: int = option(16, "photos per batch", low=2, high=4096)
+    refine_from: int = option(
+        11_000,
+        "batch from which a fresh projected discriminator looks closer, at 128 px; 0 for the whole run",
+        low=0,
+        high=10_000_000,
+    )
     learning_rate: float = option(5e-4, "Adam's learning rate in the first half", low=1e-8, high=1.0)
-    final_learning_rate: float = option(5e-5, "where the cosine of the second half ends", low=0.0, high=1.0)
-    beta_1: float = option(0.5, "Adam's decay of the first moment; 0.9 does not train a GAN", low=0.0, high=0.999)
+    refining_learning_rate: float = option(
+        2.5e-4, "the same while refining, which has halves of its own", low=1e-8, high=1.0
+    )
+    final_rate_fraction: float = option(
+        0.05, "where the cosine of the second half ends, as a fraction of the rate", low=0.0, high=1.0
+    )
+    beta_1: float = option(0.0, "Adam's decay of the first moment; 0.9 does not train a GAN", low=0.0, high=0.999)
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
     r1_gamma: float = option(0.0, "weight of the approximate R1 penalty; 0 leaves it out", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
     flip: bool = option(True, "mirror half of the pictures the discriminator sees", augments=True)
     translate_fraction: float = option(
-        0.125, "largest shift, as a part of the picture's side", low=0.0, high=0.5, augments=True
+        0.0625, "largest shift, as a part of the picture's side", low=0.0, high=0.5, augments=True
     )
-    translate_probability: float = option(0.3, "how often a picture is shifted", low=0.0, high=1.0, augments=True)
-    ema_half_life: int = option(3_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
+    translate_probability: float = option(0.7, "how often a picture is shifted", low=0.0, high=1.0, augments=True)
+    ema_half_life: int = option(10_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
     holdout_fraction: float = option(
         0.1, "part of the photos, whole arcs of series, that only evaluations see", low=0.0, high=0.5
     )
@@ -111,6 +135,15 @@ class TrainingConfig:
             # A bool is an int and NaN compares false: both stop here.
             if not isinstance(value, (bool, str)) and not meta["low"] <= value <= meta["high"]:
                 raise ConfigError(f"{f.name} is {value!r}: allowed is {meta['low']} to {meta['high']}.")
+
+    @property
+    def first_refining_step(self) -> int:
+        """The batch from which the run refines; `steps` if it never does."""
+        return self.steps if self.discriminator == "plain" else min(self.refine_from, self.steps)
+
+    def is_refining(self, step: int) -> bool:
+        """Return whether a checkpoint after `step` batches is of the refining stage."""
+        return step > self.first_refining_step or self.first_refining_step == 0
 
     @property
     def generator_channels(self) -> tuple[int, ...]:

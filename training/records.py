@@ -50,7 +50,7 @@ def read_batches_done(checkpoint: Path) -> int:
         return 0
     try:
         with checkpoint.open("rb") as stream, np.load(stream) as file:
-            return int(file["optimizer/000"])  # Adam's `iterations`
+            return int(file["step"])
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise RecordError(f"{checkpoint} cannot be read: {error}.") from error
 

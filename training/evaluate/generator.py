@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import TrainingError
-from training.model.checkpoints import load_gan
+from training.model.checkpoints import load_generator
 from training.model.latents import sample_latents
 from training.model.sampling import AT_ONCE, paint_latents
 from training.records import read_record
@@ -46,14 +46,14 @@ def open_painter(model: Path, checkpoint: str) -> Painter:
             f"{model} has neither saved_model.pb nor config.json: name a version of a model, such as models/apple/1, "
             "or the --out folder of a `fit` that has saved a checkpoint."
         )
-    gan = load_gan(model, checkpoint)
+    trained = load_generator(model, checkpoint)
     return Painter(
         name=model.resolve().name,
-        batch=int(gan.optimizer.iterations),
-        image_size=gan.config.image_size,
-        latent_dim=gan.config.latent_dim,
-        paint_latents=lambda latents: paint_latents(gan.ema_generator, latents),
-        config=asdict(gan.config),
+        batch=trained.batch,
+        image_size=trained.config.image_size,
+        latent_dim=trained.config.latent_dim,
+        paint_latents=lambda latents: paint_latents(trained.network, latents),
+        config=asdict(trained.config),
         photos=read_record(model / "photos.json"),
     )
 

@@ -15,8 +15,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from training.errors import ExportError
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.export.signatures import GOLDEN_SEEDS, Servable, pixel_digests
-from training.model.checkpoints import load_gan
-from training.model.gan import GAN
+from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.sampling import paint
 from training.records import write_record, write_whole
@@ -51,15 +50,15 @@ def export(
     Raises:
         TrainingError: `run` is no run folder, a proof failed, or `to` cannot be written. `to` is unchanged then.
     """
-    gan, to = load_gan(run, checkpoint), to.resolve()
-    record = read_run(run, gan)
+    generator, to = load_generator(run, checkpoint), to.resolve()
+    record = read_run(run, generator)
     try:
         to.mkdir(parents=True, exist_ok=True)
         version = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
         with tempfile.TemporaryDirectory(dir=to, prefix=".export-") as aside:
             folder = Path(aside) / str(version)
-            checks = save_proved(gan, folder, model_name=to.name)
-            paint_faults(gan, faults, folder / "faults")
+            checks = save_proved(generator, folder, model_name=to.name)
+            paint_faults(generator, faults, folder / "faults")
             write_model_card(
                 folder,
                 record,
@@ -69,7 +68,7 @@ def export(
                 checks=checks,
                 faults=faults,
             )
-            write_whole(folder / "config.json", gan.config.to_json())
+            write_whole(folder / "config.json", generator.config.to_json())
             # Without the folder: where somebody keeps photos is nobody's business.
             photos = {name: value for name, value in record.photos.items() if name != "folder"}
             write_record(folder / "photos.json", {**photos, "batch": record.steps})
@@ -91,11 +90,11 @@ def write_digests(folder: Path) -> None:
     write_whole(folder / "SHA256SUMS", "".join(lines))
 
 
-def paint_faults(gan: GAN, faults: Sequence[Fault], folder: Path) -> None:
+def paint_faults(generator: TrainedGenerator, faults: Sequence[Fault], folder: Path) -> None:
     """Write the picture of each fault's seed to `folder`/<seed>.png, for the model card. Raises OSError."""
     if faults:
         folder.mkdir()
-        pictures = paint(gan.ema_generator, np.array([fault.seed for fault in faults]))
+        pictures = paint(generator.network, np.array([fault.seed for fault in faults]))
         for fault, picture in zip(faults, pictures, strict=True):
             Image.fromarray(picture).save(folder / f"{fault.seed}.png")
 
@@ -104,18 +103,18 @@ class NotInvariant(ExportError):
     """A seed's picture would depend on the size of its batch."""
 
 
-def save_proved(gan: GAN, folder: Path, *, model_name: str) -> ExportChecks:
-    """Write the SavedModel of `gan` to `folder`: the fast form if it is batch-invariant here, else the safe one."""
+def save_proved(generator: TrainedGenerator, folder: Path, *, model_name: str) -> ExportChecks:
+    """Write the SavedModel to `folder`: the fast form if it is batch-invariant here, else the safe one."""
     try:
-        servable = Servable(gan, row_by_row=False)
+        servable = Servable(generator, row_by_row=False)
         save_servable(servable, folder, model_name=model_name)
-        return prove(gan, servable, folder)
+        return prove(generator, servable, folder)
     except NotInvariant as error:
         print(f"{error} The model will paint a batch one row at a time.")
     shutil.rmtree(folder)
-    servable = Servable(gan, row_by_row=True)
+    servable = Servable(generator, row_by_row=True)
     save_servable(servable, folder, model_name=model_name)
-    return prove(gan, servable, folder)
+    return prove(generator, servable, folder)
 
 
 def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
@@ -147,7 +146,7 @@ def warm_up_requests(model_name: str, latent_dim: int, sizes: Sequence[int]) -> 
     return requests
 
 
-def prove(gan: GAN, servable: Servable, folder: Path) -> ExportChecks:
+def prove(generator: TrainedGenerator, servable: Servable, folder: Path) -> ExportChecks:
     """Check `servable`, and its SavedModel in `folder`, against their promises.
 
     Raises:
@@ -174,7 +173,7 @@ def prove(gan: GAN, servable: Servable, folder: Path) -> ExportChecks:
         raise ExportError("The written graph gives other pixels than its golden digests say.")
 
     pictures = np.asarray(generate(seeds=tf.constant(seeds))["images"])
-    difference = int(np.abs(pictures.astype(np.int16) - paint(gan.ema_generator, seeds)).max())
+    difference = int(np.abs(pictures.astype(np.int16) - paint(generator.network, seeds)).max())
     if difference > 1:
         raise ExportError(f"The fused generator differs from the Keras one by {difference}/255; allowed is 1/255.")
     return ExportChecks(

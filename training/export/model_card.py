@@ -15,7 +15,7 @@ from training.config import TrainingConfig
 from training.errors import ExportError
 from training.evaluate.results import Evaluation, read_evaluation
 from training.fit.callbacks import Measurement, read_measurements
-from training.model.gan import GAN
+from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import read_record
 
@@ -62,12 +62,12 @@ class RunRecord:
     compute: dict[str, Any]  # empty if the run is older than its recording
 
 
-def read_run(run: Path, gan: GAN) -> RunRecord:
+def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
     """Return what the card will say of `run`. Raises RecordError if one of its files is missing or damaged."""
-    steps, measurements = int(gan.optimizer.iterations), read_measurements(run / "kid.csv")
+    steps, measurements = generator.batch, read_measurements(run / "kid.csv")
     evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
     return RunRecord(
-        config=gan.config,
+        config=generator.config,
         steps=steps,
         photos=read_record(run / "photos.json"),
         measured=next((row for row in measurements if row.step == steps), None),

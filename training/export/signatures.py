@@ -8,7 +8,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from training.export.fusion import build_function, fuse
-from training.model.gan import GAN
+from training.model.checkpoints import TrainedGenerator
 from training.model.latents import standardise, sum_of_uniforms
 
 # One batch of the largest size. Another kind of processor rounds 4 to 20 % of the pictures to other bytes: of 64, some
@@ -19,10 +19,10 @@ GOLDEN_SEEDS = np.arange(64, dtype=np.int64)
 class Servable(tf.Module):
     """The signatures of the SavedModel contract; no assertions, so that no row can fail its batch."""
 
-    def __init__(self, gan: GAN, *, row_by_row: bool) -> None:
+    def __init__(self, generator: TrainedGenerator, *, row_by_row: bool) -> None:
         super().__init__(name="generator")
-        self.latent_dim, self.row_by_row = gan.config.latent_dim, row_by_row
-        self._generate = build_function(fuse(gan.ema_generator), self.latent_dim)
+        self.latent_dim, self.row_by_row = generator.config.latent_dim, row_by_row
+        self._generate = build_function(fuse(generator.network), self.latent_dim)
 
     def floats_of(self, latents: Any) -> Any:
         """Return images float32[N, S, S, 3] in [-1, 1] of latents float32[N, latent_dim].

@@ -17,14 +17,25 @@ from training.data.dataset import (
     split_for_run,
 )
 from training.data.photos import MAX_ENLARGEMENT, measure_photos
-from training.errors import ConfigError
-from training.fit.plan import Plan, choose_length, choose_networks, choose_pictures, in_words
+from training.errors import ConfigError, FeatureWeightsMissing
+from training.fit.plan import (
+    Plan,
+    StepSeconds,
+    choose_discriminator,
+    choose_length,
+    choose_networks,
+    choose_pictures,
+    choose_refinement,
+    in_words,
+)
 from training.records import read_batches_done
 
 WORTH_MEASURING = 100  # batches; fewer are done about as soon as they are measured
 
 
-def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *, dry_run: bool) -> bool:
+def begin_or_resume(
+    photos_folder: Path, run: Path, given: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None = None
+) -> bool:
     """Train as `given` says, and for the rest as the run began or, in a new one, as photos and machine suggest.
 
     What can be refused without Keras is, before the 4 s that its import takes.
@@ -57,21 +68,26 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
         import_backend()
         from training.fit.run import train
 
-        return finish(train(photos, split, run, config), run, config)
+        return finish(train(photos, split, run, config, grow_from), run, config)
 
-    plan = Plan(given)
+    source = None if grow_from is None else read_source(grow_from, given)
+    plan = Plan(given if source is None else {"latent_dim": source.latent_dim, **given})
+    grown_from_size = source.image_size if source else None
     sides = measure_photos(photos_folder, given.get("image_size", IMAGE_SIZES[0]))
     if len(sides) < MIN_PHOTOS:
         if not dry_run:
             load_enough_photos(photos_folder, run, plan.config)  # which says what became of each, too
         refuse_too_few_photos(len(sides), photos_folder)
     import_backend()
-    from training.fit.machine import look_at_machine, measure_step_s
-    from training.fit.run import fix_the_order_of_sums, train
+    from training.fit.machine import look_at_machine
+    from training.fit.run import enable_determinism, train
     from training.model.replicas import count_replicas
 
     machine = look_at_machine()
-    plan = plan.plus(*choose_pictures(sides, machine))
+    plan = plan.plus(*choose_pictures(sides, machine, grown_from_size))
+    plan = plan.plus(*choose_discriminator(plan.config.discriminator))
+    if plan.config.discriminator == "projected":
+        require_feature_weights()
     if dry_run:
         usable = sum(side * MAX_ENLARGEMENT >= plan.config.image_size for side in sides)
         refuse_too_few_photos(usable, photos_folder)
@@ -82,22 +98,58 @@ def begin_or_resume(photos_folder: Path, run: Path, given: Mapping[str, Any], *,
     held_out = round(plan.config.holdout_fraction * usable)
     plan = plan.plus(*choose_networks(usable - held_out, plan.config.image_size, machine))
     refuse_large_batch(usable - held_out, held_out, plan.config.batch_size)
-    fix_the_order_of_sums(plan.config)
+    enable_determinism(plan.config)
     step_s, estimate = None, "The line that begins with `fit:` tells how long it takes."
     # Workers that measured would measure, and choose, each otherwise.
     if count_replicas() == 1 and (dry_run or given.get("steps", WORTH_MEASURING) >= WORTH_MEASURING):
         print("Measuring how long a batch takes here ...", flush=True)
-        step_s = measure_step_s(plan.config)
-    plan = plan.plus(choose_length(usable - held_out, plan.config.batch_size, step_s, machine))
+        step_s = measure_steps(plan.config)
+    plan = plan.plus(choose_length(usable - held_out, plan.config, step_s, machine, grown=source is not None))
+    plan = plan.plus(*choose_refinement(plan.config, grown_from_size))
     if step_s:
-        estimate = f"This takes about {in_words(step_s * plan.config.steps)}."
+        seconds = step_s.of_run(plan.config.steps, plan.config.first_refining_step)
+        estimate = f"This takes about {in_words(seconds)}."
     print(f"settings for {machine}")
     print(plan.table())
     print(estimate, flush=True)
     if dry_run:
         return True
     split = split_for_run(photos, run, plan.config)
-    return finish(train(photos, split, run, plan.config), run, plan.config)
+    return finish(train(photos, split, run, plan.config, grow_from), run, plan.config)
+
+
+def read_source(run: Path, given: Mapping[str, Any]) -> TrainingConfig:
+    """Return the configuration of the run to grow from. Raises ConfigError if no size can grow from it."""
+    config_file = run / "config.json"
+    for file in (config_file, run / "checkpoint.npz"):
+        if not file.is_file():
+            raise ConfigError(f"--grow-from {run} has no {file.name}: name the --out folder of a `fit` that has ended.")
+    source = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
+    size = given.get("image_size", source.image_size)
+    if size < source.image_size:
+        raise ConfigError(f"--size {size} is smaller than the {source.image_size} px of {run}: choose that or more.")
+    if given.get("latent_dim", source.latent_dim) != source.latent_dim:
+        raise ConfigError(f"--latent-dim must be that of {run}, {source.latent_dim}.")
+    return source
+
+
+def require_feature_weights() -> None:
+    """Raise FeatureWeightsMissing if the projected discriminator's weights are not installed."""
+    from training.model.backbone import load_weights
+
+    try:
+        load_weights("lite1")
+    except FeatureWeightsMissing as error:
+        raise FeatureWeightsMissing(f"{error}; or train without it: --discriminator plain") from error
+
+
+def measure_steps(config: TrainingConfig) -> StepSeconds:
+    """Return how long a batch takes in either stage of `config`."""
+    from training.fit.machine import measure_step_s
+
+    first = measure_step_s(config)
+    plain = config.discriminator == "plain"
+    return StepSeconds(first, first if plain else measure_step_s(config, refining=True))
 
 
 def finish(done: int, run: Path, config: TrainingConfig) -> bool:

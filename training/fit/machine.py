@@ -44,8 +44,8 @@ def _memory_bytes() -> int:
     return min(physical, int(text)) if text.isdecimal() else physical
 
 
-def measure_step_s(config: TrainingConfig) -> float:
-    """Return the median seconds of a batch with `config`, over about TIMED_S after compilation.
+def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
+    """Return the median seconds of a batch in a stage of `config`, over about TIMED_S after compilation.
 
     The pictures are blank: arithmetic takes the same time. Nothing that follows depends on it: building a GAN seeds
     everything anew.
@@ -58,7 +58,7 @@ def measure_step_s(config: TrainingConfig) -> float:
             yield pixels, latents
 
     stopwatch = _Stopwatch()
-    build_gan(config).fit(
+    build_gan(config, refining=refining).fit(
         share_out(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch]
     )
     keras.utils.clear_session()

@@ -7,16 +7,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.config import IMAGE_SIZES, TrainingConfig
+from training.config import IMAGE_SIZES, PLAIN, TrainingConfig
 
-CHOSEN = ("image_size", "memory_limit_mib", "preset", "batch_size", "jit_compile", "steps")  # in this order
+CHOSEN = (
+    "image_size",
+    "memory_limit_mib",
+    "discriminator",
+    *PLAIN,
+    "preset",
+    "batch_size",
+    "jit_compile",
+    "steps",
+    "refine_from",
+    "refining_learning_rate",
+)  # in this order
 
 # On a CPU 128 px cost 2 to 4 times as much a picture as 64, and 256 px 10 times; a GPU is that much faster.
 LARGEST_SIZE = {"cpu": 64, "gpu": 128}
 
-# Pictures the discriminator sees, least and most: below it there is nothing to look at yet, above it stands still.
-PICTURES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
-PASSES = 300  # over the photos, between those two: more only learns few photos by heart
+# Images the generator learns from in all, least and most: with fewer there is nothing to look at yet, beyond it KID
+# stands still. Few photos are learnt by heart by more passes.
+IMAGES = {"cpu": (88_000, 208_000), "gpu": (200_000, 1_000_000)}
+PASSES = 32  # over the photos, between those two
+PLAIN_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
+PLAIN_PASSES = 300
+REFINED = 3 / 11  # of a run: 56,000 of 208,000 images
+GROWN = 0.5  # of the images of a run from scratch
 
 MAX_HOURS = 10  # a night: who wants to wait longer says so by --steps
 
@@ -72,18 +88,32 @@ class Plan:
         return "\n".join(f"  {a:<{label}}  {b:<{value}}  {c}" for a, b, c in shown)
 
 
-def choose_pictures(sides: Sequence[int], machine: Machine) -> tuple[Choice, Choice]:
+def choose_pictures(
+    sides: Sequence[int], machine: Machine, grown_from_size: int | None = None
+) -> tuple[Choice, Choice]:
     """Choose size and place of the pictures for photos whose shorter sides are `sides`, in pixels."""
     typical, largest = int(statistics.median(sides)), LARGEST_SIZE[machine.kind]
     size = max((s for s in IMAGE_SIZES if s <= min(typical, largest)), default=IMAGE_SIZES[0])
     reason = f"photos are {typical} px typically"
-    if typical >= 2 * largest:
+    if grown_from_size is not None:
+        size, reason = min(2 * grown_from_size, IMAGE_SIZES[-1]), f"twice the {grown_from_size} px that it grows from"
+    elif typical >= 2 * largest:
         reason += f"; a {machine.kind.upper()} is quick enough for {largest}"
     memory = min(2048, machine.memory_mib // 8)
     return (
         Choice("image_size", size, reason),
         Choice("memory_limit_mib", memory, "decoded photos beyond this stay on disk"),
     )
+
+
+def choose_discriminator(name: str) -> tuple[Choice, ...]:
+    """Return the choices that the discriminator `name` brings with it."""
+    if name == "plain":
+        return (
+            Choice("discriminator", name, "learns from the photos alone, as in 2017"),
+            *(Choice(field, value, "suits a plain discriminator") for field, value in PLAIN.items()),
+        )
+    return (Choice("discriminator", name, "ImageNet features: 10 times faster than a plain one"),)
 
 
 def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Choice, Choice, Choice]:
@@ -109,18 +139,55 @@ def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Cho
     return preset, Choice("batch_size", batch_size, reason), compiler
 
 
-def choose_length(photos: int, batch_size: int, step_s: float | None, machine: Machine) -> Choice:
-    """Choose the number of batches for so many photos, where one batch takes `step_s` seconds if that is known."""
-    least, most = PICTURES[machine.kind]
-    pictures = min(max(PASSES * photos, least), most)
-    affordable = MAX_HOURS * 3600 / step_s * batch_size if step_s else pictures
-    if affordable < pictures:
-        reason = f"what {MAX_HOURS} hours allow; {pictures:,} pictures would be better"
-    elif pictures == least:
-        reason = f"{least:,} pictures, the least that shows anything"
+@dataclass(frozen=True)
+class StepSeconds:
+    """How long a batch takes in either stage, in seconds."""
+
+    first: float
+    refining: float
+
+    def of_run(self, steps: float, first: float) -> float:
+        """Return the seconds of `steps` batches, `first` of them in the first stage."""
+        return first * self.first + (steps - first) * self.refining
+
+
+def choose_length(
+    photos: int, config: TrainingConfig, step_s: StepSeconds | None, machine: Machine, *, grown: bool
+) -> Choice:
+    """Choose the number of batches for so many photos; `grown` says that another run did the first stage.
+
+    `step_s` is None where it was not measured.
+    """
+    plain = config.discriminator == "plain"
+    least, most = (PLAIN_IMAGES if plain else IMAGES)[machine.kind]
+    images = min(max((PLAIN_PASSES if plain else PASSES) * photos, least), most)
+    if grown:
+        images = round(images * GROWN)
+    affordable = float(images)
+    if step_s:
+        affordable = MAX_HOURS * 3600 / step_s.of_run(1.0, first_stage(plain=plain, grown=grown)) * config.batch_size
+    if affordable < images:
+        reason = f"what {MAX_HOURS} hours allow; {images:,} images would be better"
     else:
-        reason = f"{pictures:,} pictures, {pictures / photos:.0f} passes over the photos"
-    return Choice("steps", max(1, round(min(pictures, affordable) / batch_size)), reason)
+        reason = f"{images:,} images, {images / photos:.0f} passes over the photos"
+    return Choice("steps", max(1, round(min(images, affordable) / config.batch_size)), reason)
+
+
+def first_stage(*, plain: bool, grown: bool) -> float:
+    """Return the first stage's share of a run."""
+    return 1.0 if plain else 0.0 if grown else 1.0 - REFINED
+
+
+def choose_refinement(config: TrainingConfig, grown_from_size: int | None) -> tuple[Choice, ...]:
+    """Choose where a run of `config.steps` begins to refine, and how fast; a grown one refines from its start."""
+    if config.discriminator == "plain":
+        return ()
+    if grown_from_size is None:
+        return (Choice("refine_from", round(config.steps * (1.0 - REFINED)), "the rest looks closer, at 128 px"),)
+    start = Choice("refine_from", 0, "the run it grows from did the first stage")
+    if grown_from_size == config.image_size:
+        return (start,)
+    return (start, Choice("refining_learning_rate", config.learning_rate, "new layers begin at random"))
 
 
 def in_words(seconds: float) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import asdict
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,27 +16,29 @@ from training.config import TrainingConfig
 from training.data.dataset import describe
 from training.data.holdout import Split
 from training.data.photos import Photos
-from training.errors import JudgeMissing, TrainingError
+from training.errors import FeatureWeightsMissing, TrainingError
 from training.evaluate.features import build_extractor, features_of_photos
 from training.evaluate.metrics import kernel_distance
 from training.fit.callbacks import Checkpoints, Grids, History, KeepBest, Progress, StopOnSignal
 from training.fit.plots import draw_networks
-from training.model.checkpoints import load_checkpoint
+from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
+from training.model.projected import MEASURED_PHOTOS
 from training.model.replicas import count_replicas, share_out
-from training.records import write_record, write_whole
+from training.records import read_batches_done, read_record, write_record, write_whole
 
 KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
 BATCHES_AHEAD = 16  # of latents
 
 
-def train(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> int:
+def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None = None) -> int:
     """Train until `config.steps` batches are done, in all, and return the number done.
 
     `run` receives config.json, photos.json, history.csv, kid.csv, losses.png, grids/, drawings of the networks,
     tensorboard/, checkpoint.npz and best.npz. Where `run` holds a checkpoint the training goes on from there; the
-    number returned is smaller than `config.steps` if a signal ended it early.
+    number returned is smaller than `config.steps` if a signal ended it early. A new run begins with the weights of
+    the generator of the run `grow_from`, as far as they fit.
 
     Raises:
         TrainingError: it cannot begin or go on; nothing in `run` is lost.
@@ -43,26 +47,54 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> in
     if config.batch_size % replicas:
         raise TrainingError(f"batch_size is {config.batch_size}: {replicas} replicas need a multiple of {replicas}.")
     print(split.sentence())
-    fix_the_order_of_sums(config)
+    enable_determinism(config)
     run.mkdir(parents=True, exist_ok=True)
-    config_file = run / "config.json"
+    config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
         config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
-    write_record(run / "photos.json", describe(photos, split))
-    write_whole(config_file, config.to_json())
-
-    gan = build_gan(config)
-    checkpoint = run / "checkpoint.npz"
+    done = read_batches_done(checkpoint)
+    gan = build_gan(config, refining=config.is_refining(done))
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
     else:
-        without_drawing = draw_networks([gan.generator, gan.discriminator], run)
+        if grow_from is not None:
+            source = load_generator(grow_from)
+            gan.start_from(source.network)
+            write_record(run / "grown_from.json", describe_source(grow_from, source))
+        standardise(gan, photos, split)
+    write_record(run / "photos.json", describe(photos, split))
+    write_whole(config_file, config.to_json())
+    if not checkpoint.exists():
+        without_drawing = draw_networks([gan.generator], run)
         if without_drawing:
             print(without_drawing)
-    return continue_training(gan, photos, split, run)
+
+    keep_best = build_keep_best(photos, split, run, config)
+    done = continue_stage(gan, photos, split, run, keep_best)
+    if done == gan.last_step < config.steps:
+        print(f"Batch {done:,}: a fresh discriminator looks closer from here on.", flush=True)
+        average = gan.ema_generator
+        gan = build_gan(config, refining=True)
+        gan.start_from(average)
+        standardise(gan, photos, split)
+        done = continue_stage(gan, photos, split, run, keep_best)
+    return done
 
 
-def fix_the_order_of_sums(config: TrainingConfig) -> None:
+def describe_source(run: Path, source: TrainedGenerator) -> dict[str, Any]:
+    """Return what the model card will say of the run that another one grew from."""
+    compute = read_record(run / "compute.json") if (run / "compute.json").exists() else {}
+    return {"run": run.resolve().name, "batch": source.batch, **compute, "config": asdict(source.config)}
+
+
+def standardise(gan: GAN, photos: Photos, split: Split) -> None:
+    """Measure the projected discriminator's features on some of the photos trained on."""
+    if gan.config.discriminator == "projected":
+        rows = np.random.default_rng((gan.config.seed, 3)).permutation(split.training)[:MEASURED_PHOTOS]
+        gan.discriminator.standardise_by(photos.pixels[np.sort(rows)])
+
+
+def enable_determinism(config: TrainingConfig) -> None:
     """Have TensorFlow's own kernels add up in the same order whenever the program runs, if `config` asks for it.
 
     To be called before any operation. XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with
@@ -75,31 +107,42 @@ def fix_the_order_of_sums(config: TrainingConfig) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
-    """Train `gan` from the step its optimizer is at to the last; return the number of batches done."""
-    config, first_step = gan.config, int(gan.optimizer.iterations.numpy())
+def build_keep_best(
+    photos: Photos, split: Split, run: Path, config: TrainingConfig
+) -> Callable[[GAN, Checkpoints], list[KeepBest]]:
+    """Return a function that makes the callback which measures KID; it makes none where that is not wanted."""
+    if not config.keep_best:
+        return lambda gan, checkpoints: []
+    try:
+        judge = build_judge(photos, split, run / "photos")
+    except FeatureWeightsMissing as error:
+        print(f"{error} Without it no KID is measured, and the run keeps its last checkpoint, not its best.")
+        return lambda gan, checkpoints: []
+    return lambda gan, checkpoints: [KeepBest(run, config, gan.step, gan.ema_generator, judge, checkpoints)]
+
+
+def continue_stage(
+    gan: GAN, photos: Photos, split: Split, run: Path, build_callback: Callable[[GAN, Checkpoints], list[KeepBest]]
+) -> int:
+    """Train `gan` from the batch it is at to the last of its stage; return the number of batches done."""
+    config, first_step = gan.config, gan.step
     checkpoints = Checkpoints(run, config.checkpoint_every_s, first_step)
-    keep_best = []
-    if config.keep_best:
-        try:
-            judge = build_judge(photos, split, run / "photos")
-            keep_best.append(KeepBest(run, config, first_step, gan.ema_generator, judge, checkpoints))
-        except JudgeMissing as error:
-            print(f"{error} The run keeps its last checkpoint, not its best.")
-    if first_step >= config.steps:
+    keep_best = build_callback(gan, checkpoints)
+    if first_step >= gan.last_step:
         for callback in keep_best:  # the run may have been killed while its last batch was measured
             callback.set_model(gan)
             checkpoints.set_model(gan)
             callback.on_train_begin()
-        print(f"{run} is at batch {first_step} already: nothing is left to do.")
+        if first_step >= config.steps:
+            print(f"{run} is at batch {first_step} already: nothing is left to do.")
         return first_step
-    if first_step:
+    if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
     stop, progress = StopOnSignal(), Progress(config, first_step)
     with stop.listening(), closing(progress):
         gan.fit(
             share_out(lambda: batches(photos.pixels, split.training, config, first_step)),
-            steps_per_epoch=config.steps - first_step,
+            steps_per_epoch=gan.last_step - first_step,
             shuffle=False,
             verbose=0,
             # In this order: what is drawn may fail (a full disk), and must find its rows written and its weights saved.
@@ -112,8 +155,8 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
                 Grids(run, config.grid_every, first_step, gan.ema_generator),
             ],
         )
-    done = int(gan.optimizer.iterations.numpy())
-    if done < config.steps:
+    done = gan.step
+    if done < gan.last_step:
         name = stop.received.name if stop.received else "The model"
         print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
     return done
@@ -122,7 +165,7 @@ def continue_training(gan: GAN, photos: Photos, split: Split, run: Path) -> int:
 def build_judge(photos: Photos, split: Split, cache_dir: Path) -> Callable[[NDArray[np.uint8]], tuple[float, float]]:
     """Return a function: pictures uint8[N, S, S, 3] -> KID to the photos trained on, and its standard deviation.
 
-    Raises JudgeMissing if the network that judges is not installed.
+    Raises FeatureWeightsMissing if the network that judges is not installed.
     """
     extract = build_extractor()
 

@@ -6,20 +6,32 @@ continue exactly, readable with numpy.load, and the same under every backend.
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import keras
 import numpy as np
 
 from training.config import TrainingConfig
 from training.errors import CheckpointError
-from training.model.gan import GAN, build_gan
+from training.model.gan import GAN
+from training.model.networks import build_generator
+from training.records import read_batches_done
 
 
 def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
     """Yield every variable with a name that does not depend on the backend or on what else lives in the process."""
-    for part, variables in (("gan", gan.variables), ("optimizer", gan.optimizer.variables)):
+    discriminator = gan.discriminator
+    parts = {
+        "optimizer": gan.optimizer.variables,
+        "generator": gan.generator.variables,
+        "discriminator": discriminator.state if hasattr(discriminator, "state") else discriminator.variables,
+        "average": gan.ema_generator.variables,
+        "noise": [gan.noise.state],
+    }
+    for part, variables in parts.items():
         for index, variable in enumerate(variables):
             yield f"{part}/{index:03d}", variable
 
@@ -34,7 +46,7 @@ def save_checkpoint(gan: GAN, path: Path) -> None:
     try:
         with aside.open("wb") as file:
             arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan)}
-            np.savez(file, **arrays)
+            np.savez(file, step=gan.step, **arrays)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -49,21 +61,20 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
     Raises:
         CheckpointError: `path` is damaged or belongs to other networks; `gan` is unchanged.
     """
-    variables = dict(_named_variables(gan))
-    try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            values = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
-    for name, variable in variables.items():
-        if name not in values or values[name].shape != tuple(variable.shape):
-            raise CheckpointError(f"The checkpoint {path} belongs to other networks: {name} does not fit.")
-    for name, variable in variables.items():
-        variable.assign(values[name])
+    _assign(dict(_named_variables(gan)), path)
 
 
-def load_gan(run: Path, which: str = "best") -> GAN:
-    """Return the GAN of the run folder `run` at its "best" or "last" checkpoint, the last where no best is kept.
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """The moving average of a run's generator at a checkpoint."""
+
+    network: keras.Model
+    config: TrainingConfig
+    batch: int  # batches done before it
+
+
+def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
+    """Return the generator of `run` at its "best" or "last" checkpoint, the last where no best is kept.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -74,6 +85,21 @@ def load_gan(run: Path, which: str = "best") -> GAN:
             raise CheckpointError(
                 f"{run} has no {file.name}: name the --out folder of a `fit` that has saved a checkpoint."
             )
-    gan = build_gan(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
-    load_checkpoint(gan, best if which == "best" and best.is_file() else checkpoint)
-    return gan
+    config = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
+    network = build_generator(config.latent_dim, config.generator_channels)
+    chosen = best if which == "best" and best.is_file() else checkpoint
+    _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, chosen)
+    return TrainedGenerator(network, config, read_batches_done(chosen))
+
+
+def _assign(variables: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            values = {name: file[name] for name in variables if name in file.files}
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
+    for name, variable in variables.items():
+        if name not in values or values[name].shape != tuple(variable.shape):
+            raise CheckpointError(f"The checkpoint {path} belongs to other networks: {name} does not fit.")
+    for name, variable in variables.items():
+        variable.assign(values[name])

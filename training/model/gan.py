@@ -8,8 +8,9 @@ from keras import ops
 
 from training.config import TrainingConfig
 from training.model.augmentation import augment
-from training.model.losses import approximate_r1, discriminator_loss, generator_loss
+from training.model.losses import HINGE, LOGISTIC, approximate_r1
 from training.model.networks import build_discriminator, build_generator
+from training.model.projected import ProjectedDiscriminator
 from training.model.replicas import count_replicas, draw_rows
 
 Tensor = Any
@@ -26,11 +27,17 @@ class GAN(keras.Model):
     variable: who restores `variables` and `optimizer.variables` continues exactly.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, *, refining: bool) -> None:
         super().__init__(name="gan")
         self.config = config
+        self.first_step = config.first_refining_step if refining else 0
+        self.last_step = config.steps if refining else config.first_refining_step
         self.generator = build_generator(config.latent_dim, config.generator_channels)
-        self.discriminator = build_discriminator(config.image_size, config.discriminator_channels)
+        if config.discriminator == "projected":
+            self.discriminator, self.losses_by = build_projected(config, refining=refining), HINGE
+        else:
+            self.discriminator = build_discriminator(config.image_size, config.discriminator_channels)
+            self.losses_by = LOGISTIC
         self.ema_generator = build_generator(config.latent_dim, config.generator_channels)
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
@@ -48,8 +55,8 @@ class GAN(keras.Model):
         generated = augment_as(config, self.generator(latents, training=True), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
-        for_generator = generator_loss(generated_logits)
-        for_discriminator = discriminator_loss(real_logits, generated_logits)
+        for_generator = self.losses_by.generator(generated_logits)
+        for_discriminator = self.losses_by.discriminator(real_logits, generated_logits)
         if config.r1_gamma > 0:
             noisy = real + config.r1_sigma * draw_rows(keras.random.normal, ops.shape(real), seed=self.noise)
             noisy_logits = self.discriminator(noisy, training=True)
@@ -58,15 +65,29 @@ class GAN(keras.Model):
         watched = {
             "g_loss": for_generator,
             "d_loss": for_discriminator,
-            "d_real": ops.mean(ops.sigmoid(real_logits)),
-            "d_generated": ops.mean(ops.sigmoid(generated_logits)),
+            "d_real": self.losses_by.score(real_logits),
+            "d_generated": self.losses_by.score(generated_logits),
         }
         return for_generator, for_discriminator, watched
+
+    @property
+    def step(self) -> int:
+        """Batches done in all, over both stages."""
+        return self.first_step + int(self.optimizer.iterations.numpy())
+
+    def start_from(self, generator: keras.Model) -> None:
+        """Copy the weights of every layer that `generator` has in the same shapes, so also a smaller one's."""
+        sources = {layer.name: layer.get_weights() for layer in generator.layers}
+        for target in (self.generator, self.ema_generator):
+            for layer in target.layers:
+                weights = sources.get(layer.name, [])
+                if [w.shape for w in weights] == [tuple(w.shape) for w in layer.weights]:
+                    layer.set_weights(weights)
 
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
 
-        The half-life is 5 % of the photos seen until it reaches `ema_half_life`: an average over the first, random
+        The half-life is 5 % of the stage's photos until it reaches `ema_half_life`: an average over the first, random
         weights would hide the early progress.
         """
         seen = ops.cast(self.optimizer.iterations, "float32") * self.config.batch_size
@@ -164,12 +185,30 @@ def augment_as(config: TrainingConfig, images: Tensor, noise: keras.random.SeedG
     )
 
 
-def build_gan(config: TrainingConfig) -> GAN:
-    """Return a compiled GAN whose first weights are fixed by `config.seed`."""
+def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscriminator:
+    """Return the discriminator of a stage.
+
+    Refining looks closer, which pays at the end of a run, not from its start: images of 128 px, five taps, and heads
+    that begin narrower where the features are large.
+    """
+    if not refining:
+        return ProjectedDiscriminator(64, taps=(1, 2, 3, 5), widths=(64, 64, 64, 128), first_width=64, seed=config.seed)
+    return ProjectedDiscriminator(
+        max(128, config.image_size),
+        taps=(1, 2, 3, 5, 7),
+        widths=(32, 64, 64, 64, 128),
+        first_width=32,
+        seed=config.seed + 1,
+    )
+
+
+def build_gan(config: TrainingConfig, *, refining: bool = False) -> GAN:
+    """Return a compiled GAN for a stage of the run; its first weights are fixed by `config.seed`."""
     keras.utils.set_random_seed(config.seed)
-    gan = GAN(config)
+    gan = GAN(config, refining=refining)
+    rate = config.refining_learning_rate if refining else config.learning_rate
     optimizer = keras.optimizers.Adam(
-        LateCosine(config.learning_rate, config.final_learning_rate, config.steps),
+        LateCosine(rate, rate * config.final_rate_fraction, gan.last_step - gan.first_step),
         config.beta_1,
         config.beta_2,
     )

@@ -1,0 +1,74 @@
+"""PyTorch's legacy weight files, read without PyTorch: arrays by name, and nothing else that a pickle could run."""
+
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTYPES: dict[str, np.dtype[Any]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch's format before 1.6
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass
+class _Storage:
+    dtype: np.dtype[Any]
+    values: NDArray[Any] | None = None  # read after the pickle that refers to it
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+
+    def array(self) -> NDArray[Any]:
+        """Return a copy. Raises UnpicklingError if the storage is missing or too small for the shape."""
+        values = self.storage.values
+        last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        if values is None or min((self.offset, *self.shape, *self.strides), default=0) < 0 or last >= len(values):
+            raise pickle.UnpicklingError("a tensor reaches beyond its numbers")
+        strides = [stride * values.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides).copy()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds the tensors of a state dictionary and refuses every other class."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
+        if module == "torch" and name in DTYPES:
+            return name
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of a weight file")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, kind, key, *_ = pid
+        return self.storages.setdefault(key, _Storage(DTYPES[kind]))
+
+
+def read_weights(path: Path) -> Weights:
+    """Return the arrays of a PyTorch state dictionary by name (legacy format). Raises UnpicklingError for others."""
+    with path.open("rb") as file:
+        if _Unpickler(file).load() != MAGIC:
+            raise pickle.UnpicklingError(f"{path} is not a weight file in PyTorch's legacy format.")
+        for _ in ("protocol version", "byte order"):
+            _Unpickler(file).load()
+        unpickler = _Unpickler(file)
+        tensors: dict[str, _Tensor] = unpickler.load()
+        for key in _Unpickler(file).load():
+            storage, count = unpickler.storages[key], int.from_bytes(file.read(8), "little")
+            storage.values = np.frombuffer(file.read(count * storage.dtype.itemsize), storage.dtype)
+    return {name: tensor.array() for name, tensor in tensors.items()}
