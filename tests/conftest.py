@@ -81,7 +81,15 @@ def small_run(photos, tmp_path_factory) -> Path:
 
     run = tmp_path_factory.mktemp("run") / "small"
     config = TrainingConfig(
-        image_size=32, steps=4, batch_size=8, log_every=1, grid_every=2, keep_best=False, jit_compile=False
+        image_size=32,
+        discriminator="plain",
+        beta_1=0.5,
+        steps=4,
+        batch_size=8,
+        log_every=1,
+        grid_every=2,
+        keep_best=False,
+        jit_compile=False,
     )
     taken_in = load_enough_photos(photos, run, config)
     train(taken_in, split_for_run(taken_in, run, config), run, config)

@@ -14,7 +14,7 @@ from serving.model_server.versions import VersionWatcher
 from serving.rendering import query
 from training.export.command import MAX_BATCH_SIZE
 from training.export.signatures import Servable
-from training.model.checkpoints import load_gan
+from training.model.checkpoints import load_generator
 from training.model.latents import MAX_SEED
 from training.model.sampling import paint
 
@@ -58,7 +58,7 @@ def test_the_client_gets_the_pixels_of_the_saved_model(client, small_model):
 
 def test_the_client_gets_what_the_keras_generator_paints_to_within_1_of_255(client, small_run):
     found = client.generate(1, SEEDS.tolist()).astype(int)
-    assert np.abs(found - paint(load_gan(small_run).ema_generator, SEEDS)).max() <= 1
+    assert np.abs(found - paint(load_generator(small_run).network, SEEDS)).max() <= 1
 
 
 def test_a_seed_alone_and_in_company_is_one_picture(client):
@@ -69,7 +69,7 @@ def test_a_seed_alone_and_in_company_is_one_picture(client):
 
 def test_the_model_server_runs_a_graph_that_paints_row_by_row(small_run, tmp_path):
     """Its loop is more than the executor of the embedded model server is made for."""
-    servable = Servable(load_gan(small_run), row_by_row=True)
+    servable = Servable(load_generator(small_run), row_by_row=True)
     tf.saved_model.save(servable, str(tmp_path), signatures=servable.signatures())
     loaded = load(tmp_path)
     together = loaded.run("generate", {"seeds": SEEDS[:3]})["images"]

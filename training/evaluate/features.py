@@ -67,7 +67,7 @@ def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = 
     if weights is not None:
         raise TrainingError(f"--weights {weights} is for --features inception: {network} brings its own.")
     backbone = build_backbone("lite0", load_weights("lite0"), taps=(8,), size=INPUT_SIZE)
-    pooled = layers.GlobalAveragePooling2D(dtype="float32")(backbone.output)
+    pooled = layers.GlobalAveragePooling2D(dtype="float32")(backbone.outputs[0])
     return Extractor("EfficientNet-Lite0", keras.Model(backbone.input, pooled), zero=127.0, unit=128.0)
 
 

@@ -116,7 +116,7 @@ def build_keep_best(
     try:
         judge = build_judge(photos, split, run / "photos")
     except FeatureWeightsMissing as error:
-        print(f"{error} Without it no KID is measured, and the run keeps its last checkpoint, not its best.")
+        print(f"{error}; without it no KID is measured, and the run keeps its last checkpoint.")
         return lambda gan, checkpoints: []
     return lambda gan, checkpoints: [KeepBest(run, config, gan.step, gan.ema_generator, judge, checkpoints)]
 

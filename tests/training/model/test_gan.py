@@ -13,7 +13,9 @@ from training.fit.run import batches
 from training.model.checkpoints import load_checkpoint, save_checkpoint
 from training.model.gan import LateCosine, build_gan
 
-CONFIG = TrainingConfig(image_size=32, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False)
+CONFIG = TrainingConfig(
+    image_size=32, discriminator="plain", beta_1=0.5, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False
+)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 ROWS = np.arange(20)
 

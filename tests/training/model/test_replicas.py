@@ -16,7 +16,19 @@ from tests.gateway_process import free_port
 from training.errors import TrainingError
 from training.model.replicas import share_batches
 
-LIKE_SMALL_RUN = ("--image-size", 32, "--batch-size", 8, "--log-every", 1, "--no-jit-compile")
+LIKE_SMALL_RUN = (
+    "--image-size",
+    32,
+    "--discriminator",
+    "plain",
+    "--beta-1",
+    0.5,
+    "--batch-size",
+    8,
+    "--log-every",
+    1,
+    "--no-jit-compile",
+)
 
 TWO_DEVICES = """
 import sys

