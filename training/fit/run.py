@@ -69,15 +69,19 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
         if without_drawing:
             print(without_drawing)
 
-    keep_best = build_keep_best(photos, split, run, config)
-    done = continue_stage(gan, photos, split, run, keep_best)
-    if done == gan.last_step < config.steps:
-        print(f"Batch {done:,}: a fresh discriminator looks closer from here on.", flush=True)
-        average = gan.ema_generator
-        gan = build_gan(config, refining=True)
-        gan.start_from(average)
-        standardise(gan, photos, split)
-        done = continue_stage(gan, photos, split, run, keep_best)
+    keep_best, stop = build_keep_best(photos, split, run, config), StopOnSignal()
+    with stop.listening():
+        done = continue_stage(gan, photos, split, run, keep_best, stop)
+        if done == gan.last_step < config.steps and not stop.received:
+            print(f"Batch {done:,}: a fresh discriminator looks closer from here on.", flush=True)
+            average = gan.ema_generator
+            gan = build_gan(config, refining=True)
+            gan.start_from(average)
+            standardise(gan, photos, split)
+            done = continue_stage(gan, photos, split, run, keep_best, stop)
+    if done < config.steps:
+        name = stop.received.name if stop.received else "The model"
+        print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
     return done
 
 
@@ -122,7 +126,12 @@ def build_keep_best(
 
 
 def continue_stage(
-    gan: GAN, photos: Photos, split: Split, run: Path, build_callback: Callable[[GAN, Checkpoints], list[KeepBest]]
+    gan: GAN,
+    photos: Photos,
+    split: Split,
+    run: Path,
+    build_callback: Callable[[GAN, Checkpoints], list[KeepBest]],
+    stop: StopOnSignal,
 ) -> int:
     """Train `gan` from the batch it is at to the last of its stage; return the number of batches done."""
     config, first_step = gan.config, gan.step
@@ -138,8 +147,8 @@ def continue_stage(
         return first_step
     if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
-    stop, progress = StopOnSignal(), Progress(config, first_step)
-    with stop.listening(), closing(progress):
+    progress = Progress(config, first_step)
+    with closing(progress):
         gan.fit(
             share_out(lambda: batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=gan.last_step - first_step,
@@ -155,11 +164,7 @@ def continue_stage(
                 Grids(run, config.grid_every, first_step, gan.ema_generator),
             ],
         )
-    done = gan.step
-    if done < gan.last_step:
-        name = stop.received.name if stop.received else "The model"
-        print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
-    return done
+    return gan.step
 
 
 def build_judge(photos: Photos, split: Split, cache_dir: Path) -> Callable[[NDArray[np.uint8]], tuple[float, float]]:

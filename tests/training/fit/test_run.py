@@ -19,7 +19,7 @@ from training.config import TrainingConfig
 from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import RecordError, TrainingError
-from training.fit.callbacks import Checkpoints, KeepBest, Progress, read_measurements
+from training.fit.callbacks import Checkpoints, KeepBest, Progress, StopOnSignal, read_measurements
 from training.fit.run import build_keep_best, continue_stage
 from training.model.gan import build_gan
 
@@ -208,7 +208,7 @@ def train_past_a_judge(gan, run: Path, first_step: int, last_step: int, figures:
 
 def continue_blank(gan, run: Path) -> int:
     split = split_photos(BLANK.files, 0.0)
-    return continue_stage(gan, BLANK, split, run, build_keep_best(BLANK, split, run, gan.config))
+    return continue_stage(gan, BLANK, split, run, build_keep_best(BLANK, split, run, gan.config), StopOnSignal())
 
 
 def step_of(checkpoint: Path) -> int:
