@@ -1,7 +1,18 @@
 import pytest
 
 from training.config import TrainingConfig
-from training.fit.plan import MAX_HOURS, Machine, Plan, choose_length, choose_networks, choose_pictures, in_words
+from training.fit.plan import (
+    MAX_HOURS,
+    Machine,
+    Plan,
+    StepSeconds,
+    choose_discriminator,
+    choose_length,
+    choose_networks,
+    choose_pictures,
+    choose_refinement,
+    in_words,
+)
 
 LAPTOP = Machine("tensorflow", None, cores=2, memory_mib=24_000)
 SERVER = Machine("tensorflow", None, cores=32, memory_mib=128_000)
@@ -51,18 +62,39 @@ def test_networks_batch_and_compiler_suit_the_machine(photos, image_size, machin
 
 
 @pytest.mark.parametrize(
-    ("photos", "batch_size", "step_s", "machine", "steps"),
+    ("photos", "step_s", "machine", "flags", "steps"),
     [
-        (7_180, 16, 0.1, LAPTOP, 500_000 // 16),
-        (1_000, 16, 0.1, LAPTOP, 300 * 1_000 // 16),
-        (60, 16, 0.1, LAPTOP, 100_000 // 16),
-        (7_180, 64, 0.1, WITH_GPU, 2_000_000 // 64),
-        (7_180, 16, 10.0, LAPTOP, MAX_HOURS * 360),  # slow: a night, no more
-        (7_180, 16, 1e9, LAPTOP, 1),
+        (7_180, 0.1, LAPTOP, {"discriminator": "plain"}, 500_000 // 16),
+        (1_000, 0.1, LAPTOP, {"discriminator": "plain"}, 300 * 1_000 // 16),
+        (60, 0.1, LAPTOP, {"discriminator": "plain"}, 100_000 // 16),
+        (7_180, 0.1, WITH_GPU, {"discriminator": "plain", "batch_size": 64}, 2_000_000 // 64),
+        (7_180, 0.1, LAPTOP, {}, 208_000 // 16),
+        (60, 0.1, LAPTOP, {}, 88_000 // 16),
+        (7_180, 10.0, LAPTOP, {"discriminator": "plain"}, MAX_HOURS * 360),  # slow: a night, no more
+        (7_180, 1e9, LAPTOP, {}, 1),
     ],
 )
-def test_the_length_follows_the_number_of_photos_within_a_night(photos, batch_size, step_s, machine, steps):
-    assert choose_length(photos, batch_size, step_s, machine).value == steps
+def test_the_length_follows_the_number_of_photos_within_a_night(photos, step_s, machine, flags, steps):
+    choice = choose_length(photos, TrainingConfig(**flags), StepSeconds(step_s, step_s), machine, grown=False)
+    assert choice.value == steps
+
+
+def test_a_grown_run_takes_half_the_images_and_refines_from_its_start():
+    config = TrainingConfig(image_size=128)
+    assert choose_length(7_180, config, None, LAPTOP, grown=True).value == 104_000 // 16
+    assert values(*choose_refinement(config, 64)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
+    assert values(*choose_refinement(config, 128)) == {"refine_from": 0}
+    assert values(*choose_pictures([100], LAPTOP, 64))["image_size"] == 128
+
+
+def test_a_run_from_scratch_refines_in_its_last_three_elevenths():
+    assert values(*choose_refinement(TrainingConfig(steps=11_000), None)) == {"refine_from": 8_000}
+
+
+def test_a_plain_discriminator_brings_the_settings_that_suit_it():
+    plain = values(*choose_discriminator("plain"))
+    assert (plain["beta_1"], plain["translate_probability"]) == (0.5, 0.3)
+    assert values(*choose_discriminator("projected")) == {"discriminator": "projected"}
 
 
 def test_what_is_given_is_never_overridden():
@@ -72,11 +104,12 @@ def test_what_is_given_is_never_overridden():
 
 
 def test_the_table_gives_each_choice_a_line_with_its_reason():
-    assert Plan({}).plus(*choose_networks(60, 64, LAPTOP), choose_length(60, 16, 0.1, LAPTOP)).table() == (
+    length = choose_length(60, TrainingConfig(), None, LAPTOP, grown=False)
+    assert Plan({}).plus(*choose_networks(60, 64, LAPTOP), length).table() == (
         "  preset       cpu    wide networks would need a GPU\n"
         "  batch_size   16     learns most per picture\n"
         "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
-        "  steps        6,250  100,000 pictures, the least that shows anything"
+        "  steps        5,500  88,000 images, 1467 passes over the photos"
     )
 
 

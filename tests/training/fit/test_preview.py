@@ -37,13 +37,13 @@ def test_without_augmentation_each_version_is_the_photo(photos, tmp_path):
 SHIFTS = ("--translate-fraction", 0.0625, "--translate-probability", 1)
 
 
-def test_each_version_is_the_photo_mirrored_or_not_and_shifted_on_white(photos, tmp_path):
+def test_each_version_is_the_photo_mirrored_or_not_and_shifted(photos, tmp_path):
     preview(photos, tmp_path / "sheet.png", *SHIFTS)
     seen = set()
     for photo, *versions in cells(tmp_path / "sheet.png"):
         possible = {}
         for mirrored, y, x in product((False, True), range(5), range(5)):
-            wide = np.pad(photo[:, ::-1] if mirrored else photo, ((2, 2), (2, 2), (0, 0)), constant_values=255)
+            wide = np.pad(photo[:, ::-1] if mirrored else photo, ((2, 2), (2, 2), (0, 0)), mode="symmetric")
             possible[wide[y : y + SIZE, x : x + SIZE].tobytes()] = mirrored, y, x
         seen |= {possible[version.tobytes()] for version in versions}
     assert {mirrored for mirrored, _, _ in seen} == {False, True}
