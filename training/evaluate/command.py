@@ -11,16 +11,27 @@ from training.data.dataset import refuse_file_as_folder
 from training.data.holdout import Split, split_photos
 from training.data.photos import Photos, load_photos
 from training.errors import TrainingError
-from training.evaluate.features import build_extractor, features_of_photos
+from training.evaluate.features import Extractor, build_judges, features_of_photos
 from training.evaluate.generator import Painter, open_painter
 from training.evaluate.metrics import Features, frechet_distance, kernel_distance, nearest
 from training.evaluate.report import DataSummary, Morph, Pairs, Report, write_report
-from training.evaluate.results import SMALL, Copies, Coverage, Distances, Evaluation, Nearness, judge_copies
+from training.evaluate.results import (
+    SMALL,
+    Copies,
+    Coverage,
+    Distances,
+    Evaluation,
+    Judgement,
+    Nearness,
+    judge_copies,
+    worse,
+)
 from training.evaluate.varieties import find_varieties
 from training.model.latents import sample_latents, slerp
 from training.model.sampling import AT_ONCE
 from training.records import read_curves, write_record
 
+FIRST_SEED = 10_000  # `fit` measures seeds from 0 on
 MIN_COUNT = 50  # fewer say nothing: KID's deviation then exceeds what separates good from bad
 NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
 SEEDS_SHOWN, PAIRS_SHOWN = 100, 12
@@ -34,13 +45,16 @@ def evaluate(
     out: Path,
     count: int = 1900,
     checkpoint: str = "best",
-    network: str = "efficientnet-lite0",
+    judges: str = "efficientnet-lite0",
     weights: Path | None = None,
     licence: str | None = None,
     attribution: str | None = None,
     memory_limit_mib: int = 2048,
 ) -> Evaluation:
-    """Compare seeds 0 to `count` - 1 of `model`, a run or version folder, with photos.
+    """Compare `count` images of `model`, a run or version folder, with photos.
+
+    Their seeds begin at FIRST_SEED, beyond those by which `fit` chooses the best checkpoint. `judges` are names of
+    features.JUDGES, separated by commas.
 
     Writes `out`/evaluation.json, and `out`/report.html to be looked at. Photos are cropped and scaled as for training,
     so that sharpness is compared like with like. Fewer photos than `count` means fewer of both: FID depends on the
@@ -53,7 +67,7 @@ def evaluate(
     """
     refuse_file_as_folder(out)
     painter = open_painter(model, checkpoint)
-    extract = build_extractor(network, weights)
+    extract, *others = build_judges(judges, weights)
     photos = load_photos(
         photos_folder, painter.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
     )
@@ -61,7 +75,8 @@ def evaluate(
     if count < MIN_COUNT:
         raise TrainingError(f"{count} pictures of each kind are too few to compare: at least {MIN_COUNT} are needed.")
     real = features_of_photos(extract, photos, out / "photos")
-    pictures = painter.paint(np.arange(count))
+    seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
+    pictures = painter.paint(seeds)
     generated = extract(pictures, progress=True)
 
     split, remarks = split_of(painter, photos)
@@ -71,14 +86,16 @@ def evaluate(
         held_out = compare(real[split.held_out], generated) if len(split.held_out) >= MIN_COUNT else None
         if not held_out and split.arcs:
             remarks += (f"{len(split.held_out)} photos held out are too few for a KID ({MIN_COUNT} are needed).",)
-        copies, picture_pairs, held_out_pairs = find_copies(photos, pictures, real, generated, split)
+        copies, picture_pairs, held_out_pairs = find_copies(photos, pictures, real, generated, split, seeds)
     evaluation = Evaluation(
         model=painter.name,
         batch=painter.batch,
         features=extract.name,
         photos=f"{photos_folder.resolve().name}, {photos.summary.used:,} photos",
+        seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=compare(real[chosen], generated),
         against_held_out=held_out,
+        other_judges=tuple(ask_judge(judge, photos, pictures, chosen, split, out / "photos") for judge in others),
         copies=copies,
         coverage=find_coverage(photos.files, real, generated),
         remarks=remarks,
@@ -132,6 +149,24 @@ def split_of(painter: Painter, photos: Photos) -> tuple[Split | None, tuple[str,
     return split, ()
 
 
+def ask_judge(
+    judge: Extractor,
+    photos: Photos,
+    pictures: NDArray[np.uint8],
+    chosen: NDArray[np.intp],
+    split: Split | None,
+    cache_dir: Path,
+) -> Judgement:
+    """Return what another judge finds: against the photos `chosen` and against those held out, if they are enough."""
+    real, generated = features_of_photos(judge, photos, cache_dir), judge(pictures, progress=True)
+    enough = split is not None and len(split.held_out) >= MIN_COUNT
+    return Judgement(
+        features=judge.name,
+        against_all=compare(real[chosen], generated),
+        against_held_out=compare(real[split.held_out], generated) if split is not None and enough else None,
+    )
+
+
 def compare(real: Features, generated: Features) -> Distances:
     """Return KID of two sets of features, and FID if they are of one size."""
     distance, deviation = kernel_distance(real, generated)
@@ -145,11 +180,16 @@ def compare(real: Features, generated: Features) -> Distances:
 
 
 def find_copies(
-    photos: Photos, pictures: NDArray[np.uint8], real: Features, generated: Features, split: Split
+    photos: Photos,
+    pictures: NDArray[np.uint8],
+    real: Features,
+    generated: Features,
+    split: Split,
+    seeds: NDArray[np.int64],
 ) -> tuple[Copies, Pairs, Pairs | None]:
     """Return the check against copying, and the closest of the pictures and of the photos held out, to be looked at.
 
-    `real` and `generated` are the features of `photos` and `pictures`.
+    `real` and `generated` are the features of `photos` and `pictures`; `seeds` are those of `pictures`.
     """
     small, seen = shrink(photos.pixels), real[split.training]
 
@@ -166,20 +206,23 @@ def find_copies(
             all_distances=distances,
         )
 
-    seeds = np.arange(len(pictures))
-    mine = pair(pictures, seeds, [f"seed {seed}" for seed in seeds], shrink(pictures))
-    unseen = held_out_by_features = None
+    of_generated = pair(pictures, np.arange(len(pictures)), [f"seed {seed}" for seed in seeds], shrink(pictures))
+    by_features = nearest(generated, seen)[1]
+    unseen = unseen_by_features = None
     if len(split.held_out):
         unseen = pair(photos.pixels, split.held_out, photos.files, small[split.held_out])
-        held_out_by_features = _nearness(nearest(real[split.held_out], seen)[1])
+        unseen_by_features = nearest(real[split.held_out], seen)[1]
     copies = Copies(
-        pictures_by_pixels=_nearness(mine.all_distances),
+        pictures_by_pixels=_nearness(of_generated.all_distances),
         held_out_by_pixels=_nearness(unseen.all_distances) if unseen else None,
-        pictures_by_features=_nearness(nearest(generated, seen)[1]),
-        held_out_by_features=held_out_by_features,
-        verdict=judge_copies(mine.all_distances, unseen.all_distances if unseen else None),
+        pictures_by_features=_nearness(by_features),
+        held_out_by_features=_nearness(unseen_by_features) if unseen_by_features is not None else None,
+        verdict=worse(
+            judge_copies(of_generated.all_distances, unseen.all_distances if unseen else None),
+            judge_copies(by_features, unseen_by_features, space="features"),
+        ),
     )
-    return copies, mine, unseen
+    return copies, of_generated, unseen
 
 
 def shrink(pictures: NDArray[np.uint8]) -> Features:

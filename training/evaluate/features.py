@@ -23,7 +23,8 @@ from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
 
-INPUT_SIZE, INCEPTION_INPUT_SIZE = 224, 299  # pixels, what the networks were trained on
+JUDGES = ("efficientnet-lite0", "efficientnet-lite2", "inception")  # not Lite1, which the discriminator uses
+INPUT_SIZES, INCEPTION_INPUT_SIZE = {"lite0": 224, "lite2": 260}, 299  # pixels, what the networks were trained on
 BATCH = 32
 
 
@@ -57,18 +58,35 @@ class Extractor:
 
 
 def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
-    """Return the extractor of efficientnet-lite0, whose weights are in a package, or of inception with its `weights`.
+    """Return the extractor `network`, one of JUDGES; `weights` is inception's HDF5 file.
 
     Raises:
         TrainingError: the weights are missing, or are not those of that network.
     """
     if network == "inception":
         return _build_inception(weights)
-    if weights is not None:
-        raise TrainingError(f"--weights {weights} is for --features inception: {network} brings its own.")
-    backbone = build_backbone("lite0", load_weights("lite0"), taps=(8,), size=INPUT_SIZE)
+    variant = network.removeprefix("efficientnet-")
+    size = INPUT_SIZES[variant]
+    backbone = build_backbone(variant, load_weights(variant), taps=(8,), size=size)
     pooled = layers.GlobalAveragePooling2D(dtype="float32")(backbone.outputs[0])
-    return Extractor("EfficientNet-Lite0", keras.Model(backbone.input, pooled), zero=127.0, unit=128.0)
+    return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled), zero=127.0, unit=128.0)
+
+
+def build_judges(names: str, weights: Path | None = None) -> list[Extractor]:
+    """Return the extractors of `names`, separated by commas; the first one's features also check copies and varieties.
+
+    Raises:
+        TrainingError: a name is unknown or given twice, or its weights are missing.
+    """
+    networks = names.split(",")
+    for network in networks:
+        if network not in JUDGES:
+            raise TrainingError(f"--features {network!r} is unknown; choose from {', '.join(JUDGES)}.")
+        if networks.count(network) > 1:
+            raise TrainingError(f"--features names {network} twice; name each judge once.")
+    if weights is not None and "inception" not in networks:
+        raise TrainingError(f"--weights {weights} is for --features inception; leave it out.")
+    return [build_extractor(network, weights if network == "inception" else None) for network in networks]
 
 
 def _build_inception(weights: Path | None) -> Extractor:

