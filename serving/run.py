@@ -175,7 +175,8 @@ def _listens(address: tuple[str, int]) -> bool:
 
 
 def _is_ready(settings: Settings) -> bool:
-    # The metrics' port: it answers probes, too, and wants neither TLS nor a certificate of ours.
+    if settings.tls_certificate is not None:  # a probe over TLS may need a client certificate
+        return _listens((_reachable(settings.host), settings.metrics_port))
     connection = http.client.HTTPConnection(_reachable(settings.host), settings.metrics_port, timeout=PROBE_TIMEOUT_S)
     with contextlib.closing(connection):
         try:

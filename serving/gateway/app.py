@@ -178,9 +178,8 @@ def observing(app: Any) -> Any:
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
         probe = environ["PATH_INFO"] in PROBES
-        arrived_s = environ.get("ringo.arrived_s")
         environ.pop("HTTP_IF_MATCH", None)  # nothing here can be changed; Werkzeug would answer 412 to `*`, too
-        with record_request(environ["REQUEST_METHOD"], sent, arrived_s=arrived_s, recorded=not probe) as record:
+        with record_request(environ["REQUEST_METHOD"], sent, recorded=not probe) as record:
             record.quiet = probe
             answer: Iterable[bytes] = app(environ, start_response)
             return answer

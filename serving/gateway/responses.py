@@ -5,6 +5,7 @@ One model version, one seed, one set of options is one SHA-256, so a picture's E
 
 import hashlib
 import secrets
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,9 +72,8 @@ class ImageResponses:
             return self._monitor.golden_check(version, deadline_s=self.deadline_s())
 
     def deadline_s(self) -> float:
-        """Return when the caller's time is up, by time.monotonic: what he waited for a thread counts."""
-        arrived_s: float = request.environ.get("ringo.arrived_s", time.monotonic())
-        return arrived_s + self._settings.predict_timeout_s
+        """Return the deadline of a request that begins now, by time.monotonic."""
+        return time.monotonic() + self._settings.predict_timeout_s
 
     def _respond(self, query: Query, version: int, cache_control: str) -> Response:
         """Answer a query, whose seed and format are decided, with what `version` paints.
@@ -117,9 +117,8 @@ class ImageResponses:
         """Be one of those who wait for the model; raise instead of waiting for nothing, or for nobody."""
         self._monitor.require_model()
         with self._in_flight.slot():
-            caller = request.environ.get("gunicorn.socket")
-            if caller is not None and caller.has_gone():
-                raise ClientGone("The caller has gone before the model was asked.")
+            if client_has_gone(request.environ.get("gunicorn.socket")):
+                raise ClientGone("The client closed the connection before the model was asked.")
             yield
 
     def _build_response(
@@ -147,6 +146,18 @@ class ImageResponses:
         """Return what a browser calls the picture when it saves it: apple-42.png."""
         which = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
         return f"{self._settings.model_name}-{which}.{query.format}"
+
+
+def client_has_gone(connection: socket.socket | None) -> bool:
+    """Return whether the client has closed `connection`; with TLS this can't be seen."""
+    if connection is None:
+        return False
+    try:
+        return not socket.socket.recv(connection, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _record_source(source: str) -> None:

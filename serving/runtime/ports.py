@@ -1,4 +1,4 @@
-"""Taking a port, or one that is handed over, or saying in one sentence why not."""
+"""Listen on a port, or say in one sentence why that is not possible."""
 
 import errno
 import os
@@ -9,7 +9,6 @@ from serving.settings import SettingsError
 # Connections that wait to be taken, where the system allows as many. By default 128: of 300 that come at once the rest
 # would wait a second to try again.
 BACKLOG = 2048
-FIRST_HANDED_OVER = 3  # after the three standard streams
 OUR_HOST = "a name or address of this machine"
 
 
@@ -32,18 +31,3 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
         raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
-
-
-def handed_over(port: int) -> socket.socket | None:
-    """Return the socket that listens on `port` if whoever started this process has handed one over, as systemd does.
-
-    Its owner keeps it open while one process ends and the next begins: callers wait meanwhile, and none is refused.
-    """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    for fd in range(FIRST_HANDED_OVER, FIRST_HANDED_OVER + int(os.environ.get("LISTEN_FDS", "0"))):
-        taken = socket.socket(fileno=fd)
-        if taken.family in (socket.AF_INET, socket.AF_INET6) and taken.getsockname()[1] == port:
-            return taken
-        taken.detach()
-    return None

@@ -34,7 +34,7 @@ REQUEST_SECONDS = Histogram(
 REQUESTS_IN_FLIGHT = Gauge("ringo_requests_in_flight", "Requests that are being answered.", multiprocess_mode="livesum")
 STAGE_SECONDS = Histogram(
     "ringo_stage_seconds",
-    "Seconds of one stage: queue (for a thread, or its turn), model (one Predict call), encode, or shared (waiting for "
+    "Seconds of one stage: queue (for its turn), model (one Predict call), encode, or shared (waiting for "
     "the same picture, which another request makes).",
     ["stage"],
     buckets=STAGE_BUCKETS_S,

@@ -34,12 +34,10 @@ MAX_SHOWN_CHARACTERS = 200  # of a path or a cause: the longest address of ours,
 
 # Beside the kinds of serving/errors.py and of HTTP's own refusals.
 ANSWERED, NOT_MODIFIED, CLIENT_GONE, FAILED = "answered", "not_modified", "client_gone", "failed"
-UNREADABLE = "unreadable"  # no request that HTTP allows, or none within our limits
 # Not the caller's fault. What is overloaded is so by design.
 TROUBLE = frozenset({FAILED, "model_mismatch", "model_unavailable", "model_timeout", "overloaded", "stopping"})
 
 log = logging.getLogger(__name__)
-_QUEUE_SECONDS = STAGE_SECONDS.labels("queue")
 _adding = threading.Lock()  # guards the stages of all, for as long as an addition takes
 T = TypeVar("T")
 
@@ -132,24 +130,16 @@ def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Cou
 
 
 @contextmanager
-def record_request(
-    method: str, carrier: Mapping[str, str], *, arrived_s: float | None = None, recorded: bool = True
-) -> Iterator[RequestRecord]:
+def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = True) -> Iterator[RequestRecord]:
     """Yield the observation of a request that lasts as long as the `with` block, with the headers `carrier`.
 
-    Their names are in lower case. Where the request has waited for a thread, `arrived_s` is when that began, by
-    time.monotonic. Not `recorded` are spans of what nobody wants to trace.
+    Their names are in lower case. With `recorded` False the request gets no span.
     """
     began_s = time.monotonic()
     asked = carrier.get(REQUEST_ID, "")
     request_id = asked if REQUEST_ID_ALLOWED.fullmatch(asked) else f"{getrandbits(64):016x}"
     span = server_span(method, carrier, recorded=recorded)
     record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
-    if arrived_s is None:
-        arrived_s = began_s
-    else:
-        record.stages["queue"] = began_s - arrived_s
-        _QUEUE_SECONDS.observe(began_s - arrived_s)
     token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
     CURRENT.set(record)
     REQUESTS_IN_FLIGHT.inc()
@@ -157,7 +147,7 @@ def record_request(
         yield record
     finally:
         REQUESTS_IN_FLIGHT.dec()
-        record.seconds = time.monotonic() - arrived_s
+        record.seconds = time.monotonic() - began_s
         record._end()
         CURRENT.set(None)
         otel_context.detach(token)

@@ -3,25 +3,12 @@
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
-from tests.gateway_process import Gateway, environment, free_port
-
-ESTABLISHED = "01"  # in /proc/net/tcp
-
-# Takes over the sockets that argv[1] numbers, as systemd hands them: from descriptor 3 on, to this very process.
-HAND_OVER = """
-import fcntl, os, sys
-fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1].split(",")]
-for place, fd in enumerate(fds, 3):
-    os.dup2(fd, place)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
-os.execv(sys.executable, [sys.executable, "-m", "serving", "gateway"])
-"""
+from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, wait_until
+from tests.gateway_process import free_port
 
 
 class ModelServer:
@@ -74,44 +61,10 @@ def embedded(base_path: Path = SHIPPED.parent) -> tuple[object, ...]:
     return ("serving", "model-server", "--port", "PORT", "--model-base-path", base_path, "--poll-interval-s", "0.2")
 
 
-@contextmanager
-def gateway_on(sockets: Sequence[socket.socket], target: str, folder: Path, **settings: object) -> Iterator[Gateway]:
-    """Run a gateway on two sockets of ours, its own and that of the metrics, until the `with` block ends.
-
-    It may be one of several, which come and go while the sockets stay open.
-    """
-    port, metrics_port = (taken.getsockname()[1] for taken in sockets)
-    fds = [taken.fileno() for taken in sockets]
-    log = folder / f"gateway-{len(list(folder.glob('gateway-*.log')))}.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HAND_OVER, ",".join(map(str, fds))],
-            env=environment(port=port, metrics_port=metrics_port, model_server=target, **settings),
-            stderr=stderr,
-            cwd=ROOT,
-            pass_fds=fds,
-        )
-    with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or "Booting worker" in log.read_text(), "gateway")
-        assert process.poll() is None, log.read_text()
-        yield Gateway(port, metrics_port, process, log)
-
-
 def resident_kb(process: Path) -> int:
     """Return how much memory the process with this folder in /proc has."""
     (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1])
-
-
-def connections(process: Path, port: int) -> int:
-    """How many connections to `port` of IPv4 the process of that folder in /proc holds."""
-    rows = [row.split() for row in (process / "net" / "tcp").read_text().splitlines()[1:]]
-    there = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == ESTABLISHED}
-    held = 0
-    for file in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):  # closed since
-            held += str(file.readlink()) in there
-    return held
 
 
 def open_files(process: Path) -> int:

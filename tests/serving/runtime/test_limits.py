@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import json
 import socket
 
 import grpc
@@ -47,18 +46,14 @@ def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
     head, _, body = came.partition(b"\r\n\r\n")
     while head.startswith(b"HTTP/1.1 100 "):
         head, _, body = body.partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
+    lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines[1:])
     return int(lines[0].split()[1]), headers, body
 
 
 REFUSED: dict[str, tuple[bytes, int]] = {
     # URL
-    "a URL above 4 kB": (request("/generate?seed=" + "1" * 4096), 414),
-    "a URL of a megabyte": (request("/generate?seed=" + "1" * 2**20), 431),
     "2,000 parameters": (request("/generate?" + "a&" * 2000), 400),
-    "a byte that is not ASCII": (request("/generate?seed=りんご"), 400),
-    "a path without a slash before it": (request("generate?seed=1"), 400),
     "a byte that is no UTF-8": (request("/generate?seed=%ff"), 400),
     "a null byte": (request("/generate%00?seed=1"), 404),
     "a way out of the folder": (request("/static/../gateway.py"), 404),
@@ -66,17 +61,6 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "another way out": (request("/static/..%5cgateway.py"), 404),
     "an absolute path": (request("/static//etc/passwd"), 404),
     # header
-    "a header above 8 kB": (request(headers=f"X: {'a' * 8192}\r\n"), 431),
-    "101 headers": (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
-    "headers above 32 kB": (request(headers="".join(f"X-{n}: {'a' * 8000}\r\n" for n in range(5))), 431),
-    "headers without end": (request(headers="".join(f"X-{n}: {'a' * 8000}\r\n" for n in range(99)))[:-2], 431),
-    "a header on two lines": (request(headers="X: a\r\n b\r\n"), 400),
-    "a space before the colon": (request(headers="X : a\r\n"), 400),
-    "a line without a colon": (request(headers="apple\r\n"), 400),
-    "a null in a header": (request(headers="X: \0\r\n"), 400),
-    "two hosts": (request(host=HOST + HOST), 400),
-    "line ends without returns": (request().replace(b"\r\n", b"\n", 1), 400),
-    "an odd expectation": (request(headers="Expect: 200-ok\r\n"), 400),
     "nothing that is liked": (request(headers="Accept: text/html\r\n"), 406),
     # body
     "a body": (request(headers="Content-Length: 5\r\n", body="apple"), 413),
@@ -85,23 +69,10 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "chunks that are none": (request(headers="Transfer-Encoding: chunked\r\n", body="zz\r\n"), 413),
     "a body that asks first": (request(headers="Expect: 100-continue\r\nContent-Length: 5\r\n"), 413),
     "a body of a page": (request("/docs", headers="Content-Length: 5\r\n", body="apple"), 413),
-    "two lengths": (request(headers="Content-Length: 1\r\nContent-Length: 2\r\n", body="aa"), 400),
-    "a length below nothing": (request(headers="Content-Length: -1\r\n"), 400),
-    "a length and chunks": (
-        request(headers="Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", body="0\r\n\r\n"),
-        400,
-    ),
-    "an unknown coding": (request(headers="Transfer-Encoding: gzip\r\n"), 400),
     # method and protocol
     "POST": (request(method="POST", headers="Content-Length: 5\r\n", body="apple"), 405),
     "TRACE": (request(method="TRACE"), 405),
     "CONNECT": (request("evil:443", method="CONNECT"), 404),
-    "a method of 300 letters": (request(method="A" * 300), 400),
-    "a null in the method": (request(method="G\0T"), 400),
-    "HTTP/0.9": (b"GET /generate\r\n\r\n", 400),
-    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    "a proxy's line before": (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + request(), 400),
-    "all 256 bytes": (bytes(range(256)) * 8 + b"\r\n\r\n", 400),
     # counts and pixels
     "a seed too high": (request("/generate?seed=9223372036854775808"), 400),
     "digits that are not ASCII": (request("/generate?seed=%D9%A1"), 400),
@@ -134,13 +105,20 @@ def test_the_gateway_refuses(gateway, model_server, what):
     assert "Traceback" not in gateway.log.read_text() + body.decode()
 
 
-@pytest.mark.parametrize("target", ["/generate?seed=りんご", "generate?seed=1", "", "*"])
-def test_a_request_line_that_is_not_valid_is_told_what_is(gateway, target):
-    _, _, body = answer_to(gateway.port, request(target))
-    assert json.loads(body)["detail"] == (
-        "The request line is not valid; allowed is a method, a path that begins with / and in which whatever is not "
-        "printable ASCII is percent-encoded, and a version of HTTP."
-    )
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request("/generate?seed=" + "1" * 4096), 414),
+        (request(headers=f"X: {'a' * 8192}\r\n"), 431),
+        (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
+        (request(headers="Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", body="0\r\n\r\n"), 400),
+    ],
+    ids=["url", "header", "headers", "two-lengths"],
+)
+def test_gunicorn_refuses_a_head_beyond_its_limits(gateway, model_server, sent, status):
+    before = len(model_server.requests)
+    assert answer_to(gateway.port, sent)[0] == status
+    assert len(model_server.requests) == before
 
 
 def test_who_says_that_there_is_no_body_keeps_the_connection(gateway):
@@ -148,14 +126,6 @@ def test_who_says_that_there_is_no_body_keeps_the_connection(gateway):
         connection.request("GET", "/generate?seed=1", headers={"Content-Length": "0"})
         answer = connection.getresponse()
     assert (answer.status, answer.will_close) == (200, False)
-
-
-@pytest.mark.parametrize("options", ["close", "TE, close", "Close,TE"])
-def test_who_asks_for_it_among_other_things_has_the_connection_closed(gateway, options):
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
-        connection.request("GET", "/livez", headers={"Connection": options})
-        answer = connection.getresponse()
-    assert (answer.status, answer.will_close) == (200, True)
 
 
 @pytest.mark.parametrize("path", ["/generate?seed=1", "/about", "/openapi.json", "/livez", "/static/gallery.css"])

@@ -16,7 +16,6 @@ import trustme
 
 from serving.batch import server as batch_server
 from serving.batch.servicer import MAX_SEEDS
-from serving.gateway import worker
 from serving.gateway.app import PROBES, create_app
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.rendering import query
@@ -153,81 +152,81 @@ def test_the_batch_server_lets_in_whose_certificate_it_trusts(model_server, pape
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-
-def ask(port: int, path: str, context: ssl.SSLContext, method: str = "GET", **headers: str) -> Reply:
-    with closing(http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=context)) as connection:
-        connection.request(method, path, headers=headers)
-        response = connection.getresponse()
-        return Reply(response.status, response.headers, response.read())
-
-
 @pytest.fixture(scope="module")
-def gateway(model_server, papers, tmp_path_factory):
-    """With TLS, certificates of callers and a token."""
-    folder = tmp_path_factory.mktemp("gateway")
-    settings = {"token": TOKEN, "tls_client_ca": papers.ca, **papers.tls}
-    with gateway_for(model_server.target, folder, **settings) as gateway:
+def gateway(model_server, tmp_path_factory):
+    """With a token."""
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), token=TOKEN) as gateway:
         yield gateway
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong-token-of-16"}, {"Authorization": TOKEN}])
-def test_the_gateway_answers_401_to_who_does_not_bear_the_token(gateway, papers, headers):
-    reply = ask(gateway.port, "/generate?seed=1", papers.context(caller=True), **headers)
+def test_the_gateway_answers_401_to_who_does_not_bear_the_token(gateway, headers):
+    reply = gateway.ask("/generate?seed=1", **headers)
     assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert json.loads(reply.body)["type"] == "urn:ringo:problem:not-authenticated"
+    assert reply.problem["type"] == "urn:ringo:problem:not-authenticated"
 
 
-def test_the_gateway_answers_who_bears_the_token_and_lets_no_shared_cache_keep_it(gateway, papers):
-    context = papers.context(caller=True)
-    reply = ask(gateway.port, f"/generate?seed=1&version={VERSION}", context, Authorization=BEARER)
+def test_the_gateway_answers_who_bears_the_token_and_lets_no_shared_cache_keep_it(gateway):
+    reply = gateway.ask(f"/generate?seed=1&version={VERSION}", Authorization=BEARER)
     assert (reply.status, reply.headers["Content-Type"]) == (200, "image/png")
     assert reply.headers["Cache-Control"] == "private, max-age=31536000, immutable"
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/livez"), ("GET", "/readyz"), ("OPTIONS", "/generate")])
-def test_probes_and_preflights_need_no_token(gateway, papers, method, path):
-    assert ask(gateway.port, path, papers.context(caller=True), method).status == 200
+def test_probes_and_preflights_need_no_token(gateway, method, path):
+    assert gateway.ask(path, method).status == 200
 
 
-def test_the_description_says_what_needs_the_token(gateway, papers):
-    described = json.loads(ask(gateway.port, "/openapi.json", papers.context(caller=True), Authorization=BEARER).body)
+def test_the_description_says_what_needs_the_token(gateway):
+    described = json.loads(gateway.ask("/openapi.json", Authorization=BEARER).body)
     assert described["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
     open_to_all = {path for path, methods in described["paths"].items() if "401" not in methods["get"]["responses"]}
     assert open_to_all == {"/livez", "/readyz"}
 
 
-def test_without_the_token_there_is_nothing_but_probes(gateway, papers):
-    context = papers.context(caller=True)
+def test_without_the_token_there_is_nothing_but_probes(gateway):
     rules = create_app(Settings()).url_map.iter_rules()
     paths = {rule.rule.replace("<path:filename>", "gallery.css") for rule in rules} | {"/nowhere"}
-    answers = {path: ask(gateway.port, path, context).status for path in paths}
+    answers = {path: gateway.ask(path).status for path in paths}
     assert answers == {path: 200 if path in PROBES else 401 for path in paths}
-    assert ask(gateway.port, "/generate", context, "POST").status == 401
+    assert gateway.ask("/generate", "POST").status == 401
 
 
-@pytest.mark.parametrize("who", ["nobody", "stranger"])
-def test_the_gateway_lets_in_only_whose_certificate_it_trusts(gateway, papers, who):
+@pytest.fixture(scope="module")
+def tls_gateway(model_server, papers, tmp_path_factory):
+    """With TLS, for clients with a certificate."""
+    folder = tmp_path_factory.mktemp("tls_gateway")
+    with gateway_for(model_server.target, folder, tls_client_ca=papers.ca, **papers.tls) as gateway:
+        yield gateway
+
+
+def status_of(port: int, context: ssl.SSLContext) -> int:
+    with closing(http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=context)) as connection:
+        connection.request("GET", "/livez")
+        return connection.getresponse().status
+
+
+def test_the_gateway_serves_tls_to_clients_with_a_certificate_of_the_ca(tls_gateway, papers):
+    for port in (tls_gateway.port, tls_gateway.metrics_port):
+        assert status_of(port, papers.context(caller=True)) == 200
+
+
+@pytest.mark.parametrize("certificate", [None, "stranger"])
+def test_the_gateway_refuses_tls_clients_without_a_certificate_of_the_ca(tls_gateway, papers, certificate):
     context = papers.context()
-    if who == "stranger":
+    if certificate is not None:
         context.load_cert_chain(papers.stranger)
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        ask(gateway.port, "/livez", context)
-    assert gateway.process.poll() is None
-    assert "Traceback" not in gateway.log.read_text()
+    for port in (tls_gateway.port, tls_gateway.metrics_port):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            status_of(port, context)
 
 
 @pytest.mark.parametrize(("path", "beginning"), [("/metrics", b"# HELP"), ("/livez", b"alive"), ("/readyz", b"ready")])
-def test_the_metrics_port_is_plain_and_answers_probes(gateway, path, beginning):
+def test_the_metrics_port_serves_metrics_and_probes_without_a_token(gateway, path, beginning):
     assert gateway.ask(path, port=gateway.metrics_port).body.startswith(beginning)
 
 
-def test_the_health_check_of_the_image_needs_no_certificate_and_no_token(gateway):
+def test_the_health_check_of_the_image_needs_no_token(gateway):
     dockerfile = (ROOT / "Dockerfile.serve").read_text()
     program, *check = json.loads(re.search(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE)[1])
     assert program == "python"
@@ -281,7 +280,6 @@ def test_the_threat_model_names_tests_that_there_are():
 @pytest.mark.parametrize(
     ("said", "limit", "number"),
     [
-        ("head 32 kB", worker.MAX_HEAD_BYTES, 32 * 2**10),
         ("1 MiB a message", batch_server.MAX_REQUEST_BYTES, 2**20),
         ("64 pictures and 2^20 pixels an answer", (query.MAX_TILES, query.MAX_PIXELS), (64, 2**20)),
         ("100,000 seeds a stream", MAX_SEEDS, 100_000),

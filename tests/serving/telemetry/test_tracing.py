@@ -72,7 +72,7 @@ def test_a_joined_call_is_part_of_the_trace_of_who_has_waited_longest(tmp_path):
         assert carried_on(server) == {"traceparent": PARENT}
         told = gateway.line_of(second.result())
         assert told["trace_id"] == TRACE
-        assert told["queue_seconds"] + told["model_seconds"] > 0
+        assert told["model_seconds"] > 0
 
 
 def test_a_trace_goes_through_the_batch_server(batch, model_server):
