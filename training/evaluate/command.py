@@ -67,7 +67,7 @@ def evaluate(
     """
     refuse_file_as_folder(out)
     painter = open_painter(model, checkpoint)
-    extract, *others = build_judges(judges, weights)
+    extract, *others = build_judges(judges, weights, image_size=painter.image_size)
     photos = load_photos(
         photos_folder, painter.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
     )

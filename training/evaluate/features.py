@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -26,6 +26,7 @@ from training.model.backbone import build_backbone, load_weights
 JUDGES = ("efficientnet-lite0", "efficientnet-lite2", "inception")  # not Lite1, which the discriminator uses
 INPUT_SIZES, INCEPTION_INPUT_SIZE = {"lite0": 224, "lite2": 260}, 299  # pixels, what the networks were trained on
 BATCH = 32
+REDUCED = 64  # pixels, the size at which models of all sizes are compared
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Extractor:
     network: keras.Model  # float32[BATCH, S, S, 3] -> float32[BATCH, D]
     zero: float  # the value of 0 to 255 that the network takes as 0
     unit: float  # and how far from it 1 is
+    reduced_to: int | None = None  # pixels, the size to which images are scaled down first
 
     def __call__(self, pictures: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
         """Return the features float32[N, D] of `pictures` uint8[N, H, W, 3], sRGB."""
@@ -47,7 +49,10 @@ class Extractor:
 
     def _batch(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.network.input_shape[1:3]
-        enlarged = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in pictures]
+        images = [Image.fromarray(picture) for picture in pictures]
+        if self.reduced_to is not None:
+            images = [image.resize((self.reduced_to,) * 2, Image.Resampling.LANCZOS) for image in images]
+        enlarged = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
         # Always BATCH rows: every other number would be compiled anew, and rounded in its own way.
         rows = np.zeros((BATCH, *size, 3), np.float32)
         rows[: len(enlarged)] = (
@@ -72,8 +77,10 @@ def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = 
     return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled), zero=127.0, unit=128.0)
 
 
-def build_judges(names: str, weights: Path | None = None) -> list[Extractor]:
+def build_judges(names: str, weights: Path | None = None, *, image_size: int = REDUCED) -> list[Extractor]:
     """Return the extractors of `names`, separated by commas; the first one's features also check copies and varieties.
+
+    For images of more than REDUCED pixels each judges twice, first at full size: so sizes can be compared.
 
     Raises:
         TrainingError: a name is unknown or given twice, or its weights are missing.
@@ -86,7 +93,10 @@ def build_judges(names: str, weights: Path | None = None) -> list[Extractor]:
             raise TrainingError(f"--features names {network} twice; name each judge once.")
     if weights is not None and "inception" not in networks:
         raise TrainingError(f"--weights {weights} is for --features inception; leave it out.")
-    return [build_extractor(network, weights if network == "inception" else None) for network in networks]
+    judges = [build_extractor(network, weights if network == "inception" else None) for network in networks]
+    if image_size > REDUCED:
+        judges += [replace(j, name=f"{j.name} at {REDUCED} px", reduced_to=REDUCED) for j in judges]
+    return judges
 
 
 def _build_inception(weights: Path | None) -> Extractor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tests.conftest import ROOT, command, draw_photo
 from training.data.holdout import split_photos
@@ -215,13 +216,22 @@ def test_judges_that_cannot_be_had_are_one_sentence(tmp_path, network, weights, 
 def test_each_judge_has_its_own_figures(small_run, photos, tmp_path, monkeypatch):
     lite0 = build_extractor()
     other = dataclasses.replace(lite0, name="Another", unit=64.0)
-    monkeypatch.setattr("training.evaluate.command.build_judges", lambda names, weights: [lite0, other])
+    monkeypatch.setattr("training.evaluate.command.build_judges", lambda names, weights, image_size: [lite0, other])
     found = evaluate_in_process(small_run, photos, out=tmp_path, judges="both")
     (judged,) = found.other_judges
     assert judged.features == "Another"
     assert judged.against_all.kid_x1000 != found.against_all.kid_x1000
     assert "KID x1000 by Another, against all photos" in found.rows()
     assert read_evaluation(tmp_path / "evaluation.json") == found
+
+
+def test_larger_images_are_judged_at_64_px_too():
+    judges = build_judges("efficientnet-lite0", image_size=128)
+    assert [judge.name for judge in judges] == ["EfficientNet-Lite0", "EfficientNet-Lite0 at 64 px"]
+    wide = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    small = np.stack([np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.LANCZOS)) for image in wide])
+    np.testing.assert_array_equal(judges[1](wide), judges[0](small))
+    assert len(build_judges("efficientnet-lite0", image_size=64)) == 1
 
 
 def test_a_variety_below_half_its_share_is_named():
