@@ -11,6 +11,7 @@ from training.fit.plan import (
     choose_networks,
     choose_pictures,
     choose_refinement,
+    expected_kid,
     in_words,
 )
 
@@ -111,6 +112,20 @@ def test_the_table_gives_each_choice_a_line_with_its_reason():
         "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
         "  steps        5,500  88,000 images, 1467 passes over the photos"
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "kid"),
+    [
+        ({"steps": 1_000}, 15.1),
+        ({"steps": 3_000}, 9.3),
+        ({"steps": 100}, 15.1),  # nothing is known of shorter runs
+        ({"steps": 10**6}, 3.0),
+        ({"steps": 19_500, "discriminator": "plain"}, 23.6),
+    ],
+)
+def test_the_kid_to_expect_is_that_of_measured_runs(flags, kid):
+    assert expected_kid(TrainingConfig(**flags)) == pytest.approx(kid)
 
 
 @pytest.mark.parametrize(
