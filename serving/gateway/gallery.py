@@ -1,4 +1,4 @@
-"""The page at /: an endless wall of pictures, for people."""
+"""The page at /: an endless wall of images."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ from flask import render_template
 
 from serving.rendering.query import MAX_SEED, Animation, Morph, Picture, Query, canonical_url
 
-# Seeds that the page comes with, and by which its wall grows: whole rows at every number of columns in gallery.css.
+# Seeds in one part of the wall: whole rows for every number of columns in gallery.css.
 WALL_PART = 60
 
 
 def render_gallery(model_name: str, version: int | None) -> str:
-    """Return the page, with the first pictures of `version` on its wall; with none where there is no version yet.
+    """Return the page with the first images of `version`, or with none if it is None.
 
-    Its scripts know no address: they put other seeds into those that stand in it. To be called in a request.
+    The scripts build all URLs from those in the page. Needs Flask's request context.
     """
 
     def pinned(query: Query) -> str:
@@ -25,7 +25,7 @@ def render_gallery(model_name: str, version: int | None) -> str:
         version=version,
         max_seed=MAX_SEED,
         part=WALL_PART,
-        picture=lambda seed, **options: pinned(Picture(seed, **options)),
-        strip=lambda start, end, **options: pinned(Morph(start, end, **options)),
-        motion=lambda start, end, **options: pinned(Animation(start, end, **options)),
+        image_url=lambda seed, **options: pinned(Picture(seed, **options)),
+        strip_url=lambda start, end, **options: pinned(Morph(start, end, **options)),
+        animation_url=lambda start, end, **options: pinned(Animation(start, end, **options)),
     )

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of the gateway, made from what reads and checks its queries."""
+"""The OpenAPI 3.1 description of the gateway, built from the parameters of its queries."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
@@ -8,38 +8,41 @@ from typing import Any
 from serving.rendering.query import RESOURCES, Query, mimetypes, parameters
 
 INTRODUCTION = """\
-One seed, one picture, for ever: one model version, one seed and one set of options is one SHA-256, on every call, in \
-every batch, after a restart, on every replica of one kind.
+Each seed gives one image. One model version, one seed and one set of options give one SHA-256: alone or in a batch, \
+after a restart, and on every verified replica.
 
-Without `version` the newest one answers, and its picture may be kept but has to be asked for again; with `version` it \
-is immutable. `Content-Location` is the address that pins all that was left open. `ETag` is known without the model: \
-`If-None-Match` gets 304 even while the model server is down. Its class, the word before the dash, is `proved` where \
-the replica paints the golden pictures exactly as the machine that exported the model did, else a name for what it \
-paints instead: equal classes, equal bytes.
+With `version`, responses of a verified replica are immutable: caches may keep them for a year. Without `version`, the \
+newest version answers, and the response must be revalidated. `Content-Location` is the permanent URL, with every \
+default filled in.
 
-A parameter that is unknown, missing, repeated or out of range is a 400 that names it; nothing is clamped.
+The `ETag` is computed without running the model. `If-None-Match` gets 304 even while the model server is down. The \
+prefix of the ETag is `proved` on a verified replica: its golden images have the same bytes as on the machine that \
+exported the model. Other replicas have a numeric fingerprint as prefix. Equal ETags mean equal bytes.
 
-Every response has an `X-Request-ID`: the caller's, if it sent one of up to 64 letters, digits and `._-`, else a new \
-one. A `traceparent` goes on to the model server."""
+A parameter that is unknown, missing, repeated or out of range gives 400, and the response names it. Values are never \
+clamped.
+
+Every response has an `X-Request-ID`. It is that of the request, if this has 1 to 64 letters, digits and `._-`, else a \
+new one. A `traceparent` is passed on to the model server."""
 
 REFUSALS = {
-    "400": "A parameter is refused; `parameter`, `value` and `allowed` say which and why.",
-    "404": "The model server has no such version loaded.",
+    "400": "A parameter is invalid; `parameter`, `value` and `allowed` describe it.",
+    "404": "The model server has not loaded this version.",
     "406": "`Accept` admits none of the formats.",
-    "502": "The model server answered something that is not this model's contract.",
-    "503": "No model is ready, or the service takes no more work; `Retry-After` says when to come back.",
-    "504": "The model server took too long.",
+    "502": "The model server returned data that does not fit the model.",
+    "503": "No model is ready, or the service is at its limit. Retry after the seconds in `Retry-After`.",
+    "504": "The deadline passed before the model server answered.",
 }
 EVERYWHERE = {
-    "413": "The request has a body; none takes one.",
+    "413": "The request has a body; requests must have none.",
     "414": "The URL is longer than 4 kB.",
 }
-UNAUTHENTICATED = {"401": "The bearer token is missing, or not this service's."}
-ASKING = {status: REFUSALS[status] for status in ("404", "502", "503", "504")}
+UNAUTHENTICATED = {"401": "The bearer token is missing or wrong."}
+MODEL_REFUSALS = {status: REFUSALS[status] for status in ("404", "502", "503", "504")}
 
 PROBLEM = {
     "type": "object",
-    "description": "RFC 9457. A refused parameter is named by `parameter`, `value` and `allowed`.",
+    "description": "RFC 9457. `parameter`, `value` and `allowed` describe an invalid parameter.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string", "format": "uri-reference"},
@@ -48,9 +51,9 @@ PROBLEM = {
         "detail": {"type": "string"},
         "instance": {"type": "string"},
         "parameter": {"type": "string"},
-        "value": {"type": ["string", "null"], "description": "Null where the parameter is missing."},
+        "value": {"type": ["string", "null"], "description": "Null if the parameter is missing."},
         "allowed": {"type": "string"},
-        "request_id": {"type": "string", "description": "By which the operator finds it."},
+        "request_id": {"type": "string", "description": "The request's id in the log."},
     },
 }
 
@@ -59,56 +62,66 @@ ABOUT = {
     "required": ["model", "version", "versions", "replica", "size", "renderer", "card"],
     "properties": {
         "model": {"type": "string", "description": "The model's name."},
-        "version": {"type": "integer", "description": "The newest version: it answers where none is asked for."},
-        "versions": {"type": "array", "items": {"type": "integer"}, "description": "Those that `version` may name."},
+        "version": {"type": "integer", "description": "The newest version, the default of `version`."},
+        "versions": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "All loaded versions, oldest first.",
+        },
         "replica": {
             "enum": ["proved", "unproved", "differs"],
-            "description": "Whether this replica paints the golden pictures as the machine of the export did; unproved "
-            "is a model that was exported without their digests.",
+            "description": "`proved`: verified, all golden images have the exporter's bytes. `differs`: some have "
+            "others. `unproved`: the version has no golden digests.",
         },
-        "size": {"type": "integer", "description": "Pixels of the longer side of the model's own pictures."},
-        "renderer": {"type": "integer", "description": "Names the bytes that equal pixels become."},
-        "card": {"type": ["string", "null"], "description": "The model card, Markdown; null where it is not at hand."},
+        "size": {"type": "integer", "description": "Pixels of the longer side of the model's images."},
+        "renderer": {
+            "type": "integer",
+            "description": "Version of the encoder's settings: equal pixels and equal numbers give equal bytes.",
+        },
+        "card": {
+            "type": ["string", "null"],
+            "description": "The model card, in Markdown; null if the gateway cannot read it.",
+        },
     },
 }
 
 IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
-    "description": "The `ETag` of a picture that the caller holds: 304 if it is still the one.",
+    "description": "The `ETag` of a cached response: 304 if it is still valid.",
     "schema": {"type": "string"},
 }
 
 
-NOT_MODIFIED = {"304": {"description": "The caller holds it already."}}
+NOT_MODIFIED = {"304": {"description": "The cached response is still valid."}}
 
 HEADERS = {
-    "ETag": "The picture's name: class and digest.",
-    "Cache-Control": "Whether it has to be asked for again.",
-    "Content-Location": "The address that pins all that was left open.",
-    "Content-Disposition": "A name for its file.",
-    "Ringo-Model-Version": "The version that painted it.",
-    "Ringo-Seed": "The seed, where there is one.",
+    "ETag": "Prefix and digest; equal ETags mean equal bytes.",
+    "Cache-Control": "Whether the response is immutable or must be revalidated.",
+    "Content-Location": "The permanent URL, with every default filled in.",
+    "Content-Disposition": "A file name for the image.",
+    "Ringo-Model-Version": "The model version.",
+    "Ringo-Seed": "The seed, if the image has one.",
 }
 
 
 def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the description as one JSON document; all paths but `open_to_all`, where that is given, want a token."""
+    """Return the description; with `open_to_all`, all other paths need a token."""
     text = {"type": "string"}
     described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Ringo", "version": "1", "description": INTRODUCTION, "license": {"name": "Apache-2.0"}},
         "paths": {
-            **{resource.path: {"get": _picture(resource)} for resource in RESOURCES},
-            "/about": _kept("about", "Which model is served, in which versions.", "application/json", ABOUT, ASKING),
-            "/openapi.json": _kept(
-                "openapi", "This description, for programs.", "application/json", {"type": "object"}
+            **{resource.path: {"get": _image_operation(resource)} for resource in RESOURCES},
+            "/about": _revalidated(
+                "about", "The model: name, versions and model card.", "application/json", ABOUT, MODEL_REFUSALS
             ),
-            "/docs": _kept("docs", "This description, for people.", "text/html", text),
-            "/livez": _operation("livez", "Whether the gateway is up.", "text/plain", text),
-            "/readyz": _operation(
-                "readyz", "Whether the model server has a version ready.", "text/plain", text, ASKING
+            "/openapi.json": _revalidated(
+                "openapi", "This description, for programs (OpenAPI).", "application/json", {"type": "object"}
             ),
+            "/docs": _revalidated("docs", "This description, for people.", "text/html", text),
+            "/livez": _operation("livez", "200 while the gateway runs.", "text/plain", text),
+            "/readyz": _operation("readyz", "200 while a model version is ready.", "text/plain", text, MODEL_REFUSALS),
         },
         "components": {"schemas": {"Problem": PROBLEM}},
     }
@@ -123,18 +136,18 @@ def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, An
     return described
 
 
-def _picture(resource: type[Query]) -> dict[str, Any]:
-    """Return the operation that answers with a picture of `resource`."""
-    described = []
-    for one, parameter in parameters(resource):
+def _image_operation(resource: type[Query]) -> dict[str, Any]:
+    """Return the operation whose response is an image of `resource`."""
+    query_parameters = []
+    for field, parameter in parameters(resource):
         schema = dict(parameter.schema)
-        if one.default not in (MISSING, None):
-            schema["default"] = one.default if schema["type"] == "integer" else parameter.write(one.default)
-        described.append(
+        if field.default not in (MISSING, None):
+            schema["default"] = field.default if schema["type"] == "integer" else parameter.write(field.default)
+        query_parameters.append(
             {
-                "name": one.name,
+                "name": field.name,
                 "in": "query",
-                "required": one.default is MISSING,
+                "required": field.default is MISSING,
                 "description": parameter.description,
                 "schema": schema,
             }
@@ -142,12 +155,12 @@ def _picture(resource: type[Query]) -> dict[str, Any]:
     return {
         "operationId": resource.path.removeprefix("/"),
         "summary": resource.__doc__,
-        "parameters": [*described, IF_NONE_MATCH],
+        "parameters": [*query_parameters, IF_NONE_MATCH],
         "responses": {
             "200": {
-                "description": "The picture.",
+                "description": "The image.",
                 "headers": {
-                    name: {"description": said, "schema": {"type": "string"}} for name, said in HEADERS.items()
+                    name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
                 },
                 "content": {mimetype: {} for mimetype in mimetypes(resource)},  # binary: OpenAPI 3.1 says no more
             },
@@ -160,14 +173,14 @@ def _picture(resource: type[Query]) -> dict[str, Any]:
 def _operation(
     name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    answer = {"200": _content("The answer.", mimetype, schema), **_refusals(refusals)}
-    return {"get": {"operationId": name, "summary": summary, "responses": answer}}
+    responses = {"200": _content("The response.", mimetype, schema), **_refusals(refusals)}
+    return {"get": {"operationId": name, "summary": summary, "responses": responses}}
 
 
-def _kept(
+def _revalidated(
     name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return an operation whose answer may be kept, and asked for again."""
+    """Return an operation whose response may be cached but must be revalidated."""
     described = _operation(name, summary, mimetype, schema, refusals)
     described["get"] |= {"parameters": [IF_NONE_MATCH]}
     described["get"]["responses"] |= NOT_MODIFIED
@@ -180,4 +193,4 @@ def _content(description: str, mimetype: str, schema: dict[str, Any]) -> dict[st
 
 def _refusals(statuses: Mapping[str, str]) -> dict[str, Any]:
     problem = {"$ref": "#/components/schemas/Problem"}
-    return {status: _content(said, "application/problem+json", problem) for status, said in statuses.items()}
+    return {status: _content(text, "application/problem+json", problem) for status, text in statuses.items()}

@@ -89,12 +89,12 @@ def file_format(names: Sequence[str]) -> Parameter:
         _read_word(names),
         f"one of {', '.join(names)}",
         {"type": "string", "enum": list(names)},
-        f"File format. Without it `Accept` decides; {names[0]} where it leaves the choice.",
+        f"File format. Default: the preferred one in `Accept`, else {names[0]}.",
     )
 
 
-SEED = whole_number(0, MAX_SEED, "Which picture. Without it a seed is drawn, and named by `Ringo-Seed`.")
-END = whole_number(0, MAX_SEED, "The seed at this end of the way.")
+SEED = whole_number(0, MAX_SEED, "The seed. Default: a random one, given in `Ringo-Seed`.")
+END = whole_number(0, MAX_SEED, "The seed at this end.")
 SEEDS = Parameter(
     _read_seeds,
     f"1 to {MAX_TILES} seeds, as whole numbers and ranges first-last, between commas: 7,42,100-115",
@@ -103,17 +103,18 @@ SEEDS = Parameter(
         "pattern": "^[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*$",
         "maxLength": MAX_TILES * len(f"{MAX_SEED}-{MAX_SEED},") - 1,
     },
-    f"1 to {MAX_TILES} seeds: whole numbers, and ranges first-last, between commas.",
+    f"1 to {MAX_TILES} seeds: numbers, and ranges first-last, separated by commas.",
     _write_seeds,
 )
-COLUMNS = whole_number(1, MAX_TILES, "Pictures in a row.")
-FRAMES = whole_number(2, MAX_TILES, "Pictures on the way, both ends among them.")
+COLUMNS = whole_number(1, MAX_TILES, "Images in a row.")
+FRAMES = whole_number(2, MAX_TILES, "Number of images, both ends included.")
 SIZE = whole_number(
     16,
     1024,
-    "Pixels of a picture's longer side, by Lanczos's filter; at most 1024 x 1024 in all. Without it the model's own.",
+    "Pixels of an image's longer side, resized with the Lanczos filter; at most 1024 x 1024 pixels a response. "
+    "Default: the model's own size.",
 )
-VERSION = whole_number(0, MAX_SEED, "The model version to ask; the answer is then immutable. Without it the newest.")
+VERSION = whole_number(0, MAX_SEED, "The model version; the response is then immutable. Default: the newest.")
 
 
 def param(parameter: Parameter, default: Any = MISSING) -> Any:
@@ -123,7 +124,7 @@ def param(parameter: Parameter, default: Any = MISSING) -> Any:
 
 @dataclass(frozen=True)
 class Picture:
-    """One seed, one picture."""
+    """The image of one seed."""
 
     path: ClassVar[str] = "/generate"
     formats: ClassVar[tuple[str, ...]] = STILL
@@ -137,7 +138,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Grid:
-    """A contact sheet of many seeds, row by row."""
+    """A grid of many seeds, row by row."""
 
     path: ClassVar[str] = "/grid"
     formats: ClassVar[tuple[str, ...]] = STILL
@@ -156,7 +157,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Morph:
-    """A strip of stills on the way from one seed to another, side by side."""
+    """Images between two seeds, side by side."""
 
     path: ClassVar[str] = "/morph"
     formats: ClassVar[tuple[str, ...]] = STILL
@@ -176,7 +177,7 @@ class Morph:
 
 @dataclass(frozen=True)
 class Animation:
-    """The way from one seed to another and back, in motion, for ever."""
+    """An animation from one seed to another and back, forever."""
 
     path: ClassVar[str] = "/animation"
     formats: ClassVar[tuple[str, ...]] = MOVING

@@ -1,52 +1,52 @@
-// The page at /: wall, large view and morph, and the address that leads back to what is seen.
+// The page at /: wall, large view and morph. The page's URL restores the view.
 
-import { pinned, watchPictures } from "./model.js";
+import { pinned, retryFailedImages } from "./model.js";
 import { buildMorph } from "./morph.js";
 import { parseSeed, randomSeed, readSeed } from "./seeds.js";
 import { buildViewer } from "./viewer.js";
 import { buildWall } from "./wall.js";
 
 const part = document.querySelector("#part");
-let opener = null; // the picture on the wall that the large view came from
+let opener = null; // the wall's image that opened the large view
 
 const wall = buildWall(document.querySelector("#wall"), part, open);
 const viewer = buildViewer(document.querySelector("#viewer"), {
   step(seed) {
-    history.replaceState(history.state, "", located({ seed }));
+    history.replaceState(history.state, "", pageUrl({ seed }));
     viewer.open(seed);
   },
   closed(seed, end) {
     if (end) {
-      history.replaceState(null, "", located({ seed: null }));
+      history.replaceState(null, "", pageUrl({ seed: null }));
       morph.choose(end, seed);
       return;
     }
     if (history.state?.opened) history.back();
-    else history.replaceState(null, "", located({ seed: null }));
+    else history.replaceState(null, "", pageUrl({ seed: null }));
     if (opener) wall.tileOf(seed)?.focus();
   },
   small: (seed) => pinned(part.content.querySelector("img").src, { seed }),
 });
 const morph = buildMorph(document.querySelector(".morph"), {
-  start: parseSeed(named("start")),
-  end: parseSeed(named("end")),
-  changed: (ends) => history.replaceState(history.state, "", located(ends)),
+  start: parseSeed(parameter("start")),
+  end: parseSeed(parameter("end")),
+  changed: (ends) => history.replaceState(history.state, "", pageUrl(ends)),
 });
 
-/** Show `seed` large, as a step of its own in the browser's history. */
+/** Show `seed` large, with an entry of its own in the browser's history. */
 function open(seed, tile = null) {
   opener = tile;
-  history.pushState({ opened: true }, "", located({ seed }));
+  history.pushState({ opened: true }, "", pageUrl({ seed }));
   viewer.open(seed);
 }
 
-/** Return what the address says of `parameter`, null for nothing. */
-function named(parameter) {
-  return new URL(location.href).searchParams.get(parameter);
+/** Return the parameter `name` of the page's URL, or null. */
+function parameter(name) {
+  return new URL(location.href).searchParams.get(name);
 }
 
-/** Return the page's own address with other parameters; null takes one out. */
-function located(parameters) {
+/** Return the page's URL with other parameters; null removes one. */
+function pageUrl(parameters) {
   const url = new URL(location.href);
   for (const [name, value] of Object.entries(parameters)) {
     if (value === null) url.searchParams.delete(name);
@@ -55,9 +55,9 @@ function located(parameters) {
   return url;
 }
 
-/** Show the seed that the address names. */
-function follow() {
-  const seed = parseSeed(named("seed"));
+/** Show the seed in the page's URL. */
+function showSeedOfUrl() {
+  const seed = parseSeed(parameter("seed"));
   if (seed === null) viewer.close();
   else if (seed !== viewer.seed) viewer.open(seed);
 }
@@ -69,12 +69,12 @@ document.querySelector("#ask").addEventListener("submit", (event) => {
 });
 document.querySelector("#random").addEventListener("click", () => open(randomSeed()));
 
-// Not by the address: a step back in the browser's history would go to the wall again, wherever the focus is.
+// Not by a fragment in the URL: each step back in the browser's history would move the focus to the wall.
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   document.querySelector("#wall").focus();
 });
 
-watchPictures();
-addEventListener("popstate", follow);
-follow();
+retryFailedImages();
+addEventListener("popstate", showSeedOfUrl);
+showSeedOfUrl();

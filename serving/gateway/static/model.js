@@ -1,15 +1,15 @@
-// Which version of the model is on the wall, and patience while there is none.
+// The model version of the page's images, and retries while no version is ready.
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 16_000;
 
 const notice = document.querySelector("#notice");
 const followers = [];
-const missing = new Set(); // pictures that didn't come
+const missing = new Set(); // images that failed to load
 let version = document.body.dataset.version;
 let waiting = false;
 
-/** Return the address that stands in the page as `href` with other parameters, pinned to the present version if there is one. */
+/** Return `href` with other parameters, and with the current version if one is known. */
 export function pinned(href, parameters = {}) {
   const url = new URL(href, location.origin);
   for (const [name, value] of Object.entries(parameters)) url.searchParams.set(name, value);
@@ -17,13 +17,13 @@ export function pinned(href, parameters = {}) {
   return url.pathname + url.search;
 }
 
-/** Call `follow` when there is a version: now if there is, and whenever another takes its place. */
+/** Call `follow` now if a version is known, and whenever it changes. */
 export function followVersion(follow) {
   followers.push(follow);
   if (version) follow();
 }
 
-/** Ask for `image` again until it comes, with longer and longer pauses. */
+/** Load `image` again until it succeeds, with growing pauses. */
 export function retry(image) {
   missing.add(image);
   image.toggleAttribute("data-missing", true);
@@ -31,11 +31,11 @@ export function retry(image) {
   wait();
 }
 
-/** Let any picture of the page that doesn't come be asked for again. */
-export function watchPictures() {
-  const see = (image) => image instanceof HTMLImageElement && retry(image);
-  document.addEventListener("error", (event) => see(event.target), true);
-  for (const image of document.images) if (image.complete && image.src && !image.naturalWidth) see(image);
+/** Retry all images of the page that fail to load. */
+export function retryFailedImages() {
+  const retryImage = (image) => image instanceof HTMLImageElement && retry(image);
+  document.addEventListener("error", (event) => retryImage(event.target), true);
+  for (const image of document.images) if (image.complete && image.src && !image.naturalWidth) retryImage(image);
   if (!version) wait();
 }
 
@@ -44,31 +44,31 @@ async function wait() {
   waiting = true;
   let pause = FIRST_PAUSE_MS;
   while (!version || missing.size) {
-    const { present, retryAfterMs } = await presentVersion();
-    notice.hidden = present !== null;
-    if (present !== null) {
-      const again = [...missing];
+    const { newest, retryAfterMs } = await newestVersion();
+    notice.hidden = newest !== null;
+    if (newest !== null) {
+      const failed = [...missing];
       missing.clear();
-      if (present !== version) {
-        version = present;
+      if (newest !== version) {
+        version = newest;
         for (const follow of followers) follow();
       }
-      for (const image of again) image.src = pinned(image.src);
+      for (const image of failed) image.src = pinned(image.src);
     }
-    // Up to a half more, so that not all who wait come back at once.
+    // Up to half as long again, so that not all clients retry at once.
     await new Promise((resume) => setTimeout(resume, Math.max(pause, retryAfterMs) * (1 + Math.random() / 2)));
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
   }
   waiting = false;
 }
 
-/** Return the version that paints now, null for none: a picture of a seed that nobody has named can't be a kept one. */
-async function presentVersion() {
+/** Return the newest version, or null. A request without a seed is never answered from a cache. */
+async function newestVersion() {
   try {
     const response = await fetch("/generate", { method: "HEAD" });
     const retryAfterMs = 1000 * Number(response.headers.get("Retry-After") ?? 0);
-    return { present: response.ok ? response.headers.get("Ringo-Model-Version") : null, retryAfterMs };
+    return { newest: response.ok ? response.headers.get("Ringo-Model-Version") : null, retryAfterMs };
   } catch {
-    return { present: null, retryAfterMs: 0 }; // not even the gateway answers
+    return { newest: null, retryAfterMs: 0 }; // the gateway does not answer
   }
 }

@@ -1,12 +1,12 @@
-// The way from one seed to another: a strip of stills, fetched once, and a slider that moves along it.
+// Images between two seeds: a strip, fetched once, and a slider that shows a position on it.
 
 import { followVersion, pinned, retry } from "./model.js";
 import { readSeed } from "./seeds.js";
 
 /**
- * Return the morph in `section`, whose `choose(name, seed)` gives it another "start" or "end" and leads there.
+ * Return the morph in `section`. Its `choose(name, seed)` sets "start" or "end" and scrolls to it.
  *
- * It comes with the seeds `start` and `end`, its own where they are null, and calls `changed(ends)` when one is chosen.
+ * It begins with the seeds `start` and `end`, or those in its fields if null. It calls `changed(ends)` when one changes.
  */
 export function buildMorph(section, { start, end, changed }) {
   const canvas = section.querySelector("canvas");
@@ -16,22 +16,22 @@ export function buildMorph(section, { start, end, changed }) {
   const frames = Number(new URL(canvas.dataset.strip, location.origin).searchParams.get("frames"));
   const context = canvas.getContext("2d");
   let ends = { start: start ?? BigInt(fields.start.value), end: end ?? BigInt(fields.end.value) };
-  let strip = null; // the picture of all stills, once it is there
+  let strip = null; // one image with all frames side by side, once loaded
 
   function draw() {
     const percent = Math.round(100 * slider.value);
     slider.setAttribute("aria-valuetext", `${percent} % of the way from seed ${ends.start} to seed ${ends.end}`);
     if (!strip) return;
     const place = slider.value * (frames - 1);
-    const still = Math.floor(place);
-    drawStill(still, 1);
-    if (place > still) drawStill(still + 1, place - still); // the next one shines through
+    const frame = Math.floor(place);
+    drawFrame(frame, 1);
+    if (place > frame) drawFrame(frame + 1, place - frame); // blend in the next frame
   }
 
-  function drawStill(still, opacity) {
+  function drawFrame(frame, opacity) {
     const width = strip.naturalWidth / frames;
     context.globalAlpha = opacity;
-    context.drawImage(strip, still * width, 0, width, strip.naturalHeight, 0, 0, canvas.width, canvas.height);
+    context.drawImage(strip, frame * width, 0, width, strip.naturalHeight, 0, 0, canvas.width, canvas.height);
   }
 
   function load() {
@@ -40,10 +40,10 @@ export function buildMorph(section, { start, end, changed }) {
     canvas.setAttribute("aria-busy", "true");
     animation.setAttribute("href", pinned(animation.href, ends));
     const loading = new Image();
-    const asked = ends;
-    loading.addEventListener("error", () => asked === ends && retry(loading));
+    const requested = ends;
+    loading.addEventListener("error", () => requested === ends && retry(loading));
     loading.addEventListener("load", () => {
-      if (asked !== ends) return; // others were chosen meanwhile
+      if (requested !== ends) return; // the seeds have changed meanwhile
       strip = loading;
       canvas.height = Math.round((canvas.width * strip.naturalHeight * frames) / strip.naturalWidth);
       context.imageSmoothingQuality = "high";

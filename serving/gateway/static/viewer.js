@@ -1,13 +1,13 @@
-// One seed large, with its link, its file and the command that fetches it.
+// The large view of one seed, with link, download and curl command.
 
 import { followVersion, pinned } from "./model.js";
 import { MAX_SEED } from "./seeds.js";
 
 /**
- * Return the large view in `dialog`: `open(seed)`, `close()` and the `seed` that is shown, null if none is.
+ * Return the large view in `dialog`: `open(seed)`, `close()` and the `seed` it shows, null while closed.
  *
- * `step(seed)` is called when a neighbour is asked for, and `closed(seed, end)` after the dialog has gone, with "start"
- * or "end" if the seed was chosen for the morph. `small(seed)` is the address of a picture that may be at hand.
+ * It calls `step(seed)` for a neighbouring seed. After it closes, it calls `closed(seed, end)`, with "start" or "end" if the
+ * seed was chosen for the morph. `small(seed)` is the URL of a small image that may be cached.
  */
 export function buildViewer(dialog, { step, closed, small }) {
   const part = (selector) => dialog.querySelector(selector);
@@ -22,10 +22,10 @@ export function buildViewer(dialog, { step, closed, small }) {
     part("#download").href = address;
     part("#link").value = link;
     part("#curl").value = `curl '${link}' -o ${seed}.png`;
-    part("#said").textContent = "";
+    part("#copy-status").textContent = "";
     previous.disabled = seed === 0n;
     next.disabled = seed === MAX_SEED;
-    // A fresh element, so that no other seed's picture stays until this one has come.
+    // A new element, so that the previous seed's image disappears at once.
     const image = part("img");
     const fresh = image.cloneNode();
     fresh.src = pinned(image.src, { seed });
@@ -52,9 +52,9 @@ export function buildViewer(dialog, { step, closed, small }) {
       field.select();
       try {
         await navigator.clipboard.writeText(field.value);
-        part("#said").textContent = "Copied.";
+        part("#copy-status").textContent = "Copied.";
       } catch {
-        part("#said").textContent = "Press Ctrl+C or ⌘C to copy."; // the browser lets only secure pages do it
+        part("#copy-status").textContent = "Press Ctrl+C or ⌘C to copy."; // browsers give the clipboard to secure pages only
       }
     });
   }
@@ -65,10 +65,10 @@ export function buildViewer(dialog, { step, closed, small }) {
 
   part("#close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close(); // on what is around it: all inside is of other elements
+    if (event.target === dialog) dialog.close(); // outside of the view: all inside belongs to other elements
   });
   dialog.addEventListener("close", () => {
-    if (!dialog.open) closed(seed, dialog.returnValue); // the event comes late: it may be open again by then
+    if (!dialog.open) closed(seed, dialog.returnValue); // the event is late: the dialog may be open again
   });
   followVersion(() => {
     if (dialog.open) show();

@@ -1,18 +1,18 @@
-// The endless wall: seeds in parts of whole rows, of which only those near the screen exist.
+// The endless wall: parts of whole rows of seeds. Only those near the screen exist.
 
 import { MAX_SEED } from "./seeds.js";
 import { followVersion, pinned } from "./model.js";
 
-const SCREENS_KEPT = 1.5; // above and below the one in view
-const SCREENS_AHEAD = "100%"; // how near the end of what exists may come
+const SCREENS_KEPT = 1.5; // above and below the visible one
+const SCREENS_AHEAD = "100%"; // distance to the last part at which more are added
 
-/** Keep `wall` filled around what is in view, and call `open` with the seed of a picture that is chosen. */
+/** Fill `wall` around the visible part, and call `open(seed, tile)` when an image is chosen. */
 export function buildWall(wall, template, open) {
   const [above, below] = wall.querySelectorAll(".gap");
   const size = Number(template.dataset.tiles);
   const count = Number((MAX_SEED + 1n) / BigInt(size));
   const parts = new Map(); // number of the part -> its list
-  let reached = 0; // the last part that ever existed: the page doesn't shrink behind who scrolls up
+  let reached = 0; // the last part that ever existed: the page does not shrink when the user scrolls up
 
   const first = wall.querySelector("ul");
   if (first) parts.set(0, first);
@@ -30,7 +30,7 @@ export function buildWall(wall, template, open) {
 
   function render() {
     if (!parts.size) {
-      parts.set(0, buildPart(0)); // its height is that of all
+      parts.set(0, buildPart(0)); // all parts have its height
       above.after(parts.get(0));
     }
     const height = parts.values().next().value.offsetHeight;
@@ -63,7 +63,7 @@ export function buildWall(wall, template, open) {
       if (!gaps.some((gap) => gap.isIntersecting)) return;
       render();
       for (const gap of [above, below]) {
-        nearing.unobserve(gap); // observing anew tells again if a gap is still near
+        nearing.unobserve(gap); // observing again reports a gap that is still near
         nearing.observe(gap);
       }
     },
@@ -92,7 +92,7 @@ export function buildWall(wall, template, open) {
     tileOf(seedOf(tile) + step)?.focus();
   });
 
-  /** Return the link of `seed`, undefined if it isn't near the screen. */
+  /** Return the link of `seed`, undefined if it is not near the screen. */
   function tileOf(seed) {
     return parts.get(Number(seed / BigInt(size)))?.children[Number(seed % BigInt(size))]?.firstElementChild;
   }
@@ -104,7 +104,7 @@ function seedOf(tile) {
   return BigInt(new URL(tile.href).searchParams.get("seed"));
 }
 
-/** Return `tile` of another seed, or of its own in the present version. */
+/** Give `tile` another seed, or its own seed in the current version; return it. */
 function labelled(tile, seed = seedOf(tile.firstElementChild)) {
   const link = tile.firstElementChild;
   const image = link.querySelector("img");

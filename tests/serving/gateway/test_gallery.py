@@ -184,17 +184,17 @@ def test_what_is_no_seed_is_refused_in_a_sentence(page, text):
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
-def test_surprise_shows_one_seed_after_another(page):
+def test_random_seed_shows_another_seed_each_time(page):
     page.goto("/")
-    seen = set()
+    queries = set()
     for _ in range(3):
-        page.get_by_role("button", name="Surprise me").click()
+        page.get_by_role("button", name="Random seed").click()
         expect(page.get_by_role("dialog")).to_be_visible()
-        seen.add(urlsplit(page.url).query)
+        queries.add(urlsplit(page.url).query)
         page.get_by_role("button", name="Close").click()
         expect(page.get_by_role("dialog")).to_be_hidden()
         page.wait_for_url("/")
-    assert len(seen) == 3
+    assert len(queries) == 3
 
 
 @pytest.mark.parametrize("what", ["Link", "curl"])
@@ -202,7 +202,7 @@ def test_link_and_command_are_copied(page, what):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/?seed=42")
     page.get_by_role("button", name=f"Copy {what}").click()
-    expect(page.locator("#said")).to_have_text("Copied.")
+    expect(page.locator("#copy-status")).to_have_text("Copied.")
     assert page.evaluate("navigator.clipboard.readText()") == page.get_by_label(what, exact=True).input_value()
 
 
@@ -210,7 +210,7 @@ def test_where_the_browser_lets_nobody_copy_the_link_is_selected(page):
     page.goto("/?seed=42")
     page.evaluate("delete Navigator.prototype.clipboard")
     page.get_by_role("button", name="Copy Link").click()
-    expect(page.locator("#said")).to_have_text("Press Ctrl+C or ⌘C to copy.")
+    expect(page.locator("#copy-status")).to_have_text("Press Ctrl+C or ⌘C to copy.")
     assert page.evaluate("getSelection().toString()") == page.get_by_label("Link", exact=True).input_value()
 
 
