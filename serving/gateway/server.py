@@ -17,7 +17,6 @@ from serving.runtime.memory import keep_little
 from serving.runtime.ports import listen
 from serving.runtime.security import check_tls
 from serving.settings import Settings
-from serving.telemetry.logs import LineHandler
 from serving.telemetry.logs import configure as configure_logging
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -42,7 +41,8 @@ def serve(settings: Settings) -> None:
         pass
     # Workers write their counts here. serving/telemetry/metrics.py reads the variable when each worker imports it.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=_shared_memory())
-    _Gunicorn(settings, configure_logging(settings.log_format)).run()
+    configure_logging(settings.log_format)
+    _Gunicorn(settings).run()
 
 
 def _shared_memory() -> Path | None:
@@ -50,9 +50,8 @@ def _shared_memory() -> Path | None:
 
 
 class _Gunicorn(BaseApplication):
-    def __init__(self, settings: Settings, lines: LineHandler) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._lines = lines
         super().__init__()
 
     def load_config(self) -> None:
@@ -89,7 +88,6 @@ class _Gunicorn(BaseApplication):
         from serving.telemetry.metrics import build_metrics_app
         from serving.telemetry.tracing import export_traces
 
-        self._lines.gather()
         export_traces("gateway")
         gateway, metrics, metrics_port = create_app(self.settings), build_metrics_app(), str(self.settings.metrics_port)
         gc.freeze()  # a collection over all that is loaded by now takes 20 ms

@@ -1,153 +1,179 @@
-"""How lines are logged: as text for people, or as JSON for whatever collects them. Always to stderr, one line an event.
+"""Log lines on stderr: text for people or JSON for collectors, one line per event.
 
-Python, gunicorn and TensorFlow write there, too: so the lines of a process stay in order.
+A thread of its own writes them. A blocked stream, such as a full pipe, costs lines, never a request or an exit.
 """
 
-import json
+import atexit
 import logging
+import os
+import queue
 import re
-import sys
 import threading
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from types import MappingProxyType
 from typing import Any
 
-# Whatever could end a line, or move a terminal's cursor.
+from pythonjsonlogger.json import JsonFormatter
+
+STDERR = 2
+# Anything that ends a line or moves a terminal's cursor.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-GATHER_S = 0.05  # about 75 lines at full load, which take the interpreter 1 ms
-MAX_GATHERED = 10_000  # 10 MB; so many only wait where nobody reads what we write
+GATHER_S = 0.05  # about 75 lines at full load, written by one system call
+MAX_QUEUED = 2_000  # about 3 MB, a second at full load; more wait only for a blocked stream
+EXIT_S = 1.0  # how long the end of a process waits for a blocked stream
 
-ENCODER = json.JSONEncoder(default=str)
+# The request to which this thread's lines belong: values of ID_FIELDS.
+ID_FIELDS = ("request_id", "trace_id")
+LINE_IDS: ContextVar[Mapping[str, str]] = ContextVar("line_ids", default=MappingProxyType({}))
 
-
-class Event(ABC):
-    """What is logged by its fields: its text is the same as a sentence would be."""
-
-    @abstractmethod
-    def fields(self) -> dict[str, Any]:
-        """Return what is to be told, by name."""
-
-    @abstractmethod
-    def ids(self) -> dict[str, str]:
-        """Return by what the lines that belong to this event are found."""
+log = logging.getLogger(__name__)
 
 
-# To which lines belong that are logged now, in this thread.
-CURRENT: ContextVar[Event | None] = ContextVar("event", default=None)
-
-
-def configure(log_format: str) -> "LineHandler":
-    """Log INFO and worse in `log_format` (settings.LOG_FORMATS), here and in processes that are forked from now on."""
-    handler = LineHandler(JsonFormatter() if log_format == "json" else TextFormatter())
+def configure(log_format: str) -> None:
+    """Log INFO and worse in `log_format` (settings.LOG_FORMATS), here and in processes forked from now on."""
+    handler = LineHandler(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    # A caller's trace context that is not valid is no news; the line would show it.
+    # An invalid trace context of a client is no news, and the line would quote it.
     logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
-    # What no line of ours tells need not be found out: the way of logging's documentation.
+    # No line shows these: the way of logging's documentation to save their time.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    return handler
+    os.register_at_fork(after_in_child=handler.listen)
+    atexit.register(handler.drain)
 
 
-class LineHandler(logging.Handler):
-    """Writes lines to stderr: each at once, or, after `gather`, in bundles.
-
-    Of 640 us of a core that a kept picture took, its line took 72: cold code, and a call of the system. In bundles it
-    is 25.
-    """
+class LineHandler(QueueHandler):
+    """Queues records for the thread that writes them; drops and counts them while the queue is full."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
-        super().__init__()
+        self._records: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        super().__init__(self._records)
         self.setFormatter(formatter)
-        self._gathers = False
-        self._records: list[logging.LogRecord] = []  # guarded by the handler's own lock
-        self._writing = threading.Lock()  # held from taking records to having written them, so that they stay in order
+        self.listen()
 
-    def gather(self) -> None:
-        """Write every GATHER_S from now on, at once what is an ERROR, and at the end; call it after a fork.
+    def listen(self) -> None:
+        """Start a queue and a thread in this process: after a fork, those of its parent are of no use."""
+        self.queue = self._records = queue.SimpleQueue()
+        self._writer = LineWriter(self._records, self.format)
+        self._writer.start()
 
-        Who kills the process outright loses what was logged since.
-        """
-        self._gathers = True
-        threading.Thread(target=self._flush_now_and_then, name="log", daemon=True).start()
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Return `record` with the LINE_IDS of this thread; logging calls this."""
+        record.__dict__.update(LINE_IDS.get())
+        return record
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take `record`; logging calls this."""
-        record.ids = ids()  # of this thread
-        self._records.append(record)
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Take `record`; write it here and now if it can't wait, or if too much waits already."""
-        super().handle(record)
-        if not self._gathers or record.levelno >= logging.ERROR or len(self._records) >= MAX_GATHERED:
-            self.flush()
-        return True
-
-    def flush(self) -> None:
-        """Write what has been taken."""
-        with self._writing:
-            self.acquire()
-            records, self._records = self._records, []
-            self.release()
-            if records:
-                try:
-                    sys.stderr.write("".join(f"{self.format(record)}\n" for record in records))
-                    sys.stderr.flush()
-                except Exception:  # as logging's own handlers: a line that is lost is no reason to fail a request
-                    self.handleError(records[-1])
-
-    def _flush_now_and_then(self) -> None:
-        while True:
-            time.sleep(GATHER_S)
-            self.flush()
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line, ASCII: an event by its fields, anything else by its message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of `record`."""
-        line: dict[str, Any] = {"time": time_of(record), "level": record.levelname}
-        if isinstance(record.msg, Event):
-            line |= record.msg.fields()
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue `record`; logging calls this."""
+        if self._records.qsize() < MAX_QUEUED:
+            self._records.put(record)
         else:
-            line |= {"logger": record.name, "message": record.getMessage()} | ids_of(record)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return ENCODER.encode(line)
+            self._writer.count_dropped(1)
+
+    def drain(self) -> None:
+        """Wait until all queued lines are written, at most EXIT_S."""
+        written = threading.Event()
+        self._records.put(written)
+        written.wait(EXIT_S)
 
 
-class TextFormatter(logging.Formatter):
-    """Time, level and message; what may follow, a traceback, is indented, so that no line can pass for another."""
+class LineWriter(QueueListener):
+    """Formats queued records and writes them to stderr, in a thread of its own; reports dropped lines."""
+
+    def __init__(self, records: queue.SimpleQueue[Any], line_of: Callable[[logging.LogRecord], str]) -> None:
+        super().__init__(records)
+        self._records = records
+        self._line_of = line_of
+        self._lock = threading.Lock()  # guards the number below
+        self._dropped = 0  # lines not yet reported
+
+    def dequeue(self, block: bool) -> Any:
+        """Return the next record, with all that are queued GATHER_S later."""
+        batch = [self._records.get(block)]
+        time.sleep(GATHER_S)
+        with suppress(queue.Empty):
+            while len(batch) < MAX_QUEUED:
+                batch.append(self._records.get_nowait())
+        return batch
+
+    def handle(self, record: Any) -> None:
+        """Write the lines of a batch of records, then set the events in it."""
+        lines = [self._format(entry) for entry in record if isinstance(entry, logging.LogRecord)]
+        try:
+            _write(lines)
+            _write([self._format(report) for report in self._take_reports()])
+        except OSError:  # the reader has closed the pipe
+            self.count_dropped(len(lines))
+        for written in record:
+            if isinstance(written, threading.Event):
+                written.set()
+
+    def _format(self, record: logging.LogRecord) -> str:
+        try:
+            return self._line_of(record)
+        except Exception as error:  # must not end the thread: nothing would be logged any more
+            return self._line_of(log.makeRecord(log.name, logging.ERROR, "", 0, "%s: %s", (record.msg, error), None))
+
+    def count_dropped(self, lines: int) -> None:
+        """Count `lines` that are lost."""
+        from serving.telemetry.metrics import LOG_LINES_DROPPED  # reads PROMETHEUS_MULTIPROC_DIR when imported
+
+        LOG_LINES_DROPPED.inc(lines)
+        with self._lock:
+            self._dropped += lines
+
+    def _take_reports(self) -> list[logging.LogRecord]:
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        text = "%d log lines were dropped, as stderr was blocked or closed; read it faster."
+        return [log.makeRecord(log.name, logging.WARNING, "", 0, text, (dropped,), None)] if dropped else []
+
+
+def _write(lines: list[str]) -> None:
+    """Write `lines` to stderr, past sys.stderr: the end of Python would wait for its lock."""
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    while data:
+        data = data[os.write(STDERR, data) :]
+
+
+class JsonLines(JsonFormatter):
+    """One JSON object per line, in ASCII. A message that is a dict is merged into it."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03d+00:00"
+
+    def __init__(self) -> None:
+        names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"}
+        super().__init__(["asctime", "levelname", "name", "message"], rename_fields=names, json_default=str)
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of the line; python-json-logger calls this."""
+        if not log_data["message"]:  # a dict was logged: its fields say it all
+            del log_data["message"], log_data["logger"]
+        return log_data
+
+
+class TextLines(logging.Formatter):
+    """Time, level and message. A traceback is indented, so that none of its lines looks like an event."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = JsonLines.default_time_format
+    default_msec_format = JsonLines.default_msec_format
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, with those of its traceback."""
         message = record.getMessage()
-        if not isinstance(record.msg, Event):
-            message += "".join(f" {name}={value}" for name, value in ids_of(record).items())
-        line = f"{time_of(record)} {record.levelname} {CONTROL.sub(_escaped, message)}"
+        if not isinstance(record.msg, dict):
+            message += "".join(f" {name}={getattr(record, name)}" for name in ID_FIELDS if hasattr(record, name))
+        line = f"{self.formatTime(record)} {record.levelname} {CONTROL.sub(_escaped, message)}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
             line += "".join(f"\n  {CONTROL.sub(_escaped, part)}" for part in traceback.split("\n"))
         return line
-
-
-def time_of(record: logging.LogRecord) -> str:
-    """Return when it happened, in UTC, to the millisecond, by RFC 3339."""
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-
-
-def ids() -> dict[str, str]:
-    """Return the ids of the current event, none outside of any."""
-    event = CURRENT.get()
-    return {} if event is None else event.ids()
-
-
-def ids_of(record: logging.LogRecord) -> dict[str, str]:
-    """Return the ids that `ids` told when `record` was logged."""
-    found: dict[str, str] = getattr(record, "ids", {})
-    return found
 
 
 def _escaped(found: re.Match[str]) -> str:

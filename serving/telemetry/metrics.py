@@ -48,6 +48,7 @@ PICTURES = Counter(
 MODEL_SERVER_AWAY = Gauge(
     "ringo_model_server_away", "1 while nothing is asked of the model server, else 0.", multiprocess_mode="livemax"
 )
+LOG_LINES_DROPPED = Counter("ringo_log_lines_dropped", "Log lines lost because stderr was blocked or closed.")
 GOLDEN_DIFFERING = Gauge(
     "ringo_golden_pictures_differing",
     "How many of the golden pictures this replica paints otherwise than the machine of the export; 0 is the promise.",

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import getrandbits
@@ -21,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode, format_trace_id
 from prometheus_client import Counter, Histogram
 
-from serving.telemetry.logs import CURRENT, Event
+from serving.telemetry.logs import LINE_IDS
 from serving.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from serving.telemetry.tracing import child_span, server_span
 
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class RequestRecord(Event):
+class RequestRecord:
     """What is to be told of one request; whoever answers it fills it in."""
 
     method: str
@@ -74,10 +75,6 @@ class RequestRecord(Event):
         with _adding:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
-    def ids(self) -> dict[str, str]:
-        """Return the ids of the request and of its trace."""
-        return {"request_id": self.request_id, "trace_id": self.trace_id}
-
     def fields(self) -> dict[str, Any]:
         """Return what a log line tells, in its order; only what there is."""
         fields: dict[str, Any] = {
@@ -102,12 +99,6 @@ class RequestRecord(Event):
             fields["cause"] = shown(self.cause)
         return fields
 
-    def __str__(self) -> str:
-        """Return the same as text: the words first, the rest by name."""
-        fields = self.fields()
-        words = [str(fields.pop(name)) for name in ("method", "path", "status", "outcome")]
-        return " ".join([*words, *(f"{name}={value}" for name, value in fields.items())])
-
     def _end(self) -> None:
         requests, seconds = _series(self.resource, self.outcome, self.model_version)
         requests.inc()
@@ -120,7 +111,20 @@ class RequestRecord(Event):
                 self.span.set_status(StatusCode.ERROR, self.outcome)
         self.span.end()
         if not (self.quiet and self.outcome == ANSWERED):
-            log.log(logging.WARNING if trouble else logging.INFO, self)
+            log.log(logging.WARNING if trouble else logging.INFO, RequestLine(self.fields()))
+
+
+RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
+
+
+class RequestLine(dict[str, Any]):
+    """The fields of a request as a log message."""
+
+    def __str__(self) -> str:
+        """Return the main fields as words, the others by name."""
+        words = ("method", "path", "status", "outcome")
+        named = (f"{name}={value}" for name, value in self.items() if name not in words)
+        return " ".join([*(str(self[name]) for name in words), *named])
 
 
 @lru_cache(maxsize=1024)  # looking for labels takes as long as counting
@@ -141,7 +145,8 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
     span = server_span(method, carrier, recorded=recorded)
     record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
     token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
-    CURRENT.set(record)
+    RECORD.set(record)
+    LINE_IDS.set({"request_id": record.request_id, "trace_id": record.trace_id})
     REQUESTS_IN_FLIGHT.inc()
     try:
         yield record
@@ -149,14 +154,14 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
         REQUESTS_IN_FLIGHT.dec()
         record.seconds = time.monotonic() - began_s
         record._end()
-        CURRENT.set(None)
+        RECORD.set(None)
+        LINE_IDS.set({})
         otel_context.detach(token)
 
 
 def find_record() -> RequestRecord | None:
     """Return the observation of the request that is being answered, None outside of any."""
-    event = CURRENT.get()
-    return event if isinstance(event, RequestRecord) else None
+    return RECORD.get()
 
 
 def current_record() -> RequestRecord:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import grpc
 import pytest
 
-from serving.telemetry.logs import JsonFormatter, TextFormatter
+from serving.telemetry.logs import JsonLines, TextLines
 from tests.batch_process import batch_for, batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError
@@ -170,7 +170,7 @@ def test_a_line_of_text_says_the_same_in_words(model_server, tmp_path):
         )
 
 
-@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+@pytest.mark.parametrize("formatter", [JsonLines(), TextLines()])
 @pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85", "\u2028", "\x1b[2K"])
 def test_no_message_can_pass_for_a_line_of_its_own(formatter, end):
     forged = "2026-01-01T00:00:00.000+00:00 ERROR forged"

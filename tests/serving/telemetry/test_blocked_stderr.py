@@ -1,0 +1,61 @@
+"""A gateway whose stderr is a pipe that nobody reads: the log loses lines, the gateway works."""
+
+import fcntl
+import http.client
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import pytest
+
+from serving.telemetry.logs import MAX_QUEUED
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.gateway_process import Gateway, environment, free_port
+
+PIPE_BYTES = 4096  # 20 lines
+
+
+@pytest.fixture
+def gateway(tmp_path) -> Iterator[Gateway]:
+    settings = {"port": free_port(), "metrics_port": free_port(), "model_server": "localhost:1"}
+    process = subprocess.Popen(
+        command("serving", "gateway"), env=environment(**settings), stderr=subprocess.PIPE, cwd=ROOT
+    )
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    gateway = Gateway(settings["port"], settings["metrics_port"], process, tmp_path)
+    with ended_afterwards(process):
+        wait_until(lambda: is_alive(gateway), "gateway")
+        yield gateway
+
+
+def is_alive(gateway: Gateway) -> bool:
+    with suppress(OSError):
+        return gateway.ask("/livez").status == 200
+    return False
+
+
+def statuses(gateway: Gateway, count: int) -> set[int]:
+    """Return the statuses of `count` requests, each of which is a line."""
+    found = set()
+    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
+        for _ in range(count):
+            connection.request("GET", "/nothing")
+            response = connection.getresponse()
+            response.read()
+            found.add(response.status)
+    return found
+
+
+def test_requests_are_answered_and_dropped_lines_counted_when_stderr_is_blocked(gateway):
+    assert statuses(gateway, 2 * MAX_QUEUED) == {404}
+    dropped = gateway.metric("ringo_log_lines_dropped_total")
+    assert dropped > 0
+    report = next(line for line in gateway.process.stderr if b"lines were dropped" in line)
+    assert re.search(rb"WARNING (\d+) log lines", report)[1] == b"%d" % dropped
+
+
+def test_sigterm_ends_a_gateway_when_stderr_is_blocked(gateway):
+    assert statuses(gateway, 2 * MAX_QUEUED) == {404}
+    gateway.process.terminate()
+    assert gateway.process.wait(LIMIT_S) == 0
