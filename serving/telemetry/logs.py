@@ -41,6 +41,7 @@ def configure(log_format: str) -> None:
     logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
     # No line shows these: the way of logging's documentation to save their time.
     logging._srcfile = None
+    logging.raiseExceptions = False  # it would print to sys.stderr, which may be blocked
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     os.register_at_fork(after_in_child=handler.listen)
     atexit.register(handler.drain)
