@@ -37,11 +37,11 @@ def ours(
     """Train as `python -m training fit` does, without what happens beside the step; while `at_hand` with one batch."""
     import keras
 
-    from training.fit.run import batches, fix_the_order_of_sums
+    from training.fit.run import batches, enable_determinism
     from training.model.gan import build_gan
-    from training.model.replicas import share_out
+    from training.model.replicas import distribute_batches
 
-    fix_the_order_of_sums(config)
+    enable_determinism(config)
     gan = build_gan(config)
 
     def timed() -> Iterator[Any]:
@@ -58,7 +58,7 @@ def ours(
             if not on_batch():
                 self.model.stop_training = True
 
-    gan.fit(share_out(timed), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
+    gan.fit(distribute_batches(timed), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
 
 
 def process_of(side: str) -> str:

@@ -132,9 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sharing: AbstractContextManager[Path] = nullcontext(options.out)
             if options.strategy != SINGLE:
                 import_backend()
-                from training.model.replicas import share_batches
+                from training.model.replicas import strategy_scope
 
-                sharing = share_batches(options.strategy, options.out)
+                sharing = strategy_scope(options.strategy, options.out)
             with sharing as run:
                 finished = begin_or_resume(
                     options.photos, run, given, dry_run=options.dry_run, grow_from=options.grow_from

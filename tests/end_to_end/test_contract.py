@@ -16,7 +16,7 @@ from training.export.command import MAX_BATCH_SIZE
 from training.export.signatures import Servable
 from training.model.checkpoints import load_generator
 from training.model.latents import MAX_SEED
-from training.model.sampling import paint
+from training.model.sampling import generate_images
 
 SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
 
@@ -58,7 +58,7 @@ def test_the_client_gets_the_pixels_of_the_saved_model(client, small_model):
 
 def test_the_client_gets_what_the_keras_generator_paints_to_within_1_of_255(client, small_run):
     found = client.generate(1, SEEDS.tolist()).astype(int)
-    assert np.abs(found - paint(load_generator(small_run).network, SEEDS)).max() <= 1
+    assert np.abs(found - generate_images(load_generator(small_run).network, SEEDS)).max() <= 1
 
 
 def test_a_seed_alone_and_in_company_is_one_picture(client):

@@ -28,7 +28,7 @@ from training.evaluate.results import (
 )
 from training.evaluate.varieties import find_varieties
 from training.model.latents import sample_latents, slerp
-from training.model.sampling import AT_ONCE
+from training.model.sampling import SAMPLING_BATCH
 from training.records import read_curves, write_record
 
 FIRST_SEED = 10_000  # `fit` measures seeds from 0 on
@@ -230,9 +230,9 @@ def shrink(pictures: NDArray[np.uint8]) -> Features:
     n, size, _, _ = pictures.shape
     side = size // SMALL
     small = np.empty((n, SMALL, SMALL, 3), np.float32)
-    for start in range(0, n, AT_ONCE):
-        part = pictures[start : start + AT_ONCE].reshape(-1, SMALL, side, SMALL, side, 3)
-        small[start : start + AT_ONCE] = part.mean(axis=(2, 4), dtype=np.float32)
+    for start in range(0, n, SAMPLING_BATCH):
+        part = pictures[start : start + SAMPLING_BATCH].reshape(-1, SMALL, side, SMALL, side, 3)
+        small[start : start + SAMPLING_BATCH] = part.mean(axis=(2, 4), dtype=np.float32)
     return small.reshape(n, -1)
 
 

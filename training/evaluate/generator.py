@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from training.errors import TrainingError
 from training.model.checkpoints import load_generator
 from training.model.latents import sample_latents
-from training.model.sampling import AT_ONCE, paint_latents
+from training.model.sampling import SAMPLING_BATCH, images_from_latents
 from training.records import read_record
 
 
@@ -52,7 +52,7 @@ def open_painter(model: Path, checkpoint: str) -> Painter:
         batch=trained.batch,
         image_size=trained.config.image_size,
         latent_dim=trained.config.latent_dim,
-        paint_latents=lambda latents: paint_latents(trained.network, latents),
+        paint_latents=lambda latents: images_from_latents(trained.network, latents),
         config=asdict(trained.config),
         photos=read_record(model / "photos.json"),
     )
@@ -69,7 +69,7 @@ def _open_version(version: Path) -> Painter:
         raise TrainingError(f"{version} has no signature `serving_default`, latents to images: {error}.") from error
 
     def paint_parts(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        parts = (latents[i : i + AT_ONCE] for i in range(0, len(latents), AT_ONCE))
+        parts = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))
         return np.concatenate([images_of(latents=tf.constant(part))["images"].numpy() for part in parts])
 
     config, record = version / "config.json", version / "photos.json"

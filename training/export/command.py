@@ -17,7 +17,7 @@ from training.export.model_card import ExportChecks, Fault, read_run, write_mode
 from training.export.signatures import GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
-from training.model.sampling import paint
+from training.model.sampling import generate_images
 from training.records import write_record, write_whole
 
 MAX_BATCH_SIZE = 64
@@ -94,7 +94,7 @@ def paint_faults(generator: TrainedGenerator, faults: Sequence[Fault], folder: P
     """Write the picture of each fault's seed to `folder`/<seed>.png, for the model card. Raises OSError."""
     if faults:
         folder.mkdir()
-        pictures = paint(generator.network, np.array([fault.seed for fault in faults]))
+        pictures = generate_images(generator.network, np.array([fault.seed for fault in faults]))
         for fault, picture in zip(faults, pictures, strict=True):
             Image.fromarray(picture).save(folder / f"{fault.seed}.png")
 
@@ -173,7 +173,7 @@ def prove(generator: TrainedGenerator, servable: Servable, folder: Path) -> Expo
         raise ExportError("The written graph gives other pixels than its golden digests say.")
 
     pictures = np.asarray(generate(seeds=tf.constant(seeds))["images"])
-    difference = int(np.abs(pictures.astype(np.int16) - paint(generator.network, seeds)).max())
+    difference = int(np.abs(pictures.astype(np.int16) - generate_images(generator.network, seeds)).max())
     if difference > 1:
         raise ExportError(f"The fused generator differs from the Keras one by {difference}/255; allowed is 1/255.")
     return ExportChecks(

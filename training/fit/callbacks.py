@@ -22,7 +22,7 @@ from training.config import TrainingConfig
 from training.errors import RecordError, TrainingError
 from training.fit.plots import animate_grids, grids_in, plot_losses
 from training.model.checkpoints import save_checkpoint
-from training.model.sampling import paint, picture_grid
+from training.model.sampling import generate_images, image_grid
 from training.records import read_record, write_record, write_whole
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
@@ -181,7 +181,7 @@ class Grids(StepCallback):
             return
         self.bring_back_state()
         file = io.BytesIO()
-        picture_grid(paint(self.generator, GRID_SEEDS), columns=8).save(file, "PNG")
+        image_grid(generate_images(self.generator, GRID_SEEDS), columns=8).save(file, "PNG")
         write_whole(path, file.getvalue())
         plot_losses(self.folder / "history.csv", self.folder / "losses.png")
 
@@ -273,7 +273,7 @@ class KeepBest(StepCallback):
 
     def measure(self) -> None:
         """Write a row, and before it the checkpoint, if no former one was as good."""
-        distance, deviation = self.judge(paint(self.generator, np.arange(self.config.evaluate_count)))
+        distance, deviation = self.judge(generate_images(self.generator, np.arange(self.config.evaluate_count)))
         minutes = round(self.checkpoints.spent_s / 60, 2)
         row = Measurement(self.step, round(1000 * distance, 3), round(1000 * deviation, 3), minutes)
         best = self.folder / "best.npz"

@@ -14,7 +14,7 @@ import numpy as np
 from training.config import TrainingConfig
 from training.fit.plan import Machine
 from training.model.gan import build_gan
-from training.model.replicas import share_out
+from training.model.replicas import distribute_batches
 
 WARM_UP_STEPS = 2  # the first compiles, the second still allocates
 TIMED_S, MIN_TIMED_STEPS = 2.0, 3
@@ -59,7 +59,7 @@ def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
 
     stopwatch = _Stopwatch()
     build_gan(config, refining=refining).fit(
-        share_out(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch]
+        distribute_batches(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch]
     )
     keras.utils.clear_session()
     return statistics.median(after - before for before, after in itertools.pairwise(stopwatch.ends_s))

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from training.config import TrainingConfig
 from training.data.photos import sample_photos
 from training.errors import TrainingError
-from training.model.gan import augment_as
-from training.model.sampling import picture_grid
+from training.model.gan import augment_images
+from training.model.sampling import image_grid
 from training.records import write_whole
 
 PHOTOS, VERSIONS = 8, 7
@@ -35,7 +35,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
         raise TrainingError(f"--out {to} lies inside --photos {photos_folder}: the sheet would become a photo.")
     photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
-    seen = augment_as(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
+    seen = augment_images(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
     versions = ((ops.convert_to_numpy(seen) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     draw_sheet(photos, versions).save(file, "PNG")
@@ -47,7 +47,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
 def draw_sheet(photos: NDArray[np.uint8], versions: NDArray[np.uint8]) -> Image.Image:
     """Return `photos` uint8[N, S, S, 3] in a column, and beside each its VERSIONS of `versions`, in order."""
     left, right = (
-        picture_grid(np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=FRAME), columns)
+        image_grid(np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=FRAME), columns)
         for pictures, columns in ((photos, 1), (versions, VERSIONS))
     )
     sheet = Image.new("RGB", (left.width + GAP + right.width, LABEL_HEIGHT + left.height), "white")

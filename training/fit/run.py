@@ -24,8 +24,8 @@ from training.fit.plots import draw_networks
 from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
-from training.model.projected import MEASURED_PHOTOS
-from training.model.replicas import count_replicas, share_out
+from training.model.projected import STATISTICS_PHOTOS
+from training.model.replicas import count_replicas, distribute_batches
 from training.records import read_batches_done, read_record, write_record, write_whole
 
 KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
@@ -59,7 +59,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
     else:
         if grow_from is not None:
             source = load_generator(grow_from)
-            gan.start_from(source.network)
+            gan.copy_generator_weights(source.network)
             write_record(run / "grown_from.json", describe_source(grow_from, source))
         standardise(gan, photos, split)
     write_record(run / "photos.json", describe(photos, split))
@@ -76,7 +76,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
             print(f"Batch {done:,}: a fresh discriminator looks closer from here on.", flush=True)
             average = gan.ema_generator
             gan = build_gan(config, refining=True)
-            gan.start_from(average)
+            gan.copy_generator_weights(average)
             standardise(gan, photos, split)
             done = continue_stage(gan, photos, split, run, keep_best, stop)
     if done < config.steps:
@@ -94,8 +94,8 @@ def describe_source(run: Path, source: TrainedGenerator) -> dict[str, Any]:
 def standardise(gan: GAN, photos: Photos, split: Split) -> None:
     """Measure the projected discriminator's features on some of the photos trained on."""
     if gan.config.discriminator == "projected":
-        rows = np.random.default_rng((gan.config.seed, 3)).permutation(split.training)[:MEASURED_PHOTOS]
-        gan.discriminator.standardise_by(photos.pixels[np.sort(rows)])
+        rows = np.random.default_rng((gan.config.seed, 3)).permutation(split.training)[:STATISTICS_PHOTOS]
+        gan.discriminator.set_feature_statistics(photos.pixels[np.sort(rows)])
 
 
 def enable_determinism(config: TrainingConfig) -> None:
@@ -150,7 +150,7 @@ def continue_stage(
     progress = Progress(config, first_step)
     with closing(progress):
         gan.fit(
-            share_out(lambda: batches(photos.pixels, split.training, config, first_step)),
+            distribute_batches(lambda: batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=gan.last_step - first_step,
             shuffle=False,
             verbose=0,

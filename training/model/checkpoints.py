@@ -1,7 +1,7 @@
-"""Checkpoints: every variable of the model and its optimizer in one file, written aside and renamed.
+"""Checkpoints: every variable of model and optimizer in one file.
 
-Keras's BackupAndRestore leaves out the seed generators and deletes its backup on success; ours is what is needed to
-continue exactly, readable with numpy.load, and the same under every backend.
+Keras's BackupAndRestore omits the seed generators and deletes its backup on success. These files hold all state for an
+exact resume, are readable with numpy.load, and are the same on every backend.
 """
 
 import os
@@ -22,7 +22,7 @@ from training.records import read_batches_done
 
 
 def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
-    """Yield every variable with a name that does not depend on the backend or on what else lives in the process."""
+    """Yield every variable with a name independent of the backend."""
     discriminator = gan.discriminator
     parts = {
         "optimizer": gan.optimizer.variables,
@@ -37,26 +37,28 @@ def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
 
 
 def save_checkpoint(gan: GAN, path: Path) -> None:
-    """Write all state of `gan` to `path`: whole or not at all, also after a power cut.
+    """Write all state of `gan` to `path` atomically.
 
     Raises:
-        CheckpointError: the disk is full or not writable; an older checkpoint stays as it was.
+        CheckpointError: the disk is full or not writable; an older checkpoint is unchanged.
     """
-    aside = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     try:
-        with aside.open("wb") as file:
+        with partial.open("wb") as file:
             arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan)}
             np.savez(file, step=gan.step, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        partial.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise CheckpointError(f"The checkpoint {path} could not be written: {error.strerror}.") from error
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"Cannot write the checkpoint {path}: {error.strerror}; free space or fix permissions, then rerun `fit`."
+        ) from error
 
 
 def load_checkpoint(gan: GAN, path: Path) -> None:
-    """Set all state of `gan` to what `path` holds.
+    """Set all state of `gan` from the file `path`.
 
     Raises:
         CheckpointError: `path` is damaged or belongs to other networks; `gan` is unchanged.
@@ -70,36 +72,47 @@ class TrainedGenerator:
 
     network: keras.Model
     config: TrainingConfig
-    batch: int  # batches done before it
+    batch: int  # number of batches done
 
 
 def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
-    """Return the generator of `run` at its "best" or "last" checkpoint, the last where no best is kept.
+    """Return the generator of `run` at its "best" or "last" checkpoint.
+
+    A run without a best checkpoint gives its last one.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: the run has no checkpoint, or it is damaged.
     """
     config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
         if not file.is_file():
             raise CheckpointError(
-                f"{run} has no {file.name}: name the --out folder of a `fit` that has saved a checkpoint."
+                f"{run} has no {file.name}; name the --out folder of a `fit` that has saved a checkpoint."
             )
     config = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
     network = build_generator(config.latent_dim, config.generator_channels)
-    chosen = best if which == "best" and best.is_file() else checkpoint
-    _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, chosen)
-    return TrainedGenerator(network, config, read_batches_done(chosen))
+    path = best if which == "best" and best.is_file() else checkpoint
+    _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)
+    return TrainedGenerator(network, config, read_batches_done(path))
 
 
 def _assign(variables: dict[str, Any], path: Path) -> None:
+    """Assign the arrays of the checkpoint `path` to `variables`, by name.
+
+    Raises CheckpointError before the first assignment.
+    """
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read ({error}); restore it from a backup, or start a new run."
+        ) from error
     for name, variable in variables.items():
         if name not in values or values[name].shape != tuple(variable.shape):
-            raise CheckpointError(f"The checkpoint {path} belongs to other networks: {name} does not fit.")
+            raise CheckpointError(
+                f"The checkpoint {path} belongs to other networks ({name} does not fit); "
+                "use the config.json that was written with it."
+            )
     for name, variable in variables.items():
         variable.assign(values[name])

@@ -1,4 +1,4 @@
-"""The GAN: one model that owns both networks, the generator's moving average, and one training step per backend."""
+"""The GAN: both networks, their training step and the moving average."""
 
 import math
 from typing import Any
@@ -19,12 +19,12 @@ Tensor = Any
 class GAN(keras.Model):
     """Generator and discriminator, updated at the same time from one batch.
 
-    Data is a pair: photos uint8[N, S, S, 3] and latents float32[N, latent_dim]. One Adam serves both networks: its
-    moments are per variable, so it behaves as two, and compile, fit, schedules and checkpoints stay ordinary.
+    Data is a pair: photos uint8[N, S, S, 3] and latents float32[N, latent_dim]. One Adam updates both networks: its
+    moments are per variable, so it acts as two optimizers, while compile, fit, schedules and checkpoints stay ordinary.
 
-    `ema_generator` is the moving average of the generator's weights, with the generator's current normalisation
-    statistics: the one to look at and to ship. All randomness inside the step comes from `noise`, whose state is a
-    variable: who restores `variables` and `optimizer.variables` continues exactly.
+    `ema_generator` is the network to evaluate and export: the moving average of the generator's weights, with the
+    generator's current normalisation statistics. All randomness of a step comes from `noise`, and its state
+    is a variable. So restoring `variables` and `optimizer.variables` continues training exactly.
     """
 
     def __init__(self, config: TrainingConfig, *, refining: bool) -> None:
@@ -34,53 +34,56 @@ class GAN(keras.Model):
         self.last_step = config.steps if refining else config.first_refining_step
         self.generator = build_generator(config.latent_dim, config.generator_channels)
         if config.discriminator == "projected":
-            self.discriminator, self.losses_by = build_projected(config, refining=refining), HINGE
+            self.discriminator, self.loss_functions = build_projected(config, refining=refining), HINGE
         else:
             self.discriminator = build_discriminator(config.image_size, config.discriminator_channels)
-            self.losses_by = LOGISTIC
+            self.loss_functions = LOGISTIC
         self.ema_generator = build_generator(config.latent_dim, config.generator_channels)
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
         self.noise = keras.random.SeedGenerator(config.seed, name="noise")
-        self.built = True  # every part is; the model itself has no call
+        self.built = True  # every part is built; the model itself has no call
 
-    def losses_of(self, photos: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the generator's loss, the discriminator's loss, and what to watch, all scalars.
+    def compute_losses(self, photos: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the generator's loss, the discriminator's loss and the logs, all scalars.
 
-        The same code under every backend. The gradients of the two losses are taken with respect to the generator's
-        and the discriminator's variables, each its own: nothing is frozen, nothing detached.
+        The code is the same on every backend. Each loss is differentiated with respect to its own network's variables,
+        so no network needs freezing and no tensor needs detaching.
         """
         config = self.config
-        real = augment_as(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
-        generated = augment_as(config, self.generator(latents, training=True), self.noise)
+        real = augment_images(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
+        generated = augment_images(config, self.generator(latents, training=True), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
-        for_generator = self.losses_by.generator(generated_logits)
-        for_discriminator = self.losses_by.discriminator(real_logits, generated_logits)
+        generator_loss = self.loss_functions.generator(generated_logits)
+        discriminator_loss = self.loss_functions.discriminator(real_logits, generated_logits)
         if config.r1_gamma > 0:
             noisy = real + config.r1_sigma * draw_rows(keras.random.normal, ops.shape(real), seed=self.noise)
             noisy_logits = self.discriminator(noisy, training=True)
             penalty = approximate_r1(real_logits, noisy_logits, gamma=config.r1_gamma, sigma=config.r1_sigma)
-            for_discriminator = for_discriminator + penalty
-        watched = {
-            "g_loss": for_generator,
-            "d_loss": for_discriminator,
-            "d_real": self.losses_by.score(real_logits),
-            "d_generated": self.losses_by.score(generated_logits),
+            discriminator_loss = discriminator_loss + penalty
+        logs = {
+            "g_loss": generator_loss,
+            "d_loss": discriminator_loss,
+            "d_real": self.loss_functions.score(real_logits),
+            "d_generated": self.loss_functions.score(generated_logits),
         }
-        return for_generator, for_discriminator, watched
+        return generator_loss, discriminator_loss, logs
 
     @property
     def step(self) -> int:
-        """Batches done in all, over both stages."""
+        """The number of batches done, over both stages."""
         return self.first_step + int(self.optimizer.iterations.numpy())
 
-    def start_from(self, generator: keras.Model) -> None:
-        """Copy the weights of every layer that `generator` has in the same shapes, so also a smaller one's."""
-        sources = {layer.name: layer.get_weights() for layer in generator.layers}
+    def copy_generator_weights(self, source: keras.Model) -> None:
+        """Copy the weights of every layer that has equal shapes in `source`.
+
+        `source` may be a generator of a smaller image size. Layers match by name.
+        """
+        source_weights = {layer.name: layer.get_weights() for layer in source.layers}
         for target in (self.generator, self.ema_generator):
             for layer in target.layers:
-                weights = sources.get(layer.name, [])
+                weights = source_weights.get(layer.name, [])
                 if [w.shape for w in weights] == [tuple(w.shape) for w in layer.weights]:
                     layer.set_weights(weights)
 
@@ -90,8 +93,8 @@ class GAN(keras.Model):
         The half-life is 5 % of the stage's photos until it reaches `ema_half_life`: an average over the first, random
         weights would hide the early progress.
         """
-        seen = ops.cast(self.optimizer.iterations, "float32") * self.config.batch_size
-        half_life = ops.minimum(float(self.config.ema_half_life), ops.maximum(0.05 * seen, 1.0))
+        photos = ops.cast(self.optimizer.iterations, "float32") * self.config.batch_size
+        half_life = ops.minimum(float(self.config.ema_half_life), ops.maximum(0.05 * photos, 1.0))
         decay = ops.exp2(-self.config.batch_size / half_life)
         statistics = {id(v) for v in self.generator.non_trainable_variables}
         for average, current in zip(self.ema_generator.weights, self.generator.weights, strict=True):
@@ -101,9 +104,9 @@ class GAN(keras.Model):
                 average.assign(current + decay * (average - current))
 
     def make_train_function(self, force: bool = False) -> None:
-        """Make Keras's function or, for several replicas, one that averages what is watched over all of them.
+        """Make Keras's train function; with several replicas, one that averages their logs.
 
-        Keras 3.15 averages over the first axis where there are several workers, and a loss has none.
+        With several workers, Keras 3.15 averages over the first axis, but a loss has no axis.
         """
         if count_replicas() == 1:
             super().make_train_function(force)
@@ -113,21 +116,27 @@ class GAN(keras.Model):
         strategy = tf.distribute.get_strategy()
 
         def step(iterator: Any) -> dict[str, Tensor]:
-            watched = strategy.run(self.train_step, args=(next(iterator),))
-            return {name: strategy.reduce("MEAN", value, axis=None) for name, value in watched.items()}
+            logs = strategy.run(self.train_step, args=(next(iterator),))
+            return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
 
         self.train_function = tf.function(step)
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """None: what is watched comes from the step, and reading Keras's unused tracker would wait for all workers."""
+        """No metrics: the step returns its logs.
+
+        Keras's unused loss tracker would wait for all workers at every read.
+        """
         return []
 
     def _maybe_symbolic_build(self, **data: Any) -> None:
-        """Build nothing, all is built: Keras 3.15 would average a batch over several workers for that, and fail."""
+        """Do nothing, because every part is built.
+
+        With several workers, Keras 3.15 would average a batch here and fail.
+        """
 
     def train_step(self, *args: Any) -> Any:
-        """Update both networks on one batch; see the step of the backend in use."""
+        """Update both networks on one batch."""
         if keras.backend.backend() == "jax":
             return self._jax_train_step(*args)
         return self._tensorflow_train_step(*args)
@@ -136,14 +145,19 @@ class GAN(keras.Model):
         import tensorflow as tf
 
         with tf.GradientTape(persistent=True) as tape:
-            for_generator, for_discriminator, watched = self.losses_of(*data)
-            # The optimizer sums the gradients of all replicas, and each has its share of the batch.
-            for_generator, for_discriminator = for_generator / count_replicas(), for_discriminator / count_replicas()
-        mine = self.generator.trainable_variables, self.discriminator.trainable_variables
-        gradients = tape.gradient(for_generator, mine[0]) + tape.gradient(for_discriminator, mine[1])
-        self.optimizer.apply(gradients, [*mine[0], *mine[1]])
+            generator_loss, discriminator_loss, logs = self.compute_losses(*data)
+            # The optimizer sums the gradients of all replicas, and each replica has a share of the batch.
+            generator_loss, discriminator_loss = (
+                generator_loss / count_replicas(),
+                discriminator_loss / count_replicas(),
+            )
+        generator_variables = self.generator.trainable_variables
+        discriminator_variables = self.discriminator.trainable_variables
+        gradients = tape.gradient(generator_loss, generator_variables)
+        gradients += tape.gradient(discriminator_loss, discriminator_variables)
+        self.optimizer.apply(gradients, [*generator_variables, *discriminator_variables])
         self.update_moving_average()
-        return watched
+        return logs
 
     def _jax_train_step(self, state: Any, data: tuple[Tensor, Tensor]) -> Any:
         import jax
@@ -151,17 +165,17 @@ class GAN(keras.Model):
         trainable, non_trainable, optimizer_variables, metrics_variables = state
         n_generator = len(self.generator.trainable_variables)
 
-        def losses_at(trainable: list[Tensor]) -> Any:
+        def stateless_losses(trainable: list[Tensor]) -> Any:
             values = [*zip(self.trainable_variables, trainable, strict=True)]
             values += zip(self.non_trainable_variables, non_trainable, strict=True)
             with keras.StatelessScope(values) as scope:
-                for_generator, for_discriminator, watched = self.losses_of(*data)
-            changed = [scope.get_current_value(v) for v in self.non_trainable_variables]
-            return (for_generator, for_discriminator), (watched, changed)
+                generator_loss, discriminator_loss, logs = self.compute_losses(*data)
+            updated = [scope.get_current_value(v) for v in self.non_trainable_variables]
+            return (generator_loss, discriminator_loss), (logs, updated)
 
         # One linearisation, pulled back twice: cotangent (1, 0) is the generator's loss, (0, 1) the discriminator's.
-        (for_generator, _), pull_back, (watched, non_trainable) = jax.vjp(losses_at, trainable, has_aux=True)
-        one, zero = ops.ones_like(for_generator), ops.zeros_like(for_generator)
+        (generator_loss, _), pull_back, (logs, non_trainable) = jax.vjp(stateless_losses, trainable, has_aux=True)
+        one, zero = ops.ones_like(generator_loss), ops.zeros_like(generator_loss)
         gradients = pull_back((one, zero))[0][:n_generator] + pull_back((zero, one))[0][n_generator:]
         trainable, optimizer_variables = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
 
@@ -171,11 +185,11 @@ class GAN(keras.Model):
         with keras.StatelessScope(values) as scope:
             self.update_moving_average()
         non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
-        return watched, (trainable, non_trainable, optimizer_variables, metrics_variables)
+        return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
 
 
-def augment_as(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
-    """Return `images` float32[N, S, S, 3] in [-1, 1] as the discriminator sees them in a run of `config`."""
+def augment_images(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
+    """Return `images` float32[N, S, S, 3], in [-1, 1], augmented as in `config`."""
     return augment(
         images,
         noise,
@@ -186,10 +200,10 @@ def augment_as(config: TrainingConfig, images: Tensor, noise: keras.random.SeedG
 
 
 def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscriminator:
-    """Return the discriminator of a stage.
+    """Return the projected discriminator of a stage.
 
-    Refining looks closer, which pays at the end of a run, not from its start: images of 128 px, five taps, and heads
-    that begin narrower where the features are large.
+    The refining stage uses images of 128 px and five taps. This pays at the end of a run, not from its start. Its
+    heads begin narrower, because its features are larger.
     """
     if not refining:
         return ProjectedDiscriminator(64, taps=(1, 2, 3, 5), widths=(64, 64, 64, 128), first_width=64, seed=config.seed)
@@ -203,7 +217,10 @@ def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscr
 
 
 def build_gan(config: TrainingConfig, *, refining: bool = False) -> GAN:
-    """Return a compiled GAN for a stage of the run; its first weights are fixed by `config.seed`."""
+    """Return a compiled GAN for one stage of a run.
+
+    `config.seed` fixes its initial weights.
+    """
     keras.utils.set_random_seed(config.seed)
     gan = GAN(config, refining=refining)
     rate = config.refining_learning_rate if refining else config.learning_rate
@@ -226,8 +243,8 @@ class LateCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Tensor) -> Tensor:
         """Return the learning rate at `step`, a float32 scalar."""
-        past_half = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)
-        return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * past_half))
+        progress = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)  # of the second half
+        return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * progress))
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

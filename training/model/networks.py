@@ -1,4 +1,7 @@
-"""The two networks: a DCGAN-shaped pyramid (Radford et al. 2016) whose width tapers with resolution."""
+"""The generator and the plain discriminator.
+
+Both are pyramids as in DCGAN (Radford et al. 2016); their width tapers with resolution.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +13,19 @@ from keras import layers, ops
 
 from training.model.replicas import count_replicas
 
-SLOPE = 0.2  # of LeakyReLU below zero, as in DCGAN
+SLOPE = 0.2  # negative slope of LeakyReLU, as in DCGAN
 
 
 def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
-    """Return latents float32[N, latent_dim] -> images float32[N, S, S, 3] in [-1, 1], S = 4 * 2 ** (len(channels) - 1).
+    """Return a network from latents float32[N, latent_dim] to images.
 
-    Each level doubles the picture by nearest upsampling and a 3x3 convolution (Odena et al. 2016), computed as one
-    operation; the last one by a smooth filter. With nearest there, too, the pictures had 1.5 to 2.6 times the power of
-    the photos at the finest pitch, grids on the skins, and twice the KID.
+    Images are float32[N, S, S, 3] in [-1, 1] with S = 4 * 2 ** (len(channels) - 1). Each level doubles the size by
+    nearest upsampling and a 3x3 convolution (Odena et al. 2016), computed as one operation. The last level adds a
+    smooth filter: without it, images had 1.5 to 2.6 times the photos' power at the finest frequency, visible grids, and
+    twice the KID.
     """
     latents = keras.Input((latent_dim,), name="latents")
-    # Pixel norm (Karras et al. 2018): the latent's direction counts, its length does not.
+    # Pixel norm (Karras et al. 2018): only the latent's direction matters, not its length.
     x = layers.UnitNormalization(name="pixel_norm")(latents)
     x = layers.Rescaling(math.sqrt(latent_dim), name="unit_variance")(x)
     x = layers.Dense(4 * 4 * channels[0], use_bias=False, name="dense")(x)
@@ -36,20 +40,19 @@ def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
     return keras.Model(latents, images, name="generator")
 
 
-# Row k says with which weights the three taps of a convolution behind nearest upsampling make up tap k of one that is
-# transposed.
+# Row k: the weights of the three taps of the convolution after nearest upsampling, in tap k of the transposed one.
 NEAREST = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
-NEAREST_2D = np.kron(NEAREST, NEAREST)  # float32[16, 9]: the same of both directions, for one product of matrices
-# StyleGAN's filter (Karras et al. 2018): nothing comes through it that alternates from pixel to pixel.
+NEAREST_2D = np.kron(NEAREST, NEAREST)  # float32[16, 9]: both directions in one matrix product
+# StyleGAN's filter (Karras et al. 2018): it removes patterns that alternate from pixel to pixel.
 BLUR = np.outer((1, 2, 1), (1, 2, 1)).astype(np.float32) / 16
 
 
 class UpsampleConv(layers.Layer):
-    """Nearest upsampling and a 3x3 convolution without bias, as one transposed convolution of stride 2.
+    """Nearest upsampling and a 3x3 convolution as one transposed convolution.
 
-    The same function of the same nine weights, with 16 multiplications where the pair has 36. If it is `smooth`, BLUR
-    comes last. It could as well come before the convolution, linear as both are: but then they were one of 6x6, with
-    twice the multiplications.
+    It computes the same function of the same nine weights, with 16 multiplications instead of 36. It has no bias and
+    stride 2. If `smooth`, BLUR comes last: before the convolution, the two would fuse into a 6x6 kernel with twice the
+    multiplications.
     """
 
     def __init__(self, filters: int, *, smooth: bool = False, **kwargs: Any) -> None:
@@ -70,46 +73,51 @@ class UpsampleConv(layers.Layer):
         kernel = ops.swapaxes(taps, 2, 3)
         if not self.smooth:
             return ops.conv_transpose(x, kernel, strides=2, padding="same")
-        # With the pixel beyond the border that BLUR reaches for.
+        # "valid" keeps the pixel beyond the border that BLUR reads.
         x = ops.conv_transpose(x, kernel, strides=2, padding="valid")
-        for _ in range(2):  # which is BLUR: as a depthwise convolution XLA takes 1.9 times as long for a whole step
+        for _ in range(2):  # equals BLUR; as a depthwise convolution a whole step takes 1.9 times as long under XLA
             x = ops.average_pool(x, 2, strides=1, padding="valid")
         return x
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Return the doubled shape."""
+        """Return the shape with height and width doubled."""
         batch, height, width, _ = input_shape
         return (batch, 2 * height, 2 * width, self.filters)  # type: ignore[operator]
 
 
 def _normalise_and_activate(x: Any, size: int) -> Any:
-    # 0.99 lags 100 steps behind the weights
+    # 0.9: with 0.99 the statistics lag 100 steps behind the weights
     x = FusedBatchNormalization(momentum=0.9, synchronized=count_replicas() > 1, name=f"norm_{size}")(x)
     return layers.LeakyReLU(SLOPE, name=f"activation_{size}")(x)
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
-    """Keras's own, in training by TensorFlow's fused kernel where that is the backend: a step in 0.88 of the time."""
+    """Keras's layer, but training on TensorFlow uses its fused kernel.
+
+    A step then takes 0.88 of the time.
+    """
 
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """Return float[N, ..., C], normalised over all but the channels."""
+        """Return float[N, ..., C], normalised over all axes but the channels."""
         if not training or self.synchronized or x.ndim != 4 or keras.backend.backend() != "tensorflow":
             return super().call(x, training=training, mask=mask)
         import tensorflow as tf
 
         x, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, self.gamma, self.beta, epsilon=self.epsilon)
         count = ops.size(x) // x.shape[-1]
-        variance *= ops.cast(count - 1, "float32") / ops.cast(count, "float32")  # the kernel's is that of a sample
+        # The kernel returns the sample variance.
+        variance *= ops.cast(count - 1, "float32") / ops.cast(count, "float32")
         for moving, current in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + current * (1 - self.momentum))
         return x
 
 
 def build_discriminator(image_size: int, channels: Sequence[int]) -> keras.Model:
-    """Return images float32[N, S, S, 3] in [-1, 1] -> logits float32[N].
+    """Return a network from images to logits float32[N].
 
-    No batch normalisation: real and generated pictures come in separate batches, and its statistics would tell
-    them apart (seen as stripes). The spread of the batch reaches the last layer instead.
+    Images are float32[N, S, S, 3] in [-1, 1]. It has no batch normalisation: photos and generated images come in
+    separate batches, so the statistics would separate them (this showed as stripes). The last layer gets the standard
+    deviation of the batch instead.
     """
     images = keras.Input((image_size, image_size, 3), name="images")
     x: Any = images
@@ -127,16 +135,16 @@ def build_discriminator(image_size: int, channels: Sequence[int]) -> keras.Model
 
 
 class MinibatchStandardDeviation(layers.Layer):
-    """Append one channel: how much the pictures of the batch differ, averaged (Karras et al. 2018, section 3).
+    """Appends one channel: the mean standard deviation over the batch.
 
-    A generator that paints one apple only is found out at once.
+    From Karras et al. 2018, section 3. It exposes a generator that always gives the same image.
     """
 
     def call(self, x: Any) -> Any:
         """Return float[N, H, W, C + 1] for float[N, H, W, C]."""
         _, variance = ops.moments(x, axes=[0], synchronized=count_replicas() > 1)
-        spread = ops.mean(ops.sqrt(variance + 1e-8))  # 1e-8: the root's slope is infinite at 0
-        channel = ops.broadcast_to(spread, (*ops.shape(x)[:-1], 1))
+        deviation = ops.mean(ops.sqrt(variance + 1e-8))  # 1e-8: the gradient of the root is infinite at 0
+        channel = ops.broadcast_to(deviation, (*ops.shape(x)[:-1], 1))
         return ops.concatenate([x, channel], axis=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -1,4 +1,7 @@
-"""The projected discriminator (Sauer et al. 2021): small trained heads on frozen ImageNet features of the images."""
+"""The projected discriminator (Sauer et al. 2021).
+
+Small trained heads work on frozen ImageNet features of the images.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,61 +18,71 @@ from training.model.replicas import count_replicas
 
 Tensor = Any
 
-WIDEST = 128  # channels of a head, and of the projection of 8x8 features and smaller
-SMALLEST = 8  # pixels: heads halve larger features down to this side
-MEASURED_PHOTOS = 512  # for the statistics of the features
-MEASURED_AT_ONCE = 32
+MAX_WIDTH = 128  # channels of a head, and of the projection of 8x8 features and smaller
+MIN_SIZE = 8  # pixels; heads halve larger features down to this size
+STATISTICS_PHOTOS = 512  # for the statistics of the features
+STATISTICS_BATCH = 32
 
 
 class ProjectedDiscriminator(keras.Model):
-    """Images float32[N, S, S, 3] in [-1, 1] -> a list of logits float32[N, 5, 5, 1], one array per head.
+    """A network from images to a list of logits, one per head.
 
-    The images are resized to `input_size`. The outputs of some block groups of EfficientNet-Lite1 are mixed by fixed
-    random 1x1 convolutions, across channels and from coarse to fine, then standardised; one head judges each scale.
-    Features of 4x4 give logits float32[N, 1, 1, 1].
+    Images are float32[N, S, S, 3] in [-1, 1], resized to `input_size`. Logits are float32[N, 5, 5, 1], or
+    float32[N, 1, 1, 1] where the features are 4x4. The features are outputs of some block groups of EfficientNet-Lite1.
+    Fixed random 1x1 convolutions mix them across channels and from coarse to fine. They are then standardised, and each
+    scale has one head.
     """
 
     def __init__(self, input_size: int, *, taps: Sequence[int], widths: Sequence[int], first_width: int, seed: int):
-        """Use the block groups `taps` (1 to 7), projected to `widths` channels; heads begin with `first_width`."""
+        """Use the block groups `taps` (1 to 7), projected to `widths` channels.
+
+        `first_width` is the number of channels of a head's first convolution.
+        """
         super().__init__(name="discriminator")
         self.input_size = input_size
         self.backbone = build_backbone("lite1", load_weights("lite1"), taps, input_size)
-        sources = [output.shape[1:] for output in self.backbone.outputs]
+        shapes = [output.shape[1:] for output in self.backbone.outputs]
         rng = np.random.default_rng((seed, 2))
         self.projections = [
-            self._fixed(f"projection_{tap}", _random_1x1(rng, source[-1], width))
-            for tap, source, width in zip(taps, sources, widths, strict=True)
+            self._add_constant(f"projection_{tap}", _random_1x1(rng, shape[-1], width))
+            for tap, shape, width in zip(taps, shapes, widths, strict=True)
         ]
         self.mixings = [
-            self._fixed(f"mixing_{taps[i]}", _random_1x1(rng, widths[i + 1], widths[i])) for i in range(len(taps) - 1)
+            self._add_constant(f"mixing_{taps[i]}", _random_1x1(rng, widths[i + 1], widths[i]))
+            for i in range(len(taps) - 1)
         ]
-        self.means = [self._fixed(f"mean_{tap}", np.zeros(width)) for tap, width in zip(taps, widths, strict=True)]
-        self.deviations = [self._fixed(f"deviation_{tap}", np.ones(())) for tap in taps]
+        self.means = [
+            self._add_constant(f"mean_{tap}", np.zeros(width)) for tap, width in zip(taps, widths, strict=True)
+        ]
+        self.deviations = [self._add_constant(f"deviation_{tap}", np.ones(())) for tap in taps]
         self.heads = [
-            build_head(source[0], width, first_width, name=f"head_{tap}")
-            for tap, source, width in zip(taps, sources, widths, strict=True)
+            build_head(shape[0], width, first_width, name=f"head_{tap}")
+            for tap, shape, width in zip(taps, shapes, widths, strict=True)
         ]
         self.built = True
 
-    def _fixed(self, name: str, value: NDArray[Any]) -> Any:
+    def _add_constant(self, name: str, value: NDArray[Any]) -> Any:
         return self.add_weight(
             name=name, shape=value.shape, initializer=lambda shape, dtype=None: ops.cast(value, dtype), trainable=False
         )
 
     @property
     def state(self) -> list[Any]:
-        """All variables but the backbone's, which come from its wheel."""
+        """All variables except the backbone's, which come from its wheel."""
         return [v for v in self.variables if all(v is not weight for weight in self.backbone.variables)]
 
     def mixed_features(self, images: Tensor) -> list[Tensor]:
-        """Return the mixed features float32[N, H, W, C] of every tap, fine to coarse, before standardisation."""
+        """Return the mixed features of every tap, fine to coarse.
+
+        Each is float32[N, H, W, C], not yet standardised.
+        """
         size = images.shape[1]
         if size > self.input_size:
             pool = size // self.input_size
             images = ops.average_pool(images, pool, strides=pool)
         elif size < self.input_size:
             images = ops.image.resize(images, (self.input_size, self.input_size), interpolation="bilinear")
-        outputs = self.backbone(images * (127.5 / 128.0) + 0.5 / 128.0)  # [-1, 1] as (0..255 - 127) / 128
+        outputs = self.backbone(images * (127.5 / 128.0) + 0.5 / 128.0)  # from [-1, 1] to (0..255 - 127) / 128
         mixed = [ops.matmul(o, p) for o, p in zip(outputs, self.projections, strict=True)]
         for i in reversed(range(len(mixed) - 1)):
             coarse, (height, width) = ops.matmul(mixed[i + 1], self.mixings[i]), mixed[i].shape[1:3]
@@ -79,37 +92,46 @@ class ProjectedDiscriminator(keras.Model):
         return mixed
 
     def call(self, images: Tensor, training: bool = False) -> list[Tensor]:
-        """Return the logits; in training each head normalises by this batch's own statistics."""
-        parts = zip(self.mixed_features(images), self.means, self.deviations, self.heads, strict=True)
-        return [head((x - mean) / deviation, training=training) for x, mean, deviation, head in parts]
+        """Return the logits of every head.
 
-    def standardise_by(self, photos: NDArray[np.uint8]) -> None:
-        """Set the features' mean per channel and deviation per tap from `photos` uint8[N, S, S, 3]."""
+        In training, each head normalises by the statistics of this batch.
+        """
+        taps = zip(self.mixed_features(images), self.means, self.deviations, self.heads, strict=True)
+        return [head((x - mean) / deviation, training=training) for x, mean, deviation, head in taps]
+
+    def set_feature_statistics(self, photos: NDArray[np.uint8]) -> None:
+        """Set the features' mean and deviation from `photos` uint8[N, S, S, 3].
+
+        The mean is per channel, the deviation per tap.
+        """
         batches = []
-        for start in range(0, len(photos), MEASURED_AT_ONCE):
-            images = ops.cast(photos[start : start + MEASURED_AT_ONCE], "float32") / 127.5 - 1.0
+        for start in range(0, len(photos), STATISTICS_BATCH):
+            images = ops.cast(photos[start : start + STATISTICS_BATCH], "float32") / 127.5 - 1.0
             batches.append([ops.convert_to_numpy(x) for x in self.mixed_features(images)])
         for tap, (mean, deviation) in enumerate(zip(self.means, self.deviations, strict=True)):
             x = np.concatenate([batch[tap] for batch in batches])
-            centre = x.mean(axis=(0, 1, 2), dtype=np.float64)
-            mean.assign(centre.astype(np.float32))
-            deviation.assign(np.float32(np.sqrt(((x - centre) ** 2).mean())))
+            channel_means = x.mean(axis=(0, 1, 2), dtype=np.float64)
+            mean.assign(channel_means.astype(np.float32))
+            deviation.assign(np.float32(np.sqrt(((x - channel_means) ** 2).mean())))
 
 
 def _random_1x1(rng: np.random.Generator, inputs: int, outputs: int) -> NDArray[np.float32]:
-    """Return a kernel float32[inputs, outputs] that keeps the variance: N(0, 1 / inputs)."""
+    """Return a kernel float32[inputs, outputs] that preserves variance: N(0, 1 / inputs)."""
     return (rng.standard_normal((inputs, outputs)) / math.sqrt(inputs)).astype(np.float32)
 
 
 def build_head(size: int, channels: int, first_width: int, *, name: str) -> keras.Model:
-    """Return features float32[N, size, size, channels] -> logits float32[N, 5, 5, 1], or [N, 1, 1, 1] for size 4."""
+    """Return a network from features float32[N, size, size, channels] to logits.
+
+    Logits are float32[N, 5, 5, 1], or float32[N, 1, 1, 1] for size 4.
+    """
     features = keras.Input((size, size, channels))
     x: Any = features
-    if size > SMALLEST:
-        for level in range(int(math.log2(size // SMALLEST))):
-            x = _convolve(x, min(first_width << level, WIDEST), 4, 2)
+    if size > MIN_SIZE:
+        for level in range(int(math.log2(size // MIN_SIZE))):
+            x = _convolve(x, min(first_width << level, MAX_WIDTH), 4, 2)
     else:
-        x = _convolve(x, WIDEST, 3, 1)
+        x = _convolve(x, MAX_WIDTH, 3, 1)
     x = SpectralConv(1, 4, padding="valid", name="logits")(x)
     return keras.Model(features, x, name=name)
 
@@ -121,9 +143,10 @@ def _convolve(x: Tensor, width: int, kernel: int, stride: int) -> Tensor:
 
 
 class SpectralConv(layers.Conv2D):
-    """A convolution whose kernel is divided by its largest singular value (Miyato et al. 2018, algorithm 1).
+    """A convolution with spectral normalisation (Miyato et al. 2018, algorithm 1).
 
-    One power iteration a call in training; `u` approximates the left singular vector.
+    Its kernel is divided by its largest singular value. Each training call does one power iteration; `u` approximates
+    the left singular vector.
     """
 
     def build(self, input_shape: Any) -> None:
@@ -134,15 +157,15 @@ class SpectralConv(layers.Conv2D):
             shape=(self.filters,),
             initializer="random_normal",
             trainable=False,
-            aggregation="only_first_replica",  # all replicas compute the same
+            aggregation="only_first_replica",  # all replicas compute the same value
         )
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         """Return float[N, H', W', filters]."""
         matrix = ops.reshape(self.kernel, (-1, self.filters))
-        frozen = ops.stop_gradient(matrix)
-        v = _unit(ops.matmul(frozen, self.u))
-        u = _unit(ops.matmul(ops.transpose(frozen), v))
+        constant = ops.stop_gradient(matrix)
+        v = _normalise(ops.matmul(constant, self.u))
+        u = _normalise(ops.matmul(ops.transpose(constant), v))
         if training:
             self.u.assign(u)
         sigma = ops.sum(v * ops.matmul(matrix, u))
@@ -150,5 +173,5 @@ class SpectralConv(layers.Conv2D):
         return x if self.bias is None else x + self.bias
 
 
-def _unit(vector: Tensor) -> Tensor:
+def _normalise(vector: Tensor) -> Tensor:
     return vector / (ops.norm(vector) + 1e-12)

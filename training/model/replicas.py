@@ -1,7 +1,7 @@
-"""Several GPUs or machines share each batch, through tf.distribute: each holds a replica of the model.
+"""Data-parallel training on several GPUs or machines through tf.distribute.
 
-The losses do not depend on the number of replicas, up to rounding: the statistics of a batch are those of all its
-rows, and random numbers are drawn for all of them, of which each replica takes its own.
+Each device holds a replica of the model. The losses do not depend on the number of replicas, up to rounding: batch
+statistics cover all rows of a batch, and each replica takes its rows of the random numbers drawn for the whole batch.
 """
 
 import shutil
@@ -22,43 +22,46 @@ Batch = tuple[NDArray[Any], ...]
 
 
 @contextmanager
-def share_batches(strategy: str, run: Path) -> Iterator[Path]:
-    """For the time of a `with` block, build and train for all devices that `strategy` finds; yield the run folder.
+def strategy_scope(name: str, run: Path) -> Iterator[Path]:
+    """Train on all devices of the strategy `name`; yield the run folder.
 
-    "mirrored" are all GPUs of this machine, "multi-worker" those of all machines in TF_CONFIG.
-    Only the chief of several workers gets `run` itself: another one gets a copy to resume from, and what it writes
-    there is thrown away.
+    "mirrored" uses all GPUs of this machine, "multi-worker" those of all machines in TF_CONFIG. Among several workers,
+    only the chief gets `run` itself. Every other worker gets a temporary copy to resume from.
 
     Raises:
-        TrainingError: there is nothing to share with, or another worker is gone.
+        TrainingError: the strategy cannot start, or another worker is gone.
     """
     if keras.backend.backend() != "tensorflow":
-        raise TrainingError(f"--strategy {strategy} is TensorFlow's: unset KERAS_BACKEND, or train on a single device.")
+        raise TrainingError(f"--strategy {name} needs TensorFlow; unset KERAS_BACKEND, or train on a single device.")
     import tensorflow as tf
 
-    chosen = tf.distribute.MirroredStrategy() if strategy == "mirrored" else join_workers()
-    with chosen.scope(), TemporaryDirectory() as scratch:
-        print(f"{chosen.num_replicas_in_sync} replicas share each batch.", flush=True)
-        mine = run
-        if not chosen.extended.should_checkpoint:  # not the chief
-            mine = Path(scratch) / run.name
-            mine.mkdir()
+    strategy = tf.distribute.MirroredStrategy() if name == "mirrored" else _connect_workers()
+    with strategy.scope(), TemporaryDirectory() as temporary:
+        print(f"{strategy.num_replicas_in_sync} replicas share each batch.", flush=True)
+        worker_run = run
+        is_chief = strategy.extended.should_checkpoint
+        if not is_chief:
+            worker_run = Path(temporary) / run.name
+            worker_run.mkdir()
             for file in run.glob("*.*"):
                 if file.suffix in (".json", ".npz", ".csv"):
-                    shutil.copy(file, mine)
+                    shutil.copy(file, worker_run)
         try:
-            yield mine
+            yield worker_run
         except tf.errors.OpError as error:
-            if strategy == "mirrored":
+            if name == "mirrored":
                 raise
             raise TrainingError(
-                "Another worker is gone, or cannot be reached: start all of them again, and they go on from the last "
+                "Another worker stopped or cannot be reached; start all workers again to resume from the last "
                 "checkpoint."
             ) from error
 
 
-def join_workers() -> Any:
-    """Return tf.distribute's strategy once all workers of TF_CONFIG are there. Raises TrainingError if it has none."""
+def _connect_workers() -> Any:
+    """Return tf.distribute's strategy once all workers of TF_CONFIG are connected.
+
+    Raises TrainingError if TF_CONFIG is missing or wrong.
+    """
     import tensorflow as tf
 
     try:
@@ -68,14 +71,14 @@ def join_workers() -> Any:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(
-            "--strategy multi-worker needs TF_CONFIG, such as "
+            f"TF_CONFIG does not describe a cluster ({error}); set it to something like "
             '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}, '
-            f"with another index on each host: {error}."
+            "with another index on each host."
         ) from error
 
 
 def count_replicas() -> int:
-    """Return how many replicas share a batch, 1 outside `share_batches`."""
+    """Return the number of replicas, 1 outside `strategy_scope`."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -84,7 +87,10 @@ def count_replicas() -> int:
 
 
 def draw_rows(draw: Callable[..., Tensor], shape: tuple[Any, ...], *limits: Any, seed: Any) -> Tensor:
-    """Return `draw(shape, *limits, seed=seed)` or, in a replica, its rows of what one device would draw for all."""
+    """Return `draw(shape, *limits, seed=seed)`, or this replica's rows of it.
+
+    With several replicas, all of them draw for the whole batch, so the numbers are those of a single device.
+    """
     replicas = count_replicas()
     if replicas == 1:
         return draw(shape, *limits, seed=seed)
@@ -94,10 +100,11 @@ def draw_rows(draw: Callable[..., Tensor], shape: tuple[Any, ...], *limits: Any,
     return draw((replicas * shape[0], *shape[1:]), *limits, seed=seed)[replica * shape[0] :][: shape[0]]
 
 
-def share_out(batches: Callable[[], Iterator[Batch]]) -> Any:
-    """Return what Keras's fit takes: `batches()`, under TensorFlow as a dataset, in one part per replica if several.
+def distribute_batches(batches: Callable[[], Iterator[Batch]]) -> Any:
+    """Return `batches()` in the form that Keras's fit takes.
 
-    They never end, and every batch has as many rows, a multiple of the number of replicas.
+    Under TensorFlow this is a dataset; with several replicas it yields one part of a batch per replica. The batches
+    never end, and each has the same number of rows, a multiple of the number of replicas.
     """
     if keras.backend.backend() != "tensorflow":
         return batches()
@@ -105,36 +112,37 @@ def share_out(batches: Callable[[], Iterator[Batch]]) -> Any:
 
     replicas = count_replicas()
     if replicas == 1:
-        return dataset(batches())
+        return build_dataset(batches())
 
-    def of_worker(context: Any) -> Any:
-        here = replicas // context.num_input_pipelines  # replicas of this worker, which has one pipeline
-        mine = range(context.input_pipeline_id * here, (context.input_pipeline_id + 1) * here)
+    def build_worker_dataset(context: Any) -> Any:
+        count = replicas // context.num_input_pipelines  # replicas of this worker, which has one pipeline
+        worker_replicas = range(context.input_pipeline_id * count, (context.input_pipeline_id + 1) * count)
 
-        def parts() -> Iterator[Batch]:
+        def split_batches() -> Iterator[Batch]:
             for batch in batches():
                 rows = len(batch[0]) // replicas
-                for replica in mine:
+                for replica in worker_replicas:
                     yield tuple(array[replica * rows :][:rows] for array in batch)
 
-        return dataset(parts())
+        return build_dataset(split_batches())
 
-    return tf.distribute.get_strategy().distribute_datasets_from_function(of_worker)
+    return tf.distribute.get_strategy().distribute_datasets_from_function(build_worker_dataset)
 
 
-def dataset(batches: Iterator[Batch]) -> Any:
-    """Return the endless `batches`, all of the same shapes, as a tf.data.Dataset that draws the next one ahead.
+def build_dataset(batches: Iterator[Batch]) -> Any:
+    """Return `batches` as a tf.data.Dataset that prefetches one batch.
 
-    Not by Dataset.from_generator: under Python 3.11 and later that has the whole process map and clear memory anew for
-    every tensor above 128 KiB (TensorFlow's ApplyPython311MemoryPatch), 3,800 page faults and 7 % of a step at 64 px.
+    The batches never end and have equal shapes. Dataset.from_generator is slower: under Python 3.11 and later it maps
+    and clears memory for every tensor above 128 KiB (TensorFlow's ApplyPython311MemoryPatch), which costs 3,800 page
+    faults and 7 % of a step at 64 px.
     """
     import tensorflow as tf
 
     first = next(batches)
-    from_first = chain([first], batches)
+    all_batches = chain([first], batches)
 
-    def draw(_: Tensor) -> tuple[Tensor, ...]:
-        drawn = tf.numpy_function(lambda: next(from_first), [], [array.dtype for array in first])
-        return tuple(tf.ensure_shape(tensor, array.shape) for tensor, array in zip(drawn, first, strict=True))
+    def next_batch(_: Tensor) -> tuple[Tensor, ...]:
+        batch = tf.numpy_function(lambda: next(all_batches), [], [array.dtype for array in first])
+        return tuple(tf.ensure_shape(tensor, array.shape) for tensor, array in zip(batch, first, strict=True))
 
-    return tf.data.Dataset.counter().map(draw).prefetch(1)
+    return tf.data.Dataset.counter().map(next_batch).prefetch(1)

@@ -1,4 +1,4 @@
-"""PyTorch's legacy weight files, read without PyTorch: arrays by name, and nothing else that a pickle could run."""
+"""Reader of PyTorch's legacy weight files that runs no pickled code."""
 
 import pickle
 from collections import OrderedDict
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DTYPES: dict[str, np.dtype[Any]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
-MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch's format before 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # number at the start of PyTorch's format before 1.6
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -18,7 +18,7 @@ Weights = dict[str, NDArray[np.float32]]
 @dataclass
 class _Storage:
     dtype: np.dtype[Any]
-    values: NDArray[Any] | None = None  # read after the pickle that refers to it
+    values: NDArray[Any] | None = None  # follows in the file after the pickle
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,22 @@ class _Tensor:
     strides: tuple[int, ...]  # in elements
 
     def array(self) -> NDArray[Any]:
-        """Return a copy. Raises UnpicklingError if the storage is missing or too small for the shape."""
+        """Return a copy of the tensor.
+
+        Raises UnpicklingError if the storage is missing or too small for the shape.
+        """
         values = self.storage.values
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if values is None or min((self.offset, *self.shape, *self.strides), default=0) < 0 or last >= len(values):
-            raise pickle.UnpicklingError("a tensor reaches beyond its numbers")
+            raise pickle.UnpicklingError(
+                "a tensor reaches beyond its storage; the weight file is damaged, reinstall its package"
+            )
         strides = [stride * values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides).copy()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds the tensors of a state dictionary and refuses every other class."""
+    """Unpickler that builds tensors and rejects every other class."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
@@ -52,7 +57,9 @@ class _Unpickler(pickle.Unpickler):
             return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
         if module == "torch" and name in DTYPES:
             return name
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of a weight file")
+        raise pickle.UnpicklingError(
+            f"{module}.{name} does not belong in a weight file; reinstall the package of the file"
+        )
 
     def persistent_load(self, pid: Any) -> _Storage:
         _, kind, key, *_ = pid
@@ -60,10 +67,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the arrays of a PyTorch state dictionary by name (legacy format). Raises UnpicklingError for others."""
+    """Return the arrays of a PyTorch state dictionary by name.
+
+    Raises UnpicklingError if `path` is not in the legacy format.
+    """
     with path.open("rb") as file:
         if _Unpickler(file).load() != MAGIC:
-            raise pickle.UnpicklingError(f"{path} is not a weight file in PyTorch's legacy format.")
+            raise pickle.UnpicklingError(
+                f"{path} is not a weight file in PyTorch's legacy format; reinstall its package."
+            )
         for _ in ("protocol version", "byte order"):
             _Unpickler(file).load()
         unpickler = _Unpickler(file)

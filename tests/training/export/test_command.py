@@ -23,7 +23,7 @@ from training.export.command import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.model.checkpoints import load_generator
 from training.model.latents import MAX_SEED, sample_latents
-from training.model.sampling import paint
+from training.model.sampling import generate_images
 from training.records import read_record, write_record
 
 SEEDS = np.random.default_rng(5).integers(MAX_SEED, size=192, endpoint=True)
@@ -75,7 +75,7 @@ def test_sha256sum_accepts_an_exported_version(small_model):
 
 
 def test_the_fused_generator_differs_from_the_keras_one_by_at_most_1_of_255(signatures, small_run):
-    expected = paint(load_generator(small_run).network, SEEDS)
+    expected = generate_images(load_generator(small_run).network, SEEDS)
     assert np.abs(pictures(signatures, SEEDS).astype(int) - expected).max() <= 1
 
 
@@ -186,7 +186,7 @@ def test_the_card_shows_a_known_fault_with_the_picture_of_its_seed(small_model, 
     version = small_model / "1"
     assert "| ![seed 7](faults/7.png) | 7 | torn at the left |" in (version / "model_card.md").read_text("utf-8")
     with Image.open(version / "faults" / "7.png") as picture:
-        assert np.array_equal(picture, paint(load_generator(small_run).network, np.array([7]))[0])
+        assert np.array_equal(picture, generate_images(load_generator(small_run).network, np.array([7]))[0])
 
 
 @pytest.mark.parametrize("text", ["torn", "x: torn", "-1: torn", "7:", "9223372036854775808: torn"])

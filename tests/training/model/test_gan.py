@@ -35,21 +35,21 @@ def trained():
     return gan
 
 
-def test_a_step_changes_both_networks_and_the_moving_average(trained):
+def test_step_changes_both_networks_and_the_moving_average(trained):
     fresh = build_gan(CONFIG)
     for part in ("generator", "discriminator", "ema_generator"):
         assert np.abs(weights(getattr(trained, part)) - weights(getattr(fresh, part))).max() > 0, part
 
 
-def test_the_moving_average_lags_behind_but_has_the_current_normalisation_statistics(trained):
+def test_moving_average_has_the_current_normalisation_statistics(trained):
     statistics = {id(v) for v in trained.generator.non_trainable_variables}
     for average, current in zip(trained.ema_generator.weights, trained.generator.weights, strict=True):
-        alike = np.array_equal(average, current)
-        assert alike == (id(current) in statistics), current.path
+        is_equal = np.array_equal(average, current)
+        assert is_equal == (id(current) in statistics), current.path
 
 
-def plain_gan():
-    """A GAN without noise in its step, whose optimizer subtracts the gradient and nothing else."""
+def build_plain_gan():
+    """Return a GAN without noise; its optimizer only subtracts the gradient."""
     gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, gan.discriminator):
@@ -62,32 +62,32 @@ def plain_gan():
     return gan
 
 
-def test_a_step_moves_each_network_down_the_gradient_of_its_own_loss():
+def test_step_moves_each_network_down_the_gradient_of_its_loss():
     import tensorflow as tf
 
-    gan, batch = plain_gan(), next(batches(PIXELS, ROWS, CONFIG, 0))
+    gan, batch = build_plain_gan(), next(batches(PIXELS, ROWS, CONFIG, 0))
     with tf.GradientTape(persistent=True) as tape:
-        for_generator, for_discriminator, _ = gan.losses_of(*batch)
-    for network, loss in ((gan.generator, for_generator), (gan.discriminator, for_discriminator)):
+        generator_loss, discriminator_loss, _ = gan.compute_losses(*batch)
+    for network, loss in ((gan.generator, generator_loss), (gan.discriminator, discriminator_loss)):
         network.expected = [np.asarray(w) - np.asarray(tape.gradient(loss, w)) for w in network.trainable_variables]
     train(gan, 0, 1)
     for network in (gan.generator, gan.discriminator):
-        for found, expected in zip(network.trainable_variables, network.expected, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5, err_msg=found.path)
+        for actual, expected in zip(network.trainable_variables, network.expected, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5, err_msg=actual.path)
 
 
-def test_a_checkpoint_brings_back_every_bit_of_networks_optimizer_and_noise(trained, tmp_path):
+def test_checkpoint_restores_every_bit_of_the_state(trained, tmp_path):
     save_checkpoint(trained, tmp_path / "checkpoint.npz")
     fresh = build_gan(CONFIG)
     assert not np.array_equal(fresh.noise.state, trained.noise.state)
     load_checkpoint(fresh, tmp_path / "checkpoint.npz")
     for part in ("generator", "discriminator", "ema_generator", "optimizer"):
-        ours, theirs = getattr(fresh, part).variables, getattr(trained, part).variables
-        assert [np.asarray(v).tobytes() for v in ours] == [np.asarray(v).tobytes() for v in theirs], part
+        actual, expected = getattr(fresh, part).variables, getattr(trained, part).variables
+        assert [np.asarray(v).tobytes() for v in actual] == [np.asarray(v).tobytes() for v in expected], part
     assert np.array_equal(fresh.noise.state, trained.noise.state)
 
 
-def test_a_damaged_checkpoint_is_one_sentence_and_changes_nothing(trained, tmp_path):
+def test_model_stays_unchanged_when_its_checkpoint_is_damaged(trained, tmp_path):
     path = tmp_path / "checkpoint.npz"
     save_checkpoint(trained, path)
     path.write_bytes(path.read_bytes()[:5000])
@@ -98,53 +98,53 @@ def test_a_damaged_checkpoint_is_one_sentence_and_changes_nothing(trained, tmp_p
     assert np.array_equal(weights(fresh), before)
 
 
-def test_a_checkpoint_of_other_networks_is_refused(trained, tmp_path):
+def test_checkpoint_is_rejected_when_networks_differ(trained, tmp_path):
     save_checkpoint(trained, tmp_path / "checkpoint.npz")
     with pytest.raises(CheckpointError, match="belongs to other networks"):
         load_checkpoint(build_gan(replace(CONFIG, image_size=64)), tmp_path / "checkpoint.npz")
 
 
-def test_a_batch_depends_on_its_number_alone():
+def test_batch_depends_on_its_number_alone():
     straight = batches(PIXELS, ROWS, CONFIG, 0)
     for _ in range(5):
         next(straight)
-    for expected, found in zip(next(straight), next(batches(PIXELS, ROWS, CONFIG, 5)), strict=True):
-        assert np.array_equal(expected, found)
+    for expected, actual in zip(next(straight), next(batches(PIXELS, ROWS, CONFIG, 5)), strict=True):
+        assert np.array_equal(expected, actual)
 
 
-def test_no_photo_is_shown_but_those_to_train_on():
+def test_batches_hold_training_photos_only():
     source = batches(PIXELS, ROWS[5:], CONFIG, 0)
-    shown = {next(source)[0][i].tobytes() for _ in range(30) for i in range(CONFIG.batch_size)}
-    assert shown == {photo.tobytes() for photo in PIXELS[5:]}
+    photos = {next(source)[0][i].tobytes() for _ in range(30) for i in range(CONFIG.batch_size)}
+    assert photos == {photo.tobytes() for photo in PIXELS[5:]}
 
 
-def test_an_epoch_shows_no_photo_twice():
+def test_epoch_repeats_no_photo():
     source = batches(PIXELS, ROWS, CONFIG, 0)
-    shown = np.concatenate([next(source)[0] for _ in range(len(PIXELS) // CONFIG.batch_size)])
-    assert len(np.unique(shown.reshape(len(shown), -1), axis=0)) == len(shown)
+    photos = np.concatenate([next(source)[0] for _ in range(len(PIXELS) // CONFIG.batch_size)])
+    assert len(np.unique(photos.reshape(len(photos), -1), axis=0)) == len(photos)
 
 
-def test_the_learning_rate_holds_for_half_the_run_and_falls_to_its_end():
+def test_learning_rate_falls_in_the_second_half_of_a_run():
     rate = LateCosine(5e-4, 5e-5, 1000)
     assert [float(rate(step)) for step in (0, 500, 750, 1000)] == pytest.approx([5e-4, 5e-4, 2.75e-4, 5e-5])
 
 
-ONE_STEP = """
+STEP_SCRIPT = """
 import numpy as np
-from tests.training.model.test_gan import CONFIG, PIXELS, ROWS, plain_gan, train
+from tests.training.model.test_gan import CONFIG, PIXELS, ROWS, build_plain_gan, train
 from training.fit.run import batches
-gan = plain_gan()
-print(*(float(v) for v in gan.losses_of(*next(batches(PIXELS, ROWS, CONFIG, 0)))[:2]))
+gan = build_plain_gan()
+print(*(float(v) for v in gan.compute_losses(*next(batches(PIXELS, ROWS, CONFIG, 0)))[:2]))
 train(gan, 0, 1)
 for network in (gan.generator, gan.discriminator):
     print(*(float(np.linalg.norm(np.asarray(w))) for w in network.trainable_variables))
 """
 
 
-def test_both_backends_compute_the_same_losses_and_take_the_same_step():
+def test_backends_agree_on_losses_and_step():
     processes = {
         backend: subprocess.Popen(
-            [sys.executable, "-c", ONE_STEP],
+            [sys.executable, "-c", STEP_SCRIPT],
             env=with_backend(backend),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -153,9 +153,9 @@ def test_both_backends_compute_the_same_losses_and_take_the_same_step():
         )
         for backend in ("tensorflow", "jax")
     }
-    found = {}
+    results = {}
     for backend, process in processes.items():
-        told, complaints = process.communicate(timeout=200)
-        assert process.returncode == 0, complaints
-        found[backend] = np.array(told.split(), float)
-    np.testing.assert_allclose(found["jax"], found["tensorflow"], rtol=1e-3)
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        results[backend] = np.array(stdout.split(), float)
+    np.testing.assert_allclose(results["jax"], results["tensorflow"], rtol=1e-3)

