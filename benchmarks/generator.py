@@ -132,7 +132,7 @@ def build_sides(version: Path, scratch: Path) -> tuple[dict[str, Run], dict[str,
         "plain SavedModel": lambda: savedmodel(export(plain)),
         "SavedModel as trained": lambda: savedmodel(export(generator)),
         OURS: lambda: savedmodel(export_fused()),
-        "shipped SavedModel": lambda: savedmodel(version),
+        "bundled SavedModel": lambda: savedmodel(version),
     }
     for kind, function in (("plain", lambda z: plain(z, training=False)), ("fused", fused)):
         file = scratch / f"{kind}.onnx"

@@ -26,17 +26,15 @@ TITLES = {
     "bentoml": "BentoML",
     "litserve": "LitServe",
 }
-AIM = 10_000  # pictures a second, of the plan on paper
-UTILISATION = (
-    0.7  # of the autoscalers in k8s/base, which also name the limits of two cores and of one, and six replicas
-)
+AIM = 10_000  # images a second, of the estimate
+UTILISATION = 0.7  # of the autoscalers in k8s/base, as are the limits of the next line
 MODEL_SERVER_CORES, GATEWAY_CORES, MAX_REPLICAS = 2, 1, 6
 COLOURS = ("#444444", "#c0392b", "#2c7fb8", "#41ab5d", "#d99000", "#8856a7", "#7f7f7f", "#17becf")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One line of what is wanted and where we are."""
+    """One line of the table of goals."""
 
     what: str
     wanted: str
@@ -53,77 +51,81 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Return what was measured by part, in the order of the page."""
+    """Return the results by part, in the order of the page."""
     files = {part: folder / f"{part}.json" for part in PARTS}
     return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.exists()}
 
 
 def at_least(what: str, value: float, wanted: float, unit: str = "") -> Goal:
-    """Return a goal that more is better for."""
+    """Return a goal with a lower bound."""
     return Goal(what, f"at least {wanted:,g}{unit}", f"{number(value)}{unit}", value >= wanted)
 
 
 def at_most(what: str, value: float, wanted: float, unit: str = "") -> Goal:
-    """Return a goal that less is better for."""
+    """Return a goal with an upper bound."""
     return Goal(what, f"at most {wanted:,g}{unit}", f"{number(value)}{unit}", value <= wanted)
 
 
 def goals(results: Mapping[str, Any]) -> list[Goal]:
-    """Return every goal whose part is there."""
-    told: list[Goal] = []
+    """Return the goals of all measured parts."""
+    found: list[Goal] = []
     if serve := results.get("serve"):
         at_16, alone = serve["unique"].get("16", {}), serve["unique"].get("1", {})
         if "ours" in at_16:
-            told.append(at_least("HTTP at 16 clients, of the limit", at_16["ours"]["of_limit"]["median"], 0.80))
+            found.append(at_least("HTTP at 16 clients, share of the limit", at_16["ours"]["of_limit"]["median"], 0.80))
         if "ours" in alone:
             lone = alone["ours"]["p50_to_limit"]["median"]
-            told.append(at_most("p50 of a lone request, in limit latencies", lone, 1.35))
+            found.append(at_most("p50 of a single client, relative to the limit", lone, 1.35))
         for name, least in (("flask", 2.0), ("fastapi", 1.0), ("bentoml", 1.0), ("litserve", 1.0)):
             if "ours_to_it" in at_16.get(name, {}):
                 times = at_16[name]["ours_to_it"]["median"]
-                told.append(at_least(f"HTTP at 16 clients, times {TITLES[name]}", times, least))
+                found.append(at_least(f"HTTP at 16 clients, relative to {TITLES[name]}", times, least))
         for name, load in serve.get("kept", {}).items():
-            told.append(at_least(f"{name}, a second", load["answers_a_second"]["median"], 1_500))
-        mine = serve["processes"].get("ours")
-        if mine:
-            told.append(at_most("gateway worker, memory", mine["largest_mib"]["gateway"], 100, " MiB"))
-            passed_s = mine["milestones_s"]
-            told.append(at_most("gateway, ready after", passed_s["gateway"] - passed_s["model server"], 2, " s"))
-            told.append(at_most("model server, ready after", passed_s["model server"], 8, " s"))
+            found.append(at_least(f"{name}, requests a second", load["answers_a_second"]["median"], 1_500))
+        ours = serve["processes"].get("ours")
+        if ours:
+            found.append(at_most("gateway worker, memory", ours["largest_mib"]["gateway"], 100, " MiB"))
+            ready_s = ours["milestones_s"]
+            found.append(at_most("gateway, ready after", ready_s["gateway"] - ready_s["model server"], 2, " s"))
+            found.append(at_most("model server, ready after", ready_s["model server"], 8, " s"))
     if paint := results.get("paint"):
-        told.append(at_least("`paint`, of the limit", paint["speed"]["of_limit"]["median"], 0.85))
+        found.append(at_least("`paint`, share of the limit", paint["speed"]["of_limit"]["median"], 0.85))
     if generator := results.get("generator"):
         sides = generator["batches"].get("16", {})
         if "plain SavedModel" in sides:
-            told.append(
-                at_least("fused at batch 16, times plain", sides["plain SavedModel"]["ours_to_it"]["median"], 1.5)
+            found.append(
+                at_least(
+                    "speed of fused relative to plain, batch 16", sides["plain SavedModel"]["ours_to_it"]["median"], 1.5
+                )
             )
         for library in ("ONNX Runtime", "OpenVINO"):
             rivals = [side["ours_to_it"]["median"] for name, side in sides.items() if name in rival_names(library)]
             if rivals:
-                told.append(at_most(f"fused at batch 16, in times of {library}'s", 1 / min(rivals), 1.2))
+                found.append(at_most(f"time of fused relative to {library}, batch 16", 1 / min(rivals), 1.2))
     if train := results.get("train"):
         for name, least in (("Keras example", 1.5), ("PyTorch", 1.0)):
             if name in train["sides"]:
                 times = train["sides"][name]["ours_to_it"]["median"]
-                told.append(at_least(f"training, times {name}", times, least))
-        told.append(at_most("waiting for data, of a step", 100 * train["data_waiting_share"]["median"], 3, " %"))
+                found.append(at_least(f"training speed relative to {name}", times, least))
+        found.append(
+            at_most("share of a step that waits for data", 100 * train["data_waiting_share"]["median"], 3, " %")
+        )
     if memory := results.get("memory"):
-        told.append(at_most("training at 256 px, peak", memory["peak_mib"], memory["limit_mib"], " MiB"))
-    return told
+        found.append(at_most("peak memory of training at 256 px", memory["peak_mib"], memory["limit_mib"], " MiB"))
+    return found
 
 
 def rival_names(library: str) -> tuple[str, ...]:
-    """Return how a library's two sides in float32 are called."""
+    """Return the names of a library's two sides in float32."""
     return (f"{library}, plain", f"{library}, fused")
 
 
 def plan(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arithmetic of AIM pictures a second from what a picture costs each process."""
+    """Return the estimate for AIM images a second from the CPU time of an image."""
     scale = results["scale"]
     cost = scale["serving"]["cpu_ms_a_picture"]
     model_ms, gateway_ms = cost["model-server"], cost["gateway"]
-    a_pod = UTILISATION * 1e3 * MODEL_SERVER_CORES / model_ms  # pictures a second
+    a_pod = UTILISATION * 1e3 * MODEL_SERVER_CORES / model_ms  # images a second
     model_pods = math.ceil(AIM / a_pod)
     gateway_pods = math.ceil(AIM * gateway_ms / (UTILISATION * 1e3 * GATEWAY_CORES))
     served = results.get("serve", {})
@@ -141,7 +143,7 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
         "gateway_gib": gateway_pods * held.get("gateway", 0.0) / 1024,
         "ends_at": round(MAX_REPLICAS * a_pod),
         "mean": gateway_pods / model_pods,
-        "fullest": fullest(gateway_pods, model_pods),
+        "busiest": busiest(gateway_pods, model_pods),
         "pixel_bytes": f"{3 * size * size:,}",
         "pixel_gbit": AIM * 3 * size * size * 8 / 1e9,
         "answer_gbit": AIM * scale["serving"]["bytes_a_picture"] * 8 / 1e9,
@@ -149,8 +151,8 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def fullest(connections: int, servers: int) -> float:
-    """Return how many of `connections`, each to one of `servers` by chance, the fullest has: a mean of 1,000 draws."""
+def busiest(connections: int, servers: int) -> float:
+    """Return the mean number of `connections` of the busiest of `servers`, over 1,000 random draws."""
     drawn = np.random.default_rng(0).integers(servers, size=(1_000, connections))
     return float(np.mean([np.bincount(row).max() for row in drawn]))
 
@@ -210,12 +212,12 @@ def lines(
 
 
 def name_lines(axes: Any) -> None:
-    """Write what the lines are, to the right of `axes`."""
+    """Draw the legend to the right of `axes`."""
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
 
 
 def serve_chart(serve: Mapping[str, Any]) -> Figure:
-    """Draw pictures a second and p99 by clients; nobody waits for the limit, and in a session it is nearly the same."""
+    """Draw images a second and p99 by clients; the limit has no clients, so no p99."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     sides_drawn = [name for name in TITLES if name != "session"]
     names = [name for name in sides_drawn if any(name in sides for sides in serve["unique"].values())]
@@ -230,13 +232,13 @@ def serve_chart(serve: Mapping[str, Any]) -> Figure:
             for name in names
         }
 
-    lines(figure, 121, curves("answers_a_second"), "clients", "pictures a second")
+    lines(figure, 121, curves("answers_a_second"), "clients", "images a second")
     name_lines(lines(figure, 122, curves("p99_ms", left_out="limit"), "clients", "p99, ms", log=True))
     return figure
 
 
 def generator_chart(generator: Mapping[str, Any]) -> Figure:
-    """Draw milliseconds a picture by batch, Keras's predict left out: it would hide the others."""
+    """Draw milliseconds an image by batch size, without Keras's predict: it would hide the others."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     curves = {
         name: {size: sides[name]["ms"]["median"] for size, sides in generator["batches"].items()}
@@ -244,7 +246,7 @@ def generator_chart(generator: Mapping[str, Any]) -> Figure:
         if name != "Keras predict"
     }
     curves["floor"] = dict.fromkeys(generator["batches"], generator["floor_ms"])
-    name_lines(lines(figure, 111, curves, "batch", "ms a picture"))
+    name_lines(lines(figure, 111, curves, "batch size", "ms an image"))
     return figure
 
 
@@ -266,14 +268,14 @@ def train_chart(train: Mapping[str, Any]) -> Figure:
 
 
 def scale_chart(scale: Mapping[str, Any]) -> Figure:
-    """Draw pictures a second by clients, and what a picture costs by its size."""
+    """Draw images a second by clients, and milliseconds an image by its size."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     clients = scale["serving"]["clients"]
     speed = {"ours": {number: load["answers_a_second"]["median"] for number, load in clients.items()}}
-    lines(figure, 121, speed, "clients", "pictures a second")
+    lines(figure, 121, speed, "clients", "images a second")
     keys = (("ms_at_batch_1", "batch 1"), ("ms_at_batch_16", "batch 16"), ("encoding_ms", "encoding"))
-    sizes = {title: {size: told[key]["median"] for size, told in scale["sizes"].items()} for key, title in keys}
-    name_lines(lines(figure, 122, sizes, "pixels of a side", "ms a picture"))
+    sizes = {title: {size: result[key]["median"] for size, result in scale["sizes"].items()} for key, title in keys}
+    name_lines(lines(figure, 122, sizes, "pixels of a side", "ms an image"))
     return figure
 
 
@@ -288,7 +290,7 @@ def main() -> int:
     """Write docs/benchmarks.md; return 1 if nothing is measured yet."""
     results = read_results(RESULTS)
     if not results:
-        print(f"There is nothing in {RESULTS.name}: measure something first.", file=sys.stderr)
+        print(f"{RESULTS.name} has no results; run `make bench` first.", file=sys.stderr)
         return 1
     write_page(results, PAGE)
     return 0

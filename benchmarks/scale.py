@@ -75,7 +75,7 @@ def replicas(model: Path, counts: Sequence[int], repeats: int) -> dict[str, Any]
 
 
 def batches(model: Path, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Return the milliseconds a picture of the shipped SavedModel by batch."""
+    """Return the milliseconds a picture of the bundled SavedModel by batch."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(newest_version(model)))

@@ -26,8 +26,8 @@ BATCHES = 15  # that do
 ROUNDS = 7
 READY_S = 180.0  # XLA compiles a step in 10 to 30 s
 WARM_UP = 5  # batches
-OTHER = "ours, XLA the other way"  # than `fit` chooses it for this machine
-AT_HAND = "ours, data at hand"  # the same process with the same batch again and again
+OTHER = "ours, XLA switched"  # than `fit` chooses it for this machine
+AT_HAND = "ours, one batch repeated"  # the same process with the same batch again and again
 SIDES = ("ours", AT_HAND, OTHER, "Keras example", "Keras example, our layers", "PyTorch")
 
 

@@ -62,9 +62,9 @@ def test_figures_come_from_the_results(results):
 def test_a_goal_that_is_missed_is_told_beside_one_that_is_met(results):
     met = {goal.what: goal.met for goal in page.goals(results)}
 
-    assert met["HTTP at 16 clients, of the limit"] is False
-    assert met["304, a second"] is True
-    assert "| HTTP at 16 clients, of the limit | at least 0.8 | 0.700 | **not met** |" in page.render(results)
+    assert met["HTTP at 16 clients, share of the limit"] is False
+    assert met["304, requests a second"] is True
+    assert "| HTTP at 16 clients, share of the limit | at least 0.8 | 0.700 | **not met** |" in page.render(results)
 
 
 def test_what_was_not_measured_is_said_to_be_so(results):
