@@ -1,22 +1,22 @@
-# The environment lives in .venv; each set of requirements is installed when first needed, from its hashed lock.
+# The environment is .venv. Each set of requirements is installed at its first use, from its hashed lock.
 PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-annotate --no-header
-# A model bears its folder's name in lower case, of what addresses allow; models/apple is the one that ships.
+# A model has the name of its photo folder, in lower case and with characters that URLs allow; models/apple is the bundled one.
 NAME = $(or $(patsubst apple,my-apple,$(shell basename "$$(realpath -m -- "$(PHOTOS)" 2>/dev/null)" | LC_ALL=C tr A-Z a-z \
 	| LC_ALL=C tr -cs 'a-z0-9\n' - | sed 's/^-//; s/-$$//')),photos)
 MODEL ?= models/$(NAME)
 RUN ?= runs/$(notdir $(MODEL))
-# Container images: BASE_IMAGE=... for another base, BUILD_FLAGS=... for whatever else the engine is to be told.
+# Container images: BASE_IMAGE=... for another base, BUILD_FLAGS=... for other options of the engine.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 ENGINE ?= $(or $(shell command -v podman),$(shell command -v docker))
-# podman leaves a HEALTHCHECK out of images of its own format.
+# podman omits HEALTHCHECK from images in its own format.
 BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 OVERLAY ?= local
 SOAK_MINUTES ?= 30
-# What a cluster gets: each overlay with the Jobs that may be applied to it (gpu has its own training).
+# Each overlay with the Jobs that work on it (gpu has its own training).
 K8S_SETS := local+train+paint+roll-back gpu+paint+roll-back production+train+paint-tls+roll-back
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
@@ -26,20 +26,20 @@ STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/serve .venv/train $(STUBS) ## serve the shipped generator on http://localhost:8080
+run: .venv/serve .venv/train $(STUBS) ## serve the bundled model on http://localhost:8080
 	@$(BIN)/python -m serving run
 
 test: .venv/dev $(STUBS) ## run all tests, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-fuzz: .venv/dev $(STUBS) ## send 20,000 made-up requests, 5,000 heads, messages and broken photos
+fuzz: .venv/dev $(STUBS) ## send 20,000 random requests, 5,000 HTTP heads, messages and damaged photos
 	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \
 		$(BIN)/python -m pytest tests/serving/gateway/test_openapi.py tests/end_to_end/test_fuzz.py -k "fuzzer or test_fuzz"
 
-chaos: .venv/dev $(STUBS) ## minutes of faults and load; the soak takes SOAK_MINUTES (30)
+chaos: .venv/dev $(STUBS) ## test faults and load for 10 minutes, and a soak of SOAK_MINUTES (30)
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/faults -m chaos -s
 
-lint: .venv/dev $(STUBS) ## check style, types and who imports whom
+lint: .venv/dev $(STUBS) ## check style, types and import layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -47,7 +47,7 @@ lint: .venv/dev $(STUBS) ## check style, types and who imports whom
 	$(BIN)/hadolint Dockerfile.serve Dockerfile.train
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive serving training
 
-policy: .venv-policy/ready ## hold manifests, Dockerfiles and workflows against checkov's rules; needs kubectl
+policy: .venv-policy/ready ## check manifests, Dockerfiles and workflows with checkov; needs kubectl
 	@rm -rf build/policy && mkdir -p build/policy
 	@for set in $(K8S_SETS); do overlay=$${set%%+*}; jobs=$$(echo "$${set#*+}" | tr + ' '); \
 		{ kubectl kustomize "k8s/overlays/$$overlay" && \
@@ -57,15 +57,15 @@ policy: .venv-policy/ready ## hold manifests, Dockerfiles and workflows against 
 	.venv-policy/bin/checkov --framework dockerfile --file Dockerfile.serve Dockerfile.train
 	.venv-policy/bin/checkov --framework github_actions --directory .github
 
-audit: .venv-audit/ready ## look up what is known against the packages of all locks; needs the network
+audit: .venv-audit/ready ## look up vulnerabilities of all locked packages; needs the network
 	@failed=0; for lock in requirements/*.txt; do \
 		echo "$$lock:"; \
 		.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-			--requirement "$$lock" 2> .venv-audit/said && cat .venv-audit/said && continue; \
-		if grep -qE 'not found on PyPI|ConnectionError|ServiceError' .venv-audit/said; then \
-			echo "Not audited: no service that knows vulnerabilities answers here ($$(tail -n 1 .venv-audit/said))." >&2; exit 1; \
+			--requirement "$$lock" 2> .venv-audit/errors && cat .venv-audit/errors && continue; \
+		if grep -qE 'not found on PyPI|ConnectionError|ServiceError' .venv-audit/errors; then \
+			echo "Not audited: no vulnerability service is reachable ($$(tail -n 1 .venv-audit/errors))." >&2; exit 1; \
 		fi; \
-		cat .venv-audit/said >&2; failed=1; \
+		cat .venv-audit/errors >&2; failed=1; \
 	done; exit $$failed
 
 sbom: .venv-audit/ready ## list the packages of each lock as a software bill of materials in build/sbom
@@ -74,36 +74,36 @@ sbom: .venv-audit/ready ## list the packages of each lock as a software bill of 
 		--output-file build/sbom/$$lock.json requirements/$$lock.txt || exit; done
 	@echo "Wrote build/sbom: serve and messages are in ringo-serve, train or train-gpu in ringo-train."
 
-format: .venv/dev ## put the code into its standard form
+format: .venv/dev ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 128" as in `fit --help`
-	@test -n "$(PHOTOS)" || { echo "Say which photos: make train PHOTOS=folder"; exit 2; }
+	@test -n "$(PHOTOS)" || { echo "PHOTOS is not set; run: make train PHOTOS=folder"; exit 2; }
 	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)" $(FLAGS)
 	$(BIN)/python -m training export "$(RUN)" --to "$(MODEL)"
 
-bench: .venv-bench/ready $(STUBS) ## measure speed and memory, side by side with others, into docs/benchmarks.md: 20 minutes
-	@command -v wrk > /dev/null || { echo "wrk, which puts load on servers, is not on the PATH: apt-get install wrk"; exit 2; }
+bench: .venv-bench/ready $(STUBS) ## measure speed and memory, and write docs/benchmarks.md: 20 minutes
+	@command -v wrk > /dev/null || { echo "wrk is not on the PATH; run: apt-get install wrk"; exit 2; }
 	for part in serve paint generator train scale memory page; do .venv-bench/bin/python -m benchmarks.$$part || exit; done
 
-stubs: .venv/serve $(STUBS) ## generate serving/pb from proto, for `python -m serving batch`
+stubs: .venv/serve $(STUBS) ## generate serving/pb from proto/
 
-images: .venv/dev ## build the container images with podman or docker, and try them
-	@test -n "$(ENGINE)" || { echo "Neither podman nor docker is on the PATH."; exit 2; }
+images: .venv/dev ## build and test the container images, with podman or docker
+	@test -n "$(ENGINE)" || { echo "Neither podman nor docker is on the PATH; install one."; exit 2; }
 	$(BUILD) -f Dockerfile.serve --target model -t ringo-model:$(VERSION) .
 	$(BUILD) -f Dockerfile.serve --target serve -t ringo-serve:$(VERSION) .
 	$(BUILD) -f Dockerfile.train -t ringo-train:$(VERSION) .
 	CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/deploy/test_containers.py
 
-deploy: ## apply k8s/overlays/OVERLAY (local) to the cluster of kubectl, and wait for it
+deploy: ## apply k8s/overlays/OVERLAY (local) with kubectl, and wait
 	kubectl apply -k k8s/overlays/$(OVERLAY)
 	kubectl -n ringo rollout status --timeout=10m deployment/model-server deployment/gateway deployment/batch
 
-cluster: ## on a cluster of kind: deploy, paint, roll out, with the images of `make images` in docker
+cluster: ## test deployment, painting and roll-out on a kind cluster, with the images of `make images`
 	tests/deploy/cluster.sh $(VERSION)
 
-lock: .venv/dev ## resolve requirements/*.in anew; review the difference before you commit it
+lock: .venv/dev ## resolve requirements/*.in again; review the difference
 	$(UV_COMPILE) --upgrade requirements/dev.in -o requirements/dev.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
@@ -120,7 +120,7 @@ clean: ## remove the environments and all caches; runs/ stays
 	rm -rf .venv .venv-* build .*_cache .hypothesis serving/pb
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# For protoc proto/ lies at serving/pb/, so that the modules it makes import each other by the names they have here.
+# protoc sees proto/ as serving/pb/, so that the generated modules import each other by these names.
 $(STUBS): proto/ringo/v1/picture_service.proto .venv/build
 	@$(BIN)/python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. --grpc_python_out=. $<
 	@touch $@
@@ -129,7 +129,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ringo needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-# Tools that want other releases of what we use live in environments of their own.
+# Tools that need other releases of our packages have environments of their own.
 .venv-%/ready: requirements/%.txt | $(BIN)/python
 	@echo "Installing $< into .venv-$*: half a minute ..."
 	@rm -rf .venv-$* && $(BIN)/python -m venv .venv-$*
