@@ -76,7 +76,7 @@ def photos(tmp_path_factory) -> Path:
 def small_run(photos, tmp_path_factory) -> Path:
     """A run folder at 32 px, four batches old."""
     from training.config import TrainingConfig
-    from training.data.dataset import load_enough_photos, split_for_run
+    from training.data.dataset import load_run_photos, split_run_photos
     from training.fit.run import train
 
     run = tmp_path_factory.mktemp("run") / "small"
@@ -91,8 +91,8 @@ def small_run(photos, tmp_path_factory) -> Path:
         keep_best=False,
         jit_compile=False,
     )
-    taken_in = load_enough_photos(photos, run, config)
-    train(taken_in, split_for_run(taken_in, run, config), run, config)
+    photos_of_run = load_run_photos(photos, run, config)
+    train(photos_of_run, split_run_photos(photos_of_run, run, config), run, config)
     return run
 
 

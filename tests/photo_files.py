@@ -1,4 +1,4 @@
-"""Photos as files, good and bad, for the tests of training.data.photos."""
+"""Good and bad photo files for the tests of training.data."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from training.data.photos import Photos, load_photos
 
-SIDE = 32  # of the pictures made here: enough for JPEG's 16-pixel chroma blocks
+SIDE = 32  # pixels; enough for JPEG's 16-pixel chroma blocks
 ORANGE = (200, 100, 40)
 GREY = (120, 120, 120)
 ANY_AMOUNT = 2**40
@@ -25,9 +25,9 @@ def load(folder: Path, image_size: int = SIDE, *, in_memory: bool = True, cache_
     )
 
 
-def encoded(image: Image.Image, picture_format: str, **options: object) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
     out = io.BytesIO()
-    image.save(out, picture_format, **options)
+    image.save(out, image_format, **options)
     return out.getvalue()
 
 
@@ -36,12 +36,12 @@ def solid(mode: str, colour: object, size: tuple[int, int] = (SIDE, SIDE)) -> Im
 
 
 def save_photo(path: Path, shade: int = 90) -> None:
-    """Write a picture that is fine, and differs from those of other shades."""
+    """Write a good photo; each shade gives another file."""
     solid("RGB", (shade, 100, 40)).save(path, "PNG")
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """Return a PNG of a few bytes whose header claims a size: no pixel of it can be decoded."""
+    """Return a PNG without pixels that claims `width` and `height`."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -51,7 +51,10 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def grey_tiff(sample: int, *, bits: int, white_is_zero: bool = False) -> bytes:
-    """Return a TIFF of one grey, of 12 or 16 `bits` a sample, neither of which Pillow writes with white as 0."""
+    """Return a uniform grey TIFF of 12 or 16 `bits` a sample.
+
+    Pillow writes neither 12 bits nor white as 0.
+    """
     pair = (sample << 12 | sample).to_bytes(3, "big") if bits == 12 else 2 * sample.to_bytes(2, "little")
     pixels = pair * (SIDE * SIDE // 2)
     # Width, length, bits a sample, compression, photometric interpretation, strip, samples, rows, bytes.

@@ -1,1 +1,1 @@
-"""Photos as arrays, and which of them are held out."""
+"""Photos of a run, and their split into training and held-out photos."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import refuse_file_as_folder
+from training.data.dataset import check_output_folder
 from training.data.holdout import Split, split_photos
 from training.data.photos import Photos, load_photos
 from training.errors import TrainingError
@@ -65,7 +65,7 @@ def evaluate(
         TrainingError: `model` is neither, `out` is a file, there are fewer than MIN_COUNT photos, or the judge's
             weights are missing.
     """
-    refuse_file_as_folder(out)
+    check_output_folder(out)
     painter = open_painter(model, checkpoint)
     extract, *others = build_judges(judges, weights, image_size=painter.image_size)
     photos = load_photos(
@@ -84,7 +84,7 @@ def evaluate(
     held_out = copies = picture_pairs = held_out_pairs = None
     if split:
         held_out = compare(real[split.held_out], generated) if len(split.held_out) >= MIN_COUNT else None
-        if not held_out and split.arcs:
+        if not held_out and split.groups:
             remarks += (f"{len(split.held_out)} photos held out are too few for a KID ({MIN_COUNT} are needed).",)
         copies, picture_pairs, held_out_pairs = find_copies(photos, pictures, real, generated, split, seeds)
     evaluation = Evaluation(
@@ -141,7 +141,7 @@ def split_of(painter: Painter, photos: Photos) -> tuple[Split | None, tuple[str,
     if painter.photos is None:
         return split, ("The version does not say which photos it was trained on: all are taken as seen.",)
     if painter.photos.get("pixels_sha256") != photos.sha256 or painter.photos.get("held_out_arcs") != [
-        asdict(arc) for arc in split.arcs
+        asdict(group) for group in split.groups
     ]:
         return None, (
             "These are not the photos of the training, or not as it read them: nothing can be said about copies.",
@@ -275,7 +275,7 @@ def summarise_data(
         files=record["files"],
         used=record["used"],
         skipped=record["skipped"],
-        held_out=split.sentence() if split else f"{record.get('held_out', 0):,} photos.",
+        held_out=split.describe() if split else f"{record.get('held_out', 0):,} photos.",
         licence=licence,
         attribution=attribution,
     )

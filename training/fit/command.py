@@ -9,14 +9,15 @@ from training.backend import import_backend
 from training.config import IMAGE_SIZES, TrainingConfig
 from training.data.dataset import (
     MIN_PHOTOS,
-    load_enough_photos,
-    refuse_file_as_folder,
-    refuse_large_batch,
-    refuse_run_among_photos,
-    refuse_too_few_photos,
-    split_for_run,
+    check_batch_size,
+    check_output_folder,
+    check_photo_count,
+    check_run_outside_photos,
+    load_run_photos,
+    split_run_photos,
 )
-from training.data.photos import MAX_ENLARGEMENT, measure_photos
+from training.data.decoding import MAX_ENLARGEMENT
+from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
 from training.fit.plan import (
     Plan,
@@ -46,8 +47,8 @@ def begin_or_resume(
     Raises:
         TrainingError: it cannot begin or go on; a new run has written no file then.
     """
-    refuse_file_as_folder(run)
-    refuse_run_among_photos(photos_folder, run)
+    check_output_folder(run)
+    check_run_outside_photos(photos_folder, run)
     config_file = run / "config.json"
     if config_file.exists():
         begun = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
@@ -64,8 +65,8 @@ def begin_or_resume(
         print(f"{run} is at batch {done:,} of {config.steps:,}: what no flag says is as in its config.json.")
         if dry_run:
             return True
-        photos = load_enough_photos(photos_folder, run, config)
-        split = split_for_run(photos, run, config)
+        photos = load_run_photos(photos_folder, run, config)
+        split = split_run_photos(photos, run, config)
         import_backend()
         from training.fit.run import train
 
@@ -77,8 +78,8 @@ def begin_or_resume(
     sides = measure_photos(photos_folder, given.get("image_size", IMAGE_SIZES[0]))
     if len(sides) < MIN_PHOTOS:
         if not dry_run:
-            load_enough_photos(photos_folder, run, plan.config)  # which says what became of each, too
-        refuse_too_few_photos(len(sides), photos_folder)
+            load_run_photos(photos_folder, run, plan.config)  # which says what became of each, too
+        check_photo_count(len(sides), photos_folder)
     import_backend()
     from training.fit.machine import look_at_machine
     from training.fit.run import enable_determinism, train
@@ -91,14 +92,14 @@ def begin_or_resume(
         require_feature_weights()
     if dry_run:
         usable = sum(side * MAX_ENLARGEMENT >= plan.config.image_size for side in sides)
-        refuse_too_few_photos(usable, photos_folder)
+        check_photo_count(usable, photos_folder)
         print(f"{usable:,} photos in {photos_folder} look usable")
     else:
-        photos = load_enough_photos(photos_folder, run, plan.config)
+        photos = load_run_photos(photos_folder, run, plan.config)
         usable = len(photos.pixels)
     held_out = round(plan.config.holdout_fraction * usable)
     plan = plan.plus(*choose_networks(usable - held_out, plan.config.image_size, machine))
-    refuse_large_batch(usable - held_out, held_out, plan.config.batch_size)
+    check_batch_size(usable - held_out, held_out, plan.config.batch_size)
     enable_determinism(plan.config)
     step_s, estimate = None, "The line that begins with `fit:` tells how long it takes."
     # Workers that measured would measure, and choose, each otherwise.
@@ -118,7 +119,7 @@ def begin_or_resume(
     print(estimate, flush=True)
     if dry_run:
         return True
-    split = split_for_run(photos, run, plan.config)
+    split = split_run_photos(photos, run, plan.config)
     return finish(train(photos, split, run, plan.config, grow_from), run, plan.config)
 
 

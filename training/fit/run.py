@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import TrainingConfig
-from training.data.dataset import describe
+from training.data.dataset import describe_photos
 from training.data.holdout import Split
 from training.data.photos import Photos
 from training.errors import FeatureWeightsMissing, TrainingError
@@ -46,7 +46,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
     replicas = count_replicas()
     if config.batch_size % replicas:
         raise TrainingError(f"batch_size is {config.batch_size}: {replicas} replicas need a multiple of {replicas}.")
-    print(split.sentence())
+    print(split.describe())
     enable_determinism(config)
     run.mkdir(parents=True, exist_ok=True)
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
@@ -62,7 +62,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
             gan.copy_generator_weights(source.network)
             write_record(run / "grown_from.json", describe_source(grow_from, source))
         standardise(gan, photos, split)
-    write_record(run / "photos.json", describe(photos, split))
+    write_record(run / "photos.json", describe_photos(photos, split))
     write_whole(config_file, config.to_json())
     if not checkpoint.exists():
         without_drawing = draw_networks([gan.generator], run)

@@ -24,7 +24,7 @@ from serving.settings import Settings, SettingsError
 from tests.batch_process import SERVING, Batch, batch_for
 from tests.conftest import LIMIT_S, ROOT, VERSION, command
 from tests.gateway_process import environment, gateway_for
-from training.data import photos
+from training.data import decoding
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
@@ -283,7 +283,7 @@ def test_the_threat_model_names_tests_that_there_are():
         ("1 MiB a message", batch_server.MAX_REQUEST_BYTES, 2**20),
         ("64 pictures and 2^20 pixels an answer", (query.MAX_TILES, query.MAX_PIXELS), (64, 2**20)),
         ("100,000 seeds a stream", MAX_SEEDS, 100_000),
-        ("89 million pixels and 1 GiB a file", (photos.MAX_PIXELS // 10**6, photos.MAX_FILE_BYTES), (89, 2**30)),
+        ("89 million pixels and 1 GiB a file", (decoding.MAX_PIXELS // 10**6, decoding.MAX_FILE_BYTES), (89, 2**30)),
     ],
 )
 def test_the_threat_model_states_limits_that_hold(said, limit, number):

@@ -1,4 +1,4 @@
-"""What becomes of one picture: its colours, its orientation, its place in the square."""
+"""The pixels of one photo: colours, orientation and crop."""
 
 import io
 import subprocess
@@ -67,7 +67,7 @@ COLOURS = {
 
 
 @pytest.mark.parametrize("kind", COLOURS)
-def test_colour_survives_every_mode(folder: Path, kind: str) -> None:
+def test_colour_is_preserved_in_every_mode(folder: Path, kind: str) -> None:
     content, colour = COLOURS[kind]
     (folder / "photo").write_bytes(content)
     pixels = load(folder).pixels
@@ -76,20 +76,20 @@ def test_colour_survives_every_mode(folder: Path, kind: str) -> None:
     np.testing.assert_allclose(pixels.astype(int), np.broadcast_to(colour, pixels.shape), atol=4)
 
 
-def test_sixteen_bit_is_scaled_not_clipped(folder: Path) -> None:
+def test_sixteen_bit_values_are_scaled_not_clipped(folder: Path) -> None:
     ramp = np.linspace(0, 65535, SIDE).astype(np.uint16)
     Image.fromarray(np.tile(ramp, (SIDE, 1))).save(folder / "ramp.png")
     row = load(folder).pixels[0, 0, :, 0].astype(int)
     np.testing.assert_allclose(row, np.linspace(0, 255, SIDE), atol=2)
 
 
-def test_floats_of_unknown_range_fill_black_to_white(folder: Path) -> None:
+def test_floats_are_scaled_to_full_range_when_range_is_unknown(folder: Path) -> None:
     two_halves(-7.0, 300_000.0, "F").save(folder / "a.tiff")
     pixels = load(folder).pixels
     assert (pixels[0, 0, 0, 0], pixels[0, 0, -1, 0]) == (0, 255)
 
 
-def test_not_a_number_is_black(folder: Path) -> None:
+def test_nan_pixels_are_black(folder: Path) -> None:
     two_halves(float("nan"), 1.0, "F").save(folder / "a.tiff")
     pixels = load(folder).pixels
     assert (pixels[0, 0, 0, 0], pixels[0, 0, -1, 0]) == (0, 255)
@@ -111,35 +111,35 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_transparency_becomes_white(folder: Path, kind: str) -> None:
+def test_transparent_pixels_become_white(folder: Path, kind: str) -> None:
     (folder / "photo").write_bytes(TRANSPARENT[kind])
     assert (load(folder).pixels == 255).all()
 
 
-def test_half_transparency_is_mixed_with_white(folder: Path) -> None:
+def test_half_transparent_pixels_are_mixed_with_white(folder: Path) -> None:
     solid("RGBA", (0, 0, 0, 128)).save(folder / "a.png")
     assert (load(folder).pixels == 127).all()
 
 
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_exif_orientation_is_applied(folder: Path, picture_format: str) -> None:
-    lying = two_halves("black", "white")
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_orientation_is_applied(folder: Path, image_format: str) -> None:
+    rotated = two_halves("black", "white")
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: what is left belongs on top
-    (folder / "photo").write_bytes(encoded(lying, picture_format, exif=exif))
+    exif[0x0112] = 6  # the camera was rotated: the left side belongs on top
+    (folder / "photo").write_bytes(encoded(rotated, image_format, exif=exif))
     pixels = load(folder).pixels
     assert pixels[0, :8].mean() < 20
     assert pixels[0, -8:].mean() > 235
 
 
-def test_a_broken_exif_block_does_not_lose_the_photo(folder: Path) -> None:
+def test_photo_is_used_when_its_exif_is_broken(folder: Path) -> None:
     (folder / "a.webp").write_bytes(encoded(solid("RGB", ORANGE), "WEBP", exif=b"Exif\x00\x00MM\x00*\xff\xff"))
     assert load(folder).summary.used == 1
 
 
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_an_embedded_colour_profile_is_converted_to_srgb(folder: Path, picture_format: str) -> None:
-    content = encoded(solid("RGB", "red"), picture_format, icc_profile=profile_with_red_and_green_swapped())
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_embedded_colour_profile_is_converted_to_srgb(folder: Path, image_format: str) -> None:
+    content = encoded(solid("RGB", "red"), image_format, icc_profile=profile_with_red_and_green_swapped())
     (folder / "photo").write_bytes(content)
     red, green, blue = load(folder).pixels[0, 0, 0]
     assert green > 240
@@ -149,34 +149,36 @@ def test_an_embedded_colour_profile_is_converted_to_srgb(folder: Path, picture_f
 @pytest.mark.parametrize(
     ("mode", "colour", "profile"),
     [
-        ("RGB", ORANGE, b"no profile at all"),
+        ("RGB", ORANGE, b"not a profile"),
         ("RGB", ORANGE, profile_with_red_and_green_swapped()[:300]),
         ("CMYK", (55, 155, 215, 0), profile_with_red_and_green_swapped()),
     ],
-    ids=["garbage", "truncated", "made for another mode"],
+    ids=["garbage", "truncated", "for another mode"],
 )
-def test_a_useless_colour_profile_leaves_the_pixels(folder: Path, mode: str, colour: object, profile: bytes) -> None:
+def test_pixels_are_kept_when_the_colour_profile_is_broken(
+    folder: Path, mode: str, colour: object, profile: bytes
+) -> None:
     (folder / "photo").write_bytes(encoded(solid(mode, colour), "TIFF", icc_profile=profile))
     np.testing.assert_allclose(load(folder).pixels[0, 0, 0], ORANGE, atol=2)
 
 
-@pytest.mark.parametrize("picture_format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_of_several_is_used(folder: Path, picture_format: str) -> None:
-    rest = [solid("RGB", "white"), solid("RGB", "blue")]
-    lossless = {"lossless": True} if picture_format == "WEBP" else {}
-    content = encoded(solid("RGB", ORANGE), picture_format, save_all=True, append_images=rest, **lossless)
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_is_used_when_a_file_has_several(folder: Path, image_format: str) -> None:
+    other_frames = [solid("RGB", "white"), solid("RGB", "blue")]
+    lossless = {"lossless": True} if image_format == "WEBP" else {}
+    content = encoded(solid("RGB", ORANGE), image_format, save_all=True, append_images=other_frames, **lossless)
     (folder / "photo").write_bytes(content)
     np.testing.assert_allclose(load(folder).pixels[0, 0, 0], ORANGE, atol=2)
 
 
-def test_a_phone_jpeg_of_several_pictures_is_used(folder: Path) -> None:
+def test_first_image_is_used_when_a_phone_jpeg_has_several(folder: Path) -> None:
     content = encoded(solid("RGB", ORANGE), "MPO", save_all=True, append_images=[solid("RGB", "blue")])
     (folder / "photo.jpg").write_bytes(content)
     np.testing.assert_allclose(load(folder).pixels[0, 0, 0], ORANGE, atol=4)
 
 
 @pytest.mark.parametrize("size", [(3 * SIDE, SIDE), (SIDE, 3 * SIDE)], ids=["wide", "tall"])
-def test_the_centre_square_is_kept(folder: Path, size: tuple[int, int]) -> None:
+def test_centre_square_is_kept(folder: Path, size: tuple[int, int]) -> None:
     image = solid("RGB", "white", size)
     left, top = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     image.paste((0, 0, 0), (left, top, left + SIDE, top + SIDE))
@@ -184,22 +186,22 @@ def test_the_centre_square_is_kept(folder: Path, size: tuple[int, int]) -> None:
     assert (load(folder).pixels == 0).all()
 
 
-def test_shrinking_averages_instead_of_picking(folder: Path) -> None:
+def test_shrinking_averages_pixels(folder: Path) -> None:
     board = (np.indices((7 * SIDE, 7 * SIDE)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(folder / "board.png")
     np.testing.assert_allclose(load(folder).pixels.astype(int), 127, atol=5)
 
 
-@pytest.mark.parametrize("size", [(1200, 900), (901, 1201), (2 * SIDE, 2 * SIDE)], ids=["wide", "tall", "just so"])
-def test_a_large_jpeg_is_what_all_its_pixels_make(folder: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(1200, 900), (901, 1201), (2 * SIDE, 2 * SIDE)], ids=["wide", "tall", "exact"])
+def test_large_jpeg_equals_its_full_decode(folder: Path, size: tuple[int, int]) -> None:
     content = encoded(Image.radial_gradient("L").resize(size), "JPEG", quality=95)
     (folder / "a.jpg").write_bytes(content)
-    Image.open(io.BytesIO(content)).save(folder / "b.png")  # decoded whole
-    jpeg, whole = load(folder).pixels.astype(int)
-    np.testing.assert_allclose(jpeg, whole, atol=4)
+    Image.open(io.BytesIO(content)).save(folder / "b.png")  # decoded at full size
+    jpeg, full = load(folder).pixels.astype(int)
+    np.testing.assert_allclose(jpeg, full, atol=4)
 
 
-def test_a_jpeg_of_81_megapixels_is_not_held_whole(folder: Path) -> None:
+def test_memory_is_small_when_a_jpeg_has_81_megapixels(folder: Path) -> None:
     solid("L", 120, (9_000, 9_000)).save(folder / "a.jpg")
     code = (
         "import sys; from pathlib import Path; from tests.photo_files import load; load(Path(sys.argv[1])); "
@@ -208,12 +210,12 @@ def test_a_jpeg_of_81_megapixels_is_not_held_whole(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    assert int(done.stdout) < 80 * 1024  # KiB, of which 37 MiB before; all pixels would be 77 MiB
+    assert int(done.stdout) < 80 * 1024  # KiB; 37 MiB without the photo, and all pixels would be 77 MiB
 
 
 def test_photos_load_without_tensorflow() -> None:
-    seen = "import sys, training.data.photos; print({'tensorflow', 'keras', 'jax'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    script = "import sys, training.data.photos; print({'tensorflow', 'keras', 'jax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()"
 
 
@@ -239,23 +241,23 @@ ORIGINALS = [
 @given(
     original=st.sampled_from(ORIGINALS),
     changes=st.lists(st.tuples(st.integers(0, 700) | st.integers(0, 4000), st.integers(0, 255)), max_size=12),
-    kept=st.floats(0.02, 1) | st.just(1.0),
+    fraction=st.floats(0.02, 1) | st.just(1.0),
 )
-@example(original=ORIGINALS[0], changes=[], kept=1.0)
-def test_damaged_bytes_are_used_or_skipped_but_never_raise(
-    original: bytes, changes: list[tuple[int, int]], kept: float
+@example(original=ORIGINALS[0], changes=[], fraction=1.0)
+def test_loading_never_raises_when_bytes_are_damaged(
+    original: bytes, changes: list[tuple[int, int]], fraction: float
 ) -> None:
     damaged = bytearray(original)
     for place, value in changes:
         damaged[place % len(damaged)] = value
-    with tempfile.TemporaryDirectory() as made:
-        save_photo(Path(made, "a good photo"))
-        Path(made, "photo").write_bytes(damaged[: round(len(damaged) * kept)])
-        summary = load(Path(made)).summary
+    with tempfile.TemporaryDirectory() as name:
+        save_photo(Path(name, "a good photo"))
+        Path(name, "photo").write_bytes(damaged[: round(len(damaged) * fraction)])
+        summary = load(Path(name)).summary
     assert summary.files == 2 == summary.used + sum(summary.skipped.values())
 
 
-def test_the_sides_of_usable_photos_are_told_without_decoding(folder):
+def test_measure_photos_reads_sizes_without_decoding(folder):
     solid("RGB", ORANGE, (80, 50)).save(folder / "a.png")
     solid("RGB", GREY, (40, 60)).save(folder / "b.png")
     (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())

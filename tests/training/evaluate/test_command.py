@@ -261,7 +261,9 @@ def test_a_folder_that_is_neither_run_nor_version_is_told_what_to_name(small_mod
 
 def test_a_file_where_the_page_is_to_go_is_refused_before_anything_is_read(photos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match=r"^--out is '.*/file': allowed is a folder, and .*/file is none\.$"):
+    with pytest.raises(
+        TrainingError, match=r"^--out is '.*/file', but .*/file is not a folder; set --out to a folder\.$"
+    ):
         evaluate_in_process(tmp_path / "nothing", photos, out=tmp_path / "file")
 
 

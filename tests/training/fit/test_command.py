@@ -113,7 +113,7 @@ def test_too_few_photos_are_one_sentence_in_a_dry_run_too(folder, tmp_path, caps
     assert fit(folder, tmp_path / "run", "--dry-run") == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert ("has 49 usable photos: at least 50 are needed to learn from." if number else "no files") in said.err
+    assert ("has 49 usable photos, fewer than 50; add photos." if number else "has no files") in said.err
     assert said.err.count("\n") == 1
 
 

@@ -71,9 +71,9 @@ def test_it_says_what_it_wrote(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("photos_in", "out", "flags", "sentence"),
     [
-        ("nowhere", "sheet.png", (), "nowhere' can't be opened (No such file or directory)"),
-        ("empty", "sheet.png", (), "empty' holds no files"),
-        ("text", "sheet.png", (), "text' holds no usable photo: of 1 files found, 1 fall under 'not a picture"),
+        ("nowhere", "sheet.png", (), "nowhere' cannot be opened (No such file or directory)"),
+        ("empty", "sheet.png", (), "empty' has no files"),
+        ("text", "sheet.png", (), "text' has no usable photo: 1 of 1 files are skipped as 'not an image"),
         ("text", "sheet.jpg", (), "allowed is the name of a PNG file, such as preview.png."),
         ("text", "text/sheet.png", (), "the sheet would become a photo."),
         ("text", "sheet.png", ("--translate-fraction", 0.9), "translate_fraction is 0.9: allowed is 0.0 to 0.5."),

@@ -312,7 +312,7 @@ def test_a_begun_run_refuses_other_photos(photos, small_run, tmp_path):
     shutil.copytree(photos, fewer)
     (fewer / "00.png").unlink()
     process = fit(fewer, small_run, "--steps", 5)
-    assert "The photos or their names differ from those the run began with" in output_of(process)
+    assert "The photos, their names or their decoding differ from those in" in output_of(process)
     assert process.returncode == 2
 
 
@@ -363,7 +363,7 @@ def test_a_damaged_file_of_a_run_is_one_sentence_that_names_it(photos, small_run
 
 def test_a_run_folder_inside_the_photos_is_refused(photos):
     process = fit(photos, photos / "run")
-    assert "the grids would become photos" in output_of(process)
+    assert "so its grids would become photos" in output_of(process)
     assert process.returncode == 2
     assert not (photos / "run").exists()
 
@@ -388,7 +388,7 @@ def test_a_run_folder_that_cannot_be_one_is_refused_before_a_photo_is_read(photo
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     process = fit(photos, tmp_path / run, "--steps", 1)
     found = tmp_path / run.removesuffix("/run")
-    sentence = f"--out is '{tmp_path / run}': allowed is a folder, and {found} is none."
+    sentence = f"--out is '{tmp_path / run}', but {found} is not a folder; set --out to a folder."
     assert output_of(process) == f"python -m training fit: {sentence}\n"
     assert process.returncode == 2
 
@@ -396,8 +396,8 @@ def test_a_run_folder_that_cannot_be_one_is_refused_before_a_photo_is_read(photo
 @pytest.mark.parametrize(
     ("number", "batch_size", "sentence"),
     [
-        (49, 8, "has 49 usable photos: at least 50 are needed"),
-        (56, 51, "50 usable photos are left to train on, with 6 more held out: a batch needs 51"),
+        (49, 8, "has 49 usable photos, fewer than 50; add photos."),
+        (56, 51, "50 photos to train on (6 more are held out) do not fill a batch of 51"),
     ],
 )
 def test_too_few_photos_are_one_sentence_before_anything_starts(photos, tmp_path, number, batch_size, sentence):
