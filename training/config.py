@@ -87,7 +87,7 @@ class TrainingConfig:
     )
     batch_size: int = option(16, "photos per batch", low=2, high=4096)
     refine_from: int = option(
-        8_200,
+        8_750,
         "batch from which a fresh projected discriminator looks closer, at 128 px; 0 for the whole run",
         low=0,
         high=10_000_000,

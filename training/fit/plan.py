@@ -29,12 +29,12 @@ LARGEST_SIZE = {"cpu": 64, "gpu": 128}
 
 # Images the generator learns from in all, least and most: with fewer there is nothing to look at yet, beyond it KID
 # stands still. Few photos are learnt by heart by more passes.
-IMAGES = {"cpu": (88_000, 176_000), "gpu": (200_000, 1_000_000)}
+IMAGES = {"cpu": (96_000, 192_000), "gpu": (200_000, 1_000_000)}
 PASSES = 32  # over the photos, between those two
 PLAIN_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
 PLAIN_PASSES = 300
-REFINED = 5 / 11  # of a run, in images: 80,000 of 176,000
-GROWN = 6 / 11  # of the images of a run from scratch
+REFINED = 5 / 12  # of a run, in images: 80,000 of 192,000
+GROWN = 1 / 2  # of the images of a run from scratch
 
 # KID x1000 by the images learnt from, measured with 7,180 photos of apples on white at 64 px (LOG.md, 2026-11-28).
 EXPECTED_KID = ((16_000, 15.1), (48_000, 9.3), (168_000, 3.6), (208_000, 3.0))
