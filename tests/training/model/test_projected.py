@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, with_backend
 from tests.training.fit.test_run import steps_in
+from tests.training.model.test_replicas import TWO_DEVICES, losses, outputs_of, start
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.model.checkpoints import load_generator
@@ -117,6 +118,15 @@ sys.exit(main(sys.argv[1:]))
 """
     arguments = ["fit", "--photos", photos, "--out", run, *SMALL, "--no-jit-compile", *flags]
     return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, timeout=240).returncode
+
+
+def test_two_devices_have_the_losses_of_one_in_both_stages(photos, staged_run, tmp_path):
+    run = tmp_path / "run"
+    flags = (*SMALL, "--no-jit-compile", "--steps", 4, "--refine-from", 2, "--strategy", "mirrored")
+    process = start([sys.executable, "-c", TWO_DEVICES, *map(str, ("fit", "--photos", photos, "--out", run, *flags))])
+    (output,) = outputs_of([process])
+    assert process.returncode == 0, output
+    np.testing.assert_allclose(losses(run)[:3], losses(staged_run)[:3], rtol=1e-3)
 
 
 def test_run_records_its_source_when_grown(photos, staged_run, tmp_path, capsys):
