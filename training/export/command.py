@@ -14,13 +14,13 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from training.errors import ExportError
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
-from training.export.signatures import GOLDEN_SEEDS, Servable, pixel_digests
+from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.sampling import generate_images
 from training.records import write_record, write_whole
 
-MAX_BATCH_SIZE = 64
+MAX_BATCH_SIZE = CHUNK_ROWS
 ALLOWED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # what TensorFlow Serving pads batches to; the last must be the maximum
 
 BATCHING_PARAMETERS = f"""\
@@ -152,7 +152,7 @@ def prove(generator: TrainedGenerator, servable: Servable, folder: Path) -> Expo
     Raises:
         NotInvariant: batch sizes disagree.
         ExportError: pictures differ from the Keras generator's by more than 1/255, or a golden digest from the pixels
-            that the written graph gives for its seed alone.
+            that the written graph gives for its seed alone, or larger calls from the same rows in smaller ones.
     """
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     # Floats, not pixels: a last bit that differs changes a picture only now and then, and would slip through.
@@ -173,6 +173,9 @@ def prove(generator: TrainedGenerator, servable: Servable, folder: Path) -> Expo
         raise ExportError("The written graph gives other pixels than its golden digests say.")
 
     pictures = np.asarray(generate(seeds=tf.constant(seeds))["images"])
+    several_chunks = np.asarray(generate(seeds=tf.constant(np.concatenate([seeds, seeds[:33]])))["images"])
+    if not np.array_equal(several_chunks, np.concatenate([pictures, pictures[:33]])):
+        raise ExportError(f"The written graph gives other pixels in calls of more than {MAX_BATCH_SIZE} seeds.")
     difference = int(np.abs(pictures.astype(np.int16) - generate_images(generator.network, seeds)).max())
     if difference > 1:
         raise ExportError(f"The fused generator differs from the Keras one by {difference}/255; allowed is 1/255.")

@@ -81,9 +81,10 @@ def build_function(stages: Sequence[Stage], latent_dim: int) -> Callable[[Any], 
 
     The weights become constants of the graph: nothing is left that a model server would have to restore.
     """
-    weights = [(tf.constant(s.kernel, tf.float32), tf.constant(s.bias, tf.float32)) for s in stages]
 
     def generate(latents: Any) -> Any:
+        # Constants made here belong to the function: of those from outside a loop, nothing is computed beforehand.
+        weights = [(tf.constant(s.kernel, tf.float32), tf.constant(s.bias, tf.float32)) for s in stages]
         length = tf.sqrt(tf.reduce_sum(tf.square(latents), axis=1, keepdims=True))
         x = latents * (math.sqrt(latent_dim) / tf.maximum(length, 1e-6))
         for stage, (kernel, bias) in zip(stages, weights, strict=True):

@@ -1,0 +1,51 @@
+"""The signatures in a session, which is how TensorFlow Serving runs them: large calls, and their memory."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import LIMIT_S
+
+# argv: a version folder and a number of seeds. Prints the growth in MB, and whether rows equal those of a lone call.
+ONE_LARGE_CALL = """
+import json, re, sys
+from pathlib import Path
+import numpy as np, tensorflow as tf
+
+def memory_mb(field):
+    return int(re.search(rf"{field}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+session = tf.compat.v1.Session(graph=tf.Graph())
+with session.graph.as_default():
+    signature = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1]).signature_def[sys.argv[2]]
+feed, fetch = (next(iter(part.values())).name for part in (signature.inputs, signature.outputs))
+seeds = np.arange(int(sys.argv[3])) * 2**40
+rows = seeds if sys.argv[2] != "serving_default" else np.random.default_rng(0).normal(size=(len(seeds), 128))
+run = lambda some: session.run(fetch, {feed: some})
+run(rows[:64])
+before_mb = memory_mb("VmRSS")
+found = run(rows)
+growth_mb = memory_mb("VmHWM") - before_mb
+alone = [0, 1, 63, 64, 65, 127, 128, len(rows) // 2, len(rows) - 1]
+same = all(np.array_equal(run(rows[i : i + 1])[0], found[i]) for i in alone)
+print(json.dumps({"shape": found.shape, "growth_mb": growth_mb, "same": same}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("signature", "row"), [("generate", (32, 32, 3)), ("serving_default", (32, 32, 3)), ("sample", (128,))]
+)
+def test_a_call_of_4001_rows_runs_in_chunks_with_the_same_bytes(small_model, signature, row):
+    arguments = [str(small_model / "1"), signature, "4001"]
+    process = subprocess.run(
+        [sys.executable, "-c", ONE_LARGE_CALL, *arguments], capture_output=True, text=True, timeout=4 * LIMIT_S
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found["shape"] == [4001, *row]
+    assert found["same"]
+    output_mb = np.prod(found["shape"]) * (4 if signature == "sample" else 1) / 1e6
+    assert found["growth_mb"] < output_mb + 30  # all rows at once: 600 MB
