@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tests.training.fit.test_run import steps_in
 from tests.training.model.test_replicas import TWO_DEVICES, losses, outputs_of, start
 from training.__main__ import main
 from training.config import TrainingConfig
+from training.fit.callbacks import History
 from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
 from training.model.losses import hinge_discriminator_loss, hinge_generator_loss
@@ -90,34 +92,26 @@ def staged_run(photos, tmp_path_factory):
 
 
 @pytest.mark.parametrize("batches", [2, 3])
-def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(photos, staged_run, tmp_path, batches):
+def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(
+    photos, staged_run, tmp_path, monkeypatch, batches
+):
     run = tmp_path / "run"
-    flags = ("--steps", 4, "--refine-from", 2, "--checkpoint-every-s", 0)
-    assert fit_until_stopped(batches, photos, run, *flags) == 130
+    after_step = History.after_step
+
+    def interrupt(history: History, logs: dict[str, float]) -> None:
+        after_step(history, logs)
+        if history.step == batches - 1:
+            signal.raise_signal(signal.SIGINT)  # which ends the run after the next batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(History, "after_step", interrupt)
+        assert fit(photos, run, "--steps", 4, "--refine-from", 2) == 130
     assert steps_in(run)[-1] == batches
     assert fit(photos, run, "--steps", 4) == 0
     assert steps_in(run) == [1, 2, 3, 4]
     with np.load(run / "checkpoint.npz") as actual, np.load(staged_run / "checkpoint.npz") as expected:
         assert [name for name in expected.files if actual[name].tobytes() != expected[name].tobytes()] == []
     assert (run / "history.csv").read_bytes() == (staged_run / "history.csv").read_bytes()
-
-
-def fit_until_stopped(batches: int, photos, run, *flags) -> int:
-    """Send SIGINT before the last batch; return the exit status of `fit`."""
-    script = f"""
-import os, signal, sys
-from training.__main__ import main
-from training.fit.callbacks import History
-after_step = History.after_step
-def stop(self, logs):
-    after_step(self, logs)
-    if self.step == {batches - 1}:
-        os.kill(os.getpid(), signal.SIGINT)
-History.after_step = stop
-sys.exit(main(sys.argv[1:]))
-"""
-    arguments = ["fit", "--photos", photos, "--out", run, *SMALL, "--no-jit-compile", *flags]
-    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, timeout=240).returncode
 
 
 def test_two_devices_have_the_losses_of_one_in_both_stages(photos, staged_run, tmp_path):
@@ -181,6 +175,7 @@ LOSSES = """
 import numpy as np
 from tests.training.model.test_projected import CONFIG, PIXELS
 from training.config import TrainingConfig
+from training.fit.callbacks import History
 from training.model.gan import build_gan
 from dataclasses import replace
 gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0))
