@@ -37,7 +37,7 @@ def ours(
     """Train as `python -m training fit` does, without what happens beside the step; while `at_hand` with one batch."""
     import keras
 
-    from training.fit.run import batches, enable_determinism
+    from training.fit.run import enable_determinism, iterate_batches
     from training.model.gan import build_gan
     from training.model.replicas import distribute_batches
 
@@ -45,7 +45,7 @@ def ours(
     gan = build_gan(config)
 
     def timed() -> Iterator[Any]:
-        drawn = batches(pixels, np.arange(len(pixels)), config, 0)
+        drawn = iterate_batches(pixels, np.arange(len(pixels)), config, 0)
         kept = next(drawn)
         while True:
             begin = time.perf_counter()
@@ -68,10 +68,10 @@ def process_of(side: str) -> str:
 
 def chosen_compiler() -> bool:
     """Return whether `fit` would compile by XLA here."""
-    from training.fit.machine import look_at_machine
+    from training.fit.machine import detect_machine
     from training.fit.plan import choose_networks
 
-    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, look_at_machine())
+    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, detect_machine())
     return bool(compiler.value)
 
 

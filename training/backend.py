@@ -1,4 +1,4 @@
-"""Keras's backend, imported when it is needed: it takes 4 s."""
+"""The Keras backend, imported on demand because it takes 4 s."""
 
 import os
 import sys
@@ -11,23 +11,31 @@ BACKENDS = ("tensorflow", "jax")
 
 
 def require_backend() -> str:
-    """Return the name of the backend that KERAS_BACKEND asks for. Raises TrainingError if it can't train here."""
+    """Return the backend named by KERAS_BACKEND.
+
+    Raises TrainingError if it is unknown or not installed.
+    """
     backend = os.environ.get("KERAS_BACKEND", BACKENDS[0])
     if backend not in BACKENDS or find_spec(backend) is None:
-        raise TrainingError(f"KERAS_BACKEND is {backend!r}: allowed are {' and '.join(BACKENDS)}, installed.")
+        raise TrainingError(
+            f"KERAS_BACKEND is {backend!r}, which is unknown or not installed; set it to {' or '.join(BACKENDS)}."
+        )
     return backend
 
 
 def import_backend() -> None:
-    """Import it without the greeting that TensorFlow writes past Python to the terminal, log level or not."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it logs as errors are remarks: real ones are raised
+    """Import the backend without its messages.
+
+    TensorFlow writes to file descriptor 2 directly, regardless of the log level.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it logs harmless remarks as errors; real errors are raised
     backend = require_backend()
     sys.stderr.flush()
-    ours, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         import_module(backend)
     finally:
-        os.dup2(ours, 2)
-        os.close(ours)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen dataclass whose fields are the command's flags."""
+"""The settings of a run; their fields are the flags of `fit`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from training.errors import ConfigError
 
 IMAGE_SIZES = (32, 64, 128, 256)
 
-# Channels per resolution, the generator's from 4x4 up, the discriminator's from image size / 2 down to 4x4. They
-# taper: constant width costs 4.4 times as much per picture at 64 px and buys nothing that we could measure.
+# Channels per resolution: the generator's from 4x4 up, the discriminator's from image size / 2 down to 4x4. They taper:
+# constant width costs 4.4 times as much per image at 64 px and has no measurable benefit.
 GENERATOR_CHANNELS = {
     ("cpu", 32): (256, 160, 80, 48),
     ("cpu", 64): (256, 160, 80, 48, 24),
@@ -23,8 +23,8 @@ GENERATOR_CHANNELS = {
     ("gpu", 128): (512, 512, 512, 256, 128, 64),
     ("gpu", 256): (512, 512, 512, 256, 128, 64, 32),
 }
-# What suits the plain discriminator; the defaults of the fields suit the projected one.
-PLAIN = {
+# Values for the plain discriminator; the defaults of the fields are for the projected one.
+PLAIN_SETTINGS = {
     "beta_1": 0.5,
     "final_rate_fraction": 0.1,
     "translate_fraction": 0.125,
@@ -53,10 +53,10 @@ def option(
     fixed: bool = True,
     augments: bool = False,
 ) -> Any:
-    """Declare a field: its default, its help `text`, its `allowed` values or inclusive range.
+    """Return a field with default, help `text` and allowed values.
 
-    `fixed` fields shape the weights: a run that has begun cannot change them when it resumes. Those that `augments`
-    change what the discriminator sees of a photo: they are the flags of `preview`.
+    The range from `low` to `high` is inclusive. A `fixed` field affects the weights, so a resumed run cannot change it.
+    A field that `augments` affects the augmentation, so it is also a flag of `preview`.
     """
     metadata = {"help": text, "allowed": allowed, "low": low, "high": high, "fixed": fixed, "augments": augments}
     return field(default=default, metadata=metadata)
@@ -67,20 +67,20 @@ class TrainingConfig:
     """The hyperparameters of one run.
 
     Raises:
-        ConfigError: a value is outside what its field allows.
+        ConfigError: a value is outside the range of its field.
     """
 
-    image_size: int = option(64, "width and height of the pictures, in pixels", allowed=IMAGE_SIZES, augments=True)
+    image_size: int = option(64, "width and height of the images, in pixels", allowed=IMAGE_SIZES, augments=True)
     discriminator: str = option(
         "projected",
-        "what the generator learns from: heads on ImageNet features, or a plain DCGAN that knows only the photos",
+        "projected has heads on ImageNet features, plain is a DCGAN that learns from the photos alone",
         allowed=("projected", "plain"),
     )
     preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
-    latent_dim: int = option(128, "numbers in a latent", low=1, high=4096)
+    latent_dim: int = option(128, "length of the latent vector", low=1, high=4096)
     steps: int = option(
         15_000,
-        "batches in all; the learning rate falls over the second half of them",
+        "number of batches; the learning rate falls in the second half",
         low=1,
         high=10_000_000,
         fixed=False,
@@ -88,71 +88,71 @@ class TrainingConfig:
     batch_size: int = option(16, "photos per batch", low=2, high=4096)
     refine_from: int = option(
         8_750,
-        "batch from which a fresh projected discriminator looks closer, at 128 px; 0 for the whole run",
+        "batch at which the refining stage starts: a new projected discriminator for 128 px; 0 refines the whole run",
         low=0,
         high=10_000_000,
     )
     learning_rate: float = option(5e-4, "Adam's learning rate in the first half", low=1e-8, high=1.0)
     refining_learning_rate: float = option(
-        2.5e-4, "the same while refining, which has halves of its own", low=1e-8, high=1.0
+        2.5e-4, "Adam's learning rate in the first half of the refining stage", low=1e-8, high=1.0
     )
     final_rate_fraction: float = option(
-        0.05, "where the cosine of the second half ends, as a fraction of the rate", low=0.0, high=1.0
+        0.05, "learning rate at the end, as a fraction of the initial one", low=0.0, high=1.0
     )
     beta_1: float = option(0.0, "Adam's decay of the first moment; 0.9 does not train a GAN", low=0.0, high=0.999)
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
-    r1_gamma: float = option(0.0, "weight of the approximate R1 penalty; 0 leaves it out", low=0.0, high=1000.0)
+    r1_gamma: float = option(0.0, "weight of the approximate R1 penalty; 0 turns it off", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
-    flip: bool = option(True, "mirror half of the pictures the discriminator sees", augments=True)
+    flip: bool = option(True, "mirror half of the images for the discriminator", augments=True)
     translate_fraction: float = option(
-        0.0625, "largest shift, as a part of the picture's side", low=0.0, high=0.5, augments=True
+        0.0625, "largest shift, as a fraction of the image's side", low=0.0, high=0.5, augments=True
     )
-    translate_probability: float = option(0.7, "how often a picture is shifted", low=0.0, high=1.0, augments=True)
+    translate_probability: float = option(0.7, "probability of a shift", low=0.0, high=1.0, augments=True)
     ema_half_life: int = option(10_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
     holdout_fraction: float = option(
-        0.1, "part of the photos, whole arcs of series, that only evaluations see", low=0.0, high=0.5
+        0.1, "fraction of the photos held out for evaluation, in groups of consecutive photos", low=0.0, high=0.5
     )
     seed: int = option(
-        0, "fixes the first weights, the order of photos and all noise", low=0, high=2**31 - 1, augments=True
+        0, "fixes initial weights, the order of photos and all noise", low=0, high=2**31 - 1, augments=True
     )
-    jit_compile: bool = option(True, "compile the step with XLA", fixed=False)
-    deterministic: bool = option(True, "the same command gives the same bits, resumed or not, on a CPU", fixed=False)
+    jit_compile: bool = option(True, "compile the training step with XLA", fixed=False)
+    deterministic: bool = option(True, "give equal bits for equal commands on a CPU, resumed or not", fixed=False)
     memory_limit_mib: int = option(
-        2048, "photos beyond this stay on disk, decoded, in MiB", low=0, high=2**20, fixed=False
+        2048, "memory for decoded photos, in MiB; beyond it they stay on disk", low=0, high=2**20, fixed=False
     )
     log_every: int = option(50, "batches between rows of history.csv", low=1, high=10**6, fixed=False)
-    grid_every: int = option(500, "batches between picture grids", low=1, high=10**7, fixed=False)
-    keep_best: bool = option(True, "measure KID now and then, and keep the best checkpoint by it", fixed=False)
+    grid_every: int = option(500, "batches between image grids", low=1, high=10**7, fixed=False)
+    keep_best: bool = option(True, "measure KID and keep the best checkpoint", fixed=False)
     evaluate_every: int = option(1_000, "batches between measurements of KID", low=1, high=10**7, fixed=False)
-    evaluate_count: int = option(500, "pictures painted for each", low=50, high=50_000, fixed=False)
+    evaluate_count: int = option(500, "generated images for each measurement", low=50, high=50_000, fixed=False)
     checkpoint_every_s: float = option(120.0, "seconds between checkpoints", low=0.0, high=86_400.0, fixed=False)
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
             if meta["allowed"] and value not in meta["allowed"]:
-                raise ConfigError(f"{f.name} is {value!r}: allowed are {', '.join(map(str, meta['allowed']))}.")
-            # A bool is an int and NaN compares false: both stop here.
+                raise ConfigError(f"{f.name} is {value!r}; set it to one of {', '.join(map(str, meta['allowed']))}.")
+            # A bool is also an int. NaN compares false, so it is out of range.
             if not isinstance(value, (bool, str)) and not meta["low"] <= value <= meta["high"]:
-                raise ConfigError(f"{f.name} is {value!r}: allowed is {meta['low']} to {meta['high']}.")
+                raise ConfigError(f"{f.name} is {value!r}; set it to a value from {meta['low']} to {meta['high']}.")
 
     @property
     def first_refining_step(self) -> int:
-        """The batch from which the run refines; `steps` if it never does."""
+        """The first batch of the refining stage; `steps` without that stage."""
         return self.steps if self.discriminator == "plain" else min(self.refine_from, self.steps)
 
     def is_refining(self, step: int) -> bool:
-        """Return whether a checkpoint after `step` batches is of the refining stage."""
+        """Return whether a checkpoint at batch `step` belongs to the refining stage."""
         return step > self.first_refining_step or self.first_refining_step == 0
 
     @property
     def generator_channels(self) -> tuple[int, ...]:
-        """Channels of the generator at 4x4, 8x8, ... image_size x image_size."""
+        """Channels of the generator at 4x4, 8x8, ..., image_size x image_size."""
         return GENERATOR_CHANNELS[self.preset, self.image_size]
 
     @property
     def discriminator_channels(self) -> tuple[int, ...]:
-        """Channels of the discriminator at image_size / 2, ... 8x8, 4x4."""
+        """Channels of the discriminator at image_size / 2, ..., 8x8, 4x4."""
         return DISCRIMINATOR_CHANNELS[self.preset, self.image_size]
 
     def to_json(self) -> str:
@@ -161,17 +161,20 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainingConfig:
-        """Read what `to_json` wrote. Raises ConfigError if it is something else."""
+        """Return the configuration of a config.json. Raises ConfigError if it is invalid."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"config.json is not a configuration of this program: {error}.") from error
+            raise ConfigError(
+                f"config.json is not a valid configuration ({error}); restore it from a backup, or choose a new --out."
+            ) from error
 
-    def refuse_to_continue(self, begun: TrainingConfig) -> None:
-        """Raise ConfigError if a run that began as `begun` cannot go on with these settings."""
+    def check_resumable(self, previous: TrainingConfig) -> None:
+        """Raise ConfigError if a run with `previous` settings cannot resume with these."""
         for f in fields(self):
-            mine, before = getattr(self, f.name), getattr(begun, f.name)
-            if f.metadata["fixed"] and mine != before:
+            value, previous_value = getattr(self, f.name), getattr(previous, f.name)
+            if f.metadata["fixed"] and value != previous_value:
                 raise ConfigError(
-                    f"{f.name} is {mine!r}, but the run began with {before!r}: resume with that, or choose a new --out."
+                    f"{f.name} is {value!r}, but the run began with {previous_value!r}; "
+                    f"set it to {previous_value!r}, or choose a new --out."
                 )

@@ -1,16 +1,16 @@
-"""What can go wrong for a reason that a person can mend. Each message is one sentence that says what and how."""
+"""Errors that a user can fix; each message names the remedy."""
 
 
 class TrainingError(Exception):
-    """Training, or what surrounds it, cannot begin or go on."""
+    """A command cannot start or continue."""
 
 
 class ConfigError(TrainingError):
-    """A setting is out of its range; the message names the setting, the value and what is allowed."""
+    """A setting is out of range or does not fit the run."""
 
 
 class PhotosError(TrainingError):
-    """A folder of photos cannot be used."""
+    """A photo folder cannot be used."""
 
 
 class CheckpointError(TrainingError):
@@ -26,4 +26,4 @@ class FeatureWeightsMissing(TrainingError):
 
 
 class ExportError(TrainingError):
-    """A run cannot become a model version."""
+    """A run cannot be exported as a model version."""

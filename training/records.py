@@ -1,6 +1,6 @@
-"""The small files of a run: JSON written whole and read with one sentence where damaged, and columns of CSV.
+"""The small files of a run: JSON records and CSV curves.
 
-Of its large one, the checkpoint, only the number of batches is read here, without Keras.
+Of checkpoints, it reads the number of batches only, without Keras.
 """
 
 import csv
@@ -18,58 +18,68 @@ from numpy.typing import NDArray
 from training.errors import RecordError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) to `path`, whole or not at all, also after a power cut. Raises OSError."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` atomically, even in a power cut.
+
+    Text is written as UTF-8. Raises OSError.
+    """
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    partial.replace(path)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write `record` to `path` as indented JSON, whole or not at all. Raises OSError."""
-    write_whole(path, json.dumps(record, indent=2) + "\n")
+    """Write `record` to `path` as indented JSON, atomically. Raises OSError."""
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return what `write_record` wrote to `path`. Raises RecordError if it is missing, damaged or something else."""
+    """Return the JSON object in `path`.
+
+    Raises RecordError if it is missing or damaged.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}.") from error
+        raise RecordError(f"{path} cannot be read ({error}); restore it from a backup.") from error
     if not isinstance(record, dict):
-        raise RecordError(f"{path} cannot be read: it holds no JSON object.")
+        raise RecordError(f"{path} has no JSON object; restore it from a backup.")
     return record
 
 
 def read_batches_done(checkpoint: Path) -> int:
-    """Return the number of batches before `checkpoint`, 0 if there is no such file. Raises RecordError if damaged."""
+    """Return the number of batches done at `checkpoint`, 0 without a file.
+
+    Raises RecordError if the file is damaged.
+    """
     if not checkpoint.exists():
         return 0
     try:
         with checkpoint.open("rb") as stream, np.load(stream) as file:
             return int(file["step"])
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise RecordError(f"{checkpoint} cannot be read: {error}.") from error
+        raise RecordError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error
 
 
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of the CSV file `path`, all of one length; empty if there is no file or no whole row.
+    """Return the columns of the CSV file `path`, all of equal length.
 
-    A row that is not all finite numbers is left out: a full disk tears the last one.
+    Without a file or a complete row, it returns an empty dictionary. Rows with anything but finite numbers are dropped,
+    because a full disk truncates the last row.
     """
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         names, *rows = [*csv.reader(file)] or [[]]
-    numbers = [[_number(text) for text in row] for row in rows if len(row) == len(names)]
-    whole = np.array([row for row in numbers if all(map(math.isfinite, row))], np.float64)
-    return dict(zip(names, whole.T, strict=True)) if len(whole) else {}
+    numbers = [[_parse_number(text) for text in row] for row in rows if len(row) == len(names)]
+    complete = np.array([row for row in numbers if all(map(math.isfinite, row))], np.float64)
+    return dict(zip(names, complete.T, strict=True)) if len(complete) else {}
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:

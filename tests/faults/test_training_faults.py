@@ -67,7 +67,7 @@ def check_one_sentence(process: subprocess.Popen, reason: str) -> None:
     assert process.returncode == 2, output
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("python -m training fit: "), output
-    assert output.splitlines()[-1].endswith(f"{reason}."), output
+    assert reason in output.splitlines()[-1], output
 
 
 @pytest.mark.chaos

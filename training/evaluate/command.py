@@ -45,7 +45,7 @@ def evaluate(
     out: Path,
     count: int = 1900,
     checkpoint: str = "best",
-    judges: str = "efficientnet-lite0",
+    networks: str = "efficientnet-lite0",
     weights: Path | None = None,
     licence: str | None = None,
     attribution: str | None = None,
@@ -67,7 +67,7 @@ def evaluate(
     """
     check_output_folder(out)
     painter = open_painter(model, checkpoint)
-    extract, *others = build_judges(judges, weights, image_size=painter.image_size)
+    extract, *others = build_judges(networks, weights, image_size=painter.image_size)
     photos = load_photos(
         photos_folder, painter.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from training.evaluate.charts import Curves, Numbers, histogram_chart, kid_chart, line_chart
 from training.evaluate.results import SMALL, Evaluation
-from training.records import write_whole
+from training.records import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 LARGEST_LOSSLESS = 128  # pixels a side: 180 photos of 256 would be 22 MB instead of 5, on a page to be mailed
@@ -89,7 +89,7 @@ def write_report(path: Path, report: Report) -> None:
         opinions=line_chart(report.losses, {"d_real": "of photos", "d_generated": "of generated pictures"}, highest=1),
         made_on=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    write_whole(path, page.encode("utf-8", "backslashreplace").decode())  # names may hold bytes that are not UTF-8
+    write_atomically(path, page.encode("utf-8", "backslashreplace").decode())  # names may hold bytes that are not UTF-8
 
 
 def readable(value: object) -> str:

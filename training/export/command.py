@@ -18,7 +18,7 @@ from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.sampling import generate_images
-from training.records import write_record, write_whole
+from training.records import write_atomically, write_record
 
 MAX_BATCH_SIZE = CHUNK_ROWS
 ALLOWED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # what TensorFlow Serving pads batches to; the last must be the maximum
@@ -68,7 +68,7 @@ def export(
                 checks=checks,
                 faults=faults,
             )
-            write_whole(folder / "config.json", generator.config.to_json())
+            write_atomically(folder / "config.json", generator.config.to_json())
             # Without the folder: where somebody keeps photos is nobody's business.
             photos = {name: value for name, value in record.photos.items() if name != "folder"}
             write_record(folder / "photos.json", {**photos, "batch": record.steps})
@@ -87,7 +87,7 @@ def write_digests(folder: Path) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
-    write_whole(folder / "SHA256SUMS", "".join(lines))
+    write_atomically(folder / "SHA256SUMS", "".join(lines))
 
 
 def paint_faults(generator: TrainedGenerator, faults: Sequence[Fault], folder: Path) -> None:

@@ -14,7 +14,7 @@ import keras
 from training.config import TrainingConfig
 from training.errors import ExportError
 from training.evaluate.results import Evaluation, read_evaluation
-from training.fit.callbacks import Measurement, read_measurements
+from training.fit.measurements import Measurement, read_measurements
 from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import read_record

@@ -1,6 +1,9 @@
-"""A run from the command line: what is not given is chosen from photos and machine, said, and kept for resuming."""
+"""The command `fit`: start or resume a run.
 
-from collections.abc import Mapping
+A new run chooses its missing settings from photos and machine. A resumed run takes them from its config.json.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,147 +23,181 @@ from training.data.decoding import MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
 from training.fit.plan import (
+    Machine,
     Plan,
-    StepSeconds,
+    StepTimes,
     choose_discriminator,
+    choose_image_size,
     choose_length,
     choose_networks,
-    choose_pictures,
     choose_refinement,
     expected_kid,
-    in_words,
+    format_duration,
 )
 from training.records import read_batches_done
 
-WORTH_MEASURING = 100  # batches; fewer are done about as soon as they are measured
+MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
 
 
-def begin_or_resume(
-    photos_folder: Path, run: Path, given: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None = None
+def fit(
+    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None = None
 ) -> bool:
-    """Train as `given` says, and for the rest as the run began or, in a new one, as photos and machine suggest.
+    """Train until all batches are done; return whether they are.
 
-    What can be refused without Keras is, before the 4 s that its import takes.
-
-    Return whether all batches are done, or whether it is a `dry_run`, which tells the plan and writes nothing.
+    A signal can stop training before. `flags` are the settings from the command line. A `dry_run` prints the plan,
+    writes no file and returns True. All checks that do not need Keras come before its import, which takes 4 s.
 
     Raises:
-        TrainingError: it cannot begin or go on; a new run has written no file then.
+        TrainingError: the run cannot start or resume. A new run has written no file.
     """
     check_output_folder(run)
     check_run_outside_photos(photos_folder, run)
-    config_file = run / "config.json"
-    if config_file.exists():
-        begun = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
-        config = replace(begun, **given)
-        config.refuse_to_continue(begun)
-        done = read_batches_done(run / "checkpoint.npz")
-        if config.steps < done < begun.steps:
-            raise ConfigError(
-                f"--steps is {config.steps}: allowed is {done} or more, as {run} is at batch {done} of {begun.steps}."
-            )
-        if config.steps < done:  # as the command of before the run was extended says
-            print(f"{config.steps:,} batches are done already: {run} has {done:,}, and keeps them.")
-            config = replace(config, steps=done)
-        print(f"{run} is at batch {done:,} of {config.steps:,}: what no flag says is as in its config.json.")
-        if dry_run:
-            return True
-        photos = load_run_photos(photos_folder, run, config)
-        split = split_run_photos(photos, run, config)
-        import_backend()
-        from training.fit.run import train
+    command = resume_run if (run / "config.json").exists() else start_run
+    return command(photos_folder, run, flags, dry_run=dry_run, grow_from=grow_from)
 
-        return finish(train(photos, split, run, config, grow_from), run, config)
 
-    source = None if grow_from is None else read_source(grow_from, given)
-    plan = Plan(given if source is None else {"latent_dim": source.latent_dim, **given})
-    grown_from_size = source.image_size if source else None
-    sides = measure_photos(photos_folder, given.get("image_size", IMAGE_SIZES[0]))
-    if len(sides) < MIN_PHOTOS:
-        if not dry_run:
-            load_run_photos(photos_folder, run, plan.config)  # which says what became of each, too
-        check_photo_count(len(sides), photos_folder)
-    import_backend()
-    from training.fit.machine import look_at_machine
-    from training.fit.run import enable_determinism, train
-    from training.model.replicas import count_replicas
-
-    machine = look_at_machine()
-    plan = plan.plus(*choose_pictures(sides, machine, grown_from_size))
-    plan = plan.plus(*choose_discriminator(plan.config.discriminator))
-    if plan.config.discriminator == "projected":
-        require_feature_weights()
-    if dry_run:
-        usable = sum(side * MAX_ENLARGEMENT >= plan.config.image_size for side in sides)
-        check_photo_count(usable, photos_folder)
-        print(f"{usable:,} photos in {photos_folder} look usable")
-    else:
-        photos = load_run_photos(photos_folder, run, plan.config)
-        usable = len(photos.pixels)
-    held_out = round(plan.config.holdout_fraction * usable)
-    plan = plan.plus(*choose_networks(usable - held_out, plan.config.image_size, machine))
-    check_batch_size(usable - held_out, held_out, plan.config.batch_size)
-    enable_determinism(plan.config)
-    step_s, estimate = None, "The line that begins with `fit:` tells how long it takes."
-    # Workers that measured would measure, and choose, each otherwise.
-    if count_replicas() == 1 and (dry_run or given.get("steps", WORTH_MEASURING) >= WORTH_MEASURING):
-        print("Measuring how long a batch takes here ...", flush=True)
-        step_s = measure_steps(plan.config)
-    plan = plan.plus(choose_length(usable - held_out, plan.config, step_s, machine, grown=source is not None))
-    plan = plan.plus(*choose_refinement(plan.config, grown_from_size))
-    if step_s:
-        seconds = step_s.of_run(plan.config.steps, plan.config.first_refining_step)
-        estimate = (
-            f"This takes about {in_words(seconds)}. Photos of single apples came to a KID x1000 of about "
-            f"{expected_kid(plan.config):.0f} in so many batches (0 is as good as photos); varied photos end higher."
+def resume_run(
+    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
+) -> bool:
+    """Resume `run` with the settings of its config.json and `flags`; see `fit`."""
+    previous = TrainingConfig.from_json((run / "config.json").read_text(encoding="utf-8"))
+    config = replace(previous, **flags)
+    config.check_resumable(previous)
+    done = read_batches_done(run / "checkpoint.npz")
+    if config.steps < done < previous.steps:
+        raise ConfigError(
+            f"--steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
         )
-    print(f"settings for {machine}")
-    print(plan.table())
-    print(estimate, flush=True)
+    if config.steps < done:  # the run was extended after this command was first used
+        print(f"{run} has {done:,} batches already, more than --steps {config.steps:,}, and keeps them.")
+        config = replace(config, steps=done)
+    print(f"{run} is at batch {done:,} of {config.steps:,}. Settings without a flag come from its config.json.")
     if dry_run:
         return True
+    photos = load_run_photos(photos_folder, run, config)
+    split = split_run_photos(photos, run, config)
+    import_backend()
+    from training.fit.run import train
+
+    return report_end(train(photos, split, run, config, grow_from), run, config)
+
+
+def start_run(
+    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
+) -> bool:
+    """Plan and start a new run; see `fit`."""
+    source = None if grow_from is None else read_source(grow_from, flags)
+    source_size = source.image_size if source else None
+    plan = Plan(flags if source is None else {"latent_dim": source.latent_dim, **flags})
+    sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
+    if len(sides) < MIN_PHOTOS and not dry_run:
+        load_run_photos(photos_folder, run, plan.config)  # prints the skipped files before it raises
+    check_photo_count(len(sides), photos_folder)
+    import_backend()
+    from training.fit.machine import detect_machine
+    from training.fit.run import enable_determinism, train
+
+    machine = detect_machine()
+    plan = plan.with_choices(*choose_image_size(sides, machine, source_size))
+    plan = plan.with_choices(*choose_discriminator(plan.config.discriminator))
+    check_feature_weights(plan.config)
+    photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
+    usable = len(photos.pixels) if photos else count_usable(sides, plan.config.image_size, photos_folder)
+    held_out = round(plan.config.holdout_fraction * usable)
+    training = usable - held_out
+    plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine))
+    check_batch_size(training, held_out, plan.config.batch_size)
+    enable_determinism(plan.config)
+    step_times = measure_steps(plan.config, flags, dry_run=dry_run)
+    plan = plan.with_choices(choose_length(training, plan.config, step_times, machine, grown=source is not None))
+    plan = plan.with_choices(*choose_refinement(plan.config, source_size))
+    print_plan(plan, machine, step_times)
+    if photos is None:
+        return True
     split = split_run_photos(photos, run, plan.config)
-    return finish(train(photos, split, run, plan.config, grow_from), run, plan.config)
+    return report_end(train(photos, split, run, plan.config, grow_from), run, plan.config)
 
 
-def read_source(run: Path, given: Mapping[str, Any]) -> TrainingConfig:
-    """Return the configuration of the run to grow from. Raises ConfigError if no size can grow from it."""
+def read_source(run: Path, flags: Mapping[str, Any]) -> TrainingConfig:
+    """Return the configuration of the run to grow from.
+
+    Raises ConfigError if it has no checkpoint or does not fit `flags`.
+    """
     config_file = run / "config.json"
     for file in (config_file, run / "checkpoint.npz"):
         if not file.is_file():
-            raise ConfigError(f"--grow-from {run} has no {file.name}: name the --out folder of a `fit` that has ended.")
+            raise ConfigError(f"--grow-from {run} has no {file.name}; set it to the --out folder of a finished `fit`.")
     source = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
-    size = given.get("image_size", source.image_size)
+    size = flags.get("image_size", source.image_size)
     if size < source.image_size:
-        raise ConfigError(f"--size {size} is smaller than the {source.image_size} px of {run}: choose that or more.")
-    if given.get("latent_dim", source.latent_dim) != source.latent_dim:
-        raise ConfigError(f"--latent-dim must be that of {run}, {source.latent_dim}.")
+        raise ConfigError(
+            f"--size {size} is smaller than the {source.image_size} px of {run}; set it to {source.image_size} or more."
+        )
+    latent_dim = flags.get("latent_dim", source.latent_dim)
+    if latent_dim != source.latent_dim:
+        raise ConfigError(f"--latent-dim is {latent_dim}, but {run} has {source.latent_dim}; set it to that.")
     return source
 
 
-def require_feature_weights() -> None:
-    """Raise FeatureWeightsMissing if the projected discriminator's weights are not installed."""
+def check_feature_weights(config: TrainingConfig) -> None:
+    """Raise FeatureWeightsMissing if the projected discriminator lacks its weights."""
+    if config.discriminator != "projected":
+        return
     from training.model.backbone import load_weights
 
     try:
         load_weights("lite1")
     except FeatureWeightsMissing as error:
-        raise FeatureWeightsMissing(f"{error}; or train without it: --discriminator plain") from error
+        raise FeatureWeightsMissing(f"{error}, or train without it by --discriminator plain.") from error
 
 
-def measure_steps(config: TrainingConfig) -> StepSeconds:
-    """Return how long a batch takes in either stage of `config`."""
+def count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> int:
+    """Print and return the number of photos of sufficient size.
+
+    Raises TrainingError if they are too few.
+    """
+    usable = sum(side * MAX_ENLARGEMENT >= image_size for side in sides)
+    check_photo_count(usable, photos_folder)
+    print(f"{usable:,} photos in {photos_folder} appear usable")
+    return usable
+
+
+def measure_steps(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool) -> StepTimes | None:
+    """Return the seconds of a batch in either stage, or None.
+
+    It returns None for short runs, and for several workers, because their measurements could differ.
+    """
     from training.fit.machine import measure_step_s
+    from training.model.replicas import count_replicas
 
+    is_short = not dry_run and flags.get("steps", MIN_MEASURED_STEPS) < MIN_MEASURED_STEPS
+    if is_short or count_replicas() > 1:
+        return None
+    print("Measuring the time of a batch ...", flush=True)
     first = measure_step_s(config)
     plain = config.discriminator == "plain"
-    return StepSeconds(first, first if plain else measure_step_s(config, refining=True))
+    return StepTimes(first, first if plain else measure_step_s(config, refining=True))
 
 
-def finish(done: int, run: Path, config: TrainingConfig) -> bool:
-    """Say what to do next, if all batches are done; return whether they are."""
+def print_plan(plan: Plan, machine: Machine, step_times: StepTimes | None) -> None:
+    """Print choices with their reasons, duration and expected KID."""
+    print(f"settings for {machine}")
+    print(plan.format_table())
+    if step_times is None:
+        print("The progress line `fit:` shows the remaining time.", flush=True)
+        return
+    seconds = step_times.run_seconds(plan.config.steps, plan.config.first_refining_step)
+    print(
+        f"This takes about {format_duration(seconds)}. Photos of single apples reach a KID x1000 of about "
+        f"{expected_kid(plan.config):.0f} (0 is as good as photos); more varied photos end higher.",
+        flush=True,
+    )
+
+
+def report_end(done: int, run: Path, config: TrainingConfig) -> bool:
+    """Return whether all batches are done; if so, print the next command."""
     if done < config.steps:
         return False
-    print(f"All {done:,} batches are done. Look at {run / 'progress.gif'} and {run / 'losses.png'}, then")
+    print(f"All {done:,} batches are done. Check {run / 'progress.gif'} and {run / 'losses.png'}, then export:")
     print(f"  python -m training export {run} --to models/{run.name}")
     return True

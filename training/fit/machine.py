@@ -1,4 +1,4 @@
-"""What this machine has, and how long it takes for a batch."""
+"""The machine's devices and memory, and the time of a batch."""
 
 import itertools
 import os
@@ -16,12 +16,12 @@ from training.fit.plan import Machine
 from training.model.gan import build_gan
 from training.model.replicas import distribute_batches
 
-WARM_UP_STEPS = 2  # the first compiles, the second still allocates
+WARM_UP_STEPS = 2  # the first step compiles, the second still allocates
 TIMED_S, MIN_TIMED_STEPS = 2.0, 3
 
 
-def look_at_machine() -> Machine:
-    """Return what Keras's backend can use here."""
+def detect_machine() -> Machine:
+    """Return the devices and memory that the Keras backend can use."""
     backend, gpu = keras.backend.backend(), None
     if backend == "jax":
         import jax
@@ -31,13 +31,13 @@ def look_at_machine() -> Machine:
     else:
         import tensorflow as tf
 
-        for device in tf.config.list_physical_devices("GPU")[:1]:  # lists without starting the device
+        for device in tf.config.list_physical_devices("GPU")[:1]:  # this does not start the device
             gpu = tf.config.experimental.get_device_details(device).get("device_name", "GPU")
     return Machine(backend, gpu, len(os.sched_getaffinity(0)), _memory_bytes() // 2**20)
 
 
 def _memory_bytes() -> int:
-    """Return the machine's memory, or what a container leaves of it."""
+    """Return the machine's memory, or the limit of its container."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
@@ -45,15 +45,15 @@ def _memory_bytes() -> int:
 
 
 def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
-    """Return the median seconds of a batch in a stage of `config`, over about TIMED_S after compilation.
+    """Return the median seconds of a batch in a stage of `config`.
 
-    The pictures are blank: arithmetic takes the same time. Nothing that follows depends on it: building a GAN seeds
-    everything anew.
+    It measures for about TIMED_S after compilation. Its images are blank, which takes the same time. It does not affect
+    later results, because `build_gan` sets all seeds.
     """
     pixels = np.full((config.batch_size, config.image_size, config.image_size, 3), 255, np.uint8)
     latents = np.zeros((config.batch_size, config.latent_dim), np.float32)
 
-    def blank_batches() -> Iterator[Any]:  # Keras takes generators, not other iterators
+    def blank_batches() -> Iterator[Any]:  # Keras accepts generators, but no other iterators
         while True:
             yield pixels, latents
 
@@ -66,7 +66,7 @@ def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
 
 
 class _Stopwatch(keras.callbacks.Callback):
-    """The end of every batch after the warm-up; stops the training when there are enough."""
+    """Records the end of every batch after the warm-up, then stops training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,5 +76,5 @@ class _Stopwatch(keras.callbacks.Callback):
         if batch + 1 < WARM_UP_STEPS:
             return
         self.ends_s.append(time.perf_counter())
-        timed = len(self.ends_s) > MIN_TIMED_STEPS and self.ends_s[-1] - self.ends_s[0] > TIMED_S
-        self.model.stop_training = timed
+        is_done = len(self.ends_s) > MIN_TIMED_STEPS and self.ends_s[-1] - self.ends_s[0] > TIMED_S
+        self.model.stop_training = is_done

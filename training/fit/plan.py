@@ -1,4 +1,4 @@
-"""What a run is told where its user says nothing: chosen from photos and machine by rules, each with its reason."""
+"""The plan of a run: settings chosen from photos and machine."""
 
 from __future__ import annotations
 
@@ -9,52 +9,51 @@ from typing import Any
 
 import numpy as np
 
-from training.config import IMAGE_SIZES, PLAIN, TrainingConfig
+from training.config import IMAGE_SIZES, PLAIN_SETTINGS, TrainingConfig
 
-CHOSEN = (
+CHOSEN_FIELDS = (
     "image_size",
     "memory_limit_mib",
     "discriminator",
-    *PLAIN,
+    *PLAIN_SETTINGS,
     "preset",
     "batch_size",
     "jit_compile",
     "steps",
     "refine_from",
     "refining_learning_rate",
-)  # in this order
+)  # in the order of the choices
 
-# On a CPU 128 px cost 2 to 4 times as much a picture as 64, and 256 px 10 times; a GPU is that much faster.
-LARGEST_SIZE = {"cpu": 64, "gpu": 128}
+# On a CPU an image of 128 px costs 2 to 4 times one of 64 px, and 256 px 10 times; a GPU is that much faster.
+MAX_IMAGE_SIZE = {"cpu": 64, "gpu": 128}
 
-# Images the generator learns from in all, least and most: with fewer there is nothing to look at yet, beyond it KID
-# stands still. Few photos are learnt by heart by more passes.
-IMAGES = {"cpu": (96_000, 192_000), "gpu": (200_000, 1_000_000)}
-PASSES = 32  # over the photos, between those two
-PLAIN_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
-PLAIN_PASSES = 300
-REFINED = 5 / 12  # of a run, in images: 80,000 of 192,000
-GROWN = 1 / 2  # of the images of a run from scratch
+# Fewest and most training images: with fewer, nothing is recognisable yet; with more, KID no longer falls.
+TRAINING_IMAGES = {"cpu": (96_000, 192_000), "gpu": (200_000, 1_000_000)}
+EPOCHS = 32  # between those limits; more epochs memorise the photos
+PLAIN_TRAINING_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
+PLAIN_EPOCHS = 300
+REFINING_SHARE = 5 / 12  # of the images of a run: 80,000 of 192,000
+GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
 
-# KID x1000 by the images learnt from, measured with 7,180 photos of apples on white at 64 px (LOG.md, 2026-11-28).
+# Training images and KID x1000, measured with 7,180 photos of apples on white at 64 px (LOG.md, 2026-11-28).
 EXPECTED_KID = ((16_000, 15.1), (48_000, 9.3), (168_000, 3.6), (208_000, 3.0))
 EXPECTED_KID_PLAIN = ((60_000, 137.0), (120_000, 65.0), (312_000, 23.6))
 
-MAX_HOURS = 10  # a night: who wants to wait longer says so by --steps
+MAX_HOURS = 10  # one night; --steps overrides it
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to compute with."""
+    """The devices and memory of a machine."""
 
-    backend: str  # Keras's: tensorflow or jax
-    gpu: str | None  # its name
+    backend: str  # of Keras: tensorflow or jax
+    gpu: str | None  # name of the first GPU
     cores: int
     memory_mib: int
 
     @property
     def kind(self) -> str:
-        """The key of the tables above, and the preset: cpu or gpu."""
+        """The preset, and the key of the tables above: cpu or gpu."""
         return "gpu" if self.gpu else "cpu"
 
     def __str__(self) -> str:
@@ -63,7 +62,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """A field of the configuration, its value, and why, in a few words."""
+    """A field of the configuration, its value and the reason."""
 
     name: str
     value: Any
@@ -72,39 +71,41 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Choices so far; what is `given` is never overridden."""
+    """The choices for a run; `flags` of the command line override them."""
 
-    given: Mapping[str, Any]
+    flags: Mapping[str, Any]
     choices: tuple[Choice, ...] = ()
 
-    def plus(self, *choices: Choice) -> Plan:
-        """Return the plan with `choices`, each with the given value where there is one."""
-        settled = (Choice(c.name, self.given[c.name], "as given") if c.name in self.given else c for c in choices)
-        return Plan(self.given, (*self.choices, *settled))
+    def with_choices(self, *choices: Choice) -> Plan:
+        """Return the plan extended by `choices`, with the values of flags."""
+        flags = self.flags
+        final = (Choice(c.name, flags[c.name], "from the command line") if c.name in flags else c for c in choices)
+        return Plan(flags, (*self.choices, *final))
 
     @property
     def config(self) -> TrainingConfig:
-        """The configuration; what is neither given nor chosen has its default."""
-        return TrainingConfig(**{choice.name: choice.value for choice in self.choices} | dict(self.given))
+        """The configuration: flags, else choices, else defaults."""
+        return TrainingConfig(**{choice.name: choice.value for choice in self.choices} | dict(self.flags))
 
-    def table(self) -> str:
-        """Return one line for each choice, without a final newline."""
-        shown = [(c.name, f"{c.value:,}" if type(c.value) is int else str(c.value), c.reason) for c in self.choices]
-        label, value = (max(len(row[column]) for row in shown) for column in (0, 1))
-        return "\n".join(f"  {a:<{label}}  {b:<{value}}  {c}" for a, b, c in shown)
+    def format_table(self) -> str:
+        """Return one line per choice, without a final newline."""
+        rows = [(c.name, f"{c.value:,}" if type(c.value) is int else str(c.value), c.reason) for c in self.choices]
+        name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+        return "\n".join(f"  {name:<{name_width}}  {value:<{value_width}}  {reason}" for name, value, reason in rows)
 
 
-def choose_pictures(
-    sides: Sequence[int], machine: Machine, grown_from_size: int | None = None
-) -> tuple[Choice, Choice]:
-    """Choose size and place of the pictures for photos whose shorter sides are `sides`, in pixels."""
-    typical, largest = int(statistics.median(sides)), LARGEST_SIZE[machine.kind]
-    size = max((s for s in IMAGE_SIZES if s <= min(typical, largest)), default=IMAGE_SIZES[0])
-    reason = f"photos are {typical} px typically"
-    if grown_from_size is not None:
-        size, reason = min(2 * grown_from_size, IMAGE_SIZES[-1]), f"twice the {grown_from_size} px that it grows from"
-    elif typical >= 2 * largest:
-        reason += f"; a {machine.kind.upper()} is quick enough for {largest}"
+def choose_image_size(sides: Sequence[int], machine: Machine, source_size: int | None = None) -> tuple[Choice, Choice]:
+    """Choose the image size, and the memory for photos.
+
+    `sides` are the shorter sides of the photos, in pixels. `source_size` is the image size of the run to grow from.
+    """
+    median, largest = int(statistics.median(sides)), MAX_IMAGE_SIZE[machine.kind]
+    size = max((s for s in IMAGE_SIZES if s <= min(median, largest)), default=IMAGE_SIZES[0])
+    reason = f"the median photo has {median} px"
+    if source_size is not None:
+        size, reason = min(2 * source_size, IMAGE_SIZES[-1]), f"twice the {source_size} px of the source run"
+    elif median >= 2 * largest:
+        reason += f"; a {machine.kind.upper()} is fast enough for {largest} px"
     memory = min(2048, machine.memory_mib // 8)
     return (
         Choice("image_size", size, reason),
@@ -113,31 +114,31 @@ def choose_pictures(
 
 
 def choose_discriminator(name: str) -> tuple[Choice, ...]:
-    """Return the choices that the discriminator `name` brings with it."""
+    """Return the discriminator `name` and the settings that depend on it."""
     if name == "plain":
         return (
-            Choice("discriminator", name, "learns from the photos alone, as in 2017"),
-            *(Choice(field, value, "suits a plain discriminator") for field, value in PLAIN.items()),
+            Choice("discriminator", name, "learns from the photos alone"),
+            *(Choice(field, value, "for a plain discriminator") for field, value in PLAIN_SETTINGS.items()),
         )
-    return (Choice("discriminator", name, "ImageNet features: 10 times faster than a plain one"),)
+    return (Choice("discriminator", name, "ImageNet features: 10 times faster than the plain one"),)
 
 
 def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Choice, Choice, Choice]:
-    """Choose networks, batch and compiler for so many photos of `image_size` pixels.
+    """Choose networks, batch size and compiler for `photos` photos.
 
-    The compiler goes by rule, though it could be measured: the same command must give the same losses, and a busy
-    moment would decide otherwise now and then.
+    The compiler follows a rule, not a measurement: on a busy machine a measurement could vary, but equal commands must
+    give equal losses.
     """
     if machine.gpu:
-        preset = Choice("preset", "gpu", "a GPU carries wide networks")
+        preset = Choice("preset", "gpu", "a GPU can train wide networks")
         batch_size, reason = (64, "keeps a GPU busy") if image_size <= 128 else (32, "fits a GPU's memory")
     else:
-        preset = Choice("preset", "cpu", "wide networks would need a GPU")
-        batch_size, reason = (16, "learns most per picture") if machine.cores < 8 else (32, "keeps the cores busy")
+        preset = Choice("preset", "cpu", "wide networks need a GPU")
+        batch_size, reason = (16, "learns most per image") if machine.cores < 8 else (32, "keeps the cores busy")
     if 2 * batch_size > photos:
         while 2 * batch_size > photos:
             batch_size //= 2
-        reason = f"two to a pass over {photos} photos"
+        reason = f"two batches per epoch of {photos} photos"
     if machine.backend == "tensorflow" and machine.gpu is None:
         compiler = Choice("jit_compile", False, "TensorFlow's own CPU kernels are faster than XLA's")
     else:
@@ -146,64 +147,77 @@ def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Cho
 
 
 @dataclass(frozen=True)
-class StepSeconds:
-    """How long a batch takes in either stage, in seconds."""
+class StepTimes:
+    """The seconds of a batch in either stage."""
 
     first: float
     refining: float
 
-    def of_run(self, steps: float, first: float) -> float:
-        """Return the seconds of `steps` batches, `first` of them in the first stage."""
-        return first * self.first + (steps - first) * self.refining
+    def run_seconds(self, steps: float, first_stage_steps: float) -> float:
+        """Return the seconds of `steps` batches.
+
+        `first_stage_steps` of them are in the first stage.
+        """
+        return first_stage_steps * self.first + (steps - first_stage_steps) * self.refining
 
 
 def choose_length(
-    photos: int, config: TrainingConfig, step_s: StepSeconds | None, machine: Machine, *, grown: bool
+    photos: int, config: TrainingConfig, step_times: StepTimes | None, machine: Machine, *, grown: bool
 ) -> Choice:
-    """Choose the number of batches for so many photos; `grown` says that another run did the first stage.
+    """Choose the number of batches for `photos` photos.
 
-    `step_s` is None where it was not measured.
+    `grown` means that another run did the first stage. `step_times` is None if not measured.
     """
     plain = config.discriminator == "plain"
-    least, most = (PLAIN_IMAGES if plain else IMAGES)[machine.kind]
-    images = min(max((PLAIN_PASSES if plain else PASSES) * photos, least), most)
+    low, high = (PLAIN_TRAINING_IMAGES if plain else TRAINING_IMAGES)[machine.kind]
+    images = min(max((PLAIN_EPOCHS if plain else EPOCHS) * photos, low), high)
     if grown:
-        images = round(images * GROWN)
+        images = round(images * GROWN_SHARE)
     affordable = float(images)
-    if step_s:
-        affordable = MAX_HOURS * 3600 / step_s.of_run(1.0, first_stage(plain=plain, grown=grown)) * config.batch_size
+    if step_times:
+        step_s = step_times.run_seconds(1.0, first_stage_share(plain=plain, grown=grown))
+        affordable = MAX_HOURS * 3600 / step_s * config.batch_size
     if affordable < images:
-        reason = f"what {MAX_HOURS} hours allow; {images:,} images would be better"
+        reason = f"the most in {MAX_HOURS} hours; {images:,} images would be better"
     else:
-        reason = f"{images:,} images, {images / photos:.0f} passes over the photos"
+        reason = f"{images:,} images, {images / photos:.0f} epochs of the photos"
     return Choice("steps", max(1, round(min(images, affordable) / config.batch_size)), reason)
 
 
-def first_stage(*, plain: bool, grown: bool) -> float:
-    """Return the first stage's share of a run."""
-    return 1.0 if plain else 0.0 if grown else 1.0 - REFINED
+def first_stage_share(*, plain: bool, grown: bool) -> float:
+    """Return the share of a run's batches in the first stage."""
+    return 1.0 if plain else 0.0 if grown else 1.0 - REFINING_SHARE
 
 
-def choose_refinement(config: TrainingConfig, grown_from_size: int | None) -> tuple[Choice, ...]:
-    """Choose where a run of `config.steps` begins to refine, and how fast; a grown one refines from its start."""
+def choose_refinement(config: TrainingConfig, source_size: int | None) -> tuple[Choice, ...]:
+    """Choose start and learning rate of the refining stage.
+
+    A grown run refines from its start.
+    """
     if config.discriminator == "plain":
         return ()
-    if grown_from_size is None:
-        return (Choice("refine_from", round(config.steps * (1.0 - REFINED)), "the rest looks closer, at 128 px"),)
-    start = Choice("refine_from", 0, "the run it grows from did the first stage")
-    if grown_from_size == config.image_size:
+    if source_size is None:
+        return (
+            Choice(
+                "refine_from",
+                round(config.steps * (1.0 - REFINING_SHARE)),
+                "the last batches refine, at 128 px or more",
+            ),
+        )
+    start = Choice("refine_from", 0, "the source run did the first stage")
+    if source_size == config.image_size:
         return (start,)
-    return (start, Choice("refining_learning_rate", config.learning_rate, "new layers begin at random"))
+    return (start, Choice("refining_learning_rate", config.learning_rate, "new layers start from random weights"))
 
 
 def expected_kid(config: TrainingConfig) -> float:
-    """Return the KID x1000 that a run of this length reached with photos of apples at 64 px."""
+    """Return the KID x1000 to expect, for apples at 64 px."""
     images, kids = zip(*(EXPECTED_KID_PLAIN if config.discriminator == "plain" else EXPECTED_KID), strict=True)
     return float(np.exp(np.interp(np.log(config.steps * config.batch_size), np.log(images), np.log(kids))))
 
 
-def in_words(seconds: float) -> str:
-    """Return a duration as one would say it: a second, 40 seconds, 12 minutes, 3.5 hours."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in words: 40 seconds, 12 minutes, 3.5 hours."""
     if seconds < 1.5:
         return "a second"
     if seconds < 90:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.records import read_curves, write_whole
+from training.records import read_curves, write_atomically
 
 LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
@@ -67,7 +67,7 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
     durations_ms = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
-    write_whole(to, file.getvalue())
+    write_atomically(to, file.getvalue())
 
 
 def choose_frames(grids: list[tuple[int, Path]], keep: Collection[int]) -> list[tuple[int, Path]]:

@@ -1,4 +1,4 @@
-"""What the augmentation does to photos: a sheet to look at before a training of hours."""
+"""A sheet of augmented photos, to check before training for hours."""
 
 import io
 from pathlib import Path
@@ -14,45 +14,51 @@ from training.data.photos import sample_photos
 from training.errors import TrainingError
 from training.model.gan import augment_images
 from training.model.sampling import image_grid
-from training.records import write_whole
+from training.records import write_atomically
 
 PHOTOS, VERSIONS = 8, 7
-FRAME = 225  # grey of the line around each picture: photos on white would run into each other
+BORDER_GREY = 225  # of the line around each image, which separates photos with a white background
 LABEL_HEIGHT, LABEL_SIZE, GAP = 20, 12, 8  # pixels
 
 
 def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
-    """Write the PNG `to`: up to PHOTOS photos, and right of each VERSIONS of it as the discriminator would see them.
+    """Write the PNG `to`: some photos, and augmented versions of each.
 
-    `config.seed` chooses the photos and what happens to them. Returns the number of photos shown.
+    `config.seed` chooses up to PHOTOS photos and the augmentation of their VERSIONS. Returns the number of photos.
 
     Raises:
-        TrainingError: the folder is missing or holds no usable photo, or `to` is no place for a sheet.
+        TrainingError: the photo folder has no usable photo, or `to` is not usable.
     """
     if to.suffix.lower() != ".png":
-        raise TrainingError(f"--out is {str(to)!r}: allowed is the name of a PNG file, such as preview.png.")
+        raise TrainingError(f"--out is {str(to)!r}, not a PNG file; set it to a name such as preview.png.")
     if to.resolve().is_relative_to(photos_folder.resolve()):
-        raise TrainingError(f"--out {to} lies inside --photos {photos_folder}: the sheet would become a photo.")
+        raise TrainingError(
+            f"--out {to} is inside --photos {photos_folder}, so the sheet would become a photo; "
+            "set --out to a file elsewhere."
+        )
     photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
-    seen = augment_images(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
-    versions = ((ops.convert_to_numpy(seen) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
+    augmented = augment_images(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
+    versions = ((ops.convert_to_numpy(augmented) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     draw_sheet(photos, versions).save(file, "PNG")
     to.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(to, file.getvalue())
+    write_atomically(to, file.getvalue())
     return len(photos)
 
 
 def draw_sheet(photos: NDArray[np.uint8], versions: NDArray[np.uint8]) -> Image.Image:
-    """Return `photos` uint8[N, S, S, 3] in a column, and beside each its VERSIONS of `versions`, in order."""
+    """Return a sheet of `photos` uint8[N, S, S, 3], one per row.
+
+    To the right of each photo are its VERSIONS images of `versions`, in order.
+    """
     left, right = (
-        image_grid(np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=FRAME), columns)
-        for pictures, columns in ((photos, 1), (versions, VERSIONS))
+        image_grid(np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=BORDER_GREY), columns)
+        for images, columns in ((photos, 1), (versions, VERSIONS))
     )
     sheet = Image.new("RGB", (left.width + GAP + right.width, LABEL_HEIGHT + left.height), "white")
     draw = ImageDraw.Draw(sheet)
-    for part, x, label in ((left, 0, "photo"), (right, left.width + GAP, "as the discriminator sees it")):
+    for part, x, label in ((left, 0, "photo"), (right, left.width + GAP, "augmented for the discriminator")):
         sheet.paste(part, (x, LABEL_HEIGHT))
         draw.text((x + 1, 2), label, fill="black", font_size=LABEL_SIZE)
     return sheet

@@ -1,4 +1,4 @@
-"""Fit a GAN to a folder of photos, in a run folder that can be interrupted and resumed at any moment."""
+"""The training of a run, which can resume at any batch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,41 +19,67 @@ from training.data.photos import Photos
 from training.errors import FeatureWeightsMissing, TrainingError
 from training.evaluate.features import build_extractor, features_of_photos
 from training.evaluate.metrics import kernel_distance
-from training.fit.callbacks import Checkpoints, Grids, History, KeepBest, Progress, StopOnSignal
+from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
+from training.fit.measurements import KeepBest
 from training.fit.plots import draw_networks
 from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.projected import STATISTICS_PHOTOS
 from training.model.replicas import count_replicas, distribute_batches
-from training.records import read_batches_done, read_record, write_record, write_whole
+from training.records import read_batches_done, read_record, write_atomically, write_record
 
-KID_SUBSETS = 10  # a fifth of what `evaluate` takes, in a second: the same seeds and photos are compared each time
-BATCHES_AHEAD = 16  # of latents
+KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measurement uses the same seeds and photos
+LATENT_BATCHES = 16  # drawn together
+
+BuildKeepBest = Callable[[GAN, Checkpoints], list[KeepBest]]
 
 
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None = None) -> int:
-    """Train until `config.steps` batches are done, in all, and return the number done.
+    """Train until `config.steps` batches are done; return the number done.
 
-    `run` receives config.json, photos.json, history.csv, kid.csv, losses.png, grids/, drawings of the networks,
-    tensorboard/, checkpoint.npz and best.npz. Where `run` holds a checkpoint the training goes on from there; the
-    number returned is smaller than `config.steps` if a signal ended it early. A new run begins with the weights of
-    the generator of the run `grow_from`, as far as they fit.
+    It is smaller than `config.steps` if a signal stopped training. `run` receives config.json, photos.json,
+    history.csv, kid.csv, losses.png, grids/, drawings of the networks, tensorboard/, checkpoint.npz and best.npz.
+    Training resumes from a checkpoint in `run`. A new run may start from the generator weights of the run `grow_from`.
 
     Raises:
-        TrainingError: it cannot begin or go on; nothing in `run` is lost.
+        TrainingError: the run cannot start or resume; no file in `run` is lost.
     """
     replicas = count_replicas()
     if config.batch_size % replicas:
-        raise TrainingError(f"batch_size is {config.batch_size}: {replicas} replicas need a multiple of {replicas}.")
+        raise TrainingError(
+            f"batch_size is {config.batch_size}, which {replicas} replicas cannot share equally; "
+            f"set it to a multiple of {replicas}."
+        )
     print(split.describe())
     enable_determinism(config)
     run.mkdir(parents=True, exist_ok=True)
+    gan = prepare_gan(photos, split, run, config, grow_from)
+    build_keep_best, stop = prepare_keep_best(photos, split, run, config), StopOnSignal()
+    with stop.handle_signals():
+        done = train_stage(gan, photos, split, run, build_keep_best, stop)
+        if done == gan.last_step < config.steps and not stop.received:
+            print(f"Batch {done:,}: the refining stage starts with a new discriminator.", flush=True)
+            average = gan.ema_generator
+            gan = build_gan(config, refining=True)
+            gan.copy_generator_weights(average)
+            set_feature_statistics(gan, photos, split)
+            done = train_stage(gan, photos, split, run, build_keep_best, stop)
+    if done < config.steps:
+        cause = stop.received.name if stop.received else "The model"
+        print(f"{cause} stopped training at batch {done} of {config.steps}; rerun the same command to resume.")
+    return done
+
+
+def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None) -> GAN:
+    """Return the GAN of the run's checkpoint, or a new one.
+
+    It also writes config.json, photos.json and the drawings of the networks.
+    """
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
-        config.refuse_to_continue(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
-    done = read_batches_done(checkpoint)
-    gan = build_gan(config, refining=config.is_refining(done))
+        config.check_resumable(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
+    gan = build_gan(config, refining=config.is_refining(read_batches_done(checkpoint)))
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
     else:
@@ -61,100 +87,82 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
             source = load_generator(grow_from)
             gan.copy_generator_weights(source.network)
             write_record(run / "grown_from.json", describe_source(grow_from, source))
-        standardise(gan, photos, split)
+        set_feature_statistics(gan, photos, split)
     write_record(run / "photos.json", describe_photos(photos, split))
-    write_whole(config_file, config.to_json())
+    write_atomically(config_file, config.to_json())
     if not checkpoint.exists():
-        without_drawing = draw_networks([gan.generator], run)
-        if without_drawing:
-            print(without_drawing)
-
-    keep_best, stop = build_keep_best(photos, split, run, config), StopOnSignal()
-    with stop.listening():
-        done = continue_stage(gan, photos, split, run, keep_best, stop)
-        if done == gan.last_step < config.steps and not stop.received:
-            print(f"Batch {done:,}: a fresh discriminator looks closer from here on.", flush=True)
-            average = gan.ema_generator
-            gan = build_gan(config, refining=True)
-            gan.copy_generator_weights(average)
-            standardise(gan, photos, split)
-            done = continue_stage(gan, photos, split, run, keep_best, stop)
-    if done < config.steps:
-        name = stop.received.name if stop.received else "The model"
-        print(f"{name} stopped the training at batch {done} of {config.steps}; the same command goes on from there.")
-    return done
+        warning = draw_networks([gan.generator], run)
+        if warning:
+            print(warning)
+    return gan
 
 
 def describe_source(run: Path, source: TrainedGenerator) -> dict[str, Any]:
-    """Return what the model card will say of the run that another one grew from."""
+    """Return the content of grown_from.json for the source run `run`."""
     compute = read_record(run / "compute.json") if (run / "compute.json").exists() else {}
     return {"run": run.resolve().name, "batch": source.batch, **compute, "config": asdict(source.config)}
 
 
-def standardise(gan: GAN, photos: Photos, split: Split) -> None:
-    """Measure the projected discriminator's features on some of the photos trained on."""
+def set_feature_statistics(gan: GAN, photos: Photos, split: Split) -> None:
+    """Set the projected discriminator's feature statistics from training photos."""
     if gan.config.discriminator == "projected":
         rows = np.random.default_rng((gan.config.seed, 3)).permutation(split.training)[:STATISTICS_PHOTOS]
         gan.discriminator.set_feature_statistics(photos.pixels[np.sort(rows)])
 
 
 def enable_determinism(config: TrainingConfig) -> None:
-    """Have TensorFlow's own kernels add up in the same order whenever the program runs, if `config` asks for it.
+    """Make TensorFlow's kernels add in a fixed order, if `config` requires it.
 
-    To be called before any operation. XLA on a CPU does so anyway, under JAX, too, and Keras would not compile with
-    XLA once this is switched on.
+    Call it before any operation. XLA on a CPU is deterministic anyway, also under JAX, and Keras would not compile
+    with XLA after this call.
     """
-    xla = config.jit_compile and count_replicas() == 1
-    if config.deterministic and keras.backend.backend() == "tensorflow" and not xla:
+    uses_xla = config.jit_compile and count_replicas() == 1
+    if config.deterministic and keras.backend.backend() == "tensorflow" and not uses_xla:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
 
 
-def build_keep_best(
-    photos: Photos, split: Split, run: Path, config: TrainingConfig
-) -> Callable[[GAN, Checkpoints], list[KeepBest]]:
-    """Return a function that makes the callback which measures KID; it makes none where that is not wanted."""
+def prepare_keep_best(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> BuildKeepBest:
+    """Return a function that builds the callback for KID.
+
+    It returns an empty list if `config` turns KID off, or if the feature network is not installed.
+    """
     if not config.keep_best:
         return lambda gan, checkpoints: []
     try:
-        judge = build_judge(photos, split, run / "photos")
+        measure_kid = build_kid(photos, split, run / "photos")
     except FeatureWeightsMissing as error:
-        print(f"{error}; without it no KID is measured, and the run keeps its last checkpoint.")
+        print(f"{error}. Without it, KID is not measured and the run keeps its last checkpoint.")
         return lambda gan, checkpoints: []
-    return lambda gan, checkpoints: [KeepBest(run, config, gan.step, gan.ema_generator, judge, checkpoints)]
+    return lambda gan, checkpoints: [KeepBest(run, config, gan.step, gan.ema_generator, measure_kid, checkpoints)]
 
 
-def continue_stage(
-    gan: GAN,
-    photos: Photos,
-    split: Split,
-    run: Path,
-    build_callback: Callable[[GAN, Checkpoints], list[KeepBest]],
-    stop: StopOnSignal,
+def train_stage(
+    gan: GAN, photos: Photos, split: Split, run: Path, build_keep_best: BuildKeepBest, stop: StopOnSignal
 ) -> int:
-    """Train `gan` from the batch it is at to the last of its stage; return the number of batches done."""
+    """Train `gan` to the end of its stage; return the batches done."""
     config, first_step = gan.config, gan.step
     checkpoints = Checkpoints(run, config.checkpoint_every_s, first_step)
-    keep_best = build_callback(gan, checkpoints)
+    keep_best = build_keep_best(gan, checkpoints)
     if first_step >= gan.last_step:
-        for callback in keep_best:  # the run may have been killed while its last batch was measured
+        for callback in keep_best:  # a kill may have interrupted the measurement of the last batch
             callback.set_model(gan)
             checkpoints.set_model(gan)
             callback.on_train_begin()
         if first_step >= config.steps:
-            print(f"{run} is at batch {first_step} already: nothing is left to do.")
+            print(f"{run} is at batch {first_step} already: no batch is left to train.")
         return first_step
     if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
     progress = Progress(config, first_step)
     with closing(progress):
         gan.fit(
-            distribute_batches(lambda: batches(photos.pixels, split.training, config, first_step)),
+            distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=gan.last_step - first_step,
             shuffle=False,
             verbose=0,
-            # In this order: what is drawn may fail (a full disk), and must find its rows written and its weights saved.
+            # Grids come last: if drawing fails on a full disk, rows and weights are saved already.
             callbacks=[
                 stop,
                 progress,
@@ -167,46 +175,49 @@ def continue_stage(
     return gan.step
 
 
-def build_judge(photos: Photos, split: Split, cache_dir: Path) -> Callable[[NDArray[np.uint8]], tuple[float, float]]:
-    """Return a function: pictures uint8[N, S, S, 3] -> KID to the photos trained on, and its standard deviation.
+def build_kid(photos: Photos, split: Split, cache_dir: Path) -> Callable[[NDArray[np.uint8]], tuple[float, float]]:
+    """Return a function from images to their KID and its standard deviation.
 
-    Raises FeatureWeightsMissing if the network that judges is not installed.
+    Images are uint8[N, S, S, 3]; KID compares them with the training photos. Raises FeatureWeightsMissing if the
+    feature network is not installed.
     """
     extract = build_extractor()
 
     @cache
-    def seen() -> NDArray[np.float32]:
+    def training_features() -> NDArray[np.float32]:
         return features_of_photos(extract, photos, cache_dir)[split.training]
 
-    return lambda pictures: kernel_distance(seen(), extract(pictures), subsets=KID_SUBSETS)
+    return lambda images: kernel_distance(training_features(), extract(images), subsets=KID_SUBSETS)
 
 
-def batches(
+def iterate_batches(
     pixels: NDArray[np.uint8], rows: NDArray[np.intp], config: TrainingConfig, first_step: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-    """Yield photos uint8[batch_size, S, S, 3] and latents float32[batch_size, latent_dim] from batch `first_step` on.
+    """Yield photos and latents of every batch from `first_step` on.
 
-    The photos are those `rows` of `pixels`: picked as they are needed, because `pixels` may be too large for memory.
-    What a batch holds depends on the configuration's seed and its number alone, so a resumed run sees what an
-    uninterrupted one would have seen. Each epoch shuffles anew; the photos left over at its end wait for the next.
+    Photos are uint8[batch_size, S, S, 3], latents float32[batch_size, latent_dim]. The photos are the `rows` of
+    `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed and its number alone, so a
+    resumed run sees the batches of an uninterrupted one. Each epoch has a new order. Photos left over at its end wait
+    for the next epoch.
     """
-    per_epoch = len(rows) // config.batch_size
+    batches_per_epoch = len(rows) // config.batch_size
     order = np.empty(0, np.intp)
-    for step, latents in enumerate(latents_of_batches(config, first_step), first_step):
-        epoch, position = divmod(step, per_epoch)
+    for step, latents in enumerate(iterate_latents(config, first_step), first_step):
+        epoch, position = divmod(step, batches_per_epoch)
         if position == 0 or len(order) == 0:
             order = np.random.default_rng((config.seed, 0, epoch)).permutation(rows)
-        chosen = order[position * config.batch_size :][: config.batch_size]
-        yield pixels[chosen], latents
+        batch_rows = order[position * config.batch_size :][: config.batch_size]
+        yield pixels[batch_rows], latents
 
 
-def latents_of_batches(config: TrainingConfig, first_step: int) -> Iterator[NDArray[np.float32]]:
-    """Yield float32[batch_size, latent_dim] from batch `first_step` on, each by its number.
+def iterate_latents(config: TrainingConfig, first_step: int) -> Iterator[NDArray[np.float32]]:
+    """Yield latents float32[batch_size, latent_dim] from batch `first_step` on.
 
-    Drawn for BATCHES_AHEAD at a time: after a step nothing of what it takes is in the caches, which costs 0.5 ms.
+    They depend on the number of the batch. LATENT_BATCHES are drawn together: after a step, the CPU caches are cold,
+    and a single draw costs 0.5 ms.
     """
-    shape = (BATCHES_AHEAD, config.batch_size, config.latent_dim)
-    for first in count(first_step, BATCHES_AHEAD):
-        generators = [np.random.default_rng((config.seed, 1, first + ahead)) for ahead in range(BATCHES_AHEAD)]
+    shape = (LATENT_BATCHES, config.batch_size, config.latent_dim)
+    for first in count(first_step, LATENT_BATCHES):
+        generators = [np.random.default_rng((config.seed, 1, first + offset)) for offset in range(LATENT_BATCHES)]
         seeds = [generator.integers(MAX_SEED, size=config.batch_size, endpoint=True) for generator in generators]
         yield from sample_latents(np.concatenate(seeds), config.latent_dim).reshape(shape)

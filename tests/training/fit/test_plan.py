@@ -5,14 +5,14 @@ from training.fit.plan import (
     MAX_HOURS,
     Machine,
     Plan,
-    StepSeconds,
+    StepTimes,
     choose_discriminator,
+    choose_image_size,
     choose_length,
     choose_networks,
-    choose_pictures,
     choose_refinement,
     expected_kid,
-    in_words,
+    format_duration,
 )
 
 LAPTOP = Machine("tensorflow", None, cores=2, memory_mib=24_000)
@@ -21,7 +21,7 @@ SMALL = Machine("tensorflow", None, cores=2, memory_mib=4_000)
 WITH_GPU = Machine("jax", "H100", cores=16, memory_mib=128_000)
 
 
-def values(*choices):
+def to_dict(*choices):
     return {choice.name: choice.value for choice in choices}
 
 
@@ -30,36 +30,36 @@ def values(*choices):
     [
         ([100] * 60, LAPTOP, 64),
         ([63] * 60, LAPTOP, 32),
-        ([10] * 60, LAPTOP, 32),  # there is no smaller one
+        ([10] * 60, LAPTOP, 32),  # the smallest size
         ([1000] * 60, LAPTOP, 64),
-        ([20] * 29 + [1000] * 31, LAPTOP, 64),  # the typical photo counts, not the smallest
+        ([20] * 29 + [1000] * 31, LAPTOP, 64),  # the median photo counts, not the smallest
         ([100] * 60, WITH_GPU, 64),
         ([1000] * 60, WITH_GPU, 128),
     ],
 )
-def test_the_pictures_are_as_large_as_typical_photos_and_the_machine_allow(sides, machine, image_size):
-    assert values(*choose_pictures(sides, machine))["image_size"] == image_size
+def test_image_size_follows_typical_photos_and_the_machine(sides, machine, image_size):
+    assert to_dict(*choose_image_size(sides, machine))["image_size"] == image_size
 
 
 @pytest.mark.parametrize(("machine", "mib"), [(LAPTOP, 2048), (SMALL, 500)])
-def test_photos_take_an_eighth_of_a_small_memory(machine, mib):
-    assert values(*choose_pictures([100], machine))["memory_limit_mib"] == mib
+def test_photo_memory_is_an_eighth_when_memory_is_small(machine, mib):
+    assert to_dict(*choose_image_size([100], machine))["memory_limit_mib"] == mib
 
 
 @pytest.mark.parametrize(
-    ("photos", "image_size", "machine", "chosen"),
+    ("photos", "image_size", "machine", "expected"),
     [
         (7_180, 64, LAPTOP, ("cpu", 16, False)),
         (7_180, 64, SERVER, ("cpu", 32, False)),
         (7_180, 128, WITH_GPU, ("gpu", 64, True)),
         (7_180, 256, WITH_GPU, ("gpu", 32, True)),
         (50, 64, LAPTOP, ("cpu", 16, False)),
-        (60, 64, WITH_GPU, ("gpu", 16, True)),  # at least two batches to a pass
+        (60, 64, WITH_GPU, ("gpu", 16, True)),  # at least two batches per epoch
         (7_180, 64, Machine("jax", None, 2, 24_000), ("cpu", 16, True)),
     ],
 )
-def test_networks_batch_and_compiler_suit_the_machine(photos, image_size, machine, chosen):
-    assert tuple(values(*choose_networks(photos, image_size, machine)).values()) == chosen
+def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, machine, expected):
+    assert tuple(to_dict(*choose_networks(photos, image_size, machine)).values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,46 +71,46 @@ def test_networks_batch_and_compiler_suit_the_machine(photos, image_size, machin
         (7_180, 0.1, WITH_GPU, {"discriminator": "plain", "batch_size": 64}, 2_000_000 // 64),
         (7_180, 0.1, LAPTOP, {}, 192_000 // 16),
         (60, 0.1, LAPTOP, {}, 96_000 // 16),
-        (7_180, 10.0, LAPTOP, {"discriminator": "plain"}, MAX_HOURS * 360),  # slow: a night, no more
+        (7_180, 10.0, LAPTOP, {"discriminator": "plain"}, MAX_HOURS * 360),  # a slow machine: MAX_HOURS
         (7_180, 1e9, LAPTOP, {}, 1),
     ],
 )
-def test_the_length_follows_the_number_of_photos_within_a_night(photos, step_s, machine, flags, steps):
-    choice = choose_length(photos, TrainingConfig(**flags), StepSeconds(step_s, step_s), machine, grown=False)
+def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, flags, steps):
+    choice = choose_length(photos, TrainingConfig(**flags), StepTimes(step_s, step_s), machine, grown=False)
     assert choice.value == steps
 
 
-def test_a_grown_run_takes_half_the_images_and_refines_from_its_start():
+def test_grown_run_is_shorter_and_refines_from_its_start():
     config = TrainingConfig(image_size=128)
     assert choose_length(7_180, config, None, LAPTOP, grown=True).value == 96_000 // 16
-    assert values(*choose_refinement(config, 64)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
-    assert values(*choose_refinement(config, 128)) == {"refine_from": 0}
-    assert values(*choose_pictures([100], LAPTOP, 64))["image_size"] == 128
+    assert to_dict(*choose_refinement(config, 64)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
+    assert to_dict(*choose_refinement(config, 128)) == {"refine_from": 0}
+    assert to_dict(*choose_image_size([100], LAPTOP, 64))["image_size"] == 128
 
 
-def test_a_run_from_scratch_refines_in_its_last_five_twelfths():
-    assert values(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 7_000}
+def test_new_run_refines_in_its_last_five_twelfths():
+    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 7_000}
 
 
-def test_a_plain_discriminator_brings_the_settings_that_suit_it():
-    plain = values(*choose_discriminator("plain"))
+def test_plain_discriminator_changes_its_dependent_settings():
+    plain = to_dict(*choose_discriminator("plain"))
     assert (plain["beta_1"], plain["translate_probability"]) == (0.5, 0.3)
-    assert values(*choose_discriminator("projected")) == {"discriminator": "projected"}
+    assert to_dict(*choose_discriminator("projected")) == {"discriminator": "projected"}
 
 
-def test_what_is_given_is_never_overridden():
-    plan = Plan({"image_size": 256, "seed": 7}).plus(*choose_pictures([100], LAPTOP))
+def test_flags_are_never_overridden():
+    plan = Plan({"image_size": 256, "seed": 7}).with_choices(*choose_image_size([100], LAPTOP))
     assert plan.config == TrainingConfig(image_size=256, seed=7)
-    assert plan.choices[0].reason == "as given"
+    assert plan.choices[0].reason == "from the command line"
 
 
-def test_the_table_gives_each_choice_a_line_with_its_reason():
+def test_plan_table_has_a_line_with_a_reason_for_each_choice():
     length = choose_length(60, TrainingConfig(), None, LAPTOP, grown=False)
-    assert Plan({}).plus(*choose_networks(60, 64, LAPTOP), length).table() == (
-        "  preset       cpu    wide networks would need a GPU\n"
-        "  batch_size   16     learns most per picture\n"
+    assert Plan({}).with_choices(*choose_networks(60, 64, LAPTOP), length).format_table() == (
+        "  preset       cpu    wide networks need a GPU\n"
+        "  batch_size   16     learns most per image\n"
         "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
-        "  steps        6,000  96,000 images, 1600 passes over the photos"
+        "  steps        6,000  96,000 images, 1600 epochs of the photos"
     )
 
 
@@ -124,7 +124,7 @@ def test_the_table_gives_each_choice_a_line_with_its_reason():
         ({"steps": 19_500, "discriminator": "plain"}, 23.6),
     ],
 )
-def test_the_kid_to_expect_is_that_of_measured_runs(flags, kid):
+def test_expected_kid_matches_measured_runs(flags, kid):
     assert expected_kid(TrainingConfig(**flags)) == pytest.approx(kid)
 
 
@@ -139,5 +139,5 @@ def test_the_kid_to_expect_is_that_of_measured_runs(flags, kid):
         (12_600, "3.5 hours"),
     ],
 )
-def test_a_duration_is_said_as_people_say_it(seconds, words):
-    assert in_words(seconds) == words
+def test_duration_is_formatted_in_words(seconds, words):
+    assert format_duration(seconds) == words

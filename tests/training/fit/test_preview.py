@@ -11,15 +11,15 @@ from training.__main__ import main
 from training.fit.preview import GAP, LABEL_HEIGHT, PHOTOS, VERSIONS
 
 SIZE = 32
-CELL = SIZE + 2  # with its line around
+CELL = SIZE + 2  # with its border
 
 
 def preview(photos, to, *flags: object) -> int:
     return main(["preview", "--photos", str(photos), "--out", str(to), "--image-size", str(SIZE), *map(str, flags)])
 
 
-def cells(sheet) -> np.ndarray:
-    """The pictures uint8[rows, 1 + VERSIONS, SIZE, SIZE, 3] of a sheet."""
+def read_cells(sheet) -> np.ndarray:
+    """Return uint8[rows, 1 + VERSIONS, SIZE, SIZE, 3], the images of a sheet."""
     with Image.open(sheet) as image:
         pixels = np.asarray(image)[LABEL_HEIGHT:]
     pixels = np.concatenate([pixels[:, :CELL], pixels[:, CELL + GAP :]], axis=1)
@@ -27,30 +27,30 @@ def cells(sheet) -> np.ndarray:
     return rows[:, :, 1:-1, 1:-1]
 
 
-def test_without_augmentation_each_version_is_the_photo(photos, tmp_path):
+def test_preview_repeats_the_photo_when_augmentation_is_off(photos, tmp_path):
     assert preview(photos, tmp_path / "sheet.png", "--no-flip", "--translate-probability", 0) == 0
-    found = cells(tmp_path / "sheet.png")
-    assert found.shape[:2] == (PHOTOS, 1 + VERSIONS)
-    assert (found == found[:, :1]).all()
+    images = read_cells(tmp_path / "sheet.png")
+    assert images.shape[:2] == (PHOTOS, 1 + VERSIONS)
+    assert (images == images[:, :1]).all()
 
 
 SHIFTS = ("--translate-fraction", 0.0625, "--translate-probability", 1)
 
 
-def test_each_version_is_the_photo_mirrored_or_not_and_shifted(photos, tmp_path):
+def test_preview_shows_mirrored_and_shifted_photos(photos, tmp_path):
     preview(photos, tmp_path / "sheet.png", *SHIFTS)
-    seen = set()
-    for photo, *versions in cells(tmp_path / "sheet.png"):
+    shifts = set()
+    for photo, *versions in read_cells(tmp_path / "sheet.png"):
         possible = {}
         for mirrored, y, x in product((False, True), range(5), range(5)):
-            wide = np.pad(photo[:, ::-1] if mirrored else photo, ((2, 2), (2, 2), (0, 0)), mode="symmetric")
-            possible[wide[y : y + SIZE, x : x + SIZE].tobytes()] = mirrored, y, x
-        seen |= {possible[version.tobytes()] for version in versions}
-    assert {mirrored for mirrored, _, _ in seen} == {False, True}
-    assert {y for _, y, _ in seen} == {x for _, _, x in seen} == set(range(5))
+            padded = np.pad(photo[:, ::-1] if mirrored else photo, ((2, 2), (2, 2), (0, 0)), mode="symmetric")
+            possible[padded[y : y + SIZE, x : x + SIZE].tobytes()] = mirrored, y, x
+        shifts |= {possible[version.tobytes()] for version in versions}
+    assert {mirrored for mirrored, _, _ in shifts} == {False, True}
+    assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == set(range(5))
 
 
-def test_the_seed_fixes_the_sheet(photos, tmp_path):
+def test_preview_is_equal_when_the_seed_is_equal(photos, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         preview(photos, tmp_path / f"{name}.png", "--seed", seed)
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
@@ -58,14 +58,16 @@ def test_the_seed_fixes_the_sheet(photos, tmp_path):
     assert a != c
 
 
-def test_it_says_what_it_wrote(photos, tmp_path, capsys):
+def test_preview_prints_its_file_and_photo_count(photos, tmp_path, capsys):
     few = tmp_path / "few"
     few.mkdir()
     for photo in sorted(photos.iterdir())[:3]:
         shutil.copy(photo, few)
     (few / "notes.txt").write_text("not a photo")
     preview(few, tmp_path / "new" / "sheet.png")
-    assert capsys.readouterr().out.startswith(f"Wrote {tmp_path}/new/sheet.png: 3 of the photos, each beside what")
+    assert capsys.readouterr().out.startswith(
+        f"Wrote {tmp_path}/new/sheet.png: 3 photos, each with augmented versions."
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,18 +76,23 @@ def test_it_says_what_it_wrote(photos, tmp_path, capsys):
         ("nowhere", "sheet.png", (), "nowhere' cannot be opened (No such file or directory)"),
         ("empty", "sheet.png", (), "empty' has no files"),
         ("text", "sheet.png", (), "text' has no usable photo: 1 of 1 files are skipped as 'not an image"),
-        ("text", "sheet.jpg", (), "allowed is the name of a PNG file, such as preview.png."),
-        ("text", "text/sheet.png", (), "the sheet would become a photo."),
-        ("text", "sheet.png", ("--translate-fraction", 0.9), "translate_fraction is 0.9: allowed is 0.0 to 0.5."),
+        ("text", "sheet.jpg", (), "not a PNG file; set it to a name such as preview.png."),
+        ("text", "text/sheet.png", (), "so the sheet would become a photo; set --out to a file elsewhere."),
+        (
+            "text",
+            "sheet.png",
+            ("--translate-fraction", 0.9),
+            "translate_fraction is 0.9; set it to a value from 0.0 to 0.5.",
+        ),
     ],
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, capsys, photos_in, out, flags, sentence):
+def test_preview_writes_nothing_when_input_is_bad(tmp_path, capsys, photos_in, out, flags, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").write_text("not a photo")
     assert preview(tmp_path / photos_in, tmp_path / out, *flags) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("python -m training preview: ")
-    assert sentence in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("python -m training preview: ")
+    assert sentence in error
+    assert error.count("\n") == 1
     assert not (tmp_path / out).exists()

