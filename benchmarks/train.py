@@ -1,7 +1,7 @@
-"""Training: images a second against loops as people write them, on the same networks: python -m benchmarks.train.
+"""Training: images a second, beside the same networks in PyTorch: python -m benchmarks.train.
 
-Each side is a process of its own that trains a few batches when its turn comes. PyTorch takes part where it is
-installed beside the peers: pip install torch==2.13.0 (a CPU build will do).
+Each training loop is a process of its own that trains a few batches when its turn comes. PyTorch takes part where it
+is installed: pip install torch==2.13.0 (a CPU build will do).
 """
 
 import argparse
@@ -18,104 +18,146 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rounds
-from training.config import TrainingConfig
+from training.config import PLAIN, TrainingConfig
 
 PHOTOS = 2_000  # in memory, 64 x 64 of noise: what is on them costs nothing
-SETTLING = 3  # batches of a turn that don't count: others have had the caches
-BATCHES = 15  # that do
+SETTLING = 3  # batches at the start of a turn that don't count: other processes have used the caches
+BATCHES = 15  # batches of a turn that count
 ROUNDS = 7
-READY_S = 180.0  # XLA compiles a step in 10 to 30 s
+READY_S = 180.0  # for TensorFlow to start and trace the step
 WARM_UP = 5  # batches
-OTHER = "ours, XLA switched"  # than `fit` chooses it for this machine
-AT_HAND = "ours, one batch repeated"  # the same process with the same batch again and again
-SIDES = ("ours", AT_HAND, OTHER, "Keras example", "Keras example, our layers", "PyTorch")
+LOOPS: dict[str, dict[str, Any]] = {  # each with its settings
+    "ours": {},
+    "ours, not deterministic": {"deterministic": False},
+    "ours, refining": {},
+    "ours, plain": {"discriminator": "plain", **PLAIN},
+    "PyTorch": {},
+}
+STEP, ONE_BATCH, FEATURES = "step", "one batch again and again", "frozen features"
+# Turns by name: the loop, and what it does in that turn.
+TURNS = {loop: (loop, STEP) for loop in LOOPS} | {
+    "ours, one batch": ("ours", ONE_BATCH),
+    "ours, features": ("ours", FEATURES),
+    "ours, refining, features": ("ours, refining", FEATURES),
+}
 
 
-def ours(
-    config: Any, pixels: Any, on_batch: Callable[[], bool], spent: list[float], at_hand: Callable[[], bool]
-) -> None:
-    """Train as `python -m training fit` does, without what happens beside the step; while `at_hand` with one batch."""
+class Turns:
+    """The turns of one loop, as the parent process asks for them over `connection`.
+
+    Answers are pairs: the seconds of a batch, and those of drawing its data.
+    """
+
+    def __init__(self, connection: Connection, config: TrainingConfig, loop: str) -> None:
+        self.connection, self.config, self.loop = connection, config, loop
+        self.kind = STEP
+        self.drawing_s = self.begin = 0.0
+        self.batches = -WARM_UP
+        self.features_s: Callable[[], float] | None = None  # of a batch
+
+    def after_batch(self) -> bool:
+        """Count a batch, and at the end of a turn wait for the next; return whether there is one."""
+        self.batches += 1
+        if self.batches == SETTLING:
+            self.drawing_s, self.begin = 0.0, time.perf_counter()
+        if self.batches == 0:
+            self.connection.send("ready")
+        elif self.batches == SETTLING + BATCHES:
+            elapsed_s = time.perf_counter() - self.begin
+            self.connection.send((elapsed_s / BATCHES, self.drawing_s / BATCHES))
+        else:
+            return True
+        self.batches, self.kind = 0, self.connection.recv()
+        while self.kind == FEATURES and self.features_s:
+            self.connection.send((self.features_s(), 0.0))
+            self.kind = self.connection.recv()
+        return bool(self.kind)
+
+
+def train_ours(turns: Turns, pixels: Any) -> None:
+    """Train as `python -m training fit` does, without what it does beside the step."""
     import keras
 
-    from training.fit.run import enable_determinism, iterate_batches
+    from training.fit.run import batches, enable_determinism
     from training.model.gan import build_gan
-    from training.model.replicas import distribute_batches
+    from training.model.replicas import share_out
 
-    enable_determinism(config)
-    gan = build_gan(config)
+    enable_determinism(turns.config)
+    gan = build_gan(turns.config, refining=turns.loop == "ours, refining")
+    if turns.config.discriminator == "projected":
+        turns.features_s = time_features(gan)
 
-    def timed() -> Iterator[Any]:
-        drawn = iterate_batches(pixels, np.arange(len(pixels)), config, 0)
-        kept = next(drawn)
+    def timed_batches() -> Iterator[Any]:
+        drawn = batches(pixels, np.arange(len(pixels)), turns.config, 0)
+        first = next(drawn)
         while True:
             begin = time.perf_counter()
-            batch = kept if at_hand() else next(drawn)
-            spent[0] += time.perf_counter() - begin
+            batch = first if turns.kind == ONE_BATCH else next(drawn)
+            turns.drawing_s += time.perf_counter() - begin
             yield batch
 
     class EachBatch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if not on_batch():
-                self.model.stop_training = True
+            self.model.stop_training = not turns.after_batch()
 
-    gan.fit(distribute_batches(timed), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
+    gan.fit(share_out(timed_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
 
 
-def process_of(side: str) -> str:
-    """Return the name of the process that `side` is measured in."""
-    return "ours" if side == AT_HAND else side
+def time_features(gan: Any) -> Callable[[], float]:
+    """Return a function that returns the seconds which the frozen features take in a step.
+
+    These are a forward pass for the photos, a forward and a backward pass for the generated images.
+    """
+    import tensorflow as tf
+
+    size = gan.config.image_size
+    images = tf.random.uniform((gan.config.batch_size, size, size, 3), -1.0, 1.0)
+
+    @tf.function
+    def passes(photos: Any, generated: Any) -> Any:
+        of_photos = gan.discriminator.mixed_features(photos)
+        with tf.GradientTape() as tape:
+            tape.watch(generated)
+            of_generated = gan.discriminator.mixed_features(generated)
+        return of_photos, tape.gradient(of_generated, generated)
+
+    def seconds() -> float:
+        for done in range(SETTLING + BATCHES):
+            if done == SETTLING:
+                begin = time.perf_counter()
+            passes(images, images)[1].numpy()
+        return (time.perf_counter() - begin) / BATCHES
+
+    return seconds
 
 
 def chosen_compiler() -> bool:
-    """Return whether `fit` would compile by XLA here."""
-    from training.fit.machine import detect_machine
+    """Return whether `fit` would compile with XLA here."""
+    from training.fit.machine import look_at_machine
     from training.fit.plan import choose_networks
 
-    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, detect_machine())
+    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, look_at_machine())
     return bool(compiler.value)
 
 
-def work(name: str, connection: Connection) -> None:
-    """Train side `name`; after each turn tell the seconds of a batch and those spent on its data, and wait for more.
-
-    What comes is the side that the next turn is for, or nothing if there is none.
-    """
+def run_loop(loop: str, connection: Connection) -> None:
+    """Train `loop` in turns until the parent sends an empty one."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     try:
-        chosen = chosen_compiler()
-        config = TrainingConfig(jit_compile=not chosen if name == OTHER else chosen, steps=10**6)
+        config = TrainingConfig(jit_compile=chosen_compiler(), steps=10**6, **LOOPS[loop])
         pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, config.image_size, config.image_size, 3), np.uint8)
-        spent, done, begin, side = [0.0], 0, 0.0, name
+        turns = Turns(connection, config, loop)
+        if loop == "PyTorch":
+            from benchmarks.peers import torch_gan
 
-        def on_batch() -> bool:
-            nonlocal done, begin, side
-            done += 1
-            of_turn = (done - WARM_UP) % (SETTLING + BATCHES)
-            if of_turn == SETTLING:
-                spent[0], begin = 0.0, time.perf_counter()
-            if of_turn or done < WARM_UP:
-                return True
-            ready = "ready" if done == WARM_UP else ((time.perf_counter() - begin) / BATCHES, spent[0] / BATCHES)
-            connection.send(ready)
-            side = connection.recv()
-            return bool(side)
-
-        match name:
-            case "Keras example" | "Keras example, our layers":
-                from benchmarks.peers import keras_gan
-
-                keras_gan.fit(config, pixels, on_batch, our_layers=name != "Keras example")
-            case "PyTorch":
-                from benchmarks.peers import torch_gan
-
-                torch_gan.fit(config, pixels, on_batch)
-            case _:
-                ours(config, pixels, on_batch, spent, lambda: side == AT_HAND)
+            torch_gan.fit(config, pixels, turns.after_batch)
+        else:
+            train_ours(turns, pixels)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
 
 
-def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
+def measure(loops: tuple[str, ...], repeats: int) -> dict[str, Any]:
     """Return the result of the whole part."""
     config, context = TrainingConfig(), multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
@@ -123,76 +165,93 @@ def measure(names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     start_s: dict[str, float] = {}
 
-    def turn(side: str) -> tuple[float, float]:
-        name = process_of(side)
-        with rounds.awake(pids[name]):
-            connections[name].send(side)
-            told: tuple[float, float] = connections[name].recv()
-            return told
+    def turn(loop: str, kind: str) -> tuple[float, float]:
+        with rounds.awake(pids[loop]):
+            connections[loop].send(kind)
+            answer: tuple[float, float] = connections[loop].recv()
+            return answer
 
-    with contextlib.ExitStack() as released:
-        for name in dict.fromkeys(map(process_of, names)):
-            mine, its = context.Pipe()
+    with contextlib.ExitStack() as stack:
+        for loop in loops:
+            connection, remote = context.Pipe()
             begin = time.monotonic()
-            process = context.Process(target=work, args=(name, its), daemon=True)
+            process = context.Process(target=run_loop, args=(loop, remote), daemon=True)
             process.start()
-            said = mine.recv() if mine.poll(READY_S) else f"it was not ready within {READY_S:g} s"
-            if said == "ready":
-                connections[name], start_s[name] = mine, round(time.monotonic() - begin, 1)
-                pids[name] = [process.pid or 0]
-                rounds.hold(pids[name])
-                released.callback(rounds.release, pids[name])
+            answer = connection.recv() if connection.poll(READY_S) else f"it was not ready within {READY_S:g} s"
+            if answer == "ready":
+                connections[loop], start_s[loop] = connection, round(time.monotonic() - begin, 1)
+                pids[loop] = [process.pid or 0]
+                rounds.hold(pids[loop])
+                stack.callback(rounds.release, pids[loop])
             else:
-                left_out[name] = said
-                print(f"{name} is left out: {said}", file=sys.stderr)
-        sides = {side: partial(turn, side) for side in names if process_of(side) in connections}
-        told = rounds.take_turns(repeats, sides)
-    seconds = {name: [step for step, _ in turns] for name, turns in told.items()}
-    result: dict[str, Any] = {
+                left_out[loop] = answer
+                print(f"{loop} is left out: {answer}", file=sys.stderr)
+        turns = {name: partial(turn, loop, kind) for name, (loop, kind) in TURNS.items() if loop in connections}
+        measured = rounds.take_turns(repeats, turns)
+    for connection in connections.values():
+        connection.send("")
+    return {
         "image_size": config.image_size,
         "batch_size": config.batch_size,
         "batches_a_turn": BATCHES,
         "rounds": repeats,
         "left_out": left_out,
-        "sides": {
-            name: {
-                "images_a_second": rounds.spread([config.batch_size / step for step in steps]),
-                "start_s": start_s[process_of(name)],
-                "ours_to_it": rounds.ratio(steps, seconds["ours"]),
-            }
-            for name, steps in seconds.items()
-        },
+        **summarise(measured, start_s, config.batch_size),
     }
-    result["data_prepared_share"] = rounds.spread([drawn / step for step, drawn in told["ours"]], digits=3)
-    if AT_HAND in seconds:
-        shares = [1 - b / a for a, b in zip(seconds["ours"], seconds[AT_HAND], strict=True)]
-        result["data_waiting_share"] = rounds.spread(shares, digits=3)
-    for connection in connections.values():
-        connection.send("")
-    return result
+
+
+def summarise(
+    measured: dict[str, list[tuple[float, float]]], start_s: dict[str, float], batch_size: int
+) -> dict[str, Any]:
+    """Return speeds by loop, and the shares of a step that go into frozen features and data."""
+    seconds = {name: [step_s for step_s, _ in turns] for name, turns in measured.items()}
+
+    def share(name: str, of: str) -> dict[str, float]:
+        return rounds.spread([a / b for a, b in zip(seconds[name], seconds[of], strict=True)], digits=3)
+
+    return {
+        "sides": {
+            loop: {
+                "images_a_second": rounds.spread([batch_size / step_s for step_s in seconds[loop]]),
+                "start_s": start_s[loop],
+                "ours_to_it": rounds.ratio(seconds[loop], seconds["ours"]),
+            }
+            for loop in start_s
+        },
+        "features_share": {
+            loop: share(name, loop)
+            for name, (loop, kind) in TURNS.items()
+            if kind == FEATURES and name in seconds
+        },
+        "data_drawn_share": rounds.spread([draw_s / step_s for step_s, draw_s in measured["ours"]], digits=3),
+        "data_waiting_share": rounds.spread(
+            [1 - b / a for a, b in zip(seconds["ours"], seconds["ours, one batch"], strict=True)], digits=3
+        ),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a table of images a second, and what of a step goes into its data."""
+    """Print a table of images a second, and the shares of a step."""
     rounds.row("training", "images/s", "ours to it", "start s")
-    for name, told in result["sides"].items():
-        speed, of = told["images_a_second"]["median"], told["ours_to_it"]
-        rounds.row(name, f"{speed:.1f}", f"{of['median']:.2f} ±{(of['high'] - of['low']) / 2:.2f}", told["start_s"])
-    for key in ("data_prepared_share", "data_waiting_share"):
-        if key in result:
-            print(f"{key.replace('_', ' ')}: {100 * result[key]['median']:.1f} % of a step")
+    for name, side in result["sides"].items():
+        speed, times = side["images_a_second"]["median"], side["ours_to_it"]
+        rounds.row(name, f"{speed:.1f}", f"{times['median']:.2f} ±{(times['high'] - times['low']) / 2:.2f}", side["start_s"])
+    shares = {f"frozen features, {loop}": share for loop, share in result["features_share"].items()}
+    shares |= {"drawing data": result["data_drawn_share"], "waiting for data": result["data_waiting_share"]}
+    for name, share in shares.items():
+        print(f"{name}: {100 * share['median']:.1f} % of a step")
 
 
 def main() -> int:
     """Measure, print, and write results/train.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three rounds; not written")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="not written if not all")
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="not written if not all")
     arguments = parser.parse_args()
-    names = tuple(dict.fromkeys(("ours", *arguments.sides)))
-    result = measure(names, 3 if arguments.quick else ROUNDS)
+    loops = tuple(dict.fromkeys(("ours", *arguments.loops)))
+    result = measure(loops, 3 if arguments.quick else ROUNDS)
     show(result)
-    rounds.write("train", result, quick=arguments.quick or set(names) != set(SIDES))
+    rounds.write("train", result, quick=arguments.quick or set(loops) != set(LOOPS))
     return 0
 
 
