@@ -1,8 +1,7 @@
-"""The generator alone, by what runs it, in milliseconds a picture: python -m benchmarks.generator.
+"""The generator alone: the bundled model by runtime, and networks of other sizes: python -m benchmarks.generator.
 
-The weights are the shipped ones for all. Plain is the network in Keras's own layers, as people write it; as trained, it
-upsamples and convolves in one operation; fused, it is as it is exported today, and shipped as it was exported then. The
-floor is its arithmetic at the speed at which this machine multiplies large matrices.
+All runtimes have the bundled weights. Plain is the network in Keras's own layers; fused is the exported form. The floor
+is the time of its multiply-adds at the speed of a product of large matrices on this machine.
 """
 
 import argparse
@@ -23,20 +22,25 @@ import tensorflow as tf
 from benchmarks import rounds
 from benchmarks.stock_layers import in_stock_layers
 from benchmarks.weights import keras_generator, newest_version
+from serving.rendering.encoding import encode, resize
+from training.config import GENERATOR_CHANNELS, IMAGE_SIZES
 from training.export.fusion import Stage, build_function, fuse
-from training.model.networks import BLUR
+from training.model.networks import BLUR, build_generator
 
-THREADS = len(os.sched_getaffinity(0))  # of all sides; TensorFlow's own default, too
-BATCHES = (1, 2, 4, 8, 16, 32)
+THREADS = len(os.sched_getaffinity(0))  # for each runtime; TensorFlow's own default, too
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS = 20
-MATRIX = 2048  # 16 MB each: beyond what a core's own cache holds
-OURS = "fused SavedModel"
+MATRIX = 2048  # 16 MB each: beyond a core's own cache
+OURS = "ours, fused SavedModel"
+NETWORKS = {f"{size} px": GENERATOR_CHANNELS["cpu", size] for size in IMAGE_SIZES} | {
+    "64 px, version 2": (128, 128, 64, 48, 32)
+}
 
 Run = Callable[[Any], Any]  # latents float32[N, latent_dim] -> images [N, S, S, 3]
 
 
 def matrix_rate() -> float:
-    """Return how many float32 operations a second a large matrix product does here, the best of several."""
+    """Return the float32 operations a second of a large matrix product, the best of 15."""
     a, b = tf.random.normal((MATRIX, MATRIX)), tf.random.normal((MATRIX, MATRIX))
     product = tf.function(tf.matmul)
     times = []
@@ -47,19 +51,19 @@ def matrix_rate() -> float:
     return 2.0 * MATRIX**3 / min(times)
 
 
-def operations(stages: Sequence[Stage]) -> int:
-    """Return the float32 operations of one picture: two for each product, without padding's zeros being left out."""
+def multiply_adds(stages: Sequence[Stage]) -> int:
+    """Return the multiply-adds of one image, those with padding included."""
     total, side = 0, 4
     for stage in stages:
         if stage.kind == "dense":
-            total += 2 * stage.kernel.size
+            total += stage.kernel.size
             continue
         taps = stage.kernel.shape[0] * stage.kernel.shape[1]
         if stage.kind != "conv":
-            side, taps = 2 * side, taps // 4  # a stride of 2 meets a quarter of them at each pixel
-        total += 2 * side * side * taps * stage.kernel.shape[2] * stage.kernel.shape[3]
+            side, taps = 2 * side, taps // 4  # with stride 2, each pixel meets a quarter of the taps
+        total += side * side * taps * stage.kernel.shape[2] * stage.kernel.shape[3]
         if stage.kind == "smooth_upsample_conv":
-            total += 2 * side * side * BLUR.size * stage.kernel.shape[3]
+            total += side * side * BLUR.size * stage.kernel.shape[3]
     return total
 
 
@@ -75,7 +79,7 @@ def onnx_file(function: Any, latent_dim: int, path: Path) -> Path:
 
 
 def onnx_runtime(path: Path) -> Run:
-    """Return what runs the model in `path` by ONNX Runtime."""
+    """Return a function that runs the model in `path` with ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -85,75 +89,60 @@ def onnx_runtime(path: Path) -> Run:
     return lambda latents: session.run(None, {name: latents})[0]
 
 
-def openvino(path: Path, precision: str) -> Run:
-    """Return what runs the model in `path` by OpenVINO: it takes bf16 by itself where the processor has it."""
+def openvino(path: Path) -> Run:
+    """Return a function that runs the model in `path` with OpenVINO, in float32."""
     import openvino
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": THREADS,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     return lambda latents: compiled(latents)[0]
 
 
-def build_sides(version: Path, scratch: Path) -> tuple[dict[str, Run], dict[str, str], list[Stage], int]:
-    """Return what runs the generator by its name, who was left out and why, its stages, and its latent's size."""
-    generator = keras_generator(version)
+def saved_model(folder: Path) -> Run:
+    """Return a function that runs the signature `serving_default` of the SavedModel in `folder`."""
+    loaded = tf.saved_model.load(str(folder))
+    signature = loaded.signatures["serving_default"]
+    (name,), (output,) = signature.structured_input_signature[1], signature.structured_outputs
+    return lambda latents, loaded=loaded: signature(**{name: tf.constant(latents)})[output].numpy()  # keeps variables
+
+
+def build_runtimes(version: Path, generator: Any, scratch: Path) -> tuple[dict[str, Run], dict[str, str]]:
+    """Return a function per runtime, and the error of each runtime that is left out."""
     latent_dim = generator.input_shape[1]
+    plain = in_stock_layers(generator)
     stages = fuse(generator)
 
     def fused(latents: Any) -> Any:
         return build_function(stages, latent_dim)(latents)  # here: weights from outside would become inputs in ONNX
 
-    plain = in_stock_layers(generator)
+    def plain_saved_model() -> Run:
+        plain.export(str(scratch / "plain"), verbose=False)
+        return saved_model(scratch / "plain")
 
-    def savedmodel(folder: Path) -> Run:
-        loaded = tf.saved_model.load(str(folder))
-        signature = loaded.signatures["serving_default"]
-        (name,), (output,) = signature.structured_input_signature[1], signature.structured_outputs
-        # `loaded` holds the variables.
-        return lambda latents, loaded=loaded: signature(**{name: tf.constant(latents)})[output].numpy()
-
-    def export(model: Any) -> Path:
-        folder = scratch / model.name
-        model.export(str(folder), verbose=False)
-        return folder
-
-    def export_fused() -> Path:
-        latents = tf.TensorSpec((None, latent_dim), tf.float32, name="latents")
-        signature = tf.function(fused, input_signature=[latents], autograph=False).get_concrete_function()
-        tf.saved_model.save(tf.Module(), str(scratch / "fused"), signatures=signature)
-        return scratch / "fused"
-
-    makers: dict[str, Callable[[], Run]] = {
+    builders: dict[str, Callable[[], Run]] = {
         "Keras predict, plain": lambda: lambda latents: plain.predict(latents, batch_size=len(latents), verbose=0),
-        "plain SavedModel": lambda: savedmodel(export(plain)),
-        "SavedModel as trained": lambda: savedmodel(export(generator)),
-        OURS: lambda: savedmodel(export_fused()),
-        "bundled SavedModel": lambda: savedmodel(version),
+        "plain SavedModel": plain_saved_model,
+        OURS: lambda: saved_model(version),
     }
     for kind, function in (("plain", lambda z: plain(z, training=False)), ("fused", fused)):
         file = scratch / f"{kind}.onnx"
-        makers[f"ONNX Runtime, {kind}"] = lambda f=function, p=file: onnx_runtime(onnx_file(f, latent_dim, p))
-        makers[f"OpenVINO, {kind}"] = lambda p=file: openvino(p, "f32")
-    makers["OpenVINO, fused, bf16"] = lambda: openvino(scratch / "fused.onnx", "bf16")
-    sides: dict[str, Run] = {}
+        builders[f"ONNX Runtime, {kind}"] = lambda f=function, p=file: onnx_runtime(onnx_file(f, latent_dim, p))
+        builders[f"OpenVINO, {kind}"] = lambda p=file: openvino(p)
+    runtimes: dict[str, Run] = {}
     left_out: dict[str, str] = {}
-    for name, make in makers.items():
+    for name, build in builders.items():
         try:
-            sides[name] = make()
+            runtimes[name] = build()
         except Exception as error:  # each library has its own
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
-    return sides, left_out, stages, latent_dim
+    return runtimes, left_out
 
 
 def difference(run: Run, reference: Run, latents: Any) -> float:
-    """Return by how much the images of `run` differ from those of `reference` at most, in 1/255."""
-    mine, theirs = ((as_pixels(side(latents))) for side in (run, reference))
-    return float(np.abs(mine - theirs).max())
+    """Return the largest difference between the images of `run` and `reference`, in 1/255."""
+    images, expected = (as_pixels(side(latents)) for side in (run, reference))
+    return float(np.abs(images - expected).max())
 
 
 def as_pixels(images: Any) -> Any:
@@ -162,54 +151,90 @@ def as_pixels(images: Any) -> Any:
     return images.astype(np.float64) if images.dtype == np.uint8 else (images.astype(np.float64) + 1.0) * 127.5
 
 
+def ms_an_image(run: Run, latents: Any) -> float:
+    """Return the milliseconds of one call, per image."""
+    run(latents)  # not measured: threads of the previous side may still be spinning
+    begin = time.perf_counter()
+    run(latents)
+    return 1e3 * (time.perf_counter() - begin) / len(latents)
+
+
+def measure_runtimes(runtimes: dict[str, Run], latents: Any, batches: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Return milliseconds an image by batch size and runtime."""
+    result: dict[str, Any] = {}
+    for size in batches:
+        batch = np.ascontiguousarray(latents[:size])
+        for run in runtimes.values():
+            run(batch)
+        times = rounds.take_turns(repeats, {name: partial(ms_an_image, run, batch) for name, run in runtimes.items()})
+        result[str(size)] = {
+            name: {"ms": rounds.spread(ms), "ours_to_it": rounds.ratio(ms, times[OURS])} for name, ms in times.items()
+        }
+    return result
+
+
+def measure_networks(images: Any, latents: Any, repeats: int) -> dict[str, Any]:
+    """Return the cost of NETWORKS with random weights, and of encoding `images` resized to their sizes."""
+    result: dict[str, Any] = {}
+    sides: dict[tuple[str, str], Callable[[], float]] = {}
+    for name, channels in NETWORKS.items():
+        stages = fuse(build_generator(latents.shape[1], channels))
+        resized = [resize(pixels, 2 << len(channels)) for pixels in images]
+        result[name] = {
+            "channels": channels,
+            "multiply_adds": multiply_adds(stages),
+            "png_bytes": round(np.mean([len(encode(pixels, "png", {})) for pixels in resized])),
+        }
+        spec = tf.TensorSpec((None, latents.shape[1]), tf.float32)
+        generate = tf.function(build_function(stages, latents.shape[1]), input_signature=[spec], autograph=False)
+        for size in (1, 16):
+            sides[name, f"ms_at_batch_{size}"] = partial(ms_an_image, generate, latents[:size])
+        sides[name, "encoding_ms"] = partial(
+            ms_an_image, lambda images: [encode(pixels, "png", {}) for pixels in images], resized
+        )
+    for (name, figure), times in rounds.take_turns(repeats, sides).items():
+        result[name][figure] = rounds.spread(times)
+    return result
+
+
 def measure(model: Path, batches: Sequence[int], repeats: int) -> dict[str, Any]:
     """Return the result of the whole part."""
     with tempfile.TemporaryDirectory() as folder:
-        sides, left_out, stages, latent_dim = build_sides(newest_version(model), Path(folder))
-        rate, flops = matrix_rate(), operations(stages)
+        version = newest_version(model)
+        generator = keras_generator(version)
+        runtimes, left_out = build_runtimes(version, generator, Path(folder))
+        rate, products = matrix_rate(), multiply_adds(fuse(generator))
         rng = np.random.default_rng(0)
-        latents = rng.standard_normal((max(batches), latent_dim)).astype(np.float32)
-        plain = sides["plain SavedModel"]
-        differences = {name: round(difference(run, plain, latents), 3) for name, run in sides.items()}
-        told: dict[str, Any] = {}
-        for size in batches:
-            chosen = np.ascontiguousarray(latents[:size])
-
-            def ms(run: Run, chosen: Any = chosen) -> float:
-                run(chosen)  # not measured: threads of the one before may still be spinning
-                begin = time.perf_counter()
-                run(chosen)
-                return 1e3 * (time.perf_counter() - begin) / len(chosen)
-
-            for run in sides.values():
-                ms(run)
-            times = rounds.take_turns(repeats, {name: partial(ms, run) for name, run in sides.items()})
-            told[str(size)] = {
-                name: {"ms": rounds.spread(mine), "ours_to_it": rounds.ratio(mine, times[OURS])}
-                for name, mine in times.items()
-            }
+        latents = rng.standard_normal((max(batches), generator.input_shape[1])).astype(np.float32)
+        images = runtimes[OURS](latents[:16])
+        plain = runtimes["plain SavedModel"]
         result = {
-            "model": {"image_size": int(sides[OURS](latents[:1]).shape[1]), "operations": flops},
+            "model": {"image_size": int(images.shape[1]), "multiply_adds": products},
             "matrix_gflops": round(rate / 1e9, 1),
-            "floor_ms": round(1e3 * flops / rate, 4),
+            "floor_ms": round(1e3 * 2 * products / rate, 4),
             "rounds": repeats,
             "left_out": left_out,
-            "difference_255": differences,
-            "batches": told,
+            "difference_255": {name: round(difference(run, plain, latents), 3) for name, run in runtimes.items()},
+            "batches": measure_runtimes(runtimes, latents, batches, repeats),
+            "networks": measure_networks(images, latents, repeats),
         }
     show(result, batches)
     return result
 
 
 def show(result: dict[str, Any], batches: Sequence[int]) -> None:
-    """Print a table: milliseconds a picture, and how many times as fast ours is."""
-    print(f"{result['model']['operations'] / 1e6:.1f} million operations a picture; {result['matrix_gflops']} GFLOP/s")
-    rounds.row("ms a picture", *(f"batch {size}" for size in batches), "ours at 16", "differs by")
-    for name, unlike in result["difference_255"].items():
+    """Print milliseconds an image by runtime, and the cost of the networks."""
+    print(f"{result['model']['multiply_adds'] / 1e6:.1f} MMAC an image; {result['matrix_gflops']} GFLOP/s")
+    rounds.row("ms an image", *(f"batch {size}" for size in batches), "ours at 16", "differs by")
+    for name, differs in result["difference_255"].items():
         cells = [f"{result['batches'][str(size)][name]['ms']['median']:.3f}" for size in batches]
-        of = result["batches"].get("16", {}).get(name, {}).get("ours_to_it")
-        rounds.row(name, *cells, f"{of['median']:.2f}x" if of else "", f"{unlike}/255")
+        speed = result["batches"].get("16", {}).get(name, {}).get("ours_to_it")
+        rounds.row(name, *cells, f"{speed['median']:.2f}x" if speed else "", f"{differs}/255")
     rounds.row("floor", *(f"{result['floor_ms']:.3f}" for _ in batches))
+    rounds.row("network", "MMAC", "batch 1, ms", "batch 16, ms", "encoding, ms", "PNG, bytes", width=14)
+    for name, network in result["networks"].items():
+        ms = [f"{network[key]['median']:.3f}" for key in ("ms_at_batch_1", "ms_at_batch_16", "encoding_ms")]
+        rounds.row(name, f"{network['multiply_adds'] / 1e6:.1f}", *ms, network["png_bytes"], width=14)
 
 
 def main() -> int:

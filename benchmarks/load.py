@@ -1,4 +1,4 @@
-"""Load on a server by wrk, in a process of its own; on two cores the servers share them with it."""
+"""Load on a server by wrk, in a process of its own, which shares the cores with the servers."""
 
 import itertools
 import json
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("load.lua")
-GRACE_S = 30.0  # for wrk to end, after its time is over
-TIMEOUT_S = 20  # for one answer; a later one counts as failed
+GRACE_S = 30.0  # for wrk to end after its duration
+TIMEOUT_S = 20  # for one response; a later one counts as failed
 
-_fresh_seeds = itertools.count(1_000_000, 1_000_000)  # no load asks for a seed of another
+_fresh_seeds = itertools.count(1_000_000, 1_000_000)  # no two loads share a seed
 
 
 class NoLoadGenerator(Exception):
@@ -19,12 +19,12 @@ class NoLoadGenerator(Exception):
 
 
 class Failed(Exception):
-    """A server did not answer everything; the text is one sentence."""
+    """A request failed; the text is one sentence."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """How a server is asked for the picture of a seed, for which SEED stands in path and body."""
+    """The request for the image of a seed; SEED stands for the seed in path and body."""
 
     port: int
     path: str
@@ -34,21 +34,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load: latencies as wrk corrects them, for callers who would have waited in line."""
+    """The result of a load; wrk corrects latencies for requests that would have waited behind a slow response."""
 
-    answers_a_second: float
+    responses_a_second: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
-    bytes_an_answer: float
-    failed_share: float = 0.0  # 503 for the most part: of a server that takes no more
+    bytes_a_response: float
+    failed_share: float = 0.0  # 503 for the most part, of a server at its limit
 
 
 def require_wrk() -> str:
     """Return the path of wrk, or raise NoLoadGenerator."""
     path = shutil.which("wrk")
     if path is None:
-        raise NoLoadGenerator("wrk is not on the PATH: apt-get install wrk.")
+        raise NoLoadGenerator("wrk is not on the PATH; run apt-get install wrk.")
     return path
 
 
@@ -61,9 +61,9 @@ def put_load(
     etag: str = "",
     may_fail: bool = False,
 ) -> Load:
-    """Ask for `seconds`, with so many `clients` at a time: for new seeds, or for the seed `repeat` only.
+    """Send requests from `clients` at a time for `seconds`: for new seeds, or for the seed `repeat` only.
 
-    Raises Failed if nothing came back or, unless it `may_fail`, anything but 2xx and 3xx; latencies are of all answers.
+    Latencies are of all responses. Raises Failed without any response or, unless it `may_fail`, at other than 2xx or 3xx.
     """
     first, step = (next(_fresh_seeds), 1) if repeat is None else (repeat, 0)
     command = [
@@ -71,15 +71,17 @@ def put_load(
         *("--timeout", f"{TIMEOUT_S}s", "--script", str(SCRIPT), f"http://127.0.0.1:{request.port}", "--"),
         *(request.method, request.path, request.body, str(first), str(step), etag),
     ]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE_S, check=True).stdout
-    told = json.loads(next(line.removeprefix("RESULT ") for line in said.splitlines() if line.startswith("RESULT ")))
-    if not told["answers"] or (told["failed"] and not may_fail):
-        raise Failed(f"{told['failed']} of {told['answers']} requests to {request.path} failed.")
+    output = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE_S, check=True).stdout
+    result = json.loads(
+        next(line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT "))
+    )
+    if not result["responses"] or (result["failed"] and not may_fail):
+        raise Failed(f"{result['failed']} of {result['responses']} requests to {request.path} failed.")
     return Load(
-        answers_a_second=(told["answers"] - told["failed"]) * 1e6 / told["us"],
-        p50_ms=told["p50_us"] / 1e3,
-        p95_ms=told["p95_us"] / 1e3,
-        p99_ms=told["p99_us"] / 1e3,
-        bytes_an_answer=told["bytes"] / told["answers"],
-        failed_share=told["failed"] / told["answers"],
+        responses_a_second=(result["responses"] - result["failed"]) * 1e6 / result["us"],
+        p50_ms=result["p50_us"] / 1e3,
+        p95_ms=result["p95_us"] / 1e3,
+        p99_ms=result["p99_us"] / 1e3,
+        bytes_a_response=result["bytes"] / result["responses"],
+        failed_share=result["failed"] / result["responses"],
     )

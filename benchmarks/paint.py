@@ -1,7 +1,7 @@
-"""`paint` against the model in one process, and whether memory stands still: python -m benchmarks.paint.
+"""Speed of `paint` beside a limit, and its memory over time: python -m benchmarks.paint.
 
-The limit is what nobody can do without: the SavedModel at its best batch size and the encoder, one after the other, in
-one process. Ours are three processes with two connections between them, on the same cores.
+The limit is the SavedModel at its best batch size and the encoder in one process, one after the other. Ours are three
+processes with two connections between them, on the same cores.
 """
 
 import argparse
@@ -24,24 +24,24 @@ import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import rounds
-from benchmarks.servers import OWN, free_port
+from benchmarks.servers import NOT_INHERITED, free_port
 from benchmarks.weights import newest_version
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.rendering.encoding import encode
 
-ROUNDS, PICTURES = 5, 10_000  # of each side, in turns; the half second that `paint` takes to start is among them
-MANY = 50_000  # for memory
-NAP_S, NAP_EVERY = 1.0, 1_000  # a reader that sleeps: about as long as it reads, after so many pictures
+ROUNDS, IMAGES = 5, 10_000  # of each side, in turns; includes the half second that `paint` takes to start
+MANY = 50_000  # images, for memory
+PAUSE_S, PAUSE_EVERY = 1.0, 1_000  # of a slow reader: about as long as it reads, after 1,000 images
 READY_S = 60.0
-PARTS = ("speed", "memory", "memory_asleep")
+PARTS = ("speed", "memory", "memory_of_slow_reader")
 
 
 @contextmanager
 def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run model server and batch server; give the target and the batch server's process."""
+    """Run model server and batch server; yield the target and the batch server's process."""
     ports = [free_port() for _ in range(3)]
     settings = {"MODEL_SERVER": f"localhost:{ports[0]}", "BATCH_PORT": ports[1], "BATCH_METRICS_PORT": ports[2]}
-    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env = inherited | {f"RINGO_{name}": str(value) for name, value in settings.items()}
     serving = [sys.executable, "-m", "serving"]
     flags = ["--port", str(ports[0]), "--model-base-path", str(model)]
@@ -53,7 +53,7 @@ def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         try:
             health, deadline = health_pb2_grpc.HealthStub(channel), time.monotonic() + READY_S
             while health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=READY_S).status != 1:
-                assert time.monotonic() < deadline, "no model is ready"
+                assert time.monotonic() < deadline, "No model is ready."
                 time.sleep(0.1)
             yield f"localhost:{ports[1]}", batch
         finally:
@@ -61,16 +61,16 @@ def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             model_server.terminate()
 
 
-def paint(target: str, first: int, count: int, out: Path) -> "subprocess.Popen[bytes]":
-    """Begin to paint `count` seeds from `first` on."""
-    words = ["--target", target, "--seeds", f"{first}:{first + count}", "--out", str(out)]
+def start_paint(target: str, first: int, count: int, out: Path) -> "subprocess.Popen[bytes]":
+    """Start `paint` with `count` seeds from `first` on."""
+    options = ["--target", target, "--seeds", f"{first}:{first + count}", "--out", str(out)]
     return subprocess.Popen(
-        [sys.executable, "-m", "serving", "paint", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "serving", "paint", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
 def speed(model: Path, target: str, repeats: int) -> dict[str, object]:
-    """Return how many pictures a second `paint` makes, as a part of what the limit does, over interleaved rounds."""
+    """Return the images a second of `paint` and of the limit, in turns."""
     loaded = tf.saved_model.load(str(newest_version(model)))
     generate = loaded.signatures["generate"]
 
@@ -84,22 +84,22 @@ def speed(model: Path, target: str, repeats: int) -> dict[str, object]:
     def ours(folder: Path) -> float:
         start = next(first)
         begin = time.perf_counter()
-        assert paint(target, start, PICTURES, folder / str(start)).wait() == 0
-        return PICTURES / (time.perf_counter() - begin)
+        assert start_paint(target, start, IMAGES, folder / str(start)).wait() == 0
+        return IMAGES / (time.perf_counter() - begin)
 
-    first = itertools.count(0, PICTURES)  # nothing of another round is kept anywhere
+    first = itertools.count(0, IMAGES)  # no seed is cached from another round
     best = max((8, 16, 32, 64), key=lambda batch: max(limit(512, batch) for _ in range(2)))
-    # No folder is removed before the end: an ext4 without a journal looks past each file that was removed in the last
-    # minute whenever it makes one, which takes 0.2 ms a picture.
+    # Folders are removed at the end: ext4 without a journal skips files removed in the last minute at each creation,
+    # which takes 0.2 ms an image.
     with tempfile.TemporaryDirectory() as out:
-        sides = {"limit": lambda: limit(PICTURES - PICTURES % best, best), "ours": lambda: ours(Path(out))}
-        sides["ours"]()  # the first connects, and finds nothing warm
+        sides = {"limit": lambda: limit(IMAGES - IMAGES % best, best), "ours": lambda: ours(Path(out))}
+        sides["ours"]()  # the first one connects
         speeds = rounds.take_turns(repeats, sides)
     return {
         "limit_batch": best,
-        "pictures": PICTURES,
+        "images": IMAGES,
         "rounds": repeats,
-        "pictures_a_second": {name: rounds.spread(done) for name, done in speeds.items()},
+        "images_a_second": {name: rounds.spread(done) for name, done in speeds.items()},
         "of_limit": rounds.ratio(speeds["ours"], speeds["limit"]),
     }
 
@@ -111,36 +111,36 @@ def resident_mib(pid: int) -> float:
 
 
 def memory(target: str, batch: "subprocess.Popen[bytes]") -> dict[str, object]:
-    """Return how far the resident memory of both sides grows from a tenth of MANY pictures to their end."""
+    """Return the resident memory of both sides after a tenth of MANY images, and its peak from then on."""
     with tempfile.TemporaryDirectory() as out:
-        client = paint(target, 0, MANY, Path(out))
-        manifest, seen = Path(out, "manifest.jsonl"), []
+        client = start_paint(target, 0, MANY, Path(out))
+        manifest, samples = Path(out, "manifest.jsonl"), []
         while client.poll() is None:
             done = sum(1 for _ in manifest.open()) if manifest.exists() else 0
             if done > MANY / 10:
-                seen.append((resident_mib(client.pid), resident_mib(batch.pid)))
+                samples.append((resident_mib(client.pid), resident_mib(batch.pid)))
             time.sleep(1.0)
         assert client.returncode == 0
-    return {"pictures": MANY, **growth(seen)}
+    return {"images": MANY, **growth(samples)}
 
 
-def memory_asleep(target: str, batch: "subprocess.Popen[bytes]") -> dict[str, object]:
-    """Return the same of one stream whose reader sleeps every now and then; this process is its client."""
-    seen = []
+def memory_of_slow_reader(target: str, batch: "subprocess.Popen[bytes]") -> dict[str, object]:
+    """Return the same for one stream whose reader, this process, pauses."""
+    samples = []
     with grpc.insecure_channel(target) as channel:
         request = picture_service_pb2.GenerateBatchRequest(range={"start": 0, "end": MANY})
         for number, _ in enumerate(picture_service_pb2_grpc.PictureServiceStub(channel).GenerateBatch(request), 1):
-            if number % NAP_EVERY == 0:
-                time.sleep(NAP_S)
+            if number % PAUSE_EVERY == 0:
+                time.sleep(PAUSE_S)
                 if number > MANY / 10:
-                    seen.append((resident_mib(os.getpid()), resident_mib(batch.pid)))
+                    samples.append((resident_mib(os.getpid()), resident_mib(batch.pid)))
     assert number == MANY
-    return {"pictures": MANY, "asleep_s": NAP_S * MANY / NAP_EVERY, **growth(seen)}
+    return {"images": MANY, "paused_s": PAUSE_S * MANY / PAUSE_EVERY, **growth(samples)}
 
 
-def growth(seen: list[tuple[float, float]]) -> dict[str, object]:
-    """Return the first and the largest of the memory `seen`, of client and server."""
-    both = np.array(seen)
+def growth(samples: list[tuple[float, float]]) -> dict[str, object]:
+    """Return the first and the largest memory of client and server."""
+    both = np.array(samples)
     return {
         "client_mib": [round(value, 1) for value in (both[0, 0], both[:, 0].max())],
         "server_mib": [round(value, 1) for value in (both[0, 1], both[:, 1].max())],
@@ -152,20 +152,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paint", description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions")
     parser.add_argument("--quick", action="store_true", help="speed alone, two rounds; not written")
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="the others stay as they were measured"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others keep their results")
     arguments = parser.parse_args()
     result: dict[str, object] = {} if set(arguments.parts) == set(PARTS) else rounds.read("paint")
-    with servers(arguments.model) as (where, process):
+    with servers(arguments.model) as (target, process):
         for part in PARTS[:1] if arguments.quick else arguments.parts:
             match part:
                 case "speed":
-                    result[part] = speed(arguments.model, where, 2 if arguments.quick else ROUNDS)
+                    result[part] = speed(arguments.model, target, 2 if arguments.quick else ROUNDS)
                 case "memory":
-                    result[part] = memory(where, process)
-                case "memory_asleep":
-                    result[part] = memory_asleep(where, process)
+                    result[part] = memory(target, process)
+                case "memory_of_slow_reader":
+                    result[part] = memory_of_slow_reader(target, process)
             print(part, json.dumps(result[part]), flush=True)
     rounds.write("paint", result, quick=arguments.quick)
     return 0

@@ -1,4 +1,4 @@
-"""How everything here is measured: in rounds that give each side its turn, and told as ratios with their spread."""
+"""Rounds in which all sides take turns, and ratios with their spread."""
 
 import datetime
 import json
@@ -19,52 +19,53 @@ PACKAGES = (
     *("tensorflow", "keras", "grpcio", "numpy", "pillow", "flask", "gunicorn", "fastapi", "uvicorn", "bentoml"),
     *("litserve", "onnxruntime", "openvino", "tf2onnx", "torch"),
 )
+K = TypeVar("K")
 T = TypeVar("T")
-HEARTBEAT_S = 0.5  # for children to give a sign of life before a parent looks for it: gunicorn kills whoever gives none
+HEARTBEAT_S = 0.5  # children first: gunicorn kills workers without a recent heartbeat
 
 
-def take_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Return what each of `sides` measured, by its name, one value a round.
+def take_turns(rounds: int, sides: Mapping[K, Callable[[], T]]) -> dict[K, list[T]]:
+    """Return the results of each of `sides`, one a round.
 
-    A busy moment of the machine hits all sides of a round. Every other round runs backwards, so that nobody always
-    comes after the same neighbour.
+    A busy moment of the machine affects all sides of a round. Every other round runs backwards, so that no side always
+    follows the same one.
     """
-    measured: dict[str, list[T]] = {name: [] for name in sides}
+    measured: dict[K, list[T]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in sides if number % 2 == 0 else reversed(list(sides)):
             measured[name].append(sides[name]())
     return measured
 
 
-def hold(pids: Sequence[int]) -> None:
-    """Stop the processes `pids`, parents first, until they are `awake`: waiting for a turn takes none of another's.
+def stop(pids: Sequence[int]) -> None:
+    """Stop the processes `pids`, parents first; they cannot end before `resume`.
 
-    LitServe without a request to answer takes 11 % of a core. Who held somebody has to `release` him, or he can't end.
+    LitServe without requests uses 11 % of a core.
     """
     _send(signal.SIGSTOP, pids)
 
 
-def release(pids: Sequence[int]) -> None:
-    """Let the processes `pids` go on."""
+def resume(pids: Sequence[int]) -> None:
+    """Resume the processes `pids`."""
     _send(signal.SIGCONT, pids)
 
 
 @contextmanager
-def awake(pids: Sequence[int]) -> Iterator[None]:
-    """Let the processes `pids`, parents first, run in the `with` block, and hold them again after it."""
-    release(pids[1:])
+def resumed(pids: Sequence[int]) -> Iterator[None]:
+    """Resume the processes `pids`, parents first, for the `with` block."""
+    resume(pids[1:])
     if pids[1:]:
         time.sleep(HEARTBEAT_S)
-    release(pids[:1])
+    resume(pids[:1])
     try:
         yield
     finally:
-        hold(pids)
+        stop(pids)
 
 
 def _send(number: signal.Signals, pids: Sequence[int]) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):  # a child that has ended since
+        with suppress(ProcessLookupError):  # it has ended since
             os.kill(pid, number)
 
 
@@ -74,13 +75,13 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Return `spread` of mine / theirs, round by round."""
-    return spread([a / b for a, b in zip(mine, theirs, strict=True)], digits=3)
+def ratio(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """Return the spread of values / others, round by round."""
+    return spread([a / b for a, b in zip(values, others, strict=True)], digits=3)
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure depends on besides the code: processors, their widest vectors, memory, versions."""
+    """Return the processors, their widest vectors, memory and versions."""
     flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
     vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     versions = {}
@@ -100,7 +101,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(part: str, result: Mapping[str, Any], *, quick: bool = False) -> None:
-    """Write the `result` of a part, with machine and date, to results/`part`.json; a `quick` one is not kept."""
+    """Write the `result` of a part, with machine and date, to results/`part`.json, unless it is `quick`."""
     if quick:
         return
     whole = {**result, "part": part, "date": datetime.date.today().isoformat(), "machine": machine()}

@@ -1,4 +1,4 @@
-"""The servers under load as processes: ours as `make run` starts it, and the peers; their start and their memory."""
+"""The servers under load as processes: ours, as `make run` starts it, and the peers."""
 
 import base64
 import http.client
@@ -15,77 +15,78 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import Request
-from benchmarks.rounds import release
+from benchmarks.rounds import resume
 from serving.runtime.ports import listen
 
 READY_S = 60.0
 END_S = 30.0
-OWN = ("TF_NUM_INTRAOP_THREADS", "TF_CPP_MIN_LOG_LEVEL")
+NOT_INHERITED = ("TF_NUM_INTRAOP_THREADS", "TF_CPP_MIN_LOG_LEVEL")  # each server sets its own
 POLL_S = 0.02
-ANSWER_S = 20.0
+RESPONSE_S = 20.0
+ROOT = Path(__file__).parents[1]
 
 
 class NotReady(Exception):
-    """A server did not answer in time, or ended; the text is one sentence."""
+    """A server did not respond in time, or ended; the text is one sentence."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server and how long it took to be one, in seconds from the start of its process."""
+    """A running server; times are in seconds from the start of its process."""
 
     request: Request
     process: subprocess.Popen[bytes]
-    first_answer_s: float
-    milestones_s: dict[str, float]  # of ours: the model server listens, then the gateway answers
+    first_response_s: float
+    milestones_s: dict[str, float]  # of ours: the model server listens, the gateway is live
 
     def pids(self) -> list[int]:
         """Return its processes, parents first."""
         return descendants(self.process.pid)
 
     def resident_mib(self) -> dict[str, float]:
-        """Return the memory of each process below this one by its command: shared pages in equal parts to each."""
+        """Return memory by command; shared pages count in equal parts for each process."""
         held: dict[str, float] = {}
         for pid in self.pids():
-            name = spoken_name(pid)
+            name = command_name(pid)
             held[name] = round(held.get(name, 0.0) + proportional_mib(pid), 1)
         return held
 
     def largest_mib(self) -> dict[str, float]:
-        """Return the memory of the largest of each kind: of one worker, where there are several."""
+        """Return the memory of the largest process by command, such as one of several workers."""
         held: dict[str, float] = {}
         for pid in self.pids():
-            name = spoken_name(pid)
+            name = command_name(pid)
             held[name] = max(held.get(name, 0.0), round(proportional_mib(pid), 1))
         return held
 
     def cpu_s(self) -> dict[str, float]:
-        """Return the processor time that each process below this one has used since its start, by its command."""
+        """Return the CPU time since the start by command."""
         used: dict[str, float] = {}
         for pid in self.pids():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            name = spoken_name(pid)
+            name = command_name(pid)
             used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return used
 
-    def picture(self, seed: int) -> bytes:
+    def image(self, seed: int) -> bytes:
         """Return the PNG of `seed`."""
-        return png_of(ask(self.request, seed)[1])
+        return png_of(fetch(self.request, seed)[1])
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port without a listener."""
     with listen("127.0.0.1", 0, variable="", value="") as taken:
         return int(taken.getsockname()[1])
 
 
-def ask(request: Request, seed: int, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+def fetch(request: Request, seed: int, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     """Return response and body of one request. Raises OSError or HTTPException."""
-    with closing(http.client.HTTPConnection("127.0.0.1", request.port, timeout=ANSWER_S)) as connection:
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
+    with closing(http.client.HTTPConnection("127.0.0.1", request.port, timeout=RESPONSE_S)) as connection:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if request.body:
-            told["Content-Type"] = "application/json"
+            sent["Content-Type"] = "application/json"
         body = request.body.replace("SEED", str(seed)) or None
-        connection.request(request.method, request.path.replace("SEED", str(seed)), body, told)
+        connection.request(request.method, request.path.replace("SEED", str(seed)), body, sent)
         response = connection.getresponse()
         return response, response.read()
 
@@ -97,87 +98,91 @@ def running(
     environment: dict[str, str],
     milestones: dict[str, Callable[[], bool]],
     log: Path,
+    folder: Path = ROOT,
 ) -> Iterator[Server]:
-    """Run `command` until it answers `request`; end it and all that it started after the `with` block."""
-    # How many threads a benchmark's own TensorFlow has is none of theirs: each server decides for itself.
-    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    """Run `command` in `folder` until it responds to `request`; end it and its children after the `with` block."""
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     begin = time.monotonic()
-    with log.open("wb") as written:
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=inherited | environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,
+            env=inherited | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         reached: dict[str, float] = {}
         while True:
-            for name, passed in milestones.items():
-                if name not in reached and passed():
+            for name, is_reached in milestones.items():
+                if name not in reached and is_reached():
                     reached[name] = round(time.monotonic() - begin, 2)
-            if answers(request):
+            if responds(request):
                 break
             if process.poll() is not None or time.monotonic() - begin > READY_S:
                 last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
-                raise NotReady(f"{' '.join(command[:4])} did not answer within {READY_S:g} s: {last}")
+                raise NotReady(f"{' '.join(command[:4])} did not respond within {READY_S:g} s: {last}")
             time.sleep(POLL_S)
         yield Server(request, process, round(time.monotonic() - begin, 2), reached)
     finally:
         family = descendants(process.pid)
-        release(family)
+        resume(family)
         process.terminate()
         try:
             process.wait(END_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for pid in family:  # what it left behind
+        for pid in family:  # children it left behind
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def answers(request: Request) -> bool:
-    """Return whether `request` gets a picture."""
+def responds(request: Request) -> bool:
+    """Return whether the response to `request` is an image."""
     try:
-        response, body = ask(request, 42)
+        response, body = fetch(request, 42)
     except (OSError, http.client.HTTPException):
         return False
     return response.status == 200 and png_of(body).startswith(b"\x89PNG")
 
 
 def png_of(body: bytes) -> bytes:
-    """Return the picture in an answer: the answer itself or, of BentoML's batches, the one in a list in base64."""
+    """Return the image in a response: the body or, from BentoML, the base64 text in a list."""
     return base64.b64decode(json.loads(body)[0]) if body.startswith(b"[") else body
 
 
 def listens(port: int) -> bool:
-    """Return whether somebody takes connections on `port`."""
+    """Return whether `port` accepts connections."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S).close()
+        socket.create_connection(("127.0.0.1", port), timeout=RESPONSE_S).close()
     except OSError:
         return False
     return True
 
 
-def lives(port: int) -> bool:
-    """Return whether a gateway on `port` answers its liveness probe."""
+def is_live(port: int) -> bool:
+    """Return whether the liveness probe of a gateway on `port` succeeds."""
     try:
-        return ask(Request(port, "/livez"), 0)[0].status == 200
+        return fetch(Request(port, "/livez"), 0)[0].status == 200
     except (OSError, http.client.HTTPException):
         return False
 
 
-def ours(model: Path, log: Path, **settings: str) -> "contextmanager[Server]":
-    """Run gateway and model server as `make run` does, with RINGO_ `settings`."""
+def ours(model: Path, log: Path, folder: Path = ROOT) -> "contextmanager[Server]":
+    """Run gateway and model server of the checkout in `folder` as `make run` does."""
     gateway, metrics, model_server = free_port(), free_port(), free_port()
     environment = {
         "RINGO_PORT": str(gateway),
         "RINGO_METRICS_PORT": str(metrics),
         "RINGO_MODEL_SERVER": f"localhost:{model_server}",
-        "RINGO_MODEL_BASE_PATH": str(model),
+        "RINGO_MODEL_BASE_PATH": str(model.resolve()),
         "RINGO_MODEL_NAME": "apple",
-        **{f"RINGO_{name.upper()}": value for name, value in settings.items()},
     }
-    milestones = {"gateway": lambda: lives(gateway), "model server": lambda: listens(model_server)}
+    milestones = {"gateway": lambda: is_live(gateway), "model server": lambda: listens(model_server)}
     command = [sys.executable, "-m", "serving", "run"]
-    return running(command, Request(gateway, "/generate?seed=SEED"), environment, milestones, log)
+    return running(command, Request(gateway, "/generate?seed=SEED"), environment, milestones, log, folder)
 
 
 def peer(name: str, version: Path, log: Path) -> "contextmanager[Server]":
@@ -186,21 +191,14 @@ def peer(name: str, version: Path, log: Path) -> "contextmanager[Server]":
     at, query = f"127.0.0.1:{port}", Request(port, "/generate?seed=SEED")
     match name:
         case "flask":
-            command = [
-                "gunicorn",
-                "--no-control-socket",
-                "--threads",
-                "8",
-                "--bind",
-                at,
-                "benchmarks.peers.flask_predict:app",
-            ]
+            command = ["gunicorn", "--no-control-socket", "--threads", "8", "--bind", at]
+            command += ["benchmarks.peers.flask_predict:app"]
             request = query
         case "fastapi":
             command = ["uvicorn", "--port", str(port), "--log-level", "warning", "benchmarks.peers.fastapi_app:app"]
             request = query
         case "bentoml":
-            command = ["bentoml", "serve", "--port", str(port), "benchmarks.peers.bentoml_service:Pictures"]
+            command = ["bentoml", "serve", "--port", str(port), "benchmarks.peers.bentoml_service:Images"]
             request = Request(port, "/generate", "POST", '{"seeds": [SEED]}')
         case "litserve":
             command = ["benchmarks.peers.litserve_app", str(port)]
@@ -224,8 +222,8 @@ def descendants(pid: int) -> list[int]:
     return [pid, *(found for child in children for found in descendants(child))]
 
 
-def spoken_name(pid: int) -> str:
-    """Return what a process of ours is called, or "server" for a peer's."""
+def command_name(pid: int) -> str:
+    """Return the command of a process of ours, or "server" for a peer."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     for word in (b"model-server", b"gateway", b"run"):
         if b"serving" in words and word in words:
@@ -234,6 +232,6 @@ def spoken_name(pid: int) -> str:
 
 
 def proportional_mib(pid: int) -> float:
-    """Return the resident memory of a process, in which a page that n processes share counts for 1/n."""
+    """Return the resident memory of a process; a page that n processes share counts as 1/n."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))

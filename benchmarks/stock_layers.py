@@ -1,4 +1,4 @@
-"""The generator as people write it: the same function of the same weights, in Keras's own layers."""
+"""The generator in Keras's own layers: the same function of the same weights."""
 
 import keras
 import numpy as np
@@ -8,10 +8,10 @@ from training.model.networks import BLUR, UpsampleConv
 
 
 def in_stock_layers(generator: keras.Model) -> keras.Model:
-    """Return a copy of `generator` (of `networks.build_generator`) whose layers are all Keras's.
+    """Return a copy of `generator` (of `networks.build_generator`) in Keras's own layers.
 
-    What `UpsampleConv` does as one transposed convolution is nearest upsampling here, for a smooth one BLUR, and a
-    convolution of 3x3. Pictures are the same up to rounding.
+    `UpsampleConv`, one transposed convolution, becomes nearest upsampling, BLUR for a smooth one, and a 3x3
+    convolution. Images are the same up to rounding.
     """
     x = images = generator.input
     for layer in generator.layers[1:]:
@@ -19,7 +19,7 @@ def in_stock_layers(generator: keras.Model) -> keras.Model:
             x = layers.UpSampling2D()(x)
             padding = "same"
             if layer.smooth:
-                x = layers.ZeroPadding2D(2)(x)  # BLUR reaches a pixel beyond the border, and the convolution, too
+                x = layers.ZeroPadding2D(2)(x)  # BLUR and the convolution each reach one pixel beyond the border
                 kernel = np.tile(BLUR[..., None, None], (1, 1, x.shape[-1], 1))
                 blur = keras.initializers.Constant(kernel)
                 x = layers.DepthwiseConv2D(3, use_bias=False, trainable=False, depthwise_initializer=blur)(x)

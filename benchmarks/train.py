@@ -166,7 +166,7 @@ def measure(loops: tuple[str, ...], repeats: int) -> dict[str, Any]:
     start_s: dict[str, float] = {}
 
     def turn(loop: str, kind: str) -> tuple[float, float]:
-        with rounds.awake(pids[loop]):
+        with rounds.resumed(pids[loop]):
             connections[loop].send(kind)
             answer: tuple[float, float] = connections[loop].recv()
             return answer
@@ -181,8 +181,8 @@ def measure(loops: tuple[str, ...], repeats: int) -> dict[str, Any]:
             if answer == "ready":
                 connections[loop], start_s[loop] = connection, round(time.monotonic() - begin, 1)
                 pids[loop] = [process.pid or 0]
-                rounds.hold(pids[loop])
-                stack.callback(rounds.release, pids[loop])
+                rounds.stop(pids[loop])
+                stack.callback(rounds.resume, pids[loop])
             else:
                 left_out[loop] = answer
                 print(f"{loop} is left out: {answer}", file=sys.stderr)
@@ -219,9 +219,7 @@ def summarise(
             for loop in start_s
         },
         "features_share": {
-            loop: share(name, loop)
-            for name, (loop, kind) in TURNS.items()
-            if kind == FEATURES and name in seconds
+            loop: share(name, loop) for name, (loop, kind) in TURNS.items() if kind == FEATURES and name in seconds
         },
         "data_drawn_share": rounds.spread([draw_s / step_s for step_s, draw_s in measured["ours"]], digits=3),
         "data_waiting_share": rounds.spread(
@@ -235,7 +233,9 @@ def show(result: dict[str, Any]) -> None:
     rounds.row("training", "images/s", "ours to it", "start s")
     for name, side in result["sides"].items():
         speed, times = side["images_a_second"]["median"], side["ours_to_it"]
-        rounds.row(name, f"{speed:.1f}", f"{times['median']:.2f} ±{(times['high'] - times['low']) / 2:.2f}", side["start_s"])
+        rounds.row(
+            name, f"{speed:.1f}", f"{times['median']:.2f} ±{(times['high'] - times['low']) / 2:.2f}", side["start_s"]
+        )
     shares = {f"frozen features, {loop}": share for loop, share in result["features_share"].items()}
     shares |= {"drawing data": result["data_drawn_share"], "waiting for data": result["data_waiting_share"]}
     for name, share in shares.items():

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md is what the committed measurements give, and is made of whatever was measured."""
+"""docs/benchmarks.md follows from the committed results, and from any subset of the parts."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tests.conftest import SHIPPED
 
 SPREAD = {"median": 2.0, "low": 1.5, "high": 2.5}
 MACHINE = {"cores": 2, "vectors": ["avx2"], "memory_gib": 8, "versions": {"tensorflow": "2.0"}}
-LOAD = dict.fromkeys(("answers_a_second", "p50_ms", "p95_ms", "p99_ms"), SPREAD)
+LOAD = dict.fromkeys(("responses_a_second", "p50_ms", "p95_ms", "p99_ms"), SPREAD)
 SERVE = {
     "date": "2000-01-01",
     "machine": MACHINE | {"versions": {"bentoml": "1.0"}},
@@ -19,14 +19,14 @@ SERVE = {
     "seconds": 2.0,
     "rounds": 3,
     "left_out": {"litserve": "it did not answer."},
-    "unique": {
+    "new_seeds": {
         "1": {"limit": LOAD, "ours": LOAD | {"of_limit": SPREAD, "p50_to_limit": SPREAD}},
         "16": {"limit": LOAD, "ours": LOAD | {"of_limit": SPREAD | {"median": 0.7}}},
     },
-    "kept": {"304": LOAD | {"answers_a_second": SPREAD | {"median": 1234567.0}}},
+    "cached": {"304": LOAD | {"responses_a_second": SPREAD | {"median": 1234567.0}}},
     "processes": {
         "ours": {
-            "first_answer_s": 3.0,
+            "first_response_s": 3.0,
             "milestones_s": {"gateway": 0.5, "model server": 2.5},
             "memory_mib": {"run": 10.0, "gateway": 80.0, "model-server": 400.0},
             "largest_mib": {"run": 10.0, "gateway": 70.0, "model-server": 400.0},
@@ -41,25 +41,25 @@ def results(tmp_path):
     return page.read_results(tmp_path)
 
 
-def test_the_page_in_docs_is_what_the_results_give():
+def test_docs_page_equals_the_rendered_results():
     assert page.PAGE.read_text(encoding="utf-8") == page.render(page.read_results(rounds.RESULTS))
 
 
-def test_the_page_shows_only_charts_that_are_there():
+def test_every_chart_of_the_docs_page_exists():
     charts = re.findall(r"\]\((.+?\.svg)\)", page.PAGE.read_text(encoding="utf-8"))
 
     assert charts
     assert all((page.PAGE.parent / chart).is_file() for chart in charts)
 
 
-def test_figures_come_from_the_results(results):
+def test_page_shows_figures_of_the_results(results):
     rendered = page.render(results)
 
     assert "| 304 | 1,234,567 (1.50 to 2.50) |" in rendered
     assert "LitServe is left out: it did not answer." in rendered
 
 
-def test_a_goal_that_is_missed_is_told_beside_one_that_is_met(results):
+def test_goal_table_says_which_goals_are_met(results):
     met = {goal.what: goal.met for goal in page.goals(results)}
 
     assert met["HTTP at 16 clients, share of the limit"] is False
@@ -67,11 +67,11 @@ def test_a_goal_that_is_missed_is_told_beside_one_that_is_met(results):
     assert "| HTTP at 16 clients, share of the limit | at least 0.8 | 0.700 | **not met** |" in page.render(results)
 
 
-def test_what_was_not_measured_is_said_to_be_so(results):
+def test_page_lists_parts_that_were_not_measured(results):
     assert "Not measured: paint, generator, train, memory, scale." in page.render(results)
 
 
-def test_equal_results_give_equal_charts(results, tmp_path):
+def test_chart_bytes_are_equal_when_results_are_equal(results, tmp_path):
     page.write_page(results, tmp_path / "one" / "benchmarks.md")
     page.write_page(results, tmp_path / "two" / "benchmarks.md")
 
@@ -80,7 +80,7 @@ def test_equal_results_give_equal_charts(results, tmp_path):
     assert chart.read_bytes() == (tmp_path / "two" / "benchmarks" / "serve.svg").read_bytes()
 
 
-def test_sides_take_turns_there_and_back():
+def test_every_second_round_runs_backwards():
     order = []
 
     rounds.take_turns(2, {name: lambda name=name: order.append(name) for name in "abc"})
@@ -88,11 +88,11 @@ def test_sides_take_turns_there_and_back():
     assert order == [*"abc", *"cba"]
 
 
-def test_a_ratio_is_taken_round_by_round():
+def test_ratio_is_computed_round_by_round():
     assert rounds.ratio([10.0, 40.0, 30.0], [10.0, 20.0, 10.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
 
 
-def test_the_unfused_network_paints_what_the_shipped_model_paints():
+def test_unfused_network_gives_images_of_the_bundled_model():
     import tensorflow as tf
 
     from benchmarks.weights import keras_generator
@@ -101,19 +101,19 @@ def test_the_unfused_network_paints_what_the_shipped_model_paints():
     seeds = tf.range(8, dtype=tf.int64)
     images = keras_generator(SHIPPED)(signatures["sample"](seeds=seeds)["latents"], training=False)
 
-    shipped = signatures["generate"](seeds=seeds)["images"].numpy().astype(int)
-    assert np.abs(np.round((np.asarray(images) + 1) * 127.5) - shipped).max() <= 1
+    expected = signatures["generate"](seeds=seeds)["images"].numpy().astype(int)
+    assert np.abs(np.round((np.asarray(images) + 1) * 127.5) - expected).max() <= 1
 
 
-def test_the_floor_counts_two_operations_for_each_product():
-    from benchmarks.generator import operations
+def test_multiply_adds_count_each_tap_of_each_pixel_once():
+    from benchmarks.generator import multiply_adds
     from training.export.fusion import Stage
 
     def stage(kind, *shape):
         return Stage(kind, np.zeros(shape), np.zeros(shape[-1]), activated=True)
 
-    dense = 2 * 10 * 4 * 4 * 8
-    upsampled = 2 * 8 * 8 * (4 * 4 // 4) * 8 * 5  # each pixel of 8 x 8 sees a quarter of 4 x 4 taps
-    conv = 2 * 8 * 8 * 3 * 3 * 5 * 3
+    dense = 10 * 4 * 4 * 8
+    upsampled = 8 * 8 * (4 * 4 // 4) * 8 * 5  # each pixel of 8 x 8 sees a quarter of 4 x 4 taps
+    conv = 8 * 8 * 3 * 3 * 5 * 3
     stages = [stage("dense", 10, 128), stage("upsample_conv", 4, 4, 8, 5), stage("conv", 3, 3, 5, 3)]
-    assert operations(stages) == dense + upsampled + conv
+    assert multiply_adds(stages) == dense + upsampled + conv

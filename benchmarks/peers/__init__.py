@@ -1,4 +1,4 @@
-"""What people would use instead, as they usually write it; so that no PNG is larger, all encode with ours.
+"""Other servers and training loops, written as in their tutorials; all servers encode with our encoder.
 
-Each takes the folder of a SavedModel's version from the environment variable BENCH_VERSION.
+The environment variable BENCH_VERSION names the version folder of the SavedModel.
 """

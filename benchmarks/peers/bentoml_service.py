@@ -1,8 +1,8 @@
-"""BentoML with its adaptive batching: python -m bentoml serve benchmarks.peers.bentoml_service:Pictures.
+"""BentoML with its adaptive batching: python -m bentoml serve benchmarks.peers.bentoml_service:Images.
 
-One service, which answers in JSON, as batched ones do. Its documentation puts a second service in front for other
-answers, and BentoML 1.4.39 then fails: after each 100 calls it closes the connections between the two, whatever is in
-flight. With 16 clients 70 to 86 of 660 requests ended in status 500.
+One service, which responds in JSON, as batched ones do. Its documentation puts a second service in front for other
+responses, and BentoML 1.4.39 then fails: after each 100 calls it closes the connections between the two, with requests
+in flight. With 16 clients, 70 to 86 of 660 requests got 500.
 """
 
 import base64
@@ -15,8 +15,8 @@ from serving.rendering.encoding import encode
 
 
 @bentoml.service
-class Pictures:
-    """Runs the model on whatever seeds have gathered."""
+class Images:
+    """Runs the model on batches of seeds."""
 
     def __init__(self) -> None:
         import tensorflow as tf

@@ -1,4 +1,4 @@
-"""The usual Flask application around `model.predict`: gunicorn --threads 8 benchmarks.peers.flask_predict:app."""
+"""A Flask application around `model.predict`: gunicorn --threads 8 benchmarks.peers.flask_predict:app."""
 
 import io
 import os
@@ -17,7 +17,7 @@ model = keras_generator(Path(os.environ["BENCH_VERSION"]))
 
 @app.get("/generate")
 def generate():
-    """Answer with the picture of one seed."""
+    """Return the image of a seed."""
     latents = sample_latents(np.array([int(request.args["seed"])]), model.input_shape[1])
     (image,) = model.predict(latents, verbose=0)
     pixels = np.clip(np.round((image + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -12,7 +12,7 @@ from serving.rendering.encoding import encode
 
 
 class Generator(litserve.LitAPI):
-    """One worker; requests gather for up to `batch_timeout`."""
+    """One worker; a batch waits for up to `batch_timeout`."""
 
     def setup(self, device):
         """Load the model, in the worker."""
@@ -27,7 +27,7 @@ class Generator(litserve.LitAPI):
         return self.loaded.signatures["generate"](seeds=tf.constant(seeds, tf.int64))["images"].numpy()
 
     def encode_response(self, pixels):
-        """Return one answer."""
+        """Return one response."""
         return Response(encode(pixels, "png", {}), media_type="image/png")
 
 
