@@ -63,7 +63,7 @@ def put_load(
 ) -> Load:
     """Send requests from `clients` at a time for `seconds`: for new seeds, or for the seed `repeat` only.
 
-    Latencies are of all responses. Raises Failed without any response or, unless it `may_fail`, at other than 2xx or 3xx.
+    Latencies are of all responses. Raises Failed if there is none or, unless it `may_fail`, one but 2xx or 3xx.
     """
     first, step = (next(_fresh_seeds), 1) if repeat is None else (repeat, 0)
     command = [
@@ -72,9 +72,7 @@ def put_load(
         *(request.method, request.path, request.body, str(first), str(step), etag),
     ]
     output = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE_S, check=True).stdout
-    result = json.loads(
-        next(line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT "))
-    )
+    result = json.loads(output.rpartition("RESULT ")[2])
     if not result["responses"] or (result["failed"] and not may_fail):
         raise Failed(f"{result['failed']} of {result['responses']} requests to {request.path} failed.")
     return Load(

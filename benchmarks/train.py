@@ -168,8 +168,10 @@ def measure(loops: tuple[str, ...], repeats: int) -> dict[str, Any]:
     def turn(loop: str, kind: str) -> tuple[float, float]:
         with rounds.resumed(pids[loop]):
             connections[loop].send(kind)
-            answer: tuple[float, float] = connections[loop].recv()
-            return answer
+            answer: tuple[float, float] | str = connections[loop].recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{loop}: {answer}")
+        return answer
 
     with contextlib.ExitStack() as stack:
         for loop in loops:
@@ -177,6 +179,7 @@ def measure(loops: tuple[str, ...], repeats: int) -> dict[str, Any]:
             begin = time.monotonic()
             process = context.Process(target=run_loop, args=(loop, remote), daemon=True)
             process.start()
+            remote.close()  # so that `recv` raises EOFError if the process dies
             answer = connection.recv() if connection.poll(READY_S) else f"it was not ready within {READY_S:g} s"
             if answer == "ready":
                 connections[loop], start_s[loop] = connection, round(time.monotonic() - begin, 1)
@@ -232,10 +235,9 @@ def show(result: dict[str, Any]) -> None:
     """Print a table of images a second, and the shares of a step."""
     rounds.row("training", "images/s", "ours to it", "start s")
     for name, side in result["sides"].items():
-        speed, times = side["images_a_second"]["median"], side["ours_to_it"]
-        rounds.row(
-            name, f"{speed:.1f}", f"{times['median']:.2f} ±{(times['high'] - times['low']) / 2:.2f}", side["start_s"]
-        )
+        times = side["ours_to_it"]
+        cells = [f"{side['images_a_second']['median']:.1f}", f"{times['low']:.2f}-{times['high']:.2f}", side["start_s"]]
+        rounds.row(name, *cells)
     shares = {f"frozen features, {loop}": share for loop, share in result["features_share"].items()}
     shares |= {"drawing data": result["data_drawn_share"], "waiting for data": result["data_waiting_share"]}
     for name, share in shares.items():

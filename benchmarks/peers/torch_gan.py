@@ -1,4 +1,4 @@
-"""The networks of a run's first stage in PyTorch: the generator, and heads on the frozen features of EfficientNet-Lite1."""
+"""The networks of a run's first stage in PyTorch: the generator, and the projected discriminator."""
 
 import math
 from collections.abc import Callable, Sequence
