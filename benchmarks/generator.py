@@ -67,21 +67,15 @@ def multiply_adds(stages: Sequence[Stage]) -> int:
     return total
 
 
-def onnx_file(function: Any, latent_dim: int, path: Path) -> Path:
-    """Write a function of TensorFlow to `path` as ONNX; return `path`."""
+def onnx_runtime(function: Any, latent_dim: int, path: Path) -> Run:
+    """Write a function of TensorFlow to `path` as ONNX; return a function that runs it with ONNX Runtime."""
+    import onnxruntime
     import tf2onnx
 
     spec = [tf.TensorSpec((None, latent_dim), tf.float32, name="latents")]
     tf2onnx.convert.from_function(
         tf.function(function, autograph=False), input_signature=spec, opset=18, output_path=str(path)
     )
-    return path
-
-
-def onnx_runtime(path: Path) -> Run:
-    """Return a function that runs the model in `path` with ONNX Runtime."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -103,7 +97,11 @@ def saved_model(folder: Path) -> Run:
     loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]
     (name,), (output,) = signature.structured_input_signature[1], signature.structured_outputs
-    return lambda latents, loaded=loaded: signature(**{name: tf.constant(latents)})[output].numpy()  # keeps variables
+
+    def run(latents: Any, _: Any = loaded) -> Any:  # the variables live as long as `loaded`
+        return signature(**{name: tf.constant(latents)})[output].numpy()
+
+    return run
 
 
 def build_runtimes(version: Path, generator: Any, scratch: Path) -> tuple[dict[str, Run], dict[str, str]]:
@@ -126,8 +124,8 @@ def build_runtimes(version: Path, generator: Any, scratch: Path) -> tuple[dict[s
     }
     for kind, function in (("plain", lambda z: plain(z, training=False)), ("fused", fused)):
         file = scratch / f"{kind}.onnx"
-        builders[f"ONNX Runtime, {kind}"] = lambda f=function, p=file: onnx_runtime(onnx_file(f, latent_dim, p))
-        builders[f"OpenVINO, {kind}"] = lambda p=file: openvino(p)
+        builders[f"ONNX Runtime, {kind}"] = partial(onnx_runtime, function, latent_dim, file)
+        builders[f"OpenVINO, {kind}"] = partial(openvino, file)
     runtimes: dict[str, Run] = {}
     left_out: dict[str, str] = {}
     for name, build in builders.items():

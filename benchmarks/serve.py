@@ -164,7 +164,7 @@ def measure(
             }
             new_seeds[str(number)] = compare(rounds.take_turns(repeats, sides))
             show(f"{number} clients, new seeds", new_seeds[str(number)])
-        result = {
+        result: dict[str, Any] = {
             "limit_batch": limits["limit"].batch,
             "seconds": seconds,
             "rounds": repeats,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +170,7 @@ def is_live(port: int) -> bool:
         return False
 
 
-def ours(model: Path, log: Path, folder: Path = ROOT) -> "contextmanager[Server]":
+def ours(model: Path, log: Path, folder: Path = ROOT) -> AbstractContextManager[Server]:
     """Run gateway and model server of the checkout in `folder` as `make run` does."""
     gateway, metrics, model_server = free_port(), free_port(), free_port()
     environment = {
@@ -185,7 +185,7 @@ def ours(model: Path, log: Path, folder: Path = ROOT) -> "contextmanager[Server]
     return running(command, Request(gateway, "/generate?seed=SEED"), environment, milestones, log, folder)
 
 
-def peer(name: str, version: Path, log: Path) -> "contextmanager[Server]":
+def peer(name: str, version: Path, log: Path) -> AbstractContextManager[Server]:
     """Run one of PEERS on the SavedModel in `version`."""
     port, python = free_port(), sys.executable
     at, query = f"127.0.0.1:{port}", Request(port, "/generate?seed=SEED")

@@ -80,7 +80,7 @@ def train_ours(turns: Turns, pixels: Any) -> None:
 
     from training.fit.run import batches, enable_determinism
     from training.model.gan import build_gan
-    from training.model.replicas import share_out
+    from training.model.replicas import distribute_batches
 
     enable_determinism(turns.config)
     gan = build_gan(turns.config, refining=turns.loop == "ours, refining")
@@ -100,7 +100,7 @@ def train_ours(turns: Turns, pixels: Any) -> None:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.stop_training = not turns.after_batch()
 
-    gan.fit(share_out(timed_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
+    gan.fit(distribute_batches(timed_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[EachBatch()])
 
 
 def time_features(gan: Any) -> Callable[[], float]:
