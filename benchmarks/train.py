@@ -78,7 +78,7 @@ def train_ours(turns: Turns, pixels: Any) -> None:
     """Train as `python -m training fit` does, without what it does beside the step."""
     import keras
 
-    from training.fit.run import batches, enable_determinism
+    from training.fit.run import enable_determinism, iterate_batches
     from training.model.gan import build_gan
     from training.model.replicas import distribute_batches
 
@@ -88,7 +88,7 @@ def train_ours(turns: Turns, pixels: Any) -> None:
         turns.features_s = time_features(gan)
 
     def timed_batches() -> Iterator[Any]:
-        drawn = batches(pixels, np.arange(len(pixels)), turns.config, 0)
+        drawn = iterate_batches(pixels, np.arange(len(pixels)), turns.config, 0)
         first = next(drawn)
         while True:
             begin = time.perf_counter()
@@ -133,10 +133,10 @@ def time_features(gan: Any) -> Callable[[], float]:
 
 def chosen_compiler() -> bool:
     """Return whether `fit` would compile with XLA here."""
-    from training.fit.machine import look_at_machine
+    from training.fit.machine import detect_machine
     from training.fit.plan import choose_networks
 
-    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, look_at_machine())
+    *_, compiler = choose_networks(PHOTOS, TrainingConfig().image_size, detect_machine())
     return bool(compiler.value)
 
 
