@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rounds
-from training.config import PLAIN, TrainingConfig
+from training.config import PLAIN_SETTINGS, TrainingConfig
 
 PHOTOS = 2_000  # in memory, 64 x 64 of noise: what is on them costs nothing
 SETTLING = 3  # batches at the start of a turn that don't count: other processes have used the caches
@@ -30,7 +30,7 @@ LOOPS: dict[str, dict[str, Any]] = {  # each with its settings
     "ours": {},
     "ours, not deterministic": {"deterministic": False},
     "ours, refining": {},
-    "ours, plain": {"discriminator": "plain", **PLAIN},
+    "ours, plain": {"discriminator": "plain", **PLAIN_SETTINGS},
     "PyTorch": {},
 }
 STEP, ONE_BATCH, FEATURES = "step", "one batch again and again", "frozen features"
