@@ -13,7 +13,6 @@ from typing import Any
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
 
-from serving.runtime.memory import keep_little
 from serving.runtime.ports import listen
 from serving.runtime.security import check_tls
 from serving.settings import Settings
@@ -83,7 +82,6 @@ class _Gunicorn(BaseApplication):
 
     def load(self) -> Application:
         """Return the WSGI application; gunicorn calls this in each worker after the fork, as gRPC channels need."""
-        keep_little()
         from serving.gateway.app import PROBES, create_app
         from serving.telemetry.metrics import build_metrics_app
         from serving.telemetry.tracing import export_traces

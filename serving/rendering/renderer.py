@@ -17,7 +17,6 @@ from serving.model_client.client import VERIFIED, ModelClient
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.rendering.interpolation import slerp
 from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
-from serving.runtime.memory import give_back
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
 
@@ -129,7 +128,6 @@ class Renderer:
         try:
             yield
         finally:
-            give_back()
             self._large.release()
 
     def _tiles(

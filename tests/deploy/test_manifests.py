@@ -22,7 +22,7 @@ from serving.batch.servicer import ANSWERS, METHODS, SERVICE, UNKNOWN
 from serving.gateway.app import create_app
 from serving.gateway.server import DRAIN_MARGIN_S
 from serving.paint.command import Shard, parse
-from serving.run import model_server_command
+from serving.run import ALLOCATOR, model_server_command
 from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics, request_log
 from tests.conftest import ROOT
@@ -514,6 +514,11 @@ def test_nobody_outside_reaches_the_model_server():
     assert {service["spec"].get("type", "ClusterIP") for service in base} == {"ClusterIP"}
     assert not any("rest_api_port" in flag for flag in model_server_command(SETTINGS))
     assert not any("rest_api_port" in flag for flag in compose()["services"]["model-server"]["command"])
+
+
+def test_dockerfile_sets_the_allocator_as_make_run_does():
+    text = (ROOT / "Dockerfile.serve").read_text()
+    assert all(f"{name}={value}" in text for name, value in ALLOCATOR.items())
 
 
 def test_dockerfiles_name_ports_of_the_settings():

@@ -2,10 +2,12 @@ import os
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from serving.run import ALLOCATOR
 from serving.runtime.ports import listen
 from tests.conftest import LIMIT_S, ROOT, command
 from tests.gateway_process import environment, gateway_for
@@ -13,7 +15,10 @@ from tests.gateway_process import environment, gateway_for
 
 @pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory):
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        for name, value in ALLOCATOR.items():
+            patch.setenv(name, value)
+        gateway = stack.enter_context(gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")))
         for seed in range(20):
             assert gateway.ask(f"/generate?seed={seed}").status == 200
         with ThreadPoolExecutor(64) as pool:  # as many as wait for the model at a time, for the largest that there are
