@@ -17,7 +17,7 @@ BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),
 OVERLAY ?= local
 SOAK_MINUTES ?= 30
 # Each overlay with the Jobs that work on it (gpu has its own training).
-K8S_SETS := local+train+paint+roll-back gpu+paint+roll-back production+train+paint-tls+roll-back
+K8S_SETS := local+train+paint+roll-back+load gpu+paint+roll-back+load production+train+paint-tls+roll-back+load canary+paint
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
@@ -91,9 +91,9 @@ stubs: .venv/serve $(STUBS) ## generate serving/pb from proto/
 
 images: .venv/dev ## build and test the container images, with podman or docker
 	@test -n "$(ENGINE)" || { echo "Neither podman nor docker is on the PATH; install one."; exit 2; }
-	$(BUILD) -f Dockerfile.serve --target model -t ringo-model:$(VERSION) .
-	$(BUILD) -f Dockerfile.serve --target serve -t ringo-serve:$(VERSION) .
-	$(BUILD) -f Dockerfile.train -t ringo-train:$(VERSION) .
+	$(BUILD) -f Dockerfile.serve --target model -t docker.io/library/ringo-model:$(VERSION) .
+	$(BUILD) -f Dockerfile.serve --target serve -t docker.io/library/ringo-serve:$(VERSION) .
+	$(BUILD) -f Dockerfile.train -t docker.io/library/ringo-train:$(VERSION) .
 	CONTAINER_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/deploy/test_containers.py
 
 deploy: ## apply k8s/overlays/OVERLAY (local) with kubectl, and wait

@@ -29,8 +29,9 @@ from tests.conftest import ROOT
 from training.__main__ import build_parser
 
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
-JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back")
-ALL = (*OVERLAYS, *JOBS)
+CANARY = "overlays/canary"  # in a namespace of its own
+JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back", "jobs/load")
+ALL = (*OVERLAYS, CANARY, *JOBS)
 NEWEST = list(dict.fromkeys(map(utils.major_minor, utils.all_versions())))[-3:]
 # Of other projects: no schema of theirs is in kubernetes-validate.
 FOREIGN_GROUPS = ("gateway.networking.k8s.io", "monitoring.coreos.com")
@@ -51,8 +52,14 @@ def rendered() -> dict[str, list[Manifest]]:
     if KUSTOMIZE is None:
         pytest.skip("neither kubectl nor kustomize is on the PATH")
 
+    return render_all(ROOT / "k8s")
+
+
+def render_all(folder: Path) -> dict[str, list[Manifest]]:
+    """Return the manifests of each of ALL, from the kustomizations in `folder`."""
+
     def render(name: str) -> list[Manifest]:
-        command = [*KUSTOMIZE, str(ROOT / "k8s" / name)]
+        command = [*KUSTOMIZE, str(folder / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=RENDER_LIMIT_S, check=True)
         assert not done.stderr  # what is deprecated
         return list(yaml.safe_load_all(done.stdout))
@@ -140,8 +147,64 @@ def test_the_namespace_admits_restricted_pods_only(overlay):
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
 
 
-def test_everything_is_in_the_one_namespace(manifests):
-    assert {m["metadata"].get("namespace") for m in manifests if m["kind"] != "Namespace"} == {"ringo"}
+@pytest.mark.parametrize("name", ALL)
+def test_everything_is_in_the_one_namespace(rendered, name):
+    namespaces = {m["metadata"].get("namespace") for m in rendered[name] if m["kind"] != "Namespace"}
+    assert namespaces == {"ringo-canary" if name == CANARY else "ringo"}
+
+
+def test_seeding_hides_no_model_of_the_image(overlay):
+    (seed,) = pods(overlay)["model-server"]["spec"]["initContainers"]
+    (mount,) = seed["volumeMounts"]
+    assert seed["args"] == [mount["mountPath"]]
+    in_image = re.search(r"^COPY models/apple/ (\S+)", (ROOT / "Dockerfile.serve").read_text(), re.MULTILINE)[1]
+    assert not in_image.startswith(f"{mount['mountPath']}/")
+
+
+def cpu(amount: str) -> float:
+    """Return the cores of a quantity such as 500m or 2."""
+    return float(amount.removesuffix("m")) / 1000 if amount.endswith("m") else float(amount)
+
+
+KIND_CPU = 0.95  # what kind's own pods request of its node
+
+
+@pytest.mark.parametrize("job", ["jobs/train", "jobs/paint", "jobs/roll-back", "jobs/load"])
+def test_each_job_fits_on_a_node_of_two_cores_beside_the_local_overlay(rendered, job):
+    def requested(name: str) -> float:
+        total = 0.0
+        for found in of_kind(rendered[name], "Deployment", "Job").values():
+            spec = found["spec"]["template"]["spec"]
+            first, then = (
+                [cpu(c["resources"]["requests"]["cpu"]) for c in spec.get(key, [])]
+                for key in ("initContainers", "containers")
+            )
+            total += max([sum(then), *first]) * found["spec"].get("parallelism", found["spec"].get("replicas", 1))
+        return total
+
+    assert KIND_CPU + requested("overlays/local") + requested(job) <= 2
+
+
+def commands_of(document: str) -> str:
+    """Return the text of the shell blocks in a file of docs/."""
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / document).read_text(), re.DOTALL | re.MULTILINE))
+
+
+def test_a_registry_named_once_by_the_documented_command_holds_everywhere(rendered, tmp_path):
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    (command,) = re.findall(r"^sed -i .*newName.*$", commands_of("operations.md"), re.MULTILINE)
+    script = f"export REGISTRY=registry.example/apples\n{command}"
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=RENDER_LIMIT_S)
+    for name, manifests in render_all(tmp_path / "k8s").items():
+        images = {found["image"] for found in containers(manifests).values() if "ringo-" in found["image"]}
+        assert images, name
+        assert all(image.startswith("registry.example/apples/ringo-") for image in images), name
+
+
+def test_documented_kustomizations_exist():
+    text = commands_of("operations.md") + (ROOT / "README.md").read_text()
+    for folder in set(re.findall(r"k8s/(?:overlays|jobs)/[a-z-]+", text)):
+        assert (ROOT / folder / "kustomization.yaml").exists(), folder
 
 
 def test_probes_differ(overlay):
