@@ -5,7 +5,6 @@ Of checkpoints, it reads the number of batches only, without Keras.
 
 import csv
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,20 +66,19 @@ def read_batches_done(checkpoint: Path) -> int:
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return the columns of the CSV file `path`, all of equal length.
 
-    Without a file or a complete row, it returns an empty dictionary. Rows with anything but finite numbers are dropped,
+    Without a file or a complete row, it returns an empty dictionary. Rows without a number in every column are dropped,
     because a full disk truncates the last row.
     """
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         names, *rows = [*csv.reader(file)] or [[]]
-    numbers = [[_parse_number(text) for text in row] for row in rows if len(row) == len(names)]
-    complete = np.array([row for row in numbers if all(map(math.isfinite, row))], np.float64)
-    return dict(zip(names, complete.T, strict=True)) if len(complete) else {}
+    numbers = [row for row in map(_parse_numbers, rows) if len(row) == len(names)]
+    return dict(zip(names, np.array(numbers).T, strict=True)) if numbers else {}
 
 
-def _parse_number(text: str) -> float:
+def _parse_numbers(row: list[str]) -> list[float]:
     try:
-        return float(text)
+        return [float(text) for text in row]
     except ValueError:
-        return math.nan
+        return []

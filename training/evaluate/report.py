@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.evaluate.charts import Curves, Numbers, histogram_chart, kid_chart, line_chart
+from training.evaluate.plots import Curves, Numbers, chart_distances, chart_kid, chart_losses
 from training.evaluate.results import SMALL, Evaluation
 from training.records import write_atomically
 
@@ -66,7 +66,7 @@ class Report:
     held_out: Pairs | None = None
     morphs: Sequence[Morph] = ()
     losses: Curves = field(default_factory=dict)  # the columns of history.csv
-    kid: Curves = field(default_factory=dict)  # the columns of kid.csv: step, kid_x1000, std
+    kid: Curves = field(default_factory=dict)  # the columns of kid.csv: step, kid_x1000, std, minutes
     config: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -83,10 +83,9 @@ def write_report(path: Path, report: Report) -> None:
         report=report,
         found=report.evaluation,
         small=SMALL,
-        distances=distances and histogram_chart(distances),
-        kid=kid_chart(report.kid),
-        losses=line_chart(report.losses, {"g_loss": "generator", "d_loss": "discriminator"}),
-        opinions=line_chart(report.losses, {"d_real": "of photos", "d_generated": "of generated pictures"}, highest=1),
+        distances=distances and chart_distances(distances),
+        kid=chart_kid(report.kid),
+        losses=chart_losses(report.losses),
         made_on=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
     write_atomically(path, page.encode("utf-8", "backslashreplace").decode())  # names may hold bytes that are not UTF-8

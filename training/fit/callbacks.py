@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from training.config import TrainingConfig
 from training.errors import TrainingError
-from training.fit.plots import animate_grids, grids_in, plot_losses
+from training.evaluate.plots import draw_losses
+from training.fit.plots import animate_grids, grids_in
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid
-from training.records import read_record, write_atomically, write_record
+from training.records import read_curves, read_record, write_atomically, write_record
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same in every grid, so the images of a seed can be compared over the run
@@ -184,7 +185,9 @@ class Grids(StepCallback):
         file = io.BytesIO()
         image_grid(generate_images(self.generator, GRID_SEEDS), columns=8).save(file, "PNG")
         write_atomically(path, file.getvalue())
-        plot_losses(self.folder / "history.csv", self.folder / "losses.png")
+        curves = read_curves(self.folder / "history.csv")
+        if curves:
+            draw_losses(curves).savefig(self.folder / "losses.png", dpi=110)
 
     def animate(self) -> None:
         """Write progress.gif from all grids."""

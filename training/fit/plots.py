@@ -1,4 +1,4 @@
-"""Drawings about a run: the curves of its losses, its grids in motion, and its networks."""
+"""Drawings of a run: its grids as an animation, and its networks."""
 
 import io
 from collections.abc import Collection
@@ -8,39 +8,11 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.records import read_curves, write_atomically
+from training.records import write_atomically
 
 LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
 MOST_FRAMES, MOST_WIDTH = 40, 512
-
-
-def plot_losses(history: Path, to: Path) -> None:
-    """Draw the columns of `history` (a CSV file with step, g_loss, d_loss, d_real, d_generated) to the PNG `to`."""
-    from matplotlib.figure import Figure  # 0.5 s, and no global state: pyplot would keep every figure
-
-    curves = read_curves(history)
-    if not curves:
-        return
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
-    labels = {
-        "g_loss": "generator",
-        "d_loss": "discriminator",
-        "d_real": "D(real)",
-        "d_generated": "D(generated)",
-    }
-    for panel, names, title in (
-        (panels[0], ("g_loss", "d_loss"), "loss"),
-        (panels[1], ("d_real", "d_generated"), "probability of being real"),
-    ):
-        for name in names:
-            panel.plot(curves["step"], curves[name], label=labels[name], linewidth=1)
-        panel.set_ylabel(title)
-        panel.grid(alpha=0.3)
-        panel.legend()
-    panels[1].set_xlabel("batch")
-    figure.savefig(to, dpi=110)
 
 
 def grids_in(folder: Path) -> list[tuple[int, Path]]:

@@ -1,4 +1,4 @@
-"""report.html, read as a browser reads it."""
+"""report.html as a browser parses it, and the tables that its charts show."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -50,7 +50,12 @@ FULL = Report(
     held_out=pairs(FAR, "held.jpg"),
     morphs=[Morph(3, 9, pictures(7))],
     losses={"step": STEPS, **dict.fromkeys(("g_loss", "d_loss", "d_real", "d_generated"), 1 / STEPS)},
-    kid={"step": STEPS[:3] * 500, "kid_x1000": np.array([300.0, 40.0, -1.0]), "std": np.ones(3)},
+    kid={
+        "step": STEPS[:3] * 500,
+        "kid_x1000": np.array([300.0, 40.0, -1.0]),
+        "std": np.ones(3),
+        "minutes": np.array([np.nan, 5, 8]),
+    },
     config={"batch_size": 16, "flip": True},
 )
 BARE = Report(replace(EVALUATION, batch=None, against_held_out=None, copies=None), pictures(100), DATA)
@@ -63,26 +68,25 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.said: list[str] = []
+        self.words: list[str] = []
         self.feed(html)
         self.close()
         assert self.open == []
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.said.append(data)
+        if self.open[-1:] == ["style"]:
+            self.style = data
+        else:
+            self.words.append(data)
 
     def all(self, *tags: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.elements if tag in tags]
@@ -106,9 +110,11 @@ def hostile() -> Report:
 
 
 @pytest.mark.parametrize("report", [FULL, BARE, hostile()], ids=["full", "bare", "hostile"])
-def test_the_page_needs_nothing_but_itself(page, report):
+def test_report_loads_nothing_from_outside(page, report):
     found = page(report)
     assert found.all("script", "iframe", "object") == []
+    assert "url(" not in found.style
+    assert "@import" not in found.style
     for _, attributes in found.elements:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -116,26 +122,18 @@ def test_the_page_needs_nothing_but_itself(page, report):
                 assert value.startswith(("data:", "#"))
 
 
-def test_its_style_loads_nothing(tmp_path):
-    write_report(tmp_path / "report.html", FULL)
-    style = (tmp_path / "report.html").read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
-    assert "url(" not in style
-    assert "@import" not in style
-
-
-def test_names_are_shown_as_text_whatever_they_hold(page):
+def test_report_shows_untrusted_names_as_text(page):
     assert page(hostile()).text.count("<script>alert('x')</script>\"><img src=http://evil.example/>\\udcff") == 14
 
 
-def test_a_hundred_seeds_are_shown_and_every_picture_has_words(page):
-    pictures = page(FULL).all("img")
-    assert [p["alt"] for p in pictures[:100]] == [f"seed {seed}" for seed in range(100)]
-    assert all(p["alt"] for p in pictures)
-    assert all(drawing["aria-label"] for drawing in page(FULL).all("svg"))
+def test_report_shows_100_seeds_and_every_image_has_an_alternative_text(page):
+    images = page(FULL).all("img")
+    assert [image["alt"] for image in images[:100]] == [f"seed {seed}" for seed in range(100)]
+    assert all(image["alt"] for image in images)
 
 
 @pytest.mark.parametrize("report", [FULL, BARE], ids=["full", "bare"])
-def test_headings_descend_one_level_at_a_time_and_the_contents_lead_to_them(page, report):
+def test_report_headings_descend_by_one_level_and_the_contents_link_them(page, report):
     found = page(report)
     levels = [int(tag[1]) for tag, _ in found.elements if tag in ("h1", "h2", "h3")]
     assert levels[0] == 1
@@ -155,13 +153,9 @@ def test_headings_descend_one_level_at_a_time_and_the_contents_lead_to_them(page
         "The settings of the run are not at hand.",
     ],
 )
-def test_what_is_missing_is_said(page, sentence):
+def test_report_states_each_missing_part(page, sentence):
     assert sentence in page(BARE).text
     assert sentence not in page(FULL).text
-
-
-def test_a_page_without_curves_draws_none(page):
-    assert page(BARE).all("svg") == []
 
 
 @pytest.mark.parametrize(
@@ -169,40 +163,51 @@ def test_a_page_without_curves_draws_none(page):
     [(FULL, "good", "It is new. See 15."), (BARE, "unknown", "Not checked for copies.")],
     ids=["full", "bare"],
 )
-def test_the_verdict_on_copies_is_the_first_thing_said(page, report, level, words):
+def test_report_begins_with_the_verdict_on_copies(page, report, level, words):
     found = page(report)
     assert {"class": f"verdict {level}"} in found.all("div")
     assert found.text.split(" In short ")[2].startswith(words)
 
 
-def test_a_curve_names_its_lowest_value_and_the_batch_of_it(page):
-    assert "the lowest is -1 at batch 1,500." in page(FULL).text
+def charts(found: Page) -> list[str | None]:
+    return [image["alt"] for image in found.all("img") if image["src"].startswith("data:image/svg+xml")]
 
 
-def test_a_long_curve_is_averaged_and_says_so(page):
+def test_report_charts_distances_kid_and_losses_and_states_their_numbers(page):
     found = page(FULL)
-    assert "Each point is the mean of 4 rows of history.csv." in found.text
-    assert len(found.all("polyline")[-1]["points"].split()) == 250
+    assert charts(found) == [
+        "Chart: Histogram of distances",
+        "Chart: KID × 1000 by batch and minutes of training",
+        "Chart: Losses and probabilities by batch",
+    ]
+    for sentence in (
+        "Medians: generated pictures 15, held-out photos 15.",
+        "From 300 at batch 500 to -1 at batch 1,500 after 8 minutes. The lowest is -1 at batch 1,500 after 8 minutes.",
+        "Batches 1 to 1,000: generator from 1 to 0.001, discriminator from 1 to 0.001,",
+    ):
+        assert sentence in found.text
 
 
-def test_a_curve_of_one_point_leaves_a_dot(page):
-    (line,) = page(replace(BARE, kid={name: column[:1] for name, column in FULL.kid.items()})).all("polyline")
-    first, last = line["points"].split()
-    assert first == last  # with round ends, which is a dot
+def test_report_states_a_single_measurement_without_a_chart(page):
+    first = {name: {column: values[:1] for column, values in getattr(FULL, name).items()} for name in ("kid", "losses")}
+    found = page(replace(BARE, **first))
+    assert charts(found) == []
+    assert "KID × 1000 was measured once: 300 ± 1 at batch 500." in found.text
+    assert "Batch 1: generator 1, discriminator 1, D(real) 1, D(generated) 1." in found.text
 
 
-def test_columns_are_read_and_a_torn_row_is_left_out(tmp_path):
-    (tmp_path / "kid.csv").write_text("step,kid_x1000,std\n500,310.5,4\n1000,nan,4\n1500,200,3\n2000,1")
-    found = read_curves(tmp_path / "kid.csv")
-    assert {name: column.tolist() for name, column in found.items()} == {
-        "step": [500, 1500],
-        "kid_x1000": [310.5, 200],
-        "std": [4, 3],
-    }
-
-
-@pytest.mark.parametrize("text", [None, "", "step,kid_x1000,std\n", "step,kid_x1000,std\n5"])
-def test_no_file_or_no_whole_row_is_no_curve(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("step,kid_x1000\n500,310.5\n1500,200\n2000", {"step": [500, 1500], "kid_x1000": [310.5, 200]}),  # torn
+        ("step,kid_x1000\n500,310.5\n1500,", {"step": [500], "kid_x1000": [310.5]}),
+        ("step,kid_x1000\n5", {}),
+        ("step,kid_x1000\n", {}),
+        ("", {}),
+        (None, {}),
+    ],
+)
+def test_curves_leave_out_torn_rows(tmp_path, text, columns):
     if text is not None:
         (tmp_path / "kid.csv").write_text(text)
-    assert read_curves(tmp_path / "kid.csv") == {}
+    assert {name: column.tolist() for name, column in read_curves(tmp_path / "kid.csv").items()} == columns
