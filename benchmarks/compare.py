@@ -13,12 +13,11 @@ from pathlib import Path
 
 from benchmarks import rounds, servers
 from benchmarks.load import NoLoadGenerator, require_wrk
-from benchmarks.serve import CHECKED_SEED, in_turn
 
 LOADS = {
     "16 clients, new seeds": {"clients": 16},
     "1 client, new seeds": {"clients": 1},
-    "16 clients, a cached image": {"clients": 16, "repeat": CHECKED_SEED},
+    "16 clients, a cached image": {"clients": 16, "repeat": servers.CHECKED_SEED},
 }
 FIGURES = ("responses_a_second", "p50_ms", "p99_ms", "failed_share")
 
@@ -35,7 +34,7 @@ def compare(folders: dict[str, Path], model: Path, repeats: int, seconds: float)
             rounds.stop(stopped)
         for title, load in LOADS.items():
             settings = {"seconds": seconds, "may_fail": True, **load}
-            sides = {name: partial(in_turn, server, pids[name], **settings) for name, server in running.items()}
+            sides = {name: partial(servers.in_turn, server, pids[name], **settings) for name, server in running.items()}
             loads = rounds.take_turns(repeats, sides)
             rounds.row(title, *FIGURES, width=20)
             figures = {name: [asdict(turn) for turn in turns] for name, turns in loads.items()}

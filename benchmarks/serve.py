@@ -34,9 +34,7 @@ CLIENTS = (1, 4, 16, 64)
 CACHED_CLIENTS = 16  # for responses without the model
 ROUNDS, SECONDS = 3, 2.0
 WARM_UP_S = 1.0
-SETTLING_S = 2.0  # at the start of a turn, not counted: other processes have used the caches and the memory
 BATCHES = (4, 8, 16, 32, 64)
-CHECKED_SEED = 42
 # Its batching measures the duration of calls, and would count the pause: 4 images a second for a single client instead
 # of 39. While it waits it uses 0.6 % of a core.
 NEVER_STOPPED = "bentoml"
@@ -77,9 +75,9 @@ class Limit:
     def load(self, clients: int, seconds: float) -> Load:
         """Return the speed for a single client, or for more at the best batch size, with the latencies of a batch."""
         if clients == 1:
-            self.single(SETTLING_S)
+            self.single(servers.SETTLING_S)
             return self.single(seconds)
-        self.images_a_second(self.batch, SETTLING_S)
+        self.images_a_second(self.batch, servers.SETTLING_S)
         speed = self.images_a_second(self.batch, seconds)
         batch_ms = 1e3 * self.batch / speed
         return Load(speed, batch_ms, batch_ms, batch_ms, 0.0)
@@ -97,22 +95,10 @@ class Limit:
 
 def check_image(server: servers.Server, limit: Limit) -> None:
     """Raise Failed if an image of `server` differs from the model's by more than 1/255, as unfused weights may."""
-    with Image.open(io.BytesIO(server.image(CHECKED_SEED))) as image:
-        difference = np.abs(np.asarray(image, np.int16) - limit.pixels([CHECKED_SEED])[0]).max()
+    with Image.open(io.BytesIO(server.image(servers.CHECKED_SEED))) as image:
+        difference = np.abs(np.asarray(image, np.int16) - limit.pixels([servers.CHECKED_SEED])[0]).max()
     if difference > 1:
-        raise Failed(f"The image of seed {CHECKED_SEED} differs by {difference}/255.")
-
-
-def in_turn(server: servers.Server, stopped: Sequence[int], **load: Any) -> Load:
-    """Put a load on `server`, whose `stopped` processes run meanwhile; SETTLING_S of one client are not counted.
-
-    They stop again once the requests that the load left in flight are answered: 64 take Flask 5 s.
-    """
-    with rounds.resumed(stopped):
-        put_load(server.request, **load | {"clients": 1, "seconds": SETTLING_S})
-        done = put_load(server.request, **load)
-        server.image(CHECKED_SEED)
-        return done
+        raise Failed(f"The image of seed {servers.CHECKED_SEED} differs by {difference}/255.")
 
 
 def summary(loads: list[Load]) -> dict[str, dict[str, float]]:
@@ -159,7 +145,7 @@ def measure(
             }
             # Ours may refuse a few of 64 clients: requests of the settling client may still be in flight.
             sides |= {
-                name: partial(in_turn, server, stopped[name], clients=number, seconds=seconds, may_fail=True)
+                name: partial(servers.in_turn, server, stopped[name], clients=number, seconds=seconds, may_fail=True)
                 for name, server in running.items()
             }
             new_seeds[str(number)] = compare(rounds.take_turns(repeats, sides))
@@ -212,13 +198,15 @@ def describe(server: servers.Server) -> dict[str, Any]:
 def measure_cached(server: servers.Server, *, repeats: int, seconds: float) -> dict[str, Any]:
     """Return the speed of ours without the model: a cached image, and 304 to a client that has it."""
     # After the stop, the gateway reconnects to the model server, and each worker caches the image.
-    put_load(server.request, clients=CACHED_CLIENTS, seconds=SETTLING_S, repeat=CHECKED_SEED, may_fail=True)
-    response, _ = servers.fetch(server.request, CHECKED_SEED)
+    put_load(
+        server.request, clients=CACHED_CLIENTS, seconds=servers.SETTLING_S, repeat=servers.CHECKED_SEED, may_fail=True
+    )
+    response, _ = servers.fetch(server.request, servers.CHECKED_SEED)
     etag = response.headers["ETag"]
-    not_modified, _ = servers.fetch(server.request, CHECKED_SEED, If_None_Match=etag)
+    not_modified, _ = servers.fetch(server.request, servers.CHECKED_SEED, If_None_Match=etag)
     if not_modified.status != 304:
         raise Failed(f"The response to If-None-Match is {not_modified.status}.")
-    load = partial(put_load, server.request, clients=CACHED_CLIENTS, seconds=seconds, repeat=CHECKED_SEED)
+    load = partial(put_load, server.request, clients=CACHED_CLIENTS, seconds=seconds, repeat=servers.CHECKED_SEED)
     loads = rounds.take_turns(repeats, {"cached image": load, "304": partial(load, etag=etag)})
     return {name: summary(turns) for name, turns in loads.items()}
 

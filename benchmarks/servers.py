@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.load import Request
-from benchmarks.rounds import resume
+from benchmarks.load import Load, Request, put_load
+from benchmarks.rounds import resume, resumed
 from serving.runtime.ports import listen
 
 READY_S = 60.0
@@ -23,6 +24,8 @@ END_S = 30.0
 NOT_INHERITED = ("TF_NUM_INTRAOP_THREADS", "TF_CPP_MIN_LOG_LEVEL")  # each server sets its own
 POLL_S = 0.02
 RESPONSE_S = 20.0
+SETTLING_S = 2.0  # at the start of a turn, not counted: other processes have used the caches and the memory
+CHECKED_SEED = 42
 ROOT = Path(__file__).parents[1]
 
 
@@ -142,10 +145,22 @@ def running(
 def responds(request: Request) -> bool:
     """Return whether the response to `request` is an image."""
     try:
-        response, body = fetch(request, 42)
+        response, body = fetch(request, CHECKED_SEED)
     except (OSError, http.client.HTTPException):
         return False
     return response.status == 200 and png_of(body).startswith(b"\x89PNG")
+
+
+def in_turn(server: Server, stopped: Sequence[int], **load: Any) -> Load:
+    """Put a load on `server`, whose `stopped` processes run meanwhile; SETTLING_S of one client are not counted.
+
+    They stop again once the requests that the load left in flight are answered: 64 take Flask 5 s.
+    """
+    with resumed(stopped):
+        put_load(server.request, **load | {"clients": 1, "seconds": SETTLING_S})
+        done = put_load(server.request, **load)
+        server.image(CHECKED_SEED)
+        return done
 
 
 def png_of(body: bytes) -> bytes:
