@@ -5,6 +5,7 @@ Run as a program, it takes the flags of the genuine tensorflow_model_server that
 
 import argparse
 import hashlib
+import math
 import signal
 import sys
 import threading
@@ -104,7 +105,7 @@ class FakeModelServer(
 ):
     """Serves one version of a model while the `with` block lasts; `reply` answers Predict or raises StatusError.
 
-    Set `version` to another and that one is served from then on.
+    Set `version` to another and that one is served from then on. `max_connection_age_s` is when it ends connections.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class FakeModelServer(
         port: int = 0,
         state: str = "AVAILABLE",
         reply: Callable[[Any], Any] | None = None,
+        max_connection_age_s: float = math.inf,
     ) -> None:
         self.model_name = model_name
         self.version = version
@@ -122,7 +124,9 @@ class FakeModelServer(
         self.reply = reply or (lambda request: answer(request, version=self.version))
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []  # that came with them
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+        # Servers on one port share its connections: SO_REUSEPORT is gRPC's default.
+        options = [("grpc.max_connection_age_ms", int(min(1000 * max_connection_age_s, 2**31 - 1)))]
+        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -133,7 +134,12 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             record.model_version = query.version
             if not context.is_active():
                 raise ClientGone("The caller has gone before the model was asked.")
-            (made,) = self._renderer.render_many([query], check.fingerprint, deadline_s=deadline_s(context))
+            until_s = deadline_s(context)
+            _, (made,) = self._monitor.with_check(
+                check.version,
+                lambda check: list(self._renderer.render_many([query], check, deadline_s=until_s)),
+                deadline_s=until_s,
+            )
             record.size_bytes = len(made)
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
@@ -201,17 +207,20 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         if not context.add_callback(ended.set):  # cancelled already
             return
 
+        def render(queries: Sequence[Picture], check: GoldenCheck) -> list[Message]:
+            responses: list[Message] = []
+            if not ended.is_set():
+                images = self._renderer.render_many(queries, check, deadline_s=until_s)
+                for one, image in zip(queries, images, strict=True):
+                    if ended.is_set():
+                        break
+                    responses.append(picture_service_pb2.GenerateBatchResponse(picture=picture(one, image)))
+            return responses
+
         def make(part: Sequence[int], submitted_s: float) -> list[Message]:
             record_stage("queue", time.monotonic() - submitted_s)
             queries = [replace(query, seed=seed) for seed in part]
-            made: list[Message] = []
-            if not ended.is_set():
-                answers = self._renderer.render_many(queries, check.fingerprint, deadline_s=until_s)
-                for one, encoded in zip(queries, answers, strict=True):
-                    if ended.is_set():
-                        break
-                    made.append(picture_service_pb2.GenerateBatchResponse(picture=picture(one, encoded)))
-            return made
+            return self._monitor.with_check(check.version, partial(render, queries), deadline_s=until_s)[1]
 
         rows, first = batch_rows(query.size or check.size), 0
         ahead: deque[Future[list[Message]]] = deque()

@@ -145,8 +145,8 @@ def create_app(settings: Settings) -> Flask:
         """
         version = monitor.versions()[-1]
         monitor.require_model()
-        verdict = monitor.golden_check(version, deadline_s=responses.deadline_s()).verdict
-        return Response(f"ready: version {version}, {verdict}\n", mimetype="text/plain")
+        check = monitor.latest_check(version) or monitor.golden_check(version, deadline_s=responses.deadline_s())
+        return Response(f"ready: version {version}, {check.verdict}\n", mimetype="text/plain")
 
     @app.after_request
     def for_everyone(response: Response) -> Response:

@@ -1,6 +1,6 @@
-"""From the URL of a picture to its answer: the picture, or 304 to who holds it, with tag, address and caching rules.
+"""From the URL of an image to its response: 200 or 304, with ETag, permanent URL and Cache-Control.
 
-One model version, one seed, one set of options is one SHA-256, so a picture's ETag is known before the picture is made.
+One model, one seed and one set of options is one SHA-256, so the ETag is computed without running the model.
 """
 
 import hashlib
@@ -64,10 +64,10 @@ class ImageResponses:
         return response
 
     def golden_check(self, version: int) -> GoldenCheck:
-        """Return what is known of `version`; the first time, the model server is asked for its golden pictures."""
-        known = self._monitor.known_check(version)
-        if known is not None:
-            return known
+        """Return the latest check of `version`; the first request has the golden images rendered."""
+        check = self._monitor.latest_check(version)
+        if check is not None:
+            return check
         with self._model_slot():
             return self._monitor.golden_check(version, deadline_s=self.deadline_s())
 
@@ -76,45 +76,52 @@ class ImageResponses:
         return time.monotonic() + self._settings.predict_timeout_s
 
     def _respond(self, query: Query, version: int, cache_control: str) -> Response:
-        """Answer a query, whose seed and format are decided, with what `version` paints.
+        """Respond to a query whose seed and format are decided with the image of `version`.
 
-        Who holds the proved picture holds the picture, whatever this replica would paint: that needs no model server.
+        A client or a cache that has the verified image needs no model server.
         """
         query, record = replace(query, version=version), current_record()
         record.path = url = canonical_url(query)
         if self._monitor.knows(version):
             record.model_version = version
-        if self._client_has(url, VERIFIED):
-            return self._build_response(None, query, url, VERIFIED, cache_control)
         check = self.golden_check(version)
         record.model_version = version
-        if check.differing:  # for a year nobody should keep what this replica alone paints so
-            cache_control = REVALIDATE
-        if check.fingerprint != VERIFIED and self._client_has(url, check.fingerprint):  # VERIFIED was asked for above
-            return self._build_response(None, query, url, check.fingerprint, cache_control)
+        for fingerprint in dict.fromkeys((VERIFIED, check.fingerprint)):
+            known = replace(check, fingerprint=fingerprint)
+            if self._client_has(url, known):
+                return self._build_response(None, query, url, known, cache_control)
         if query.size is None:
             check_canvas(query, check.size)
-        made = self._renderer.cached(query, check.fingerprint)
-        if made is not None:
-            _record_source("cache")
-        else:
-            with self._model_slot():
-                _record_source("model")
-                made = self._renderer.render(query, check.fingerprint, deadline_s=self.deadline_s())
-        if request.if_none_match.star_tag:  # names whatever exists, which is sure by now
-            made = None
-        return self._build_response(made, query, url, check.fingerprint, cache_control)
+        check, image = self._image(query, check)
+        client_has_any = request.if_none_match.star_tag  # `*` names any image that exists, as this one does
+        return self._build_response(None if client_has_any else image, query, url, check, cache_control)
 
-    def _client_has(self, url: str, fingerprint: str) -> bool:
-        """Return whether the caller names the picture as one that he holds."""
+    def _image(self, query: Query, check: GoldenCheck) -> tuple[GoldenCheck, bytes]:
+        """Return the image of `query`, cached or rendered, and the check that holds for it."""
+        for fingerprint in dict.fromkeys((VERIFIED, check.fingerprint)):
+            image = self._renderer.cached(query, fingerprint, check.model)
+            if image is not None:
+                _record_source("cache")
+                return replace(check, fingerprint=fingerprint), image
+        deadline_s = self.deadline_s()
+        with self._model_slot():
+            _record_source("model")
+            return self._monitor.with_check(
+                check.version,
+                lambda check: self._renderer.render(query, check, deadline_s=deadline_s),
+                deadline_s=deadline_s,
+            )
+
+    def _client_has(self, url: str, check: GoldenCheck) -> bool:
+        """Return whether the client names this image in If-None-Match."""
         if "HTTP_IF_NONE_MATCH" not in request.environ:
             return False
-        named, etag = request.if_none_match, self._etag(url, fingerprint)  # whose contains_weak is true for `*`, too
+        named, etag = request.if_none_match, self._etag(url, check)  # contains_weak() is true for `*`, too
         return named.is_strong(etag) or named.is_weak(etag)
 
     @contextmanager
     def _model_slot(self) -> Iterator[None]:
-        """Be one of those who wait for the model; raise instead of waiting for nothing, or for nobody."""
+        """Take one of the places for requests that wait for the model, or raise at once."""
         self._monitor.require_model()
         with self._in_flight.slot():
             if client_has_gone(request.environ.get("gunicorn.socket")):
@@ -122,25 +129,26 @@ class ImageResponses:
             yield
 
     def _build_response(
-        self, made: bytes | None, query: Query, url: str, fingerprint: str, cache_control: str
+        self, image: bytes | None, query: Query, url: str, check: GoldenCheck, cache_control: str
     ) -> Response:
-        """Return the answer with the picture `made`, or 304 to who holds it."""
+        """Return the response with `image`, or 304 without one."""
         headers = {
-            "ETag": quote_etag(self._etag(url, fingerprint)),
-            "Cache-Control": cache_control,
+            "ETag": quote_etag(self._etag(url, check)),
+            # Only verified bytes may be cached for a year: other replicas have the same.
+            "Cache-Control": cache_control if check.fingerprint == VERIFIED else REVALIDATE,
             "Content-Location": url,
             "Ringo-Model-Version": str(query.version),
         }
         if isinstance(query, Picture):
             headers["Ringo-Seed"] = str(query.seed)
-        if made is not None:
+        if image is not None:
             headers["Content-Disposition"] = dump_options_header("inline", {"filename": self._file_name(query)})
-        return Response(made, 304 if made is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
+        return Response(image, 304 if image is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
-    def _etag(self, url: str, fingerprint: str) -> str:
-        """Return the tag of the picture at a pinned `url`: its class, and a digest of all that its bytes depend on."""
-        named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION)))
-        return f"{fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+    def _etag(self, url: str, check: GoldenCheck) -> str:
+        """Return the ETag: the numeric fingerprint, and a digest of all else that the bytes depend on."""
+        named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION), check.model))
+        return f"{check.fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
     def _file_name(self, query: Query) -> str:
         """Return what a browser calls the picture when it saves it: apple-42.png."""

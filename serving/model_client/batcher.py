@@ -12,11 +12,11 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +29,19 @@ ENOUGH_ROWS = 8  # start without waiting for more: from 8 rows on, a row costs n
 WAIT_RATIO = 0.7  # of the duration of the last call: how long its clients get to send the next request
 MAX_WAIT_S = 0.02  # 8 images of the bundled model take as long; limits the wait after a call that hung
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, 3], sRGB
-# Takes a model version, seeds and a deadline (time.monotonic); returns one image per seed, in order.
-Generate = Callable[[int, Sequence[int], float], Sequence[Pixels]]
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3], sRGB
+# Takes what the seeds of a batch have in common, such as their version, the seeds, and a deadline (time.monotonic);
+# returns one image per seed, in order.
+Generate = Callable[[K, Sequence[int], float], Sequence[Pixels]]
 
 
 @dataclass(eq=False)
-class PendingRequest:
+class PendingRequest(Generic[K]):
     """One request for one image, until its thread takes the result."""
 
-    version: int
+    key: K  # requests of one key may share a call
     seed: int
     on_pixels: Callable[[Pixels], Any]
     deadline_s: float
@@ -52,24 +54,24 @@ class PendingRequest:
     wake_up: SimpleQueue[None] = field(default_factory=SimpleQueue)  # one item for each change
 
 
-class PredictBatcher:
+class PredictBatcher(Generic[K]):
     """Runs at most `max_calls` Predict calls at a time, each of up to MAX_ROWS rows; thread-safe."""
 
-    def __init__(self, generate: Generate, *, max_calls: int) -> None:
+    def __init__(self, generate: Generate[K], *, max_calls: int) -> None:
         self._generate = generate
         self._lock = threading.Lock()  # guards what follows
         self._max_calls = self._free_calls = max_calls
-        self._waiting: deque[PendingRequest] = deque()  # the first one watches the time
+        self._waiting: deque[PendingRequest[K]] = deque()  # the first one watches the time
         self._expected = 1  # a batch starts at once with so many requests,
         self._wait_until_s = 0.0  # and from then on with any number
 
-    def predict(self, version: int, seed: int, on_pixels: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
+    def predict(self, key: K, seed: int, on_pixels: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
         """Return what `on_pixels` returns for the image of `seed`, by `deadline_s` (time.monotonic).
 
         `on_pixels` may run in another request's thread. Raises what `on_pixels` or `generate` raises, and ModelTimeout
         after the deadline. The thread that runs the batch waits for the latest deadline of its requests.
         """
-        entry = PendingRequest(version, seed, on_pixels, deadline_s)
+        entry = PendingRequest(key, seed, on_pixels, deadline_s)
         with self._lock:
             self._waiting.append(entry)
         batch, until_s = self._take_batch(entry)
@@ -82,9 +84,9 @@ class PredictBatcher:
         result: T = entry.result
         return result
 
-    def _wait(self, entry: PendingRequest, until_s: float) -> list[PendingRequest]:
+    def _wait(self, entry: PendingRequest[K], until_s: float) -> list[PendingRequest[K]]:
         """Wait until `entry` is done, or return the batch that its thread is to run."""
-        batch: list[PendingRequest] = []
+        batch: list[PendingRequest[K]] = []
         try:
             while not batch and not entry.is_done:
                 with suppress(Empty):
@@ -98,7 +100,7 @@ class PredictBatcher:
             if record is not None and not batch:  # the thread that runs the call records it
                 record.add("model", max(0.0, min(entry.ended_s, now_s) - entry.started_s))
 
-    def _take_batch(self, entry: PendingRequest) -> tuple[list[PendingRequest], float]:
+    def _take_batch(self, entry: PendingRequest[K]) -> tuple[list[PendingRequest[K]], float]:
         """Return the batch for the thread of `entry` to run; or no batch, and until when to wait.
 
         Raises ModelTimeout after the deadline, also if another thread is about to run the batch.
@@ -131,26 +133,26 @@ class PredictBatcher:
         is_idle = self._free_calls == self._max_calls > 1
         return is_idle or len(self._waiting) >= self._expected or now_s >= self._wait_until_s
 
-    def _select_batch(self, first: PendingRequest) -> list[PendingRequest]:
+    def _select_batch(self, first: PendingRequest[K]) -> list[PendingRequest[K]]:
         """Return the waiting requests that share a call with `first`."""
-        batch = [request for request in self._waiting if request.version == first.version]
+        batch = [request for request in self._waiting if request.key == first.key]
         return batch[: even_batch_size(min(len(batch), MAX_ROWS))]
 
-    def _remove(self, requests: Sequence[PendingRequest]) -> None:
+    def _remove(self, requests: Sequence[PendingRequest[K]]) -> None:
         """Remove `requests` from the queue, and wake the one that is now first: it watches the time."""
         for request in requests:
             self._waiting.remove(request)
         if self._free_calls and self._waiting:
             self._waiting[0].wake_up.put(None)
 
-    def _run_batch(self, batch: Sequence[PendingRequest]) -> None:
+    def _run_batch(self, batch: Sequence[PendingRequest[K]]) -> None:
         """Run one Predict call for `batch`, then each request's `on_pixels`; the next call may start meanwhile."""
         started_s = time.monotonic()
         images: Sequence[Pixels] = []
         failed: BaseException | None = None
         try:
             latest_s = max(request.deadline_s for request in batch)
-            images = self._generate(batch[0].version, [request.seed for request in batch], latest_s)
+            images = self._generate(batch[0].key, [request.seed for request in batch], latest_s)
         except BaseException as error:
             failed = error
         ended_s = time.monotonic()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError, UnknownVersion
+from serving.model_client.connection import CHANNELZ_OPTIONS, ConnectionReader
 from serving.model_client.messages import (
     get_model_status_pb2,
     model_service_pb2_grpc,
@@ -43,6 +44,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     # The model server is a neighbour: never reached through the http_proxy of the environment.
     ("grpc.enable_http_proxy", 0),
+    *CHANNELZ_OPTIONS,
 )
 
 # Every code but OK. What waiting can't mend is a mismatch: another model, another signature, another server.
@@ -76,6 +78,10 @@ class Golden:
     digests: npt.NDArray[np.uint8]  # [N, 32], SHA-256 of the pixels
 
 
+class ConnectionChanged(Exception):
+    """Another connection, which may lead to another model server, has taken the place of the checked one."""
+
+
 class ModelClient:
     """Asks one model of one model server. Threads may share it; processes may not: make it after the fork.
 
@@ -92,12 +98,24 @@ class ModelClient:
         self._predict_timeout_s = predict_timeout_s
         self.answered_at_s = -math.inf  # when a Predict was last answered, by time.monotonic
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._reader = ConnectionReader(target)
+        self.connection: int | None = None  # as `read_connection` found it last
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
     def close(self) -> None:
         """Close the channel; calls in flight end with ModelUnavailable."""
         self._channel.close()
+
+    def read_connection(self) -> int | None:
+        """Return the number of the current connection, None if there is none."""
+        self.connection = self._reader.read()
+        return self.connection
+
+    def require_connection(self, connection: int) -> None:
+        """Raise ConnectionChanged unless `connection`, as read before, has carried all calls that have ended since."""
+        if self.read_connection() != connection:
+            raise ConnectionChanged(f"Connection {connection} to {self._target} has ended.")
 
     def generate(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.uint8]:
         """Return one picture per seed, in order: uint8[N, H, W, 3], sRGB."""
@@ -141,6 +159,7 @@ class ModelClient:
             if kind not in (ModelTimeout, Overloaded):
                 kind = ModelUnavailable
             raise kind(self._sentence(error)) from error
+        self.read_connection()
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
         versions = sorted(status.version for status in response.model_version_status if status.state == available)
         if not versions:

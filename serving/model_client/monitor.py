@@ -1,4 +1,4 @@
-"""What this process knows of the model server: which versions it has, and whether it paints what the exporter did."""
+"""What this process knows of the model server: its versions, and whether it renders the exporter's bytes."""
 
 import contextlib
 import hashlib
@@ -6,13 +6,15 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
-from serving.model_client.client import VERIFIED, ModelClient
+from serving.model_client.client import VERIFIED, ConnectionChanged, Golden, ModelClient
 from serving.runtime.single_flight import seconds_until
 from serving.telemetry.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
 from serving.telemetry.request_log import with_current_context
@@ -20,18 +22,23 @@ from serving.telemetry.request_log import with_current_context
 log = logging.getLogger(__name__)
 
 REFRESH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
-# In the allowed batch sizes, together 64: a replica where a picture depends on the size of its batch shows it.
+# Allowed batch sizes, together 64: a replica whose images depend on the size of their batch shows it.
 CHECK_BATCHES = (1, 1, 2, 4, 8, 16, 32)
+MAX_ATTEMPTS = 5  # of one request, while connections change; servers end them after half a minute by default
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """What a replica made of the golden seeds."""
+    """How one replica renders the golden seeds of one version; it holds for one connection."""
 
+    version: int
     fingerprint: str  # VERIFIED, or a digest of other golden images: equal fingerprints mean equal bytes
-    differing: int | None  # of the golden pictures; None if the model was exported without their digests
-    size: int  # pixels of the longer side of the model's pictures
-    made_s: float = field(default_factory=time.monotonic, compare=False)
+    model: str  # a digest that names the model; empty if it was exported without golden digests
+    differing: int | None  # of the golden images; None if the model was exported without their digests
+    size: int  # pixels of the longer side of the model's images
+    connection: int | None  # None of `unchecked`
+    checked_s: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def verdict(self) -> str:
@@ -39,28 +46,34 @@ class GoldenCheck:
         return "unproved" if self.differing is None else "differs" if self.differing else VERIFIED
 
 
-class ModelMonitor:
-    """The model server behind one client. Threads may share it.
+def unchecked(version: int) -> GoldenCheck:
+    """Return what stands for a check where no bytes are promised, on any connection."""
+    return GoldenCheck(version, "", "", None, 0, None)
 
-    What is known of it comes from looks: one a second where `watch` runs. Between them nobody waits to learn which
-    versions there are, and while the last one found no model server, nobody waits for a picture of it either.
+
+class ModelMonitor:
+    """The model server behind one client; thread-safe.
+
+    `watch` refreshes what is known once a second. Between refreshes no request waits to learn the versions. While the
+    last refresh found no model server, requests that need one fail at once.
     """
 
     def __init__(self, client: ModelClient) -> None:
         self._client = client
         self._lock = threading.Lock()  # guards what follows
-        self._checks: dict[int, GoldenCheck] = {}  # of the machine that has answered since the last outage
-        self._versions: list[int] = []
-        self._refreshed_at_s = -math.inf  # when the look began whose findings these are
-        self._lost = False
-        self._away: str | None = None  # one sentence, while there is no model server to ask
+        self._checks: dict[int, GoldenCheck] = {}  # the latest of each version
         self._running: dict[int, Future[GoldenCheck]] = {}
+        self._versions: list[int] = []
+        self._refreshed_at_s = -math.inf  # when the refresh began whose result this is
+        self._away: str | None = None  # one sentence, while no model server answers
 
     def watch(self, ended: threading.Event) -> None:
-        """Look once a second until `ended`."""
+        """Refresh once a second until `ended`; check a new connection before a request has to wait for that."""
         while True:
-            with contextlib.suppress(RingoError):  # which is what `_record_refresh` keeps
-                self.refresh()
+            with contextlib.suppress(RingoError):  # `_record_refresh` keeps it
+                for version in self.refresh():
+                    if self.latest_check(version) and not self._current_check(version):
+                        self._start_check(version)
             if ended.wait(REFRESH_INTERVAL_S):
                 return
 
@@ -73,7 +86,7 @@ class ModelMonitor:
         try:
             versions = self._client.available_versions()
         except (ModelUnavailable, ModelTimeout) as error:
-            # One that has answered somebody else meanwhile is busy, not away.
+            # A model server that has answered another request meanwhile is busy, not away.
             if isinstance(error, ModelUnavailable) or self._client.answered_at_s < began_s:
                 self._record_refresh(began_s, error)
             raise
@@ -82,17 +95,14 @@ class ModelMonitor:
 
     def _record_refresh(self, began_s: float, found: list[int] | RingoError) -> None:
         with self._lock:
-            if began_s < self._refreshed_at_s:  # another look, which began later, has been quicker
+            if began_s < self._refreshed_at_s:  # a refresh that began later was quicker
                 return
             self._refreshed_at_s, before = began_s, self._away
             if isinstance(found, RingoError):
-                self._lost = self._lost or isinstance(found, ModelUnavailable)
                 self._away = str(found)
             else:
                 self._forget_missing(found, began_s)
-                if self._lost:  # what came back may be another machine
-                    self._checks = {}
-                self._versions, self._lost, self._away = found, False, None
+                self._versions, self._away = found, None
             after = self._away
             MODEL_SERVER_AWAY.set(after is not None)
         if after and not before:
@@ -101,20 +111,20 @@ class ModelMonitor:
             log.warning("The model server is back.")
 
     def _forget_missing(self, found: list[int], began_s: float) -> None:
-        """Forget the checks of versions that are gone: the model server had them before `began_s`, and then not."""
+        """Forget the checks of versions that the model server had before `began_s` and has no more."""
         for version, check in list(self._checks.items()):
-            if version not in found and check.made_s < began_s:
+            if version not in found and check.checked_s < began_s:
                 del self._checks[version]
                 if check.differing:  # the metrics of several workers can't drop a label
                     GOLDEN_DIFFERING.labels(version).set(0)
 
     def versions(self) -> list[int]:
-        """Return the loaded versions, oldest first, as the last look found them.
+        """Return the loaded versions, oldest first, as the last refresh found them.
 
-        While nobody answers they are the last that were known: a picture that is kept, here or by the caller, needs no
-        model server. Where none ever were, raises what `require_model` does.
+        While no model server answers, these are the last known ones: cached images need no model server. Where none
+        were ever known, raises what `require_model` does.
         """
-        if self._refreshed_at_s == -math.inf:  # the first to ask
+        if self._refreshed_at_s == -math.inf:  # the first request
             return self.refresh()
         with self._lock:
             versions = self._versions
@@ -123,71 +133,104 @@ class ModelMonitor:
         return versions or self.refresh()
 
     def require_model(self) -> None:
-        """Raise ModelUnavailable, at once, if the last look found no model server, or none with a version ready."""
+        """Raise ModelUnavailable, at once, if the last refresh found no model server with a version ready."""
         away = self._away
         if away:
             raise ModelUnavailable(away)
 
     def knows(self, version: int) -> bool:
-        """Return whether the model server has had `version` ready as far as is known here, and ask nobody."""
+        """Return whether the model server has had `version` ready, as far as is known here."""
         return version in self._checks or version in self._versions
 
-    def known_check(self, version: int) -> GoldenCheck | None:
-        """Return what `proof` would without asking the model; None if it has to be asked."""
+    def latest_check(self, version: int) -> GoldenCheck | None:
+        """Return the latest check of `version`, of this connection or an earlier one, without asking the model."""
         return self._checks.get(version)
 
+    def _current_check(self, version: int) -> GoldenCheck | None:
+        check = self._checks.get(version)
+        return check if check and check.connection == self._client.connection else None
+
     def golden_check(self, version: int, *, deadline_s: float = math.inf) -> GoldenCheck:
-        """Return what this replica makes of the golden seeds: painted once per version, then known.
+        """Return the check of `version` for the current connection; the first request of a connection runs it.
 
-        All who ask meanwhile wait for one painting of them, until `deadline_s` of time.monotonic at most: it goes on
-        without them. Raises what ModelClient does.
+        All requests wait for that one run, each until its own `deadline_s` (time.monotonic); the run goes on without
+        them. Raises what ModelClient does.
         """
-        known = self.known_check(version)
-        if known is not None:
-            return known
-        with self._lock:
-            future = self._running.get(version)
-            if future is None:
-                future = self._running[version] = Future()
-                run = with_current_context(self._run)  # the first request logs the failure
-                threading.Thread(target=run, args=(version, future), name="golden-check", daemon=True).start()
-        if not wait([future], seconds_until(deadline_s)).done:
-            raise ModelTimeout("The caller's time was up before the golden pictures were painted.")
-        return future.result()
+        check = self._current_check(version)
+        if check is not None:
+            return check
+        run = self._start_check(version)
+        if not wait([run], seconds_until(deadline_s)).done:
+            raise ModelTimeout("The deadline passed before the golden images were rendered.")
+        return run.result()
 
-    def _run(self, version: int, future: Future[GoldenCheck]) -> None:
+    def with_check(
+        self, version: int, use: Callable[[GoldenCheck], T], *, deadline_s: float = math.inf
+    ) -> tuple[GoldenCheck, T]:
+        """Return the check of the current connection and what `use` makes with it.
+
+        If the connection changes meanwhile, which `use` tells by ConnectionChanged, both are done again.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            check = self.golden_check(version, deadline_s=deadline_s)
+            with contextlib.suppress(ConnectionChanged):
+                return check, use(check)
+        raise ModelUnavailable(f"The connection to the model server changed {MAX_ATTEMPTS} times; try again later.")
+
+    def _start_check(self, version: int) -> Future[GoldenCheck]:
+        """Return the run of a check that is under way, or start one in a thread of its own."""
+        with self._lock:
+            run = self._running.get(version)
+            if run is None:
+                run = self._running[version] = Future()
+                target = with_current_context(self._run_check)  # the first request logs why it failed
+                threading.Thread(target=target, args=(version, run), name="golden-check", daemon=True).start()
+            return run
+
+    def _run_check(self, version: int, run: "Future[GoldenCheck]") -> None:
         try:
-            future.set_result(self._run_check(version))
+            check = self._check(version)
+            with self._lock:
+                self._checks[version] = check
+            if check.differing is not None:
+                GOLDEN_DIFFERING.labels(version).set(check.differing)
+            run.set_result(check)
         except BaseException as error:
-            future.set_exception(error)
+            run.set_exception(error)
         finally:
             with self._lock:
                 del self._running[version]
 
-    def _run_check(self, version: int) -> GoldenCheck:
-        checks = self._checks  # after an outage meanwhile, this one would be of the machine before
-        golden = self._client.golden(version)
-        seeds = np.arange(sum(CHECK_BATCHES)) if golden is None else golden.seeds
-        batches = np.split(seeds, np.cumsum(CHECK_BATCHES)[:-1])
-        images = [image for batch in batches for image in self._client.generate(version, batch.tolist())]
-        digests, size = [hashlib.sha256(image.tobytes()).digest() for image in images], max(images[0].shape[:2])
-        fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:8]
-        if golden is None:
-            check = GoldenCheck(fingerprint, None, size)
-            log.warning("Version %d carries no golden digests: what this replica paints is unproved.", version)
-        else:
-            expected = [row.tobytes() for row in golden.digests]
-            differing = sum(found != wanted for found, wanted in zip(digests, expected, strict=True))
-            check = GoldenCheck(fingerprint if differing else VERIFIED, differing, size)
-        if check.differing:
-            log.error(
-                "This replica paints %d of %d golden pictures of version %d otherwise than the machine of the export: "
-                "another kind of processor? Its pictures get ETags of their own class, %s.",
-                *(check.differing, len(digests), version, check.fingerprint),
-            )
-        with self._lock:
-            if checks is self._checks:
-                checks[version] = check
-                if check.differing is not None:
-                    GOLDEN_DIFFERING.labels(version).set(check.differing)
-        return check
+    def _check(self, version: int) -> GoldenCheck:
+        """Render the golden images of `version` over one connection, and compare them."""
+        for _ in range(MAX_ATTEMPTS):
+            golden = self._client.golden(version)  # connects, if need be
+            connection = self._client.read_connection()
+            seeds = np.arange(sum(CHECK_BATCHES)) if golden is None else golden.seeds
+            batches = np.split(seeds, np.cumsum(CHECK_BATCHES)[:-1])
+            images = [image for batch in batches for image in self._client.generate(version, batch.tolist())]
+            if connection is None:
+                continue
+            with contextlib.suppress(ConnectionChanged):
+                self._client.require_connection(connection)
+                digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+                return compare(version, golden, digests, max(images[0].shape[:2]), connection)
+        raise ModelUnavailable(f"The connection to the model server changed {MAX_ATTEMPTS} times; try again later.")
+
+
+def compare(version: int, golden: Golden | None, digests: list[bytes], size: int, connection: int) -> GoldenCheck:
+    """Return the check of golden images with these SHA-256 `digests`, and log a difference."""
+    fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:8]
+    if golden is None:
+        log.warning("Version %d carries no golden digests: what this replica renders is unproved.", version)
+        return GoldenCheck(version, fingerprint, "", None, size, connection)
+    model = hashlib.sha256(golden.seeds.tobytes() + golden.digests.tobytes()).hexdigest()
+    differing = sum(found != row.tobytes() for found, row in zip(digests, golden.digests, strict=True))
+    if not differing:
+        return GoldenCheck(version, VERIFIED, model, 0, size, connection)
+    log.error(
+        "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: another "
+        "kind of processor, or another TensorFlow release? Its images get ETags with the prefix %s.",
+        *(differing, len(digests), version, fingerprint),
+    )
+    return GoldenCheck(version, fingerprint, model, differing, size, connection)

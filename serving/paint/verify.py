@@ -14,6 +14,7 @@ from werkzeug.datastructures import MultiDict
 
 from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion
 from serving.model_client.client import ModelClient
+from serving.model_client.monitor import unchecked
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
 from serving.rendering.renderer import Renderer
@@ -79,7 +80,8 @@ def judge(file: Path, renderer: Renderer, model_name: str) -> tuple[Verdict, str
             f"encoded by renderer {quoted(facts.get('Renderer'))}, here is '{RENDERER_VERSION}'",
         )
     try:
-        made = renderer.render(pinned_query(facts["Picture"]), fingerprint="")
+        query = pinned_query(facts["Picture"])
+        made = renderer.render(query, unchecked(query.version or 0))
     except UnknownVersion as error:
         return Verdict.UNKNOWN_MODEL, str(error)
     except InvalidRequest as error:

@@ -1,10 +1,10 @@
-"""From a query to the bytes of its picture: what is kept, what is joined, and what the model is asked for."""
+"""Renderer: from a query to the bytes of its image, by way of caches, shared requests and shared Predict calls."""
 
 import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,90 +14,94 @@ from cachetools import LRUCache
 from serving.errors import Overloaded
 from serving.model_client.batcher import PredictBatcher
 from serving.model_client.client import VERIFIED, ModelClient
+from serving.model_client.monitor import GoldenCheck
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.rendering.interpolation import slerp
 from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
 
-LARGE_PIXELS = 2**18  # one of 512 x 512. From here on, encoding takes up to 30 MB, and eight threads would take 240.
-LARGE_WAIT_S = 10.0  # as long as we wait for a model server by default, and twenty times what the largest takes
+LARGE_PIXELS = 2**18  # 512 x 512: from here on encoding takes up to 30 MB, and eight threads would take 240 MB
+LARGE_WAIT_S = 10.0  # as long as the default wait for a model server, and twenty times what the largest image takes
 
 
 @dataclass(frozen=True)
 class PixelsKey:
-    """The name under which the model's own pixels for a seed are kept."""
+    """What the model's pixels for one seed depend on."""
 
     fingerprint: str
+    model: str
     version: int
     seed: int
 
 
-class Renderer:
-    """Makes pictures of pinned queries: version, format and seed decided. Threads may share it.
+@dataclass(frozen=True)
+class ImageKey:
+    """What the bytes of an encoded image depend on."""
 
-    Up to `cache_bytes` of answers and of the model's own pixels are kept, the longest unused going first. Callers who
-    ask for one thing at a time share one making of it, whether or not anything is kept. What is kept, and shared, is
-    so under the `mark` of the replica that made it (replica.GoldenCheck): another kind of replica begins anew. Single
-    pictures are asked for in at most `model_calls` calls at a time, together where need be.
+    fingerprint: str
+    model: str
+    query: Query
+
+
+class Renderer:
+    """Renders queries whose version, format and seed are decided; thread-safe.
+
+    An LRU cache of `cache_bytes` holds encoded images and the model's pixels. Concurrent requests for one image share
+    its rendering, cached or not. Requests for single images share at most `model_calls` Predict calls at a time.
+    All methods raise what ModelClient does, and ConnectionChanged if the connection of `check` has ended.
     """
 
     def __init__(self, client: ModelClient, model_name: str, *, cache_bytes: int, model_calls: int) -> None:
         self._client = client
-        self._batcher = PredictBatcher(
-            lambda version, seeds, deadline_s: list(client.generate(version, seeds, deadline_s=deadline_s)),
-            max_calls=model_calls,
-        )
+        self._batcher = PredictBatcher(self._generate, max_calls=model_calls)
         self._model_name = model_name
         self._lock = threading.Lock()  # guards the cache
         # Of bytes and arrays: memoryview knows the size of either.
-        self._cache: LRUCache[Any, Any] = LRUCache(cache_bytes, getsizeof=lambda made: memoryview(made).nbytes)
+        self._cache: LRUCache[Any, Any] = LRUCache(cache_bytes, getsizeof=lambda entry: memoryview(entry).nbytes)
         self._flight = SingleFlight[Any, Any]()
-        self._large = threading.Lock()  # held while a large picture is encoded
+        self._large = threading.Lock()  # held while a large image is encoded
 
-    def cached(self, query: Query, fingerprint: str) -> bytes | None:
-        """Return the answer to `query` if it is kept."""
+    def cached(self, query: Query, fingerprint: str, model: str) -> bytes | None:
+        """Return the image of `query` if it is cached."""
         with self._lock:
-            made: bytes | None = self._cache.get((fingerprint, query))
-        return made
+            encoded: bytes | None = self._cache.get(ImageKey(fingerprint, model, query))
+        return encoded
 
-    def render(self, query: Query, fingerprint: str, *, deadline_s: float = math.inf) -> bytes:
-        """Return the encoded picture that `query` asks for, by `deadline_s` of time.monotonic.
+    def render(self, query: Query, check: GoldenCheck, *, deadline_s: float = math.inf) -> bytes:
+        """Return the encoded image of `query` by `deadline_s` (time.monotonic); may raise Overloaded, too."""
+        key = ImageKey(check.fingerprint, check.model, query)
 
-        Raises what ModelClient does, and Overloaded.
-        """
-
-        def make() -> bytes:
-            version, file_format = pinned(query)
-            early: list[bytes] = []
+        def render() -> bytes:
+            encoded: list[bytes] = []
 
             def encode_early(pixels: Pixels) -> Pixels:
-                """Encode them while they are at hand, unless that would hold up others."""
+                """Encode a small image in the thread that has its pixels; a large one would hold up others."""
                 if (query.size or max(pixels.shape)) ** 2 < LARGE_PIXELS:
-                    early.append(self._encode(query, file_format, [pixels], deadline_s))
+                    encoded.append(self._encode(query, [pixels], deadline_s))
                 return pixels
 
-            tiles = self._tiles(query, version, fingerprint, deadline_s, with_current_context(encode_early))
-            encoded = early[0] if early else self._encode(query, file_format, tiles, deadline_s)
-            self._keep((fingerprint, query), encoded)
-            return encoded
+            tiles = self._tiles(query, check, deadline_s, with_current_context(encode_early))
+            image = encoded[0] if encoded else self._encode(query, tiles, deadline_s)
+            self._keep(key, image)
+            return image
 
-        made: bytes = self._flight.do((fingerprint, query), make, deadline_s=deadline_s)
-        return made
+        image: bytes = self._flight.do(key, render, deadline_s=deadline_s)
+        return image
 
     def render_many(
-        self, queries: Sequence[Picture], fingerprint: str, *, deadline_s: float = math.inf
+        self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float = math.inf
     ) -> Iterator[bytes]:
-        """Yield what `answer` returns for each of `queries`, of one version, in order.
+        """Yield what `render` returns for each of `queries`, in order.
 
-        The model is asked for all of them together; each is encoded when it is wanted. Raises what ModelClient does.
+        One Predict call serves all of them; each image is encoded when the caller takes it.
         """
-        names = [PixelsKey(fingerprint, pinned(query)[0], seed_of(query)) for query in queries]
-        for query, pixels in zip(queries, self._paint(names, deadline_s=deadline_s), strict=True):
-            yield self._encode(query, pinned(query)[1], [pixels], deadline_s)
+        tiles = self._pixels([seed_of(query) for query in queries], check, deadline_s=deadline_s)
+        for query, pixels in zip(queries, tiles, strict=True):
+            yield self._encode(query, [pixels], deadline_s)
 
     def facts(self, query: Query) -> dict[str, str]:
-        """Return what a PNG says of itself: enough to make it again."""
+        """Return the text chunks of a PNG: enough to render it again."""
         return {
             "Software": "Ringo",
             "Model": self._model_name,
@@ -105,18 +109,20 @@ class Renderer:
             "Renderer": str(RENDERER_VERSION),
         }
 
-    def _encode(self, query: Query, file_format: str, tiles: Sequence[Pixels], deadline_s: float) -> bytes:
+    def _encode(self, query: Query, tiles: Sequence[Pixels], deadline_s: float) -> bytes:
         columns, rows = query.tiles
+        if query.format is None:
+            raise ValueError(f"{query} has no format yet.")
         with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2, deadline_s), stage("encode"):
             if query.size is not None:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
-                return encode_animation(tiles, file_format)
-            return encode(arrange(tiles, columns), file_format, self.facts(query))
+                return encode_animation(tiles, query.format)
+            return encode(arrange(tiles, columns), query.format, self.facts(query))
 
     @contextlib.contextmanager
     def _room(self, pixels: int, deadline_s: float) -> Iterator[None]:
-        """Let one large picture at a time be encoded; raise Overloaded if the others take too long."""
+        """Let one large image at a time be encoded; raise Overloaded if the wait is too long."""
         if pixels < LARGE_PIXELS:
             yield
             return
@@ -124,72 +130,78 @@ class Renderer:
         with stage("queue"):
             entered = self._large.acquire(timeout=wait_s)
         if not entered:
-            raise Overloaded(f"Other large pictures have been in the way for {wait_s:.1f} s.")
+            raise Overloaded(f"Other large images took {wait_s:.1f} s; try again later.")
         try:
             yield
         finally:
             self._large.release()
 
     def _tiles(
-        self, query: Query, version: int, fingerprint: str, deadline_s: float, then: Callable[[Pixels], Pixels]
+        self, query: Query, check: GoldenCheck, deadline_s: float, on_pixels: Callable[[Pixels], Pixels]
     ) -> Sequence[Pixels]:
-        """Return the model's own pixels of each tile of `query`; a lone one, once painted, goes through `then`."""
+        """Return the model's pixels of each tile of `query`; those of a single image go through `on_pixels`."""
         match query:
             case Picture():
-                name = PixelsKey(fingerprint, version, seed_of(query))
-                paint = lambda: self._paint([name], then, deadline_s=deadline_s)  # noqa: E731
-                (pixels,) = self._flight.do(name, paint, deadline_s=deadline_s)
-                return [pixels]
+                key = pixels_key(check, seed_of(query))
+                pixels = lambda: self._pixels([key.seed], check, on_pixels, deadline_s=deadline_s)  # noqa: E731
+                tiles: list[Pixels] = self._flight.do(key, pixels, deadline_s=deadline_s)
+                return tiles
             case Grid(seeds=seeds):
-                names = [PixelsKey(fingerprint, version, seed) for seed in seeds]
-                return self._paint(names, deadline_s=deadline_s)
+                return self._pixels(seeds, check, deadline_s=deadline_s)
             case Morph(start, end, frames) | Animation(start, end, frames):
-                first, last = self._client.sample(version, [start, end], deadline_s=deadline_s)
-                way = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
-                return list(self._client.paint(version, np.stack(way), deadline_s=deadline_s))
+                first, last = self._client.sample(check.version, [start, end], deadline_s=deadline_s)
+                path = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
+                images = self._client.paint(check.version, np.stack(path), deadline_s=deadline_s)
+                self._require(check)
+                return list(images)
 
-    def _paint(
+    def _pixels(
         self,
-        names: Sequence[PixelsKey],
-        then: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+        seeds: Sequence[int],
+        check: GoldenCheck,
+        on_pixels: Callable[[Pixels], Pixels] = lambda pixels: pixels,
         *,
         deadline_s: float = math.inf,
     ) -> list[Pixels]:
-        """Return what `names`, of one version, stand for; what is not kept is asked for together.
+        """Return the model's pixels of each seed; one Predict call serves all that are not cached.
 
-        One picture alone is joined with others, and goes through `then`, unless this replica may let it depend on its
-        company.
+        On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
+        others an image may depend on its batch.
         """
+        keys = [pixels_key(check, seed) for seed in seeds]
         with self._lock:
-            found = {name: self._cache[name] for name in names if name in self._cache}
-        missing = [name for name in dict.fromkeys(names) if name not in found]
-        if missing:
-            version = missing[0].version
-            seeds = [name.seed for name in missing]
-            painted: Iterable[Pixels]
-            if len(seeds) == 1 and names[0].fingerprint == VERIFIED:
-                painted = [self._batcher.predict(version, seeds[0], then, deadline_s=deadline_s)]
-            else:
-                painted = self._client.generate(version, seeds, deadline_s=deadline_s)
-            for name, pixels in zip(missing, painted, strict=True):
-                found[name] = self._keep(name, pixels.copy())  # a view would keep the whole batch alive
-        return [found[name] for name in names]
+            found = {key: self._cache[key] for key in keys if key in self._cache}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        if len(missing) == 1 and check.fingerprint == VERIFIED:
+            rendered = [self._batcher.predict(check, missing[0].seed, on_pixels, deadline_s=deadline_s)]
+        else:
+            rendered = self._generate(check, [key.seed for key in missing], deadline_s) if missing else []
+        for key, pixels in zip(missing, rendered, strict=True):
+            found[key] = self._keep(key, pixels.copy())  # a view would keep the whole batch in memory
+        return [found[key] for key in keys]
 
-    def _keep(self, name: Any, made: Any) -> Any:
+    def _generate(self, check: GoldenCheck, seeds: Sequence[int], deadline_s: float) -> list[Pixels]:
+        images = self._client.generate(check.version, seeds, deadline_s=deadline_s)
+        self._require(check)
+        return list(images)
+
+    def _require(self, check: GoldenCheck) -> None:
+        if check.connection is not None:
+            self._client.require_connection(check.connection)
+
+    def _keep(self, key: Any, entry: Any) -> Any:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
-            self._cache[name] = made
-        return made
+            self._cache[key] = entry
+        return entry
 
 
-def pinned(query: Query) -> tuple[int, str]:
-    """Return version and format of `query`; raise ValueError if it leaves either open."""
-    if query.version is None or query.format is None:
-        raise ValueError(f"{query} is not pinned.")
-    return query.version, query.format
+def pixels_key(check: GoldenCheck, seed: int) -> PixelsKey:
+    """Return the key of the pixels of `seed` on the replica of `check`."""
+    return PixelsKey(check.fingerprint, check.model, check.version, seed)
 
 
 def seed_of(query: Picture) -> int:
     """Return the seed of `query`; raise ValueError if it is yet to be drawn."""
     if query.seed is None:
-        raise ValueError(f"{query} is not pinned.")
+        raise ValueError(f"{query} has no seed yet.")
     return query.seed

@@ -25,6 +25,7 @@ class Outcome:
     kind: str | None = None  # the Content-Type
     address: str | None = None  # the Content-Location, which pins version, seed and options
     digest: str | None = None  # SHA-256 of the body
+    etag: str | None = None
     retry_after: str | None = None
     error: str | None = None
 
@@ -82,10 +83,10 @@ class Client:
             self._connection.close()
             return Outcome(url, begun_s, time.monotonic() - begun_s, None, error=repr(error))
         took_s = time.monotonic() - begun_s
-        names = ("Content-Type", "Content-Location")
-        kind, address = (response.headers[name] for name in names)
-        digest, retry_after = hashlib.sha256(body).hexdigest(), response.headers["Retry-After"]
-        return Outcome(url, begun_s, took_s, response.status, kind, address, digest, retry_after)
+        names = ("Content-Type", "Content-Location", "ETag", "Retry-After")
+        kind, address, etag, retry_after = (response.headers[name] for name in names)
+        digest = hashlib.sha256(body).hexdigest()
+        return Outcome(url, begun_s, took_s, response.status, kind, address, digest, etag, retry_after)
 
     def close(self) -> None:
         self._connection.close()

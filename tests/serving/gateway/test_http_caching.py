@@ -223,10 +223,20 @@ def test_a_cold_picture_without_a_model_server_is_503(after_the_models_death, ur
     assert gateway.ask(url).status == 503
 
 
-def test_a_fresh_gateway_without_a_model_server_knows_the_pinned_pictures(after_the_models_death, tmp_path):
-    _, etags = after_the_models_death
-    with FakeModelServer() as gone:
-        pass
-    with gateway_for(gone.target, tmp_path) as fresh:
-        assert {fresh.ask(url, If_None_Match=etags[url]).status for url in PINNED} == {304}
-        assert {fresh.ask(url, If_None_Match=etags[url]).status for url in URLS} == {503}
+def test_a_retrained_model_of_the_same_version_has_another_etag_and_other_bytes(tmp_path):
+    url = "/generate?seed=42&version=1"
+    with FakeModelServer() as server, gateway_for(server.target, tmp_path) as gateway:
+        before = gateway.ask(url)
+        server.stop()
+        with FakeModelServer(port=server.port, reply=retrained):
+            wait_until(lambda: gateway.ask(url).headers["ETag"] != before.headers["ETag"], "the other model")
+            after = gateway.ask(url)
+    assert (after.status, after.body != before.body) == (200, True)
+    assert after.headers["ETag"].startswith('"proved-')
+
+
+def retrained(request):
+    """Reply as another model would, under the number of the first."""
+    response = answer(request, version=2)
+    response.model_spec.version.value = 1
+    return response

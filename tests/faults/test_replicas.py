@@ -1,0 +1,39 @@
+"""Several model servers behind one name: an ETag stands for the bytes of one kind of replica only."""
+
+import numpy as np
+
+from tests.conftest import wait_until
+from tests.fake_model_server import FakeModelServer, answer
+from tests.faults.load import clients_asking
+from tests.gateway_process import gateway_for
+
+REQUESTS = 4_000
+SEEDS = 40
+
+
+def render_other_bytes(request):
+    """Reply with each image one level off in one pixel, as another kind of processor may."""
+    response = answer(request, version=1)
+    if "images" in response.outputs:
+        shape = [dim.size for dim in response.outputs["images"].tensor_shape.dim]
+        images = np.array(response.outputs["images"].int_val, np.uint8).reshape(shape)
+        images[:, 0, 0, 0] ^= 1
+        response = answer(request, version=1, images=images)
+    return response
+
+
+def test_no_image_has_an_etag_of_other_bytes_when_connections_change_replicas(tmp_path):
+    with (
+        FakeModelServer(max_connection_age_s=1) as verified,
+        FakeModelServer(port=verified.port, reply=render_other_bytes, max_connection_age_s=1) as other,
+        gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
+        clients_asking(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
+    ):
+        wait_until(lambda: len(load.outcomes) >= REQUESTS, "answers")
+        assert len(verified.requests) > 100 < len(other.requests)
+    assert not load.failed, load.failed[0]
+    digests: dict[str | None, set[str | None]] = {}
+    for outcome in load.answered:
+        digests.setdefault(outcome.etag, set()).add(outcome.digest)
+    assert {len(found) for found in digests.values()} == {1}
+    assert len(digests) == 2 * SEEDS
