@@ -115,7 +115,7 @@ def build_server(settings: Settings, service: PictureService, health_servicer: h
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address, credentials = f"{host}:{settings.batch_port}", read_credentials(settings)
+    address, credentials = f"{host}:{settings.batch_port}", build_credentials(settings)
     if credentials is None:
         server.add_insecure_port(address)
     else:
@@ -123,16 +123,33 @@ def build_server(settings: Settings, service: PictureService, health_servicer: h
     return server
 
 
-def read_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return what TLS takes, None without TLS."""
+def build_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return credentials that read the TLS files again at each handshake, None without TLS.
+
+    A certificate that cert-manager renews needs no restart.
+    """
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    client_ca = settings.tls_client_ca
-    return grpc.ssl_server_credentials(
-        [(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())],
-        root_certificates=None if client_ca is None else client_ca.read_bytes(),
-        require_client_auth=client_ca is not None,
+    certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+
+    def read() -> tuple[bytes, bytes, bytes | None]:
+        return key.read_bytes(), certificate.read_bytes(), None if client_ca is None else client_ca.read_bytes()
+
+    contents = read()
+
+    def read_changed() -> grpc.ServerCertificateConfiguration | None:
+        """Return the new certificate, or None if the files are as they were."""
+        nonlocal contents
+        before, contents = contents, read()
+        return None if contents == before else _configuration(*contents)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(*contents), read_changed, require_client_authentication=client_ca is not None
     )
+
+
+def _configuration(key: bytes, certificate: bytes, client_ca: bytes | None) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
 
 def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
@@ -142,7 +159,8 @@ def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, 
         try:
             version = monitor.versions()[-1]
             monitor.require_model()
-            monitor.golden_check(version)
+            if monitor.latest_check(version) is None:
+                monitor.golden_check(version)
             found = health_pb2.HealthCheckResponse.SERVING
         except RingoError as error:
             found = health_pb2.HealthCheckResponse.NOT_SERVING

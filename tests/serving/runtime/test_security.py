@@ -152,6 +152,24 @@ def test_the_batch_server_lets_in_whose_certificate_it_trusts(model_server, pape
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+def write_certificate(ca: trustme.CA, files: dict[str, Path]) -> grpc.ChannelCredentials:
+    """Write a certificate of `ca` to `files`; return the credentials of a client that trusts `ca` alone."""
+    issued = ca.issue_cert("localhost")
+    files["tls_key"].write_bytes(issued.private_key_pem.bytes())
+    files["tls_certificate"].write_bytes(issued.cert_chain_pems[0].bytes())
+    return grpc.ssl_channel_credentials(ca.cert_pem.bytes())
+
+
+def test_the_batch_server_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
+    files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
+    with (
+        batch_for(model_server.target, tmp_path, credentials=write_certificate(trustme.CA(), files), **files) as batch,
+        grpc.secure_channel(batch.target, write_certificate(trustme.CA(), files)) as channel,
+    ):
+        describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
+        assert describe(b"", timeout=LIMIT_S)
+
+
 @pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory):
     """With a token."""
