@@ -190,16 +190,17 @@ class ModelMonitor:
     def _run_check(self, version: int, run: "Future[GoldenCheck]") -> None:
         try:
             check = self._check(version)
-            with self._lock:
-                self._checks[version] = check
-            if check.differing is not None:
-                GOLDEN_DIFFERING.labels(version).set(check.differing)
-            run.set_result(check)
         except BaseException as error:
-            run.set_exception(error)
-        finally:
             with self._lock:
                 del self._running[version]
+            run.set_exception(error)
+            return
+        with self._lock:
+            del self._running[version]
+            self._checks[version] = check
+            if check.differing is not None:
+                GOLDEN_DIFFERING.labels(version).set(check.differing)
+        run.set_result(check)
 
     def _check(self, version: int) -> GoldenCheck:
         """Render the golden images of `version` over one connection, and compare them."""
