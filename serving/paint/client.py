@@ -1,6 +1,7 @@
 """The client of the batch server: seeds in, checked pictures out, through restarts and other replicas."""
 
 import hashlib
+import math
 import random
 import threading
 import time
@@ -33,6 +34,7 @@ CHANNEL_OPTIONS = (
 )
 DESCRIBE_TIMEOUT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+DOUBLINGS = 6  # from the first pause to the longest
 
 # What another try, or another replica, may mend.
 TRANSIENT = frozenset(
@@ -41,6 +43,7 @@ TRANSIENT = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,  # by `end_silent_calls`, or by a server that stops
     }
 )
 FORMATS = {"png": pb.FORMAT_PNG, "webp": pb.FORMAT_WEBP, "jpeg": pb.FORMAT_JPEG}
@@ -88,8 +91,8 @@ class PictureClient:
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards what follows
-        self._calls: set[Any] = set()
-        self._last_picture_s = time.monotonic()
+        self._calls: dict[Any, float] = {}  # since when each waits for a picture; infinite while it doesn't
+        self._last_picture_s = math.inf  # or the start of the first call
 
     def stop(self) -> None:
         """Let all that is under way, and all that comes, end with Stopped."""
@@ -99,12 +102,21 @@ class PictureClient:
         for call in calls:
             call.cancel()
 
+    def end_silent_calls(self) -> None:
+        """Cancel the calls that have waited for a picture longer than `patience_s`; `paint` tries them again."""
+        latest_s = time.monotonic() - self._patience_s
+        with self._lock:
+            silent = [call for call, since_s in self._calls.items() if since_s < latest_s]
+        for call in silent:
+            call.cancel()
+
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
 
     def newest_version(self) -> int:
         """Return the newest model version that is loaded. Raises PaintingError or Stopped."""
+        self._start_clock()
         attempt = 0
         while True:
             try:
@@ -129,6 +141,7 @@ class PictureClient:
             format=FORMATS[str(query.format)],
             model_version=query.version,
         )
+        self._start_clock()
         done = attempt = 0
         while done < len(seeds):
             request = pb.GenerateBatchRequest(list=pb.SeedList(seeds=seeds[done:]), options=options)
@@ -142,21 +155,27 @@ class PictureClient:
             if done < len(seeds):
                 raise PaintingError(f"{self._target} ended its answer without the picture of seed {seeds[done]}.")
 
+    def _start_clock(self) -> None:
+        with self._lock:
+            self._last_picture_s = min(self._last_picture_s, time.monotonic())
+
     def _pictures(self, request: pb.GenerateBatchRequest) -> Iterator[pb.Picture]:
         call = self._stub.GenerateBatch(request, metadata=self._metadata)
         with self._lock:
-            self._calls.add(call)
+            self._calls[call] = time.monotonic()
         try:
             if self._stopped.is_set():
                 raise Stopped
             for response in call:
                 with self._lock:
-                    self._last_picture_s = time.monotonic()
+                    self._last_picture_s, self._calls[call] = time.monotonic(), math.inf
                 yield response.picture
+                with self._lock:
+                    self._calls[call] = time.monotonic()
         finally:
             call.cancel()  # of a call that has ended it means nothing
             with self._lock:
-                self._calls.discard(call)
+                del self._calls[call]
 
     def _checked(self, picture: pb.Picture, seed: int, query: Picture) -> Painted:
         digest = hashlib.sha256(picture.data)
@@ -174,6 +193,8 @@ class PictureClient:
         if self._stopped.is_set():
             raise Stopped from error
         sentence = f"{self._target} answered {error.code().name}: {_shown(error.details() or 'no reason given')}"
+        if error.code() is grpc.StatusCode.CANCELLED:
+            sentence = f"{self._target} sent nothing."
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise VersionGoneError(sentence) from error
         if error.code() not in TRANSIENT:
@@ -182,11 +203,15 @@ class PictureClient:
             waited_s = time.monotonic() - self._last_picture_s
         if waited_s > self._patience_s:
             raise PaintingError(f"No picture has come for {waited_s:.0f} s; {sentence}") from error
-        # Half of it by chance, so that not all streams come back at once.
-        pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-        if self._stopped.wait(pause_s):
+        if self._stopped.wait(backoff_s(attempt)):
             raise Stopped from error
         return attempt + 1
+
+
+def backoff_s(attempt: int) -> float:
+    """Return the seconds to wait after attempt number `attempt`, from 0."""
+    longest_s: float = min(FIRST_PAUSE_S * 2 ** min(attempt, DOUBLINGS), LONGEST_PAUSE_S)
+    return longest_s * random.uniform(0.5, 1.0)  # so that not all streams come back at once
 
 
 def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:

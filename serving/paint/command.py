@@ -87,6 +87,7 @@ class Work:
                     done, waiting = wait(waiting, SIGNAL_STEP_S, FIRST_COMPLETED)
                     for future in done:
                         future.result()
+                    self._client.end_silent_calls()
             except BaseException:  # Ctrl-C, too
                 self._client.stop()
                 raise
