@@ -130,7 +130,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             check_known(request, request.options)
             if not request.HasField("seed"):
                 raise InvalidRequest("seed", None, SEED.allowed)
-            query, check = self._pinned(request.options, request.seed)
+            query, check = self._pinned(request.options, request.seed, deadline_s(context))
             record.model_version = query.version
             if not context.is_active():
                 raise ClientGone("The caller has gone before the model was asked.")
@@ -148,7 +148,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         with answering(context, "GenerateBatch") as record, self._streams.slot():
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
-            query, check = self._pinned(request.options, seeds[0])
+            query, check = self._pinned(request.options, seeds[0], deadline_s(context))
             record.model_version, record.pictures = query.version, 0
             for response in self._stream(seeds, query, check, context):
                 record.pictures += 1
@@ -159,7 +159,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         """Return what /about tells."""
         with answering(context, "DescribeModel"):
             versions = self._monitor.refresh()
-            check = self._monitor.golden_check(versions[-1])
+            check = self._monitor.golden_check(versions[-1], deadline_s=deadline_s(context))
             return picture_service_pb2.DescribeModelResponse(
                 name=self._model_name,
                 model_versions=versions,
@@ -183,8 +183,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._stopping.set()
         self._threads.shutdown()
 
-    def _pinned(self, options: Message, seed: int) -> tuple[Picture, GoldenCheck]:
-        """Return the query of `seed` with its version decided, and what this replica makes of that version."""
+    def _pinned(self, options: Message, seed: int, until_s: float) -> tuple[Picture, GoldenCheck]:
+        """Return the query of `seed` with its version decided, and the check of that version, by `until_s`."""
         texts = {"seed": str(seed), "format": FORMATS.get(options.format, str(options.format))}
         for name in ("size", "model_version"):
             if options.HasField(name):
@@ -193,7 +193,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             query = read_query(Picture, MultiDict(texts))
             self._monitor.require_model()
             version = self._monitor.refresh()[-1] if query.version is None else query.version
-            check = self._monitor.golden_check(version)
+            check = self._monitor.golden_check(version, deadline_s=until_s)
             if query.size is None:
                 check_canvas(query, check.size)
         except InvalidRequest as error:

@@ -226,6 +226,28 @@ def test_when_the_callers_time_is_up_no_more_is_asked_of_the_model(batch, model_
     assert len(model_server.requests) - before <= BATCHES_AHEAD + 1
 
 
+def consume(response) -> None:
+    """Read `response` to its end if it is a stream."""
+    if isinstance(response, grpc.Call):
+        list(response)
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateBatch", "DescribeModel"])
+def test_a_call_ends_at_its_deadline_when_a_version_is_being_checked(tmp_path, monkeypatch, method):
+    requests = {
+        "Generate": picture_service_pb2.GenerateRequest(seed=1),
+        "GenerateBatch": batch_request([1]),
+        "DescribeModel": picture_service_pb2.DescribeModelRequest(),
+    }
+    with FakeModelServer(version=2) as server, batch_for(server.target, tmp_path, predict_timeout_s=300) as batch:
+        with holding(server, monkeypatch):
+            server.version = 3
+            code, _, _ = refusal(lambda: consume(getattr(batch.pictures, method)(requests[method], timeout=0.5)))
+            in_flight = lambda: value(batch.metrics_port, "ringo_requests_in_flight")  # noqa: E731
+            wait_until(lambda: in_flight() == 0, "the end of the call", limit_s=LIMIT_S / 2)
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_a_cancelled_stream_ends_and_asks_no_more_of_the_model(batch, model_server):
     before = len(model_server.requests)
     stream = batch.stream(LONG)
