@@ -82,7 +82,8 @@ class _Gunicorn(BaseApplication):
 
     def load(self) -> Application:
         """Return the WSGI application; gunicorn calls this in each worker after the fork, as gRPC channels need."""
-        from serving.gateway.app import PROBES, create_app
+        from serving.gateway.app import create_app
+        from serving.gateway.pages import PROBES
         from serving.telemetry.metrics import build_metrics_app
         from serving.telemetry.tracing import export_traces
 

@@ -193,6 +193,16 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line. Raises SystemExit(2) after one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__)
+    _add_output_flags(parser)
+    _add_connection_flags(parser)
+    parser.epilog = "A bearer token is taken from the environment: RINGO_TOKEN."
+    chosen = parser.parse_args(argv)
+    if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
+        parser.error("--certificate and --key go together, and with --ca.")
+    return chosen
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--seeds",
@@ -205,12 +215,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=flag(_path, "the path of a folder"),
         required=True,
         help="the folder; holds all there is to resume",
-    )
-    add(
-        "--target",
-        type=flag(read_text, "a gRPC target"),
-        default="dns:///localhost:9090",
-        help="the batch servers: all addresses behind a dns:/// name take turns (default: dns:///localhost:9090)",
     )
     _add_parameter(parser, "--size", SIZE, "pixels of the longer side (default: the model's own)")
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
@@ -235,6 +239,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="I/N",
         help="paint part I of N of the seeds; all parts together are the whole, byte for byte",
     )
+
+
+def _add_connection_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--target",
+        type=flag(read_text, "a gRPC target"),
+        default="dns:///localhost:9090",
+        help="the batch servers: all addresses behind a dns:/// name take turns (default: dns:///localhost:9090)",
+    )
     add(
         "--streams",
         type=flag(integer_reader(1, 64), "a whole number from 1 to 64"),
@@ -250,11 +264,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--ca", type=Path, metavar="FILE", help="TLS: certificates that vouch for the server, PEM")
     add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
     add("--key", type=Path, metavar="FILE", help="mutual TLS: its key, PEM")
-    parser.epilog = "A bearer token is taken from the environment: RINGO_TOKEN."
-    chosen = parser.parse_args(argv)
-    if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
-        parser.error("--certificate and --key go together, and with --ca.")
-    return chosen
 
 
 def _add_parameter(

@@ -16,7 +16,8 @@ import trustme
 
 from serving.batch import server as batch_server
 from serving.batch.servicer import MAX_SEEDS
-from serving.gateway.app import PROBES, create_app
+from serving.gateway.app import create_app
+from serving.gateway.pages import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.rendering import query
 from serving.runtime.security import check_tls

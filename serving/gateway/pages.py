@@ -1,0 +1,98 @@
+"""Pages for people and programs, and the probes: all routes that are not images."""
+
+import re
+from pathlib import Path
+
+from flask import Flask, Response, jsonify, render_template, request
+from markupsafe import Markup, escape
+
+from serving.errors import ModelTimeout, ModelUnavailable, Overloaded
+from serving.gateway.gallery import render_gallery
+from serving.gateway.openapi import build_openapi
+from serving.gateway.responses import REVALIDATE, ImageResponses
+from serving.model_client.monitor import ModelMonitor
+from serving.rendering.encoding import RENDERER_VERSION
+from serving.settings import Settings
+
+PROBES = ("/livez", "/readyz")  # need no token
+
+
+def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
+    """Add the gallery, /about and the description of the API to `app`."""
+    description = build_openapi(open_to_all=None if settings.token is None else PROBES)
+    description_json = app.json.dumps(description)
+    app.add_template_filter(code_marked)
+
+    @app.get("/")
+    def gallery() -> Response:
+        version: int | None
+        try:
+            version = monitor.versions()[-1]
+        except (ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
+            version = None
+        page = render_gallery(settings.model_name, version)
+        return revalidated(Response(page, mimetype="text/html"))
+
+    @app.get("/about")
+    def about() -> Response:
+        versions = monitor.versions()
+        check = responses.golden_check(versions[-1])
+        response = jsonify(
+            model=settings.model_name,
+            version=versions[-1],
+            versions=versions,
+            replica=check.verdict,
+            size=check.size,
+            renderer=RENDERER_VERSION,
+            card=model_card(settings.model_base_path / str(versions[-1])),
+        )
+        return revalidated(response)
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return revalidated(Response(description_json, mimetype="application/json"))
+
+    @app.get("/docs")
+    def docs() -> Response:
+        return revalidated(Response(render_template("docs.html", api=description), mimetype="text/html"))
+
+
+def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> None:
+    """Add /livez and /readyz to `app`."""
+
+    @app.get("/livez")
+    def livez() -> Response:
+        """Answer 200 without the model server: a restart of the gateway does not repair that."""
+        return Response("alive\n", mimetype="text/plain")
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        """Answer 200 if the model server had a version ready a second ago, else a problem.
+
+        A replica that renders other golden images is ready, too; the text says so.
+        """
+        version = monitor.versions()[-1]
+        monitor.require_model()
+        check = monitor.latest_check(version) or monitor.golden_check(version, deadline_s=responses.deadline_s())
+        return Response(f"ready: version {version}, {check.verdict}\n", mimetype="text/plain")
+
+
+def revalidated(response: Response) -> Response:
+    """Return `response` with an ETag of its content, as a 304 if the caller holds it already."""
+    response.headers["Cache-Control"] = REVALIDATE
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+def code_marked(text: str) -> Markup:
+    """Return `text` for a page, with what stands between backticks as code: the one Markdown of our descriptions."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def model_card(folder: Path) -> str | None:
+    """Return the card of the version in `folder`, None where this machine has none: it need not have the model."""
+    try:
+        return (folder / "model_card.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
