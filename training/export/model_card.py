@@ -33,7 +33,7 @@ class ExportChecks:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the picture of a seed, for those who decide whether to use the model."""
+    """What is wrong with the image of a seed, for readers who decide whether to use the model."""
 
     seed: int
     text: str
@@ -59,7 +59,8 @@ class RunRecord:
     measured: Measurement | None  # the KID of this checkpoint while it was trained
     measurements: list[Measurement]  # of all checkpoints
     evaluation: Evaluation | None  # of this checkpoint
-    compute: dict[str, Any]  # empty if the run is older than its recording
+    compute: dict[str, Any]  # minutes and machine
+    source: dict[str, Any]  # of the run that this one grew from; empty if it began from scratch
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
@@ -74,6 +75,7 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
         measurements=measurements,
         evaluation=evaluation if evaluation and evaluation.batch == steps else None,
         compute=read_record(run / "compute.json") if (run / "compute.json").exists() else {},
+        source=read_record(run / "grown_from.json") if (run / "grown_from.json").exists() else {},
     )
 
 
@@ -87,20 +89,10 @@ def write_model_card(
     checks: ExportChecks,
     faults: Sequence[Fault],
 ) -> None:
-    """Write `folder`/model_card.md. The pictures of `faults` are expected as faults/<seed>.png beside it."""
+    """Write `folder`/model_card.md. The images of `faults` are expected as faults/<seed>.png beside it."""
     config, photos = run.config, run.photos
     skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
     held_out = f"; {photos['held_out']:,} held out of training" if photos.get("held_out") else ""
-    chosen = ""
-    if run.measured:
-        kid = f"KID x1000 {run.measured.kid_x1000} ± {run.measured.std} to the photos trained on"
-        last = run.measurements[-1].step  # config.json says how many are planned
-        chosen = f" Measured {len(run.measurements)} times in {last:,} batches; {kid} at this one."
-    compute = ""
-    if run.compute:
-        hours, minutes = divmod(round(run.compute["training_s"] / 60), 60)
-        machine = f"{run.compute['machine']} with {run.compute['processors']} processors"
-        compute = f" The whole run took {hours} h {minutes} min on {machine} ({run.compute['backend']})."
     rows = "one row at a time" if checks.row_by_row else "all rows at once, odd batches with one more"
     card = f"""\
 ---
@@ -111,10 +103,10 @@ pipeline_tag: unconditional-image-generation
 
 # {model_name}, version {folder.name}
 
-A generator of {config.image_size}x{config.image_size} RGB pictures: the moving average of a GAN's generator, made on
+A generator of {config.image_size}x{config.image_size} RGB images: the moving average of a GAN's generator, exported on
 {datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
-Seeds become latents by `{NAME}`; signatures are `generate`, `serving_default`, `sample`,
-and `golden`, which tells the digests of a few seeds' pixels.
+`{NAME}` maps a seed to a latent. The signatures are `generate`, `serving_default`, `sample`, and `golden`, which
+returns the digests of a few seeds' pixels.
 
 ## Data
 
@@ -125,7 +117,7 @@ and `golden`, which tells the digests of a few seeds' pixels.
 
 ## Training
 
-{run.steps:,} batches of {config.batch_size}: {run.steps * config.batch_size:,} pictures.{chosen}{compute}
+{_training(run)}
 
 {_table({f.name: getattr(config, f.name) for f in fields(config) if f.metadata["fixed"]})}
 
@@ -146,6 +138,40 @@ and `golden`, which tells the digests of a few seeds' pixels.
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 
 
+def _training(run: RunRecord) -> str:
+    """Return how long the run took, how its checkpoint was chosen, and from which run it grew."""
+    sentences = [
+        f"{run.steps:,} batches of {run.config.batch_size}: {run.steps * run.config.batch_size:,} images.",
+        *_chosen(run),
+        *_duration(run.compute, "The run"),
+    ]
+    if run.source:
+        config = run.source["config"]
+        images = run.source["batch"] * config["batch_size"]
+        sentences += [
+            f"It grew from the run {run.source['run']}: {config['image_size']} px, {images:,} images, "
+            f"`--steps {config['steps']} --refine-from {config['refine_from']}`.",
+            *_duration(run.source, "That run"),
+        ]
+    return " ".join(sentences)
+
+
+def _chosen(run: RunRecord) -> list[str]:
+    if not run.measured:
+        return []
+    last = run.measurements[-1].step  # config.json has the planned number
+    kid = f"KID x1000 {run.measured.kid_x1000} ± {run.measured.std} to the training photos"
+    return [f"The best of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}."]
+
+
+def _duration(compute: Mapping[str, Any], subject: str) -> list[str]:
+    if "training_s" not in compute:
+        return []
+    hours, minutes = divmod(round(compute["training_s"] / 60), 60)
+    machine = f"{compute['machine']} with {compute['processors']} processors"
+    return [f"{subject} took {hours} h {minutes} min on {machine} ({compute['backend']})."]
+
+
 def _table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
@@ -154,4 +180,4 @@ def _faults(faults: Sequence[Fault]) -> str:
     if not faults:
         return "None are noted, which does not mean that there are none."
     rows = (f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {fault.text} |" for fault in faults)
-    return "\n".join(["| picture | seed | what is wrong |", "|---|---|---|", *rows])
+    return "\n".join(["| image | seed | what is wrong |", "|---|---|---|", *rows])

@@ -175,7 +175,7 @@ def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small
     for fact in (
         "license: CC0-1.0",
         "drawn by the tests",
-        "4 batches of 8: 32 pictures",
+        "4 batches of 8: 32 images",
         "The whole run took 0 h",
         *hyperparameters,
     ):
@@ -243,7 +243,20 @@ def test_the_card_counts_the_batches_that_were_done_not_those_planned(small_run,
     shutil.copytree(small_run, run)
     (run / "config.json").write_text(TrainingConfig(**read_record(run / "config.json") | {"steps": 9000}).to_json())
     (run / "kid.csv").write_text("step,kid_x1000,std\n2,50.0,1.0\n4,30.0,1.0\n")
-    assert "4 batches of 8: 32 pictures. Measured 2 times in 4 batches;" in card_after(EVALUATION, run, tmp_path)
+    card = card_after(EVALUATION, run, tmp_path)
+    assert "4 batches of 8: 32 images. The best of 2 checkpoints measured in 4 batches: KID x1000 30.0" in card
+
+
+def test_card_names_the_run_that_its_run_grew_from(small_run, tmp_path):
+    run = tmp_path / "grown"
+    shutil.copytree(small_run, run)
+    config = {"image_size": 16, "batch_size": 4, "steps": 9, "refine_from": 7}
+    source = {"run": "seedling", "batch": 9, "training_s": 3700, "machine": "x86_64", "processors": 2, "backend": "jax"}
+    write_record(run / "grown_from.json", source | {"config": config})
+    assert (
+        "It grew from the run seedling: 16 px, 36 images, `--steps 9 --refine-from 7`. "
+        "That run took 1 h 2 min on x86_64 with 2 processors (jax)."
+    ) in card_after(EVALUATION, run, tmp_path)
 
 
 def test_a_version_says_what_its_training_saw_but_not_where_the_photos_lie(small_model, small_run):
