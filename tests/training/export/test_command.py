@@ -176,7 +176,7 @@ def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small
         "license: CC0-1.0",
         "drawn by the tests",
         "4 batches of 8: 32 images",
-        "The whole run took 0 h",
+        "The run took 0 h",
         *hyperparameters,
     ):
         assert fact in card
