@@ -1,24 +1,24 @@
-"""What can go wrong between a seed and a picture.
+"""What can go wrong between a seed and an image.
 
-Nothing here knows a protocol: each edge keeps one table from these classes to its own statuses.
+Nothing here knows a protocol: each service has one table from these classes to its statuses.
 
     RingoError
     ├── InvalidRequest      one field of the request is refused
-    ├── NotAuthenticated    the caller doesn't bear the token
+    ├── NotAuthenticated    the request lacks the token
     ├── UnknownVersion      the model server has no such version of the model loaded
     ├── ModelUnavailable    no model server, or none of its versions is loaded: try again soon
     ├── ModelTimeout        the model server did not answer within the limit
     ├── Overloaded          this server or the model server refuses more work for now: try again later
     ├── ModelMismatch       the model server answered something that is not this model's contract
-    ├── ClientGone          nobody waits for the answer any more
-    └── Stopping            this server is about to end: another one goes on
+    ├── ClientGone          the client has closed the connection
+    └── Stopping            this server is stopping: another one continues
 """
 
-MAX_SHOWN_CHARACTERS = 64  # three times the longest seed; whoever sends a megabyte doesn't get it back
+MAX_SHOWN_CHARACTERS = 64  # three times the longest seed
 
 
 class RingoError(Exception):
-    """Base of all of them; its text is one sentence fit for the caller."""
+    """Base of all; its text is one sentence for the client."""
 
 
 class InvalidRequest(RingoError):
@@ -36,11 +36,11 @@ class InvalidRequest(RingoError):
 
 
 class NotAuthenticated(RingoError):
-    """The caller doesn't bear the token that this service wants."""
+    """The request lacks the token that this service requires."""
 
 
 class UnknownVersion(RingoError):
-    """The version that was asked for is not loaded."""
+    """The requested version is not loaded."""
 
 
 class ModelUnavailable(RingoError):
@@ -52,19 +52,19 @@ class ModelTimeout(RingoError):
 
 
 class Overloaded(RingoError):
-    """Here, or at the model server, is as much work as is taken at a time."""
+    """The limit of this server or of the model server is reached."""
 
 
 class ModelMismatch(RingoError):
-    """The model server's answer is not what the SavedModel's contract says: an operator's fault, not the caller's."""
+    """The model server's response does not fit the SavedModel contract: an operator's error."""
 
 
 class ClientGone(RingoError):
-    """Whoever asked has closed the connection: there is nobody to answer."""
+    """The client has closed the connection."""
 
 
 class Stopping(RingoError):
-    """The server is about to end; nothing is wrong with the request or the model."""
+    """The server is stopping; nothing is wrong with the request or the model."""
 
 
 def _shown(text: str) -> str:

@@ -24,23 +24,23 @@ from serving.telemetry.logs import configure as configure_logging
 from serving.telemetry.tracing import export_traces
 
 MAX_REQUEST_BYTES = 2**20
-MAX_RESPONSE_BYTES = 4 * 2**20  # what clients take by default; the largest picture, 1024 x 1024 of noise, is 3.2 MB
-PAINT_THREADS = 8  # of all streams together: enough to keep a model server busy while other batches are encoded
-SPARE_THREADS = 8  # beside those of streams and single pictures: for health, reflection, refusals
+MAX_RESPONSE_BYTES = 4 * 2**20  # the default limit of clients; the largest image, 1024 x 1024 of noise, is 3.2 MB
+PAINT_THREADS = 8  # for all streams: enough to keep a model server busy while other batches are encoded
+SPARE_THREADS = 8  # beside those of streams and single images: for health, reflection, refusals
 HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
-STOP_GRACE_S = 5.0  # for what is in the making when the time to drain is up
-FLUSH_S = 0.5  # then, for the last answers to leave; who watches our health stays to the end
+STOP_GRACE_S = 5.0  # for batches under way when the drain time ends
+FLUSH_S = 0.5  # then, to send the last responses
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
-    ("grpc.max_concurrent_streams", 100),  # of one connection: what waits for a thread has a limit, too
+    ("grpc.max_concurrent_streams", 100),  # per connection: limits the calls that wait for a thread
     # Connections end after five minutes, so that clients find new replicas; their streams may go on for half an hour,
     # four times what the longest takes at 200 pictures a second.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 1_800_000),
-    # A caller that vanishes closes nothing. They may ping, too, every ten seconds, and between calls.
+    # A client that loses power closes no connection. Clients may ping, too, every ten seconds, also between calls.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -51,16 +51,16 @@ log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> None:
-    """Answer gRPC until a signal ends it: SIGTERM after a time for the streams to end, SIGINT at once.
+    """Serve gRPC until SIGTERM, which lets streams end, or SIGINT.
 
-    Raises SettingsError if a port is not to be had, or a file of TLS.
+    Raises SettingsError if a port is not free or a TLS file is not usable.
     """
     configure_logging(settings.log_format)
     check_tls(settings)
     for variable, port in (
         ("RINGO_BATCH_PORT", settings.batch_port),
         ("RINGO_BATCH_METRICS_PORT", settings.batch_metrics_port),
-    ):  # both libraries would say so in other words
+    ):  # both libraries have other messages
         listen(settings.host, port, variable=variable, value=str(port)).close()
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,7 +68,7 @@ def serve(settings: Settings) -> None:
     export_traces("batch")
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     monitor = ModelMonitor(client)
-    # Nothing is kept: whoever asks for a batch rarely asks for the same again.
+    # No cache: a batch is rarely requested twice.
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=settings.model_calls)
     service = PictureService(
         monitor, renderer, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
@@ -84,8 +84,8 @@ def serve(settings: Settings) -> None:
     log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
     flush_s = None
     try:
-        # It looks around ten times a second. A wait without a limit missed 2 of about 30 signals on a busy machine,
-        # presumably because another thread got them: only the main one runs handlers, once it is awake.
+        # It wakes ten times a second. A wait without a limit missed 2 of about 30 signals on a busy machine, presumably
+        # because another thread got them: Python runs handlers in the main thread only.
         server.wait_for_termination()
     except SystemExit:
         log.info("stopping; streams have %g s", settings.batch_drain_s)
@@ -153,7 +153,7 @@ def _configuration(key: bytes, certificate: bytes, client_ca: bytes | None) -> g
 
 
 def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
-    """Tell who asks for our health whether a version of the model is ready, until `ended`."""
+    """Set the health by whether a version of the model is ready, until `ended`."""
     last = health_pb2.HealthCheckResponse.NOT_SERVING
     while True:
         try:

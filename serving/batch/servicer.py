@@ -1,4 +1,4 @@
-"""The gRPC edge: seeds in, pictures out, one by one or as a stream; errors with google.rpc details.
+"""The gRPC service: seeds in, images out, one by one or as a stream; errors with google.rpc details.
 
 Limits, bytes, errors and the model client are the gateway's own modules.
 """
@@ -57,12 +57,12 @@ from serving.telemetry.request_log import (
 
 _DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
 SERVICE, METHODS = _DESCRIPTOR.full_name, tuple(_DESCRIPTOR.methods_by_name)
-UNKNOWN = "unknown"  # a method that there is not
+UNKNOWN = "unknown"  # any method that does not exist
 MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of server.py lets through
 MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
 BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
 BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
-TIMERS_S = 0.01  # a timer that is set to a caller's deadline may go off so much before it, by gRPC's clock
+TIMERS_S = 0.01  # a timer set to a client's deadline may end so much earlier, by gRPC's clock
 
 HANDLER_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
@@ -72,7 +72,7 @@ Message = Any  # the generated classes carry no types
 
 @dataclass(frozen=True)
 class Answer:
-    """How a domain error looks in gRPC."""
+    """The gRPC status of a domain error."""
 
     code: grpc.StatusCode
     reason: str  # of google.rpc.ErrorInfo
@@ -91,7 +91,7 @@ ANSWERS: dict[type[RingoError], Answer] = {
     Stopping: Answer(grpc.StatusCode.UNAVAILABLE, "STOPPING", retry_after_s=1),
 }
 
-# What a parameter of rendering/query.py is called in a request.
+# Names of the parameters of rendering/query.py in a request.
 FIELDS = MappingProxyType(
     {
         "seed": "seed",
@@ -125,7 +125,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._stopping = threading.Event()
 
     def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
-        """Return one picture, the caller's deadline permitting."""
+        """Return one image before the client's deadline."""
         with answering(context, "Generate") as record, self._singles.slot():
             check_known(request, request.options)
             if not request.HasField("seed"):
@@ -133,7 +133,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             query, check = self._pinned(request.options, request.seed, deadline_s(context))
             record.model_version = query.version
             if not context.is_active():
-                raise ClientGone("The caller has gone before the model was asked.")
+                raise ClientGone("The client cancelled the call before the model was asked.")
             until_s = deadline_s(context)
             _, (made,) = self._monitor.with_check(
                 check.version,
@@ -144,7 +144,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
-        """Yield one picture per seed, in order, at most BATCHES_AHEAD batches of them made ahead of the reader."""
+        """Yield one image per seed, in order; at most BATCHES_AHEAD batches are rendered ahead."""
         with answering(context, "GenerateBatch") as record, self._streams.slot():
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
@@ -156,7 +156,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                 yield response
 
     def DescribeModel(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802
-        """Return what /about tells."""
+        """Return the model's name, versions and replica state, as /about does."""
         with answering(context, "DescribeModel"):
             versions = self._monitor.refresh()
             check = self._monitor.golden_check(versions[-1], deadline_s=deadline_s(context))
@@ -169,9 +169,9 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             )
 
     def drain(self, timeout_s: float, *, grace_s: float) -> None:
-        """Take no stream any more; those under way have `timeout_s`, then they end after what is in the making.
+        """Accept no more streams; those under way have `timeout_s`, then they end after their current batches.
 
-        That has `grace_s`; so have single pictures, which are taken until then.
+        Those have `grace_s`; single images are accepted until then, and have `grace_s`, too.
         """
         self._streams.close(timeout_s)
         self._stopping.set()
@@ -179,7 +179,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._singles.close(grace_s)
 
     def close(self) -> None:
-        """Make nothing more; what is at the model server is waited for."""
+        """Render nothing more, and wait for calls under way."""
         self._stopping.set()
         self._threads.shutdown()
 
@@ -231,14 +231,14 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                     ahead.append(self._threads.submit(with_current_context(make), part, time.monotonic()))
                     first += rows
                 if not ahead:
-                    raise Stopping("This server is being stopped; another one goes on from the next seed.")
+                    raise Stopping("This server is stopping; continue from the next seed on another one.")
                 yield from ahead.popleft().result()
         finally:
             ended.set()
 
 
 class TokenInterceptor(grpc.ServerInterceptor):
-    """Refuses whoever doesn't bear `token`, before anything is read of the request; health is for everybody."""
+    """Refuses calls without `token` before it reads the request; health needs none."""
 
     def __init__(self, token: str, *, open_to_all: str) -> None:
         self._token = token
@@ -255,10 +255,10 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
 
 class WellFormedInterceptor(grpc.ServerInterceptor):
-    """Refuses bytes that are no message of the API; gRPC itself would say INTERNAL, and log a traceback for each."""
+    """Refuses bytes that are no message of the API; gRPC itself would log a traceback for each."""
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the handler of the call, if there is one, with a check in front."""
+        """Return the handler of the call, if any, with a check in front."""
         handler = continuation(handler_call_details)
         if handler is None:
             return None
@@ -293,18 +293,18 @@ def refusing(error: RingoError, path: str) -> grpc.RpcMethodHandler:
         with answering(context, known_method(path)):
             raise error
 
-    return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the method: that waits for no request
+    return grpc.stream_stream_rpc_method_handler(refuse)  # fits every method: it waits for no request
 
 
 def known_method(path: str) -> str:
-    """Return the name of the method at `path`, UNKNOWN of one that is not ours: callers may make some up."""
+    """Return the name of the method at `path`; UNKNOWN if it does not exist."""
     method = path.removeprefix(f"/{SERVICE}/")
     return method if method in METHODS else UNKNOWN
 
 
 @contextmanager
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
-    """End the call with the status of whatever the `with` block raises, and observe it."""
+    """Record the call, and end it with the status of what the `with` block raises."""
     with record_request("POST", dict(context.invocation_metadata())) as record:  # what gRPC is, over HTTP
         record.resource, record.path = method, f"/{SERVICE}/{method}"
         with suppress(grpc.RpcError):  # cancelled already
@@ -341,7 +341,7 @@ def status_of(error: RingoError) -> grpc.Status:
 
 
 def check_known(*messages: Message) -> None:
-    """Raise InvalidRequest for a field of a later API: what it asks for must not be left out in silence."""
+    """Raise InvalidRequest for unknown fields: a later API's options must not be ignored silently."""
     for message in messages:
         for unknown in UnknownFieldSet(message):
             known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
@@ -378,17 +378,17 @@ def check_seed(field: str, seed: int) -> None:
 
 
 def batch_rows(size: int) -> int:
-    """Return how many pictures of `size` pixels are made together: no more than one answer of the gateway holds."""
+    """Return the batch size for images of `size` pixels: at most MAX_PIXELS in all."""
     return max(1, min(BATCH_ROWS, MAX_PIXELS // size**2))
 
 
 def deadline_s(context: grpc.ServicerContext) -> float:
-    """Return when the caller's time is up, by time.monotonic."""
+    """Return the client's deadline by time.monotonic."""
     return time.monotonic() + float(context.time_remaining())
 
 
 def picture(query: Picture, encoded: bytes) -> Message:
-    """Return the message of one picture."""
+    """Return the message of one image."""
     PICTURES.labels("model").inc()
     return picture_service_pb2.Picture(
         seed=query.seed,

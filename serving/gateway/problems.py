@@ -1,4 +1,4 @@
-"""What goes wrong, as RFC 9457 has it: one table from domain errors to statuses, and a document for each."""
+"""Errors as HTTP problems (RFC 9457): one table from domain errors to statuses."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from serving.telemetry.request_log import current_record
 
 @dataclass(frozen=True)
 class Answer:
-    """How a domain error looks in HTTP."""
+    """The HTTP response to a domain error."""
 
     status: int
     kind: str
@@ -33,29 +33,29 @@ class Answer:
     retry_after_s: int | None = None
 
 
-# A model server that is back is noticed within a second (see model_client.CHANNEL_OPTIONS): no use in waiting longer.
-# Overloaded is 503 and not 429: the whole service is at its limit, this caller need not have asked too often.
+# A model server that is back is noticed within a second (CHANNEL_OPTIONS of model_client/client.py).
+# Overloaded is 503, not 429: the service is at its limit, not this client.
 ANSWERS: dict[type[RingoError], Answer] = {
     InvalidRequest: Answer(400, "invalid-request", "The request is not valid"),
-    NotAuthenticated: Answer(401, "not-authenticated", "The caller doesn't bear the token"),
+    NotAuthenticated: Answer(401, "not-authenticated", "The request lacks the token"),
     UnknownVersion: Answer(404, "unknown-version", "The model server has no such version of the model"),
-    ModelMismatch: Answer(502, "model-mismatch", "The model server answered something else than pictures"),
+    ModelMismatch: Answer(502, "model-mismatch", "The model server returned something other than images"),
     ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
     Stopping: Answer(503, "stopping", "The server is about to end", retry_after_s=1),
-    ClientGone: Answer(499, "client-gone", "Nobody waits for the answer"),  # nginx's number; only metrics see it
+    ClientGone: Answer(499, "client-gone", "The client closed the connection"),  # nginx's number; no client sees it
     Overloaded: Answer(503, "overloaded", "The service takes no more work for now", retry_after_s=1),
     ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
 }
 
 
 def answer_with_problems(app: Flask) -> None:
-    """Have `app` answer with a problem whatever is raised."""
+    """Let `app` turn each exception into a problem."""
     app.register_error_handler(RingoError, domain_problem)
     app.register_error_handler(HTTPException, http_problem)
 
 
 def domain_problem(error: RingoError) -> Response:
-    """Answer as the table has it, with a word on when to try again."""
+    """Return the problem of `error` as the table says, with Retry-After where a retry helps."""
     answer = ANSWERS[type(error)]
     more: dict[str, object] = {}
     if isinstance(error, InvalidRequest):
@@ -71,7 +71,7 @@ def domain_problem(error: RingoError) -> Response:
 
 
 def http_problem(error: HTTPException) -> Response:
-    """Answer as werkzeug would, with its headers (405 has Allow), but with a problem for a body.
+    """Return the problem of an HTTP error, with werkzeug's headers (405 has Allow).
 
     Whatever else is raised arrives here as a 500 that tells nothing; its traceback is in the log.
     """
@@ -83,7 +83,7 @@ def http_problem(error: HTTPException) -> Response:
 
 
 def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[str, object] | None = None) -> Response:
-    """Return the application/problem+json of RFC 9457 for the current request, with the members of `more`."""
+    """Return application/problem+json for the current request, with the members of `more`."""
     members = {
         "type": kind,
         "title": title,

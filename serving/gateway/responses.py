@@ -26,14 +26,14 @@ from serving.settings import Settings
 from serving.telemetry.metrics import PICTURES
 from serving.telemetry.request_log import current_record
 
-REVALIDATE = "no-cache"  # keep it, but ask: the newest version may be another by then
-IMMUTABLE = "public, max-age=31536000, immutable"  # a year, which RFC 9111 takes for ever
-IMMUTABLE_FOR_BEARERS = IMMUTABLE.replace("public", "private")  # no shared cache hands it to who has no token
-NOT_KEPT = "no-store"
+REVALIDATE = "no-cache"  # may be cached but must be revalidated: the newest version may change
+IMMUTABLE = "public, max-age=31536000, immutable"  # a year, the longest that RFC 9111 suggests
+IMMUTABLE_WITH_TOKEN = IMMUTABLE.replace("public", "private")  # shared caches must not serve it without the token
+NOT_CACHED = "no-store"
 
 
 class ImageResponses:
-    """Answers the current request with a picture of the model behind `client`. Threads may share it."""
+    """Responds to the current request with an image of the model behind `client`; thread-safe."""
 
     def __init__(self, settings: Settings, client: ModelClient, monitor: ModelMonitor) -> None:
         self._settings = settings
@@ -42,12 +42,12 @@ class ImageResponses:
             client, settings.model_name, cache_bytes=settings.cache_mb * 2**20, model_calls=settings.model_calls
         )
         self._in_flight = ConcurrencyLimit(settings.max_in_flight, "requests")
-        self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_FOR_BEARERS
+        self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_WITH_TOKEN
 
     def respond(self, resource: type[Query]) -> Response:
-        """Answer with the picture that the URL asks `resource` for, or 304 if the caller holds it already."""
-        asked = read_query(resource, request.args)
-        query = asked if asked.format else replace(asked, format=_negotiated_format(resource))
+        """Return the image that the URL describes, or 304 if the client has it."""
+        requested = read_query(resource, request.args)
+        query = requested if requested.format else replace(requested, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
             query = replace(query, seed=secrets.randbelow(MAX_SEED + 1))
         if query.version is not None:
@@ -55,11 +55,11 @@ class ImageResponses:
         else:
             try:
                 response = self._respond(query, self._monitor.versions()[-1], REVALIDATE)
-            except UnknownVersion:  # another took its place since we last looked
+            except UnknownVersion:  # another version took its place since the last refresh
                 response = self._respond(query, self._monitor.refresh()[-1], REVALIDATE)
-        if isinstance(asked, Picture) and asked.seed is None:  # each answer is another
-            response.headers["Cache-Control"] = NOT_KEPT
-        if asked.format is None:
+        if isinstance(requested, Picture) and requested.seed is None:  # each response has another image
+            response.headers["Cache-Control"] = NOT_CACHED
+        if requested.format is None:
             response.vary.add("Accept")
         return response
 
@@ -151,7 +151,7 @@ class ImageResponses:
         return f"{check.fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
     def _file_name(self, query: Query) -> str:
-        """Return what a browser calls the picture when it saves it: apple-42.png."""
+        """Return the file name for a browser that saves the image: apple-42.png."""
         which = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
         return f"{self._settings.model_name}-{which}.{query.format}"
 
@@ -174,7 +174,7 @@ def _record_source(source: str) -> None:
 
 
 def _negotiated_format(resource: type[Query]) -> str:
-    """Return the format of `resource` that `Accept` likes best; raise NotAcceptable if it likes none."""
+    """Return the format of `resource` that `Accept` prefers; raise NotAcceptable if it admits none."""
     offered = mimetypes(resource)
     liked = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else offered[0]
     if liked is None:

@@ -29,30 +29,30 @@ log = logging.getLogger(__name__)
 
 VERIFIED = "proved"  # wire name in ETags, /about and the proto: golden images have the exporter's bytes
 MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
-STATUS_TIMEOUT_S = 1.0  # answered from memory in a millisecond; probes come every few seconds and must not pile up
+STATUS_TIMEOUT_S = 1.0  # the answer takes a millisecond; probes must not pile up
 
 CHANNEL_OPTIONS = (
-    # The default is 4 MiB; 64 pictures of 256 x 256 are 12.6 MB as tensor_content, up to twice that in typed fields.
+    # The default is 4 MiB; 64 images of 256 x 256 are 12.6 MB as tensor_content, up to twice that in typed fields.
     ("grpc.max_receive_message_length", 64 * 2**20),
-    # After a failed connection the default waits up to 120 s; a model server that is back should be noticed in one.
+    # The default waits up to 120 s after a failed connection; a model server that is back should be noticed in one.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    # The time one attempt to connect may take: less than STATUS_TIMEOUT_S, so that it is told as what it is.
+    # The limit of one attempt to connect: below STATUS_TIMEOUT_S, so that its error is the one reported.
     ("grpc.min_reconnect_backoff_ms", 700),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A machine that vanishes closes nothing. Without pings the kernel takes a quarter of an hour to notice.
+    # A machine that loses power closes no connection. Without pings the kernel notices after 15 minutes.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # The model server is a neighbour: never reached through the http_proxy of the environment.
+    # The model server is in the same network: http_proxy does not apply.
     ("grpc.enable_http_proxy", 0),
     *CHANNELZ_OPTIONS,
 )
 
-# Every code but OK. What waiting can't mend is a mismatch: another model, another signature, another server.
+# Every code but OK. Errors that a retry can't repair are mismatches: another model, signature or server.
 ERRORS = MappingProxyType(
     {
         grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
         grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
-        grpc.StatusCode.CANCELLED: ModelUnavailable,  # we never cancel: the server is going away
+        grpc.StatusCode.CANCELLED: ModelUnavailable,  # this client never cancels: the server is stopping
         grpc.StatusCode.ABORTED: ModelUnavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
         grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
@@ -70,9 +70,9 @@ ERRORS = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one truth to compare by
+@dataclass(frozen=True, eq=False)  # arrays don't compare to one truth value
 class Golden:
-    """What the exporter found the pictures of some seeds to be, row by row."""
+    """The golden seeds and the SHA-256 of their images, as the exporter found them."""
 
     seeds: npt.NDArray[np.int64]  # [N]
     digests: npt.NDArray[np.uint8]  # [N, 32], SHA-256 of the pixels
@@ -83,13 +83,12 @@ class ConnectionChanged(Exception):
 
 
 class ModelClient:
-    """Asks one model of one model server. Threads may share it; processes may not: make it after the fork.
+    """Client of one model on one model server; thread-safe. Create it after the fork.
 
-    Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: a server that is down fails at
-    once, one that is slow after `predict_timeout_s`, or at `deadline_s` (of time.monotonic) if that comes before: from
-    then on the model server isn't asked at all. Those that take a version raise UnknownVersion if it is not
-    loaded. Those that take rows send at most MAX_ROWS at a time, and raise ValueError without any: a request of zero
-    rows kills TensorFlow Serving.
+    Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: at once if the server is down, else
+    after `predict_timeout_s` or at `deadline_s` (time.monotonic), whichever is earlier. Methods with a version raise
+    UnknownVersion if it is not loaded. Methods with rows send at most MAX_ROWS in one call; without any row they raise
+    ValueError, because a request of zero rows kills TensorFlow Serving.
     """
 
     def __init__(self, target: str, model_name: str, *, predict_timeout_s: float) -> None:
@@ -118,7 +117,7 @@ class ModelClient:
             raise ConnectionChanged(f"Connection {connection} to {self._target} has ended.")
 
     def generate(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.uint8]:
-        """Return one picture per seed, in order: uint8[N, H, W, 3], sRGB."""
+        """Return one image per seed, in order: uint8[N, H, W, 3], sRGB."""
         values = np.array(seeds, np.int64)
         return self._in_parts(version, "generate", "seeds", values, "images", IMAGES, deadline_s)
 
@@ -130,7 +129,7 @@ class ModelClient:
     def paint(
         self, version: int, latents: npt.NDArray[np.float32], *, deadline_s: float = math.inf
     ) -> npt.NDArray[np.uint8]:
-        """Return one picture per latent of float32[N, latent_dim], in order: uint8[N, H, W, 3], sRGB."""
+        """Return one image per latent of float32[N, latent_dim], in order: uint8[N, H, W, 3], sRGB."""
         return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES, deadline_s)
 
     def golden(self, version: int) -> Golden | None:
@@ -194,7 +193,7 @@ class ModelClient:
     ) -> Any:
         timeout_s = min(self._predict_timeout_s, deadline_s - time.monotonic())
         if timeout_s <= 0:
-            raise ModelTimeout("The caller's time was up before the model could be asked.")
+            raise ModelTimeout("The deadline passed before the model could be asked; try again later.")
         request = predict_pb2.PredictRequest()
         request.model_spec.name = self._model_name
         request.model_spec.signature_name = signature
@@ -220,19 +219,19 @@ class ModelClient:
         else:
             found = ERRORS[error.code()](self._sentence(error))
         cause = f"Predict: {error.code().name}: {error.details()}"
-        found.add_note(cause)  # for the one line of the request
+        found.add_note(cause)  # for the request's log line
         if find_record() is None:
             log.warning("%s", cause)
         return found
 
     def _sentence(self, error: grpc.RpcError) -> str:
-        """Return what the caller may know; the server's own text, with its addresses and nodes, is for the log."""
+        """Return the message for the client; the server's own text, with addresses and nodes, is for the log."""
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an output of the contract is, beside its rows."""
+    """Type and shape of an output of the SavedModel contract."""
 
     dtype: type[np.generic]
     data_type: int  # TensorFlow's number for it
@@ -248,7 +247,7 @@ DIGESTS = Kind(np.uint8, types_pb2.DT_UINT8, "int_val", "32", lambda row: row ==
 
 
 def _array(response: Any, name: str, kind: Kind, *, rows: int) -> npt.NDArray[Any]:
-    """Return the output `name` of a PredictResponse, [rows, ...]; raise ModelMismatch if it holds anything else."""
+    """Return the output `name` of a PredictResponse, [rows, ...]; raise ModelMismatch if it does not fit."""
     if name not in response.outputs:
         raise ModelMismatch(f"The model answered {sorted(response.outputs)}, not {name}.")
     tensor = response.outputs[name]

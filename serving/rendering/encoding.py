@@ -1,4 +1,4 @@
-"""The one place where pictures are resized, put together and encoded: every path that hands one out comes here."""
+"""Resizing, contact sheets and encoding of images: the only module that makes image bytes."""
 
 import io
 import struct
@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Names the bytes that equal pixels become. Raise it whenever they change: with what is below, or with the packages that
-# the lock pins. A test pins the digests. 2: pictures say in text chunks what they are. 3: PNGs are compressed by
-# libdeflate. Pillow's wheels load whatever zlib the system has (wheels may not bring theirs), so the bytes of 2 were
-# those of one Linux distribution.
+# Version of the encoders' settings. Raise it when equal pixels become other bytes, by a change here or of a pinned
+# package; a test pins the digests. 2: text chunks in PNGs. 3: PNGs by libdeflate; Pillow uses the system's zlib, so the
+# bytes of 2 depended on the Linux distribution.
 RENDERER_VERSION = 3
 
 MIMETYPES = MappingProxyType({"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"})
@@ -24,11 +23,11 @@ MIMETYPES = MappingProxyType({"png": "image/png", "webp": "image/webp", "jpeg": 
 # photo of 256 x 256 is 41 kB after 2.1 ms (47 kB after 4.6). Level 1: 46 kB after 0.8 ms; 8: 40 kB after 8.9 ms.
 PNG_LEVEL = 6
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SUB, UP = 1, 2  # filters of PNG: what is compressed are differences to the left, or upwards
+SUB, UP = 1, 2  # PNG filters: differences to the left, or upwards
 # WebP without loss. A sheet of 640 x 640 in 1.2 times the time of its PNG; the default, quality 80 and method 4, takes
 # 6 times as long for 6 % fewer bytes.
 WEBP = MappingProxyType({"lossless": True, "quality": 20, "method": 1})
-JPEG = MappingProxyType({"quality": 90, "subsampling": 0})  # the one format with loss: no colour at half the resolution
+JPEG = MappingProxyType({"quality": 90, "subsampling": 0})  # lossy; full resolution for colour
 FRAME_MS = 80
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], sRGB
@@ -112,7 +111,7 @@ def _text_chunk(name: str, text: str) -> tuple[bytes, bytes]:
 
 
 def encode_animation(frames: Sequence[Pixels], file_format: str) -> bytes:
-    """Return `frames` as "webp" (the very pixels) or "gif" (256 colours a frame), FRAME_MS each, for ever.
+    """Return `frames` as "webp" (the very pixels) or "gif" (256 colours a frame), FRAME_MS each, repeated forever.
 
     They run there and back, so that the end meets the beginning.
     """

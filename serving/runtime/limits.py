@@ -1,4 +1,4 @@
-"""How many may be inside at a time: whoever comes beyond is told so at once, instead of waiting in a line."""
+"""ConcurrencyLimit: refuses calls beyond a limit at once instead of queueing them."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from serving.errors import Overloaded, Stopping
 
 
 class ConcurrencyLimit:
-    """Lets at most `limit` calls in at a time, and none any more once it is shut. Threads may share it."""
+    """Admits at most `limit` calls at a time, and none once it is closed; thread-safe."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
@@ -19,12 +19,12 @@ class ConcurrencyLimit:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Be inside for the length of the `with` block; raise Overloaded or Stopping instead of waiting."""
+        """Hold a slot for the `with` block; raise Overloaded or Stopping if there is none."""
         with self._changed:
             if self._closed:
-                raise Stopping("This server is being stopped, and begins nothing new.")
+                raise Stopping("This server is stopping; send the request to another one.")
             if self._in_use == self._limit:
-                raise Overloaded(f"This server has {self._limit} {self._calls} under way, and takes no more for now.")
+                raise Overloaded(f"This server has {self._limit} {self._calls} under way; try again later.")
             self._in_use += 1
         try:
             yield
@@ -34,7 +34,7 @@ class ConcurrencyLimit:
                 self._changed.notify_all()
 
     def close(self, timeout_s: float) -> None:
-        """Let nobody in any more, and wait until nobody is inside, at most for `timeout_s`."""
+        """Admit no more calls, and wait up to `timeout_s` for those under way."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._in_use, timeout_s)

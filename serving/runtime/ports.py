@@ -6,8 +6,7 @@ import socket
 
 from serving.settings import SettingsError
 
-# Connections that wait to be taken, where the system allows as many. By default 128: of 300 that come at once the rest
-# would wait a second to try again.
+# Connections that wait for accept(). With the default, 128, some of 300 clients at once would retry after a second.
 BACKLOG = 2048
 OUR_HOST = "a name or address of this machine"
 
@@ -20,14 +19,14 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        # Not left to create_server, which loses the reason why there is no such name.
+        # create_server would lose the reason why the name has no address.
         (*_, address), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         return socket.create_server(address, family=family, backlog=BACKLOG)
-    except (socket.gaierror, UnicodeError) as error:  # the latter for what can be no name, such as 64 letters
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: not a name at all, such as 64 letters
         reason = getattr(error, "strerror", "not a valid name")
         raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
     except OSError as error:
-        reason = os.strerror(error.errno or 0)  # Python 3.11 adds an address to its own text
+        reason = os.strerror(error.errno or 0)  # Python 3.11's own text repeats the address
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
         raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error

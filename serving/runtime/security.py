@@ -1,4 +1,4 @@
-"""Who may come in: TLS, certificates of callers, and a bearer token. The same for both doors."""
+"""TLS files and the bearer token, checked alike by the gateway and the batch server."""
 
 import hmac
 import ssl
@@ -8,7 +8,7 @@ from serving.settings import Settings, SettingsError
 
 
 def check_tls(settings: Settings) -> None:
-    """Raise SettingsError, naming the variable, if a file that TLS needs can't be used."""
+    """Raise SettingsError, naming the variable, if a TLS file is not usable."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -26,13 +26,13 @@ def check_tls(settings: Settings) -> None:
 
 
 def require_token(token: str | None, authorization: str | None) -> None:
-    """Raise NotAuthenticated unless `authorization`, the text of that header, bears `token`, if there is one."""
+    """Raise NotAuthenticated unless the header `authorization` has `token`; None admits all."""
     if token is None:
         return
     scheme, _, borne = (authorization or "").partition(" ")
-    # In constant time: how long the comparison takes tells nothing of the token.
+    # In constant time, so that timing reveals nothing of the token.
     if scheme.lower() != "bearer" or not hmac.compare_digest(borne.encode(), token.encode()):
-        raise NotAuthenticated("This service wants its bearer token: the header `authorization: Bearer ...`.")
+        raise NotAuthenticated("This service requires its token; send the header `authorization: Bearer ...`.")
 
 
 def _reason(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""One thing at a time, once: callers who want the same thing while it is being made wait for it and share it."""
+"""SingleFlight: concurrent calls for one key share one result."""
 
 import math
 import threading
@@ -16,17 +16,17 @@ V = TypeVar("V")
 
 
 class SingleFlight(Generic[K, V]):
-    """Joins concurrent calls for one key into one. Threads may share it; nothing is kept once a call is over."""
+    """Joins concurrent calls for one key into one; keeps no results; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[K, Future[V]] = {}
 
     def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
-        """Return what `make` returns, or what the call for `key` that is under way does; raise what either raises.
+        """Return the result of `make`, or of the call for `key` that is under way; raise what it raises.
 
-        Who joins waits as long as that takes, and at most until `deadline_s` of time.monotonic: then ModelTimeout. The
-        ModelTimeout of whose call it is, is his: who has time left begins anew.
+        A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout. A leader's timeout is not shared
+        with its followers: one of them starts again.
         """
         entry: Future[V] = Future()
         while True:
@@ -37,7 +37,7 @@ class SingleFlight(Generic[K, V]):
             with stage("shared"):
                 done = wait([flight], seconds_until(deadline_s)).done
             if not done:
-                raise ModelTimeout("The caller's time was up before what others had asked for was made.")
+                raise ModelTimeout("The deadline passed while another request rendered this image; try again later.")
             with suppress(ModelTimeout):
                 return flight.result()
             with self._lock:
@@ -58,5 +58,5 @@ class SingleFlight(Generic[K, V]):
 
 
 def seconds_until(deadline_s: float) -> float | None:
-    """Return how long `deadline_s` of time.monotonic is away, 0 if it is over; None for infinity, as waits have it."""
+    """Return the seconds until `deadline_s` (time.monotonic), at least 0; None for infinity."""
     return None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())

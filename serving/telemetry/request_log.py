@@ -1,7 +1,7 @@
-"""One request as an operator sees it: its ids, how long each stage took, and what came of it.
+"""The record of one request: its ids, the time of each stage, and its outcome.
 
-When it ends it is counted, its span is closed, and one line is logged. That line has nothing that a caller makes up but
-an id of a few harmless characters and, where no resource of ours was asked for, the path.
+When the request ends, it is counted, its span is closed, and one line is logged. Of what the client sent, that line
+holds only a valid request id and, for unknown resources, the path.
 """
 
 import contextvars
@@ -28,55 +28,55 @@ from serving.telemetry.tracing import child_span, server_span
 
 Stage = Literal["queue", "model", "encode", "shared"]
 
-# Ids are no secrets. os.urandom would let go of the interpreter's lock at each, which other threads then take.
+# Ids are not secret. os.urandom would release the interpreter's lock for each id.
 REQUEST_ID = "x-request-id"
 REQUEST_ID_ALLOWED = re.compile("[A-Za-z0-9._-]{1,64}")
-MAX_SHOWN_CHARACTERS = 200  # of a path or a cause: the longest address of ours, with 64 seeds, is longer but for a few
+MAX_SHOWN_CHARACTERS = 200  # of a path or a cause in a log line
 
-# Beside the kinds of serving/errors.py and of HTTP's own refusals.
+# Outcomes beside the errors of serving/errors.py and HTTP's own.
 ANSWERED, NOT_MODIFIED, CLIENT_GONE, FAILED = "answered", "not_modified", "client_gone", "failed"
-# Not the caller's fault. What is overloaded is so by design.
+# Outcomes that are not the client's fault.
 TROUBLE = frozenset({FAILED, "model_mismatch", "model_unavailable", "model_timeout", "overloaded", "stopping"})
 
 log = logging.getLogger(__name__)
-_adding = threading.Lock()  # guards the stages of all, for as long as an addition takes
+_adding = threading.Lock()  # guards the stages of all records
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class RequestRecord:
-    """What is to be told of one request; whoever answers it fills it in."""
+    """What is logged, counted and traced of one request; its handler fills it in."""
 
     method: str
     request_id: str
     span: Span
     trace_id: str
     resource: str = "unknown"
-    path: str = "-"  # canonical, without what a caller may have put into a query
+    path: str = "-"  # the permanent URL, or the path without the query
     status: int | str = "-"  # of the protocol
-    outcome: str = FAILED  # until it comes to another end
-    model_version: int | None = None  # only one that the model server has: it becomes a label
-    source: str | None = None  # of a picture: cache or model
+    outcome: str = FAILED  # until the handler sets another
+    model_version: int | None = None  # only a loaded one: it becomes a metric label
+    source: str | None = None  # of an image: cache or model
     pictures: int | None = None  # of a stream
     size_bytes: int = 0
-    cause: str | None = None  # what the model server had to say, for us alone
-    quiet: bool = False  # nobody wants to read of it when it went well
+    cause: str | None = None  # the model server's message; logged, not sent to the client
+    quiet: bool = False  # not logged if the outcome is ANSWERED
     seconds: float = 0.0
-    # Seconds of each; sums, of a stream that may be in several at a time.
+    # Seconds of each stage; of a stream, sums over its batches.
     stages: dict[str, float] = field(default_factory=dict)
 
     def record_failure(self, error: Exception, outcome: str) -> None:
-        """Let `error`, with its notes, be what came of it."""
+        """Record `outcome`, and the notes of `error` as its cause."""
         self.outcome = outcome
         self.cause = "; ".join(getattr(error, "__notes__", ())) or None
 
     def add(self, stage: Stage, seconds: float) -> None:
-        """Add to what the request has spent in `stage`."""
+        """Add `seconds` to the time of `stage`."""
         with _adding:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     def fields(self) -> dict[str, Any]:
-        """Return what a log line tells, in its order; only what there is."""
+        """Return the fields of the log line in their order, without empty ones."""
         fields: dict[str, Any] = {
             "request_id": self.request_id,
             "trace_id": self.trace_id,
@@ -93,7 +93,7 @@ class RequestRecord:
             fields["source"] = self.source
         if self.pictures is not None:
             fields["pictures"] = self.pictures
-        for stage, seconds in list(self.stages.items()):  # one that outlasts the request may be added now
+        for stage, seconds in list(self.stages.items()):  # a thread that outlasts the request may add one now
             fields[f"{stage}_seconds"] = round(seconds, 4)
         if self.cause is not None:
             fields["cause"] = shown(self.cause)
@@ -127,7 +127,7 @@ class RequestLine(dict[str, Any]):
         return " ".join([*(str(self[name]) for name in words), *named])
 
 
-@lru_cache(maxsize=1024)  # looking for labels takes as long as counting
+@lru_cache(maxsize=1024)  # looking up labels takes as long as counting
 def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Counter, Histogram]:
     version = "" if model_version is None else str(model_version)
     return REQUESTS.labels(resource, outcome, version), REQUEST_SECONDS.labels(resource, outcome)
@@ -135,7 +135,7 @@ def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Cou
 
 @contextmanager
 def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = True) -> Iterator[RequestRecord]:
-    """Yield the observation of a request that lasts as long as the `with` block, with the headers `carrier`.
+    """Yield the record of a request with the headers `carrier`; it ends with the `with` block.
 
     Their names are in lower case. With `recorded` False the request gets no span.
     """
@@ -160,12 +160,12 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
 
 
 def find_record() -> RequestRecord | None:
-    """Return the observation of the request that is being answered, None outside of any."""
+    """Return the record of the current request, None outside of one."""
     return RECORD.get()
 
 
 def current_record() -> RequestRecord:
-    """Return the same; raise LookupError outside of any."""
+    """Return the record of the current request; raise LookupError outside of one."""
     record = find_record()
     if record is None:
         raise LookupError("Requests come through record_request().")
@@ -174,7 +174,7 @@ def current_record() -> RequestRecord:
 
 @contextmanager
 def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
-    """Measure the `with` block as a stage, of the current request if there is one, with `attributes` for its span."""
+    """Record the time of the `with` block as a stage, and as a span with `attributes`."""
     began_s = time.monotonic()
     try:
         with child_span(name, attributes):
@@ -184,7 +184,7 @@ def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
 
 
 def record_stage(name: Stage, seconds: float) -> None:
-    """Count `seconds` as a stage that has ended, of the current request if there is one."""
+    """Record a stage of `seconds`, in the metrics and in the current request, if any."""
     STAGE_SECONDS.labels(name).observe(seconds)
     record = find_record()
     if record is not None:
@@ -192,7 +192,7 @@ def record_stage(name: Stage, seconds: float) -> None:
 
 
 def with_current_context(call: Callable[..., T]) -> Callable[..., T]:
-    """Return `call`, to run in another thread as a part of the current request."""
+    """Return `call` for another thread, as part of the current request."""
     context = contextvars.copy_context()
     return lambda *arguments: context.run(call, *arguments)
 

@@ -1,4 +1,4 @@
-"""W3C trace context, in and out; and spans by OpenTelemetry, where its SDK is installed and told where to send them.
+"""W3C trace context in and out, and spans if the OpenTelemetry SDK is installed and has an endpoint.
 
 opentelemetry-api alone, which every image has (0.2 MB, 25 ms to import), passes on what came in and records nothing.
 """
@@ -21,14 +21,13 @@ TRACER = trace.get_tracer("ringo")
 PROPAGATOR = TraceContextTextMapPropagator()
 
 log = logging.getLogger(__name__)
-_exporting = False  # set once, before this process answers anybody
+_exporting = False  # set once, before this process serves requests
 
 
 def export_traces(service: str) -> bool:
     """Send spans of this process as `service` to where OpenTelemetry's own variables say; return whether it does.
 
-    Call it in the process that answers, not before a fork. Those variables are often set for a whole cluster, so what
-    can't be used of them is a warning, and no reason not to serve.
+    Call it after the fork. These variables are often set for a whole cluster, so an unusable one is only a warning.
     """
     global _exporting
     named = next((name for name in ENDPOINTS if os.environ.get(name)), None)
@@ -57,8 +56,8 @@ def export_traces(service: str) -> bool:
 def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Span:
     """Return the span of a request that came with the headers, or metadata, `carrier`, with a valid trace id.
 
-    That is the caller's, if it sent a valid `traceparent`, else a new one. Without an SDK, or if not `recorded`, the
-    span records nothing, and stands for the caller's.
+    The trace is the client's, if it sent a valid `traceparent`, else a new one. Without an SDK, or if not `recorded`,
+    the span records nothing.
     """
     parent = PROPAGATOR.extract(carrier) if "traceparent" in carrier else Context()
     if recorded and _exporting:
@@ -72,18 +71,18 @@ def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Spa
             trace_id=getrandbits(128),
             span_id=getrandbits(64),
             is_remote=False,
-            trace_flags=TraceFlags(TraceFlags.DEFAULT),  # not sampled: nobody keeps this span
+            trace_flags=TraceFlags(TraceFlags.DEFAULT),  # not sampled
         )
     )
 
 
 def child_span(name: str, attributes: Mapping[str, str | int]) -> AbstractContextManager[object]:
-    """Return what makes a `with` block a span below the current one, where spans are sent anywhere."""
+    """Return a context manager that makes a `with` block a child span, if spans are exported."""
     return TRACER.start_as_current_span(name, attributes=attributes) if _exporting else nullcontext()
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the gRPC metadata that carry the current trace on: traceparent, and tracestate if there is one."""
+    """Return the gRPC metadata of the current trace: traceparent, and tracestate if present."""
     carrier: dict[str, str] = {}
     PROPAGATOR.inject(carrier)
     return tuple(carrier.items())

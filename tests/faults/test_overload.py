@@ -67,7 +67,7 @@ def test_beyond_its_places_a_gateway_sheds_at_once_and_answers_all_that_needs_no
             refused = gateway.ask("/generate?seed=2")
             assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
             assert refused.problem["type"] == "urn:ringo:problem:overloaded"
-            assert refused.problem["detail"] == "This server has 4 requests under way, and takes no more for now."
+            assert refused.problem["detail"] == "This server has 4 requests under way; try again later."
             assert gateway.ask("/generate?seed=1").body == kept.body
             assert gateway.ask("/generate?seed=1", If_None_Match=kept.headers["ETag"]).status == 304
             for path in ("/livez", "/readyz", "/", "/about", "/docs"):

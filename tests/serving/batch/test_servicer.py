@@ -280,7 +280,7 @@ def test_beyond_the_number_of_streams_a_call_is_told_to_come_back(batch):
         next(stream)
     code, told, details = refusal(lambda: batch.paint([1]))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert told == "This server has 2 streams under way, and takes no more for now."
+    assert told == "This server has 2 streams under way; try again later."
     assert details["RetryInfo"].retry_delay.seconds == 1
     assert batch.status() == SERVING
     cancel(batch, *streams)
@@ -300,7 +300,7 @@ def test_sigterm_ends_a_stream_with_unavailable_after_what_is_in_the_making(mode
         assert code is grpc.StatusCode.UNAVAILABLE
         code, told, details = refusal(lambda: painted.extend(response.picture.seed for response in stream))
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
-        assert told == "This server is being stopped; another one goes on from the next seed."
+        assert told == "This server is stopping; continue from the next seed on another one."
         assert painted == list(range(len(painted)))
         assert batch.process.wait(LIMIT_S) == 0
     assert "Traceback" not in batch.log.read_text()

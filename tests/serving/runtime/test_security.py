@@ -14,18 +14,14 @@ import grpc
 import pytest
 import trustme
 
-from serving.batch import server as batch_server
-from serving.batch.servicer import MAX_SEEDS
 from serving.gateway.app import create_app
 from serving.gateway.pages import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
-from serving.rendering import query
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 from tests.batch_process import SERVING, Batch, batch_for
 from tests.conftest import LIMIT_S, ROOT, VERSION, command
 from tests.gateway_process import environment, gateway_for
-from training.data import decoding
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
@@ -112,7 +108,7 @@ def test_health_is_for_everybody_and_a_stream_for_bearers(batch):
     with pytest.raises(grpc.RpcError) as refused:
         batch.paint([1])
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert refused.value.details() == "This service wants its bearer token: the header `authorization: Bearer ...`."
+    assert refused.value.details() == "This service requires its token; send the header `authorization: Bearer ...`."
 
 
 def test_with_tls_who_comes_without_gets_nothing(batch):
@@ -294,17 +290,3 @@ def test_the_threat_model_names_tests_that_there_are():
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`(test_\w+)`", written):
         assert f"def {name}(" in sources, name
-
-
-@pytest.mark.parametrize(
-    ("said", "limit", "number"),
-    [
-        ("1 MiB a message", batch_server.MAX_REQUEST_BYTES, 2**20),
-        ("64 pictures and 2^20 pixels an answer", (query.MAX_TILES, query.MAX_PIXELS), (64, 2**20)),
-        ("100,000 seeds a stream", MAX_SEEDS, 100_000),
-        ("89 million pixels and 1 GiB a file", (decoding.MAX_PIXELS // 10**6, decoding.MAX_FILE_BYTES), (89, 2**30)),
-    ],
-)
-def test_the_threat_model_states_limits_that_hold(said, limit, number):
-    assert said in (ROOT / "SECURITY.md").read_text()
-    assert limit == number
