@@ -18,25 +18,25 @@ from serving.runtime.security import require_token
 from serving.settings import Settings
 from serving.telemetry.request_log import ANSWERED, NOT_MODIFIED, current_record, record_request
 
-# Pages and what they load come from here alone; there is no inline script or style.
+# Pages load scripts, styles and images from this origin only, none of them inline.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Everything else loads nothing, wherever it is opened.
+# All other responses load nothing.
 ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'"
 PAGE_HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-# Pictures are for any page on the web to show, read and revalidate.
+# Any page on the web may show, read and revalidate images.
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Content-Disposition, Content-Location, ETag, Retry-After, Ringo-Model-Version, "
     "Ringo-Seed, X-Request-ID",
 }
-# Of every response, whoever makes it. What HTTPS there is, and for how long, is for who runs it to promise (HSTS).
+# In every response. Strict-Transport-Security is the proxy's to send.
 EVERYWHERE = CORS | {
     "Content-Security-Policy": ANSWER_POLICY,
     "Cross-Origin-Resource-Policy": "cross-origin",
@@ -49,7 +49,7 @@ PREFLIGHT = {
 }
 
 
-# What a request is known by, here and elsewhere; as WSGI names them, and as they are.
+# Headers that identify a request: WSGI's names, and their own.
 OBSERVED_HEADERS = {
     "HTTP_X_REQUEST_ID": "x-request-id",
     "HTTP_TRACEPARENT": "traceparent",
@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.before_request
     def check_token() -> None:
-        if request.path not in PROBES and request.method != "OPTIONS":  # a browser's preflight bears no token
+        if request.path not in PROBES and request.method != "OPTIONS":  # a browser's preflight has no token
             require_token(settings.token, request.headers.get("Authorization"))
 
     app.before_request(refuse_body)
@@ -116,12 +116,12 @@ def complete_record(response: Response) -> Response:
 
 
 def observing(app: Any) -> Any:
-    """Return the WSGI application that observes what `app` answers, until the answer is ready to be sent."""
+    """Return a WSGI application that records the requests of `app`."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
         probe = environ["PATH_INFO"] in PROBES
-        environ.pop("HTTP_IF_MATCH", None)  # nothing here can be changed; Werkzeug would answer 412 to `*`, too
+        environ.pop("HTTP_IF_MATCH", None)  # resources are read-only; Werkzeug would answer `*` with 412
         with record_request(environ["REQUEST_METHOD"], sent, recorded=not probe) as record:
             record.quiet = probe
             answer: Iterable[bytes] = app(environ, start_response)

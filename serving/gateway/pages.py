@@ -78,7 +78,7 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
 
 
 def revalidated(response: Response) -> Response:
-    """Return `response` with an ETag of its content, as a 304 if the caller holds it already."""
+    """Return `response` with an ETag of its content, or 304 if the client has it."""
     response.headers["Cache-Control"] = REVALIDATE
     response.add_etag()
     response.make_conditional(request)
@@ -86,12 +86,12 @@ def revalidated(response: Response) -> Response:
 
 
 def code_marked(text: str) -> Markup:
-    """Return `text` for a page, with what stands between backticks as code: the one Markdown of our descriptions."""
+    """Return `text` as HTML, with backticks as code, the only Markdown of the descriptions."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def model_card(folder: Path) -> str | None:
-    """Return the card of the version in `folder`, None where this machine has none: it need not have the model."""
+    """Return the model card in `folder`, None if this machine lacks the model."""
     try:
         return (folder / "model_card.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
