@@ -120,11 +120,12 @@ class LineWriter(QueueListener):
 
     def count_dropped(self, lines: int) -> None:
         """Count `lines` that are lost."""
-        from serving.telemetry.metrics import LOG_LINES_DROPPED  # reads PROMETHEUS_MULTIPROC_DIR when imported
-
-        LOG_LINES_DROPPED.inc(lines)
         with self._lock:
             self._dropped += lines
+        with suppress(ModuleNotFoundError):  # the embedded model server has no metrics
+            from serving.telemetry.metrics import LOG_LINES_DROPPED  # reads PROMETHEUS_MULTIPROC_DIR when imported
+
+            LOG_LINES_DROPPED.inc(lines)
 
     def _take_reports(self) -> list[logging.LogRecord]:
         with self._lock:

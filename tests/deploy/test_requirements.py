@@ -1,0 +1,26 @@
+"""The locks of requirements/ hold what the images import."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+
+from tests.conftest import LIMIT_S, ROOT
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level modules that are loaded after `statement`."""
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT_S
+    )
+    return set(done.stdout.split())
+
+
+def test_the_training_image_has_what_the_embedded_model_server_imports():
+    lock = (ROOT / "requirements" / "train.txt").read_text(encoding="utf-8")
+    locked = set(re.findall("^([a-z0-9-]+)==", lock, re.MULTILINE))
+    packages = packages_distributions()
+    modules = imported_by("import serving.model_server.server") - imported_by("pass")
+    missing = [name for name in modules & packages.keys() if not locked & {one.lower() for one in packages[name]}]
+    assert missing == []
