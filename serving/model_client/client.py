@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ VERIFIED = "proved"  # wire name in ETags, /about and the proto: golden images h
 MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
 STATUS_TIMEOUT_S = 1.0  # the answer takes a millisecond; probes must not pile up
 
+# gRPC resolves a name that is gone ever more rarely, up to every 120 s, and has no option for that. A new channel
+# resolves at once, and then after 1 s and 2.6 s.
+REOPEN_AFTER_S = 3.0
+
 CHANNEL_OPTIONS = (
     # The default is 4 MiB; 64 images of 256 x 256 are 12.6 MB as tensor_content, up to twice that in typed fields.
     ("grpc.max_receive_message_length", 64 * 2**20),
@@ -42,6 +47,8 @@ CHANNEL_OPTIONS = (
     # A machine that loses power closes no connection. Without pings the kernel notices after 15 minutes.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # How long a name server may take; by default 120 s.
+    ("grpc.dns_ares_query_timeout", 2_000),
     # The model server is in the same network: http_proxy does not apply.
     ("grpc.enable_http_proxy", 0),
     *CHANNELZ_OPTIONS,
@@ -96,15 +103,38 @@ class ModelClient:
         self._model_name = model_name
         self._predict_timeout_s = predict_timeout_s
         self.answered_at_s = -math.inf  # when a Predict was last answered, by time.monotonic
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._reader = ConnectionReader(target)
         self.connection: int | None = None  # as `read_connection` found it last
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._lock = threading.Lock()  # guards what follows
+        self._channels: list[grpc.Channel] = []  # the one in use is the last
+        self._unavailable_since_s: float | None = None  # or since the last channel was opened
+        self._open()
+
+    def _open(self) -> None:
+        channel = grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        self._channels.append(channel)
+        self._reader = ConnectionReader(self._target)
+        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(channel)
+
+    def _record_status(self, *, is_available: bool) -> None:
+        """Open a new channel when the present one has found no server for REOPEN_AFTER_S."""
+        with self._lock:
+            now_s = time.monotonic()
+            if is_available:
+                self._unavailable_since_s = None
+            elif self._unavailable_since_s is None:
+                self._unavailable_since_s = now_s
+            elif now_s - self._unavailable_since_s >= REOPEN_AFTER_S:
+                self._unavailable_since_s = now_s
+                self._open()
+                if len(self._channels) > 2:  # the last but one may have calls in flight
+                    self._channels.pop(0).close()
 
     def close(self) -> None:
-        """Close the channel; calls in flight end with ModelUnavailable."""
-        self._channel.close()
+        """Close the channels; calls in flight end with ModelUnavailable."""
+        with self._lock:
+            for channel in self._channels:
+                channel.close()
 
     def read_connection(self) -> int | None:
         """Return the number of the current connection, None if there is none."""
@@ -154,10 +184,13 @@ class ModelClient:
         try:
             response = self._models.GetModelStatus(request, timeout=STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._record_status(is_available=False)
             kind = ERRORS[error.code()]
             if kind not in (ModelTimeout, Overloaded):
                 kind = ModelUnavailable
             raise kind(self._sentence(error)) from error
+        self._record_status(is_available=True)
         self.read_connection()
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
         versions = sorted(status.version for status in response.model_version_status if status.state == available)
