@@ -29,7 +29,7 @@ from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, sec
 # A signal that another thread receives does not end the wait of the first one, where Python's handlers run: steps do.
 SIGNAL_STEP_S = 0.5
 MANIFESTS = "manifest*.jsonl"  # of all shards
-FAILED, INTERRUPTED = 1, 130  # exit statuses; argparse's own is 2
+FAILED, VERSION_GONE, INTERRUPTED = 1, 3, 130  # exit statuses; argparse's own is 2
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run `python -m serving paint` and return its exit status.
 
-    It is 0 when all pictures are there, 1 after one sentence on stderr if they can't be, 130 after Ctrl-C or SIGTERM.
+    It is 0 when all pictures are there, 1 after one sentence on stderr if they can't be, 3 if their model version is
+    gone, 130 after Ctrl-C or SIGTERM.
     Raises SystemExit(2) if `argv` is not valid.
     """
     chosen = parse(argv)
@@ -179,6 +180,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     except VersionGoneError as error:
         told = str(error).removesuffix(".")  # with what the server said
         print(f"{told}. --any-version goes on with the newest; what is painted stays.", file=sys.stderr)
+        return VERSION_GONE
     except (PaintingError, InUseError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
