@@ -44,7 +44,7 @@ def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env = inherited | {f"RINGO_{name}": str(value) for name, value in settings.items()}
     serving = [sys.executable, "-m", "serving"]
-    flags = ["--port", str(ports[0]), "--model-base-path", str(model)]
+    flags = ["--port", str(ports[0]), "--model_base_path", str(model)]
     with (
         subprocess.Popen([*serving, "model-server", *flags], env=env, stderr=subprocess.DEVNULL) as model_server,
         subprocess.Popen([*serving, "batch"], env=env, stderr=subprocess.DEVNULL) as batch,

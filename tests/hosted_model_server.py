@@ -19,7 +19,7 @@ from serving.model_client.messages import (
     types_pb2,
 )
 from serving.model_server.prediction_service import PredictionService
-from serving.model_server.server import start_server
+from serving.model_server.server import Listener, start_server
 from serving.model_server.versions import VersionState, VersionWatcher
 from tests.conftest import LIMIT_S
 
@@ -134,7 +134,7 @@ def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     watcher.poll()
     watcher.start()
     service = PredictionService(watcher, "apple", typed_fields=typed_fields)
-    server, port = start_server(service, host="127.0.0.1", port=0, max_workers=8)
+    server, port = start_server(service, Listener())
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)

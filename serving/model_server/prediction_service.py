@@ -5,12 +5,22 @@ Status codes and messages are those of the real server, checked in its order. Wh
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.model_client.messages import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, types_pb2
+from serving.model_client.messages import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    predict_pb2,
+    regression_pb2,
+    types_pb2,
+)
 from serving.model_server.versions import VersionWatcher
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
@@ -18,9 +28,10 @@ if TYPE_CHECKING:  # importing it imports TensorFlow
 
 DEFAULT_SIGNATURE = "serving_default"  # what an empty signature name means
 METADATA_FIELD = "signature_def"  # the only one there is
-# What the batching parameters of every export allow: TensorFlow Serving, if it batches, refuses more. Forty bytes can
-# claim a million rows of zeros, and painting those ended the process.
-MAX_ROWS = 64
+# TensorFlow Serving has no limit unless it batches. Forty bytes can claim a million rows of zeros, whose images are
+# 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
+MAX_ROWS = 16_384
+EXAMPLE_METHODS = MappingProxyType({"classify": "classification", "regress": "regression"})
 UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)
@@ -44,19 +55,27 @@ class PredictionService:
         self._typed_fields = typed_fields
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Return what a grpc.Server needs; it answers UNIMPLEMENTED to the methods that are not among them."""
-        predict = handler(self.predict, predict_pb2.PredictRequest)
-        get_metadata = handler(self.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest)
-        get_status = handler(self.get_model_status, get_model_status_pb2.GetModelStatusRequest)
-        predictions = {"Predict": predict, "GetModelMetadata": get_metadata}
+        """Return all methods of both services, for a grpc.Server."""
+        predictions = {
+            "Predict": handler(self.predict, predict_pb2.PredictRequest),
+            "GetModelMetadata": handler(self.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest),
+            "Classify": handler(self.classify, classification_pb2.ClassificationRequest),
+            "Regress": handler(self.regress, regression_pb2.RegressionRequest),
+            "MultiInference": handler(self.multi_inference, inference_pb2.MultiInferenceRequest),
+        }
+        models = {
+            "GetModelStatus": handler(self.get_model_status, get_model_status_pb2.GetModelStatusRequest),
+            "HandleReloadConfigRequest": handler(refuse_config, model_management_pb2.ReloadConfigRequest),
+        }
         return (
             grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", predictions),
-            grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", {"GetModelStatus": get_status}),
+            grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", models),
         )
 
     def predict(self, request: Message) -> Message:
         """Return a PredictResponse of the version that `request` names, or else of the newest; or raise Refusal."""
-        version, servable = self._find(request)
+        check_spec(request)
+        version, servable = self._find(request.model_spec)
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         if name not in servable.signature_defs:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -87,7 +106,7 @@ class PredictionService:
         for field in request.metadata_field:
             if field != METADATA_FIELD:
                 raise invalid(f"Metadata field {field} is not supported")
-        version, servable = self._find(request)
+        version, servable = self._find(request.model_spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.name = self._model_name
         response.model_spec.version.value = version
@@ -114,10 +133,35 @@ class PredictionService:
             added.status.error_message = error or ""
         return response
 
-    def _find(self, request: Message) -> "tuple[int, Servable]":
-        """Return the version that `request` is for, and its servable, which stays usable when it is unloaded."""
+    def classify(self, request: Message) -> Message:
+        """Raise Refusal: no signature of the contract classifies."""
         check_spec(request)
-        spec = request.model_spec
+        self._refuse_examples(request.model_spec, "classification")
+
+    def regress(self, request: Message) -> Message:
+        """Raise Refusal: no signature of the contract regresses."""
+        check_spec(request)
+        self._refuse_examples(request.model_spec, "regression")
+
+    def multi_inference(self, request: Message) -> Message:
+        """Raise Refusal, for the first task in `request`."""
+        task = request.tasks[0] if request.tasks else inference_pb2.InferenceTask()
+        kinds = {f"tensorflow/serving/{verb}": kind for verb, kind in EXAMPLE_METHODS.items()}
+        self._find(task.model_spec)
+        if task.method_name not in kinds:
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
+        self._refuse_examples(task.model_spec, kinds[task.method_name])
+
+    def _refuse_examples(self, spec: Message, kind: str) -> NoReturn:
+        """Refuse a request with tf.Examples for the signature that `spec` names."""
+        _, servable = self._find(spec)
+        name = spec.signature_name or DEFAULT_SIGNATURE
+        if name not in servable.signature_defs:
+            raise invalid(f"No signature was found with the name: {name}")
+        raise invalid(f"No {kind} inputs found in SignatureDef: {servable.signature_defs[name]}")
+
+    def _find(self, spec: Message) -> "tuple[int, Servable]":
+        """Return the version that `spec` names, and its servable, which stays usable when it is unloaded."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):
@@ -148,6 +192,15 @@ def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.R
     return grpc.unary_unary_rpc_method_handler(
         answer,
         response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+def refuse_config(request: Message) -> Message:
+    """Raise Refusal: this server takes no other configuration than its command line."""
+    raise invalid(
+        "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
+        if request.config.WhichOneof("config") is None
+        else "The embedded model server takes its configuration from the command line alone."
     )
 
 

@@ -1,4 +1,4 @@
-"""The embedded model server, for where TensorFlow Serving is not installed: its gRPC, its polling, its hot swap."""
+"""The embedded model server, for machines without TensorFlow Serving: its gRPC, flags, polling and hot swap."""
 
 import argparse
 import gc
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,19 +46,48 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", -1),
 )
 
+# Flags of TensorFlow Serving for what this server lacks, or does in one way.
+WITHOUT_EFFECT = (
+    "rest_api_port",
+    "monitoring_config_file",
+    "enable_model_warmup",
+    "max_num_load_retries",
+    "tensorflow_intra_op_parallelism",
+)
+
+SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse: this server has no package with its messages
+HEALTH = grpc.method_handlers_generic_handler(
+    "grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(lambda request, context: SERVING)}
+)
+
 log = logging.getLogger(__name__)
 
 
-def start_server(service: PredictionService, *, host: str, port: int, max_workers: int) -> tuple[grpc.Server, int]:
-    """Return a running server for `service` and its port; 0 takes a free one. Raises SettingsError for a taken one."""
+@dataclass(frozen=True)
+class Listener:
+    """Where and how the server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # a free one
+    socket_path: str = ""  # of a unix socket besides, as TensorFlow Serving has it
+    max_threads: int = 8
+    channel_arguments: tuple[tuple[str, int | str], ...] = ()
+    has_health_check: bool = False
+
+
+def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.Server, int]:
+    """Return a running server for `service` and its port. Raises SettingsError for a port that is taken."""
+    host, port = listener.host, listener.port
     # grpc would print a line of its own, and keep the reason to itself.
     listen(host, port, variable="--port", value=str(port), host_variable="--host").close()
     server = grpc.server(
-        ThreadPoolExecutor(max_workers, thread_name_prefix="call"),
-        handlers=service.handlers(),
-        options=SERVER_OPTIONS,
+        ThreadPoolExecutor(listener.max_threads, thread_name_prefix="call"),
+        handlers=(*service.handlers(), *([HEALTH] if listener.has_health_check else [])),
+        options=(*SERVER_OPTIONS, *listener.channel_arguments),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # beyond: RESOURCE_EXHAUSTED
     )
+    if listener.socket_path:
+        server.add_insecure_port(f"unix:{listener.socket_path}")
     bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     server.start()
     return server, bound
@@ -67,18 +97,16 @@ def serve(
     *,
     model_name: str,
     base_path: Path,
-    host: str,
-    port: int,
-    max_workers: int,
-    poll_interval_s: float = 1.0,
-    typed_fields: bool = False,
+    listener: Listener,
+    poll_interval_s: float,
+    typed_fields: bool,
 ) -> None:
     """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
 
     No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
 
     Raises:
-        SettingsError: nothing can listen on `host` and `port`.
+        SettingsError: nothing can listen on the host and port of `listener`.
     """
     # What it logs as errors are remarks; real ones are raised. What it says while it is imported comes all the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -96,8 +124,8 @@ def serve(
         while not watcher.wait_for(lambda snapshot: bool(snapshot.servables), timeout_s=WAIT_STEP_S):
             pass
         service = PredictionService(watcher, model_name, typed_fields=typed_fields)
-        server, bound = start_server(service, host=host, port=port, max_workers=max_workers)
-        log.info("serving %s on %s:%d", model_name, host, bound)
+        server, bound = start_server(service, listener)
+        log.info("serving %s on %s:%d", model_name, listener.host, bound)
         try:
             server.wait_for_termination()
         finally:
@@ -114,12 +142,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
-    del arguments.log_format
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(**vars(arguments))
+        serve(
+            model_name=arguments.model_name,
+            base_path=arguments.model_base_path,
+            listener=Listener(
+                arguments.host,
+                arguments.port,
+                arguments.grpc_socket_path,
+                arguments.grpc_max_threads,
+                arguments.grpc_channel_arguments,
+                arguments.enable_grpc_healthcheck_service,
+            ),
+            poll_interval_s=arguments.file_system_poll_wait_seconds,
+            typed_fields=not arguments.enable_serialization_as_tensor_content,
+        )
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
@@ -129,26 +169,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line as the arguments of `serve`. Raises SystemExit as `main` does."""
+    """Return the command line: TensorFlow Serving's flags, and two of its own. Raises SystemExit as `main` does."""
     threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
     seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument
-    add("--model-name", type=flag(read_text, "the name of a model"), default="apple", help="what clients call it")
+    add("--model_name", type=flag(read_text, "the name of a model"), default="apple", help="what clients call it")
     add(
-        "--model-base-path",
-        dest="base_path",
+        "--model_base_path",
         type=flag(folder, "a folder, which may be yet to come"),
         default="models/apple",
         help="where the numbered versions are (default: models/apple)",
     )
     add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
     add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
-    add("--max-workers", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
-    add("--poll-interval-s", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
+    add("--grpc_max_threads", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
+    add("--grpc_socket_path", default="", metavar="PATH", help="listen on a unix socket besides")
+    add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
+    add("--file_system_poll_wait_seconds", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
     add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
-    add("--typed-fields", action="store_true", help="answer in typed fields, as TensorFlow Serving does up to 2.18")
+    for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
+        add(f"--{name}", type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
+    for name in WITHOUT_EFFECT:
+        add(f"--{name}", help="taken, and without effect here")
     return parser.parse_args(argv)
+
+
+def read_boolean(value: str) -> bool:
+    """Return what `value` says, as TensorFlow Serving reads it; raise ValueError for other words."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if value.lower() not in words:
+        raise ValueError
+    return words[value.lower()]
+
+
+def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
+    """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; raise ValueError if there are none."""
+    pairs = [part.split("=", 1) for part in value.split(",") if part]
+    return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
 
 
 def folder(value: str) -> Path:

@@ -126,7 +126,7 @@ def predictions(draw):
 @pytest.mark.timeout(TIME_S)
 def test_the_embedded_model_server_answers_any_request_and_goes_on(tmp_path):
     port, log = free_port(), tmp_path / "log"
-    flags = ("--model-base-path", SHIPPED.parent, "--port", port)
+    flags = ("--model_base_path", SHIPPED.parent, "--port", port)
     with log.open("wb") as stderr:
         process = subprocess.Popen(command("serving", "model-server", *flags), stderr=stderr, cwd=ROOT)
     with ended_afterwards(process), grpc.insecure_channel(f"localhost:{port}") as channel:

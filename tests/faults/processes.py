@@ -58,7 +58,16 @@ def model_server(*words: object) -> Iterator[ModelServer]:
 
 def embedded(base_path: Path = SHIPPED.parent) -> tuple[object, ...]:
     """Return the words that run the embedded model server on the versions in `base_path`."""
-    return ("serving", "model-server", "--port", "PORT", "--model-base-path", base_path, "--poll-interval-s", "0.2")
+    return (
+        "serving",
+        "model-server",
+        "--port",
+        "PORT",
+        "--model_base_path",
+        base_path,
+        "--file_system_poll_wait_seconds",
+        "0.2",
+    )
 
 
 def resident_kb(process: Path) -> int:

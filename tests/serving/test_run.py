@@ -179,7 +179,7 @@ def test_without_the_genuine_model_server_the_embedded_one_is_started(monkeypatc
     model_server = model_server_command(Settings(model_server="localhost:8501"))
     assert model_server == command(
         *("serving", "model-server", "--host", "localhost", "--port", "8501"),
-        *("--model-name", "apple", "--model-base-path", Path("models/apple").resolve()),
-        *("--log-format", "text"),
+        *("--model_name", "apple", "--model_base_path", Path("models/apple").resolve()),
+        *("--log-format", "text", "--enable_serialization_as_tensor_content"),
     )
     assert "embedded default" in capsys.readouterr().out

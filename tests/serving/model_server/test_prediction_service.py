@@ -9,7 +9,16 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.model_client.messages import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, types_pb2
+from serving.model_client.messages import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    predict_pb2,
+    regression_pb2,
+    types_pb2,
+)
 from serving.model_server.versions import VersionState
 from tests.conftest import LIMIT_S
 from tests.hosted_model_server import (
@@ -181,9 +190,8 @@ REFUSALS = {
     "many rows in forty bytes": (
         from_latents(shape=[2**17, LATENT_DIM]),
         INVALID,
-        "Task size 131072 is larger than maximum input batch size 64",
+        "Task size 131072 is larger than maximum input batch size 16384",
     ),
-    "65 rows": (generate([0] * 65), INVALID, "Task size 65 is larger than maximum input batch size 64"),
     "missing input": (
         inputs(),
         INVALID,
@@ -278,12 +286,29 @@ def test_the_status_ignores_an_unknown_label(hosted):
     assert [status.version for status in response.model_version_status] == [7]
 
 
-def test_methods_that_are_not_there_are_unimplemented(hosted):
-    from tensorflow_serving.apis import classification_pb2
+NAMED = {"model_spec": {"name": "apple"}}
+EXAMPLE_REQUESTS = {
+    "Classify": (classification_pb2.ClassificationRequest(**NAMED), "No classification inputs found in SignatureDef: "),
+    "Regress": (regression_pb2.RegressionRequest(**NAMED), "No regression inputs found in SignatureDef: "),
+    "MultiInference": (inference_pb2.MultiInferenceRequest(), "ModelSpec has no name specified."),
+}
 
+
+@pytest.mark.parametrize("method", EXAMPLE_REQUESTS)
+def test_requests_with_examples_are_refused_as_tensorflow_serving_does(hosted, method):
+    request, text = EXAMPLE_REQUESTS[method]
     with pytest.raises(grpc.RpcError) as refused:
-        hosted.predictions.Classify(classification_pb2.ClassificationRequest(), timeout=LIMIT_S)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        getattr(hosted.predictions, method)(request, timeout=LIMIT_S)
+    assert refused.value.code() is INVALID
+    assert refused.value.details().startswith(text)
+
+
+def test_multi_inference_is_refused_by_the_method_of_its_first_task(hosted):
+    task = {"model_spec": {"name": "apple"}, "method_name": "tensorflow/serving/regress"}
+    with pytest.raises(grpc.RpcError) as refused:
+        hosted.predictions.MultiInference(inference_pb2.MultiInferenceRequest(tasks=[task]), timeout=LIMIT_S)
+    assert refused.value.code() is INVALID
+    assert refused.value.details().startswith("No regression inputs found in SignatureDef: ")
 
 
 @pytest.mark.parametrize(
@@ -300,11 +325,13 @@ def test_bytes_that_are_no_request_are_internal_and_leave_no_traceback(hosted, c
 
 
 def test_nobody_can_give_the_embedded_model_server_another_configuration(hosted):
-    with grpc.insecure_channel(hosted.target) as channel:
-        reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
+    for config in ({}, {"model_config_list": {"config": [{"name": "other", "base_path": "/tmp"}]}}):
         with pytest.raises(grpc.RpcError) as refused:
-            reload(b"", timeout=LIMIT_S)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            hosted.models.HandleReloadConfigRequest(
+                model_management_pb2.ReloadConfigRequest(config=config), timeout=LIMIT_S
+            )
+        assert refused.value.code() is INVALID
+    assert [status.version for status in statuses(hosted)] == [7]
 
 
 def test_what_nobody_foresaw_is_internal_and_its_cause_stays_on_the_server(hosted, caplog):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.model_client.messages import prediction_service_pb2_grpc
 from serving.model_server.server import main
@@ -131,9 +132,9 @@ def test_without_a_version_no_port_is_open_and_sigterm_ends_with_0(saved_models,
     options = [
         "--port",
         str(port),
-        "--model-base-path",
+        "--model_base_path",
         str(base_path),
-        "--poll-interval-s",
+        "--file_system_poll_wait_seconds",
         "0.05",
         "--log-format",
         "json",
@@ -155,6 +156,25 @@ def test_without_a_version_no_port_is_open_and_sigterm_ends_with_0(saved_models,
     assert {json.loads(line)["level"] for line in ours} == {"INFO", "WARNING"}
 
 
+def test_flags_of_tensorflow_serving_are_taken(saved_models, tmp_path):
+    publish(saved_models[10], tmp_path, "1")
+    log, socket_path = tmp_path / "log", tmp_path / "model-server.sock"
+    flags = [
+        *("--port=0", "--model_name=apple", f"--model_base_path={tmp_path}", f"--grpc_socket_path={socket_path}"),
+        *("--rest_api_port=8501", "--monitoring_config_file=/none", "--enable_model_warmup=true"),
+        *("--enable_grpc_healthcheck_service=true", "--grpc_max_threads=64", "--max_num_load_retries=0"),
+        *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
+    ]
+    with process(*flags, log=log):
+        wait_until(lambda: "serving apple on" in log.read_text(), "a line that it serves")
+        with grpc.insecure_channel(f"unix:{socket_path}") as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
+            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
 @pytest.fixture
 def signals_restored() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -167,14 +187,14 @@ def test_a_taken_port_is_one_sentence_and_status_1(saved_models, tmp_path, capfd
     publish(saved_models[10], tmp_path, "1")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["--port", str(port), "--model-base-path", str(tmp_path)]) == 1
+        assert main(["--port", str(port), "--model_base_path", str(tmp_path)]) == 1
     sentence = f"--port is '{port}'; allowed is a port that is free on 127.0.0.1: Address already in use"
     assert capfd.readouterr().err.splitlines()[-1].startswith(sentence)
 
 
 def test_a_host_that_is_not_this_machine_is_one_sentence_and_status_1(saved_models, tmp_path, capfd, signals_restored):
     publish(saved_models[10], tmp_path, "1")
-    assert main(["--host", "192.0.2.1", "--port", "0", "--model-base-path", str(tmp_path)]) == 1
+    assert main(["--host", "192.0.2.1", "--port", "0", "--model_base_path", str(tmp_path)]) == 1
     sentence = "--host is '192.0.2.1'; allowed is a name or address of this machine: Cannot assign requested address."
     assert capfd.readouterr().err.splitlines()[-1] == sentence
 
@@ -185,14 +205,14 @@ def test_a_host_that_is_not_this_machine_is_one_sentence_and_status_1(saved_mode
         ("--port", "65536", "a whole number from 0 (a free one) to 65535"),
         ("--port", "-1", "a whole number from 0 (a free one) to 65535"),
         ("--port", "http", "a whole number from 0 (a free one) to 65535"),
-        ("--max-workers", "0", "a whole number from 1 to 1024"),
-        ("--poll-interval-s", "0", "a number of seconds above 0, up to 3600"),
-        ("--poll-interval-s", "-1", "a number of seconds above 0, up to 3600"),
-        ("--poll-interval-s", "nan", "a number of seconds above 0, up to 3600"),
-        ("--poll-interval-s", "soon", "a number of seconds above 0, up to 3600"),
-        ("--model-name", " ", "the name of a model"),
+        ("--grpc_max_threads", "0", "a whole number from 1 to 1024"),
+        ("--file_system_poll_wait_seconds", "0", "a number of seconds above 0, up to 3600"),
+        ("--file_system_poll_wait_seconds", "-1", "a number of seconds above 0, up to 3600"),
+        ("--file_system_poll_wait_seconds", "nan", "a number of seconds above 0, up to 3600"),
+        ("--file_system_poll_wait_seconds", "soon", "a number of seconds above 0, up to 3600"),
+        ("--model_name", " ", "the name of a model"),
         ("--host", "", "the name or address to listen on"),
-        ("--model-base-path", __file__, "a folder, which may be yet to come"),
+        ("--model_base_path", __file__, "a folder, which may be yet to come"),
     ],
 )
 def test_a_bad_value_is_a_sentence_with_flag_value_and_what_is_allowed(flag, value, allowed, capsys):
