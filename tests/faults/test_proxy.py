@@ -97,6 +97,7 @@ def check_others_get_answers(service: Service, meanwhile: Callable[[int], None] 
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"\r\n"], ids=["silent", "half-a-head", "unread-answer"])
 def test_stalled_connections_do_not_block_other_clients(service, sent):
     with stalled(service.open, sent):
+        wait_until(lambda: service.gateway.metric("ringo_requests_in_flight") == 0, "the gateway to be idle")
         check_others_get_answers(service)
 
 
