@@ -194,7 +194,7 @@ def run_evaluate(options: Options) -> int:
         licence=options.licence,
         attribution=options.attribution,
     )
-    for name, value in evaluation.rows().items():
+    for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")
     print(f"Wrote {out / 'evaluation.json'}. Open {out / 'report.html'} in a browser.")
     return 0

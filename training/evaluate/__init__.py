@@ -1,1 +1,1 @@
-"""Measure how good a generator is."""
+"""Evaluation of a generator: comparison with photos, and a report."""

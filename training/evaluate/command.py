@@ -1,41 +1,38 @@
-"""How good the pictures of a run or of a model version are, compared with photos; the model card quotes it."""
+"""The command `evaluate`: compare the images of a model with photos."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from training.data.dataset import check_output_folder
 from training.data.holdout import Split, split_photos
 from training.data.photos import Photos, load_photos
 from training.errors import TrainingError
-from training.evaluate.features import Extractor, build_judges, features_of_photos
-from training.evaluate.generator import Painter, open_painter
-from training.evaluate.metrics import Features, frechet_distance, kernel_distance, nearest
+from training.evaluate.copies import check_copies
+from training.evaluate.features import build_extractors, features_of_photos
+from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
+from training.evaluate.metrics import Features, find_nearest, frechet_distance, kernel_distance
 from training.evaluate.report import DataSummary, Morph, Pairs, Report, write_report
-from training.evaluate.results import (
-    SMALL,
-    Copies,
-    Coverage,
-    Distances,
-    Evaluation,
-    Judgement,
-    Nearness,
-    judge_copies,
-    worse,
-)
+from training.evaluate.results import Coverage, Distances, Evaluation, FeatureDistances
 from training.evaluate.varieties import find_varieties
 from training.model.latents import sample_latents, slerp
-from training.model.sampling import SAMPLING_BATCH
 from training.records import read_curves, write_record
 
-FIRST_SEED = 10_000  # `fit` measures seeds from 0 on
-MIN_COUNT = 50  # fewer say nothing: KID's deviation then exceeds what separates good from bad
+FIRST_SEED = 10_000  # beyond the seeds of `fit`, which chooses the best checkpoint by its own
+MIN_COUNT = 50  # with fewer, KID's deviation exceeds the difference between good and bad models
 NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
-SEEDS_SHOWN, PAIRS_SHOWN = 100, 12
-MORPHS, MORPH_PICTURES = ((0, 1), (2, 3), (4, 5), (6, 7)), 10  # not chosen, as the grid's seeds are not
+GRID_SEEDS = 100
+INTERPOLATED_SEEDS, INTERPOLATION_STEPS = ((0, 1), (2, 3), (4, 5), (6, 7)), 10  # not selected, like the grid's
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of all photos and of the images, by one network."""
+
+    network: str
+    photos: Features
+    images: Features
 
 
 def evaluate(
@@ -51,231 +48,180 @@ def evaluate(
     attribution: str | None = None,
     memory_limit_mib: int = 2048,
 ) -> Evaluation:
-    """Compare `count` images of `model`, a run or version folder, with photos.
+    """Compare `count` images of `model` with photos; write the results to `out`.
 
-    Their seeds begin at FIRST_SEED, beyond those by which `fit` chooses the best checkpoint. `judges` are names of
-    features.JUDGES, separated by commas.
-
-    Writes `out`/evaluation.json, and `out`/report.html to be looked at. Photos are cropped and scaled as for training,
-    so that sharpness is compared like with like. Fewer photos than `count` means fewer of both: FID depends on the
-    number. `out` also keeps the photos' features for the next time. `licence` and `attribution` are for the page;
-    without them it says what the version's card says.
+    `model` is a run or version folder. `networks` are names of features.NETWORKS, separated by commas; the features of
+    the first also check copies and varieties. Photos are cropped and scaled as for training, so their sharpness is
+    comparable. If there are fewer photos than `count`, there are also fewer images, because FID depends on the number.
+    `out` receives evaluation.json, report.html and a cache of features. `licence` and `attribution` are for the report;
+    by default it quotes the model card.
 
     Raises:
-        TrainingError: `model` is neither, `out` is a file, there are fewer than MIN_COUNT photos, or the judge's
-            weights are missing.
+        TrainingError: `model` is neither, `out` is a file, photos are fewer than MIN_COUNT, or weights are missing.
     """
     check_output_folder(out)
-    painter = open_painter(model, checkpoint)
-    extract, *others = build_judges(networks, weights, image_size=painter.image_size)
+    generator = load_generator_under_test(model, checkpoint)
+    extractors = build_extractors(networks, weights, image_size=generator.image_size)
     photos = load_photos(
-        photos_folder, painter.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
+        photos_folder, generator.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
     )
     count = min(count, len(photos.pixels))
     if count < MIN_COUNT:
-        raise TrainingError(f"{count} pictures of each kind are too few to compare: at least {MIN_COUNT} are needed.")
-    real = features_of_photos(extract, photos, out / "photos")
+        raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")
     seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
-    pictures = painter.paint(seeds)
-    generated = extract(pictures, progress=True)
-
-    split, remarks = split_of(painter, photos)
-    chosen = np.sort(np.random.default_rng(0).choice(len(real), count, replace=False))
-    held_out = copies = picture_pairs = held_out_pairs = None
+    images = generator.generate_images(seeds)
+    feature_sets = [
+        FeatureSet(extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress=True))
+        for extract in extractors
+    ]
+    split, remarks = recover_split(generator, photos)
+    first = feature_sets[0]
+    distances, *other_distances = [measure_distances(features, split) for features in feature_sets]
+    copies = image_pairs = held_out_pairs = None
     if split:
-        held_out = compare(real[split.held_out], generated) if len(split.held_out) >= MIN_COUNT else None
-        if not held_out and split.groups:
-            remarks += (f"{len(split.held_out)} photos held out are too few for a KID ({MIN_COUNT} are needed).",)
-        copies, picture_pairs, held_out_pairs = find_copies(photos, pictures, real, generated, split, seeds)
+        copies, image_pairs, held_out_pairs = check_copies(photos, images, first.photos, first.images, split, seeds)
     evaluation = Evaluation(
-        model=painter.name,
-        batch=painter.batch,
-        features=extract.name,
+        model=generator.name,
+        batch=generator.batch,
+        features=first.network,
         photos=f"{photos_folder.resolve().name}, {photos.summary.used:,} photos",
         seeds=f"{seeds[0]} to {seeds[-1]}",
-        against_all=compare(real[chosen], generated),
-        against_held_out=held_out,
-        other_judges=tuple(ask_judge(judge, photos, pictures, chosen, split, out / "photos") for judge in others),
+        against_all=distances.against_all,
+        against_held_out=distances.against_held_out,
+        other_features=tuple(other_distances),
         copies=copies,
-        coverage=find_coverage(photos.files, real, generated),
+        coverage=measure_coverage(photos.files, first.photos, first.images),
         remarks=remarks,
     )
     write_record(out / "evaluation.json", asdict(evaluation))
-    stated = read_statements(model / "model_card.md")
-    report = Report(
-        evaluation=evaluation,
-        grid=painter.paint(np.arange(SEEDS_SHOWN)),
-        generated=picture_pairs,
-        held_out=held_out_pairs,
-        morphs=paint_morphs(painter),
-        losses=read_curves(model / "history.csv"),
-        kid=read_curves(model / "kid.csv"),
-        config=painter.config,
-        data=summarise_data(
-            painter,
-            photos,
-            split,
-            licence=licence or stated.get("licence", "not stated"),
-            attribution=attribution or stated.get("attribution", "not stated"),
-        ),
-    )
+    data = summarise_data(generator, photos, split, model / "model_card.md", licence, attribution)
+    report = build_report(model, generator, evaluation, data, image_pairs, held_out_pairs)
     write_report(out / "report.html", report)
     return evaluation
 
 
-def read_statements(card: Path) -> dict[str, str]:
-    """Return the `licence` and the `attribution` that a card states; nothing if there is no card."""
-    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-    beginnings = {"licence": "license: ", "attribution": "- Attribution: "}
-    return {
-        name: line.removeprefix(beginning)
-        for name, beginning in beginnings.items()
-        for line in lines
-        if line.startswith(beginning)
-    }
+def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
+    """Return the split of the training, and remarks.
 
-
-def split_of(painter: Painter, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
-    """Return which of `photos` the training saw, None if they are not those of the training; and remarks about it."""
-    split = split_photos(photos.files, painter.config.get("holdout_fraction", 0.0))
-    if painter.photos is None:
-        return split, ("The version does not say which photos it was trained on: all are taken as seen.",)
-    if painter.photos.get("pixels_sha256") != photos.sha256 or painter.photos.get("held_out_arcs") != [
-        asdict(group) for group in split.groups
-    ]:
-        return None, (
-            "These are not the photos of the training, or not as it read them: nothing can be said about copies.",
+    The split is None if `photos` are not those of the training.
+    """
+    split = split_photos(photos.files, generator.config.get("holdout_fraction", 0.0))
+    record = generator.photos_record
+    if record is None:
+        return split, ("The version has no record of its training photos, so all photos count as training photos.",)
+    groups = [asdict(group) for group in split.groups]
+    if record.get("pixels_sha256") != photos.sha256 or record.get("held_out_arcs") != groups:
+        return None, ("The photos differ from those of the training, so copies cannot be checked.",)
+    if split.groups and len(split.held_out) < MIN_COUNT:
+        return split, (
+            f"{len(split.held_out)} held-out photos are too few for a KID; at least {MIN_COUNT} are needed.",
         )
     return split, ()
 
 
-def ask_judge(
-    judge: Extractor,
-    photos: Photos,
-    pictures: NDArray[np.uint8],
-    chosen: NDArray[np.intp],
-    split: Split | None,
-    cache_dir: Path,
-) -> Judgement:
-    """Return what another judge finds: against the photos `chosen` and against those held out, if they are enough."""
-    real, generated = features_of_photos(judge, photos, cache_dir), judge(pictures, progress=True)
-    enough = split is not None and len(split.held_out) >= MIN_COUNT
-    return Judgement(
-        features=judge.name,
-        against_all=compare(real[chosen], generated),
-        against_held_out=compare(real[split.held_out], generated) if split is not None and enough else None,
+def measure_distances(features: FeatureSet, split: Split | None) -> FeatureDistances:
+    """Return the distances to all photos and to held-out photos.
+
+    For all photos, it takes a random sample of as many as there are images.
+    """
+    photos, images = features.photos, features.images
+    sample = np.sort(np.random.default_rng(0).choice(len(photos), len(images), replace=False))
+    has_held_out = split is not None and len(split.held_out) >= MIN_COUNT
+    return FeatureDistances(
+        features=features.network,
+        against_all=_measure(photos[sample], images),
+        against_held_out=_measure(photos[split.held_out], images) if split is not None and has_held_out else None,
     )
 
 
-def compare(real: Features, generated: Features) -> Distances:
-    """Return KID of two sets of features, and FID if they are of one size."""
-    distance, deviation = kernel_distance(real, generated)
+def _measure(photos: Features, images: Features) -> Distances:
+    """Return KID, and FID if both sets have equal sizes."""
+    distance, deviation = kernel_distance(photos, images)
     return Distances(
-        pictures=len(generated),
-        photos=len(real),
+        images=len(images),
+        photos=len(photos),
         kid_x1000=round(1000 * distance, 2),
         kid_x1000_std=round(1000 * deviation, 2),
-        fid=round(frechet_distance(real, generated), 2) if len(real) == len(generated) else None,
+        fid=round(frechet_distance(photos, images), 2) if len(photos) == len(images) else None,
     )
 
 
-def find_copies(
-    photos: Photos,
-    pictures: NDArray[np.uint8],
-    real: Features,
-    generated: Features,
-    split: Split,
-    seeds: NDArray[np.int64],
-) -> tuple[Copies, Pairs, Pairs | None]:
-    """Return the check against copying, and the closest of the pictures and of the photos held out, to be looked at.
+def measure_coverage(files: tuple[str, ...], photo_features: Features, image_features: Features) -> Coverage:
+    """Return the share of each variety among photos and images.
 
-    `real` and `generated` are the features of `photos` and `pictures`; `seeds` are those of `pictures`.
+    The variety of an image is that of its nearest photo, because the nearest photo identifies a photo's own variety in
+    1,899 of 1,900 cases. The coverage of Naeem et al. (2020) requires images within the distance of a photo's fifth
+    neighbour. Among frames of a turntable, only 0.3 % of the images were that close, although all varieties but one
+    were recognised.
     """
-    small, seen = shrink(photos.pixels), real[split.training]
-
-    def pair(of: NDArray[np.uint8], rows: NDArray[np.intp], names: Sequence[str], compared: Features) -> Pairs:
-        found, distances = nearest(compared, small[split.training])
-        closest = np.argsort(distances, kind="stable")[:PAIRS_SHOWN]
-        neighbours = split.training[found[closest]]
-        return Pairs(
-            pictures=of[rows[closest]],
-            names=[names[row] for row in rows[closest]],
-            nearest=photos.pixels[neighbours],
-            nearest_names=[photos.files[row] for row in neighbours],
-            distances=distances[closest],
-            all_distances=distances,
-        )
-
-    of_generated = pair(pictures, np.arange(len(pictures)), [f"seed {seed}" for seed in seeds], shrink(pictures))
-    by_features = nearest(generated, seen)[1]
-    unseen = unseen_by_features = None
-    if len(split.held_out):
-        unseen = pair(photos.pixels, split.held_out, photos.files, small[split.held_out])
-        unseen_by_features = nearest(real[split.held_out], seen)[1]
-    copies = Copies(
-        pictures_by_pixels=_nearness(of_generated.all_distances),
-        held_out_by_pixels=_nearness(unseen.all_distances) if unseen else None,
-        pictures_by_features=_nearness(by_features),
-        held_out_by_features=_nearness(unseen_by_features) if unseen_by_features is not None else None,
-        verdict=worse(
-            judge_copies(of_generated.all_distances, unseen.all_distances if unseen else None),
-            judge_copies(by_features, unseen_by_features, space="features"),
-        ),
-    )
-    return copies, of_generated, unseen
-
-
-def shrink(pictures: NDArray[np.uint8]) -> Features:
-    """Return `pictures` uint8[N, S, S, 3] as float32[N, SMALL * SMALL * 3], 0 to 255, by averaging pixels."""
-    n, size, _, _ = pictures.shape
-    side = size // SMALL
-    small = np.empty((n, SMALL, SMALL, 3), np.float32)
-    for start in range(0, n, SAMPLING_BATCH):
-        part = pictures[start : start + SAMPLING_BATCH].reshape(-1, SMALL, side, SMALL, side, 3)
-        small[start : start + SAMPLING_BATCH] = part.mean(axis=(2, 4), dtype=np.float32)
-    return small.reshape(n, -1)
-
-
-def _nearness(distances: NDArray[np.float32]) -> Nearness:
-    closest, median = np.quantile(distances, [0.05, 0.5])
-    return Nearness(median=round(float(median), 3), closest_5_percent=round(float(closest), 3))
-
-
-def find_coverage(files: tuple[str, ...], real: Features, generated: Features) -> Coverage:
-    """Return which varieties of the photos the pictures show.
-
-    The nearest photo decides because it tells a photo's own variety in 1,899 of 1,900 cases; the coverage of Naeem et
-    al. (2020) asks for pictures within the distance of a photo's fifth neighbour, which among the frames of a turntable
-    none reaches: 0.3 % for pictures in which all varieties but one are recognised.
-    """
-    varieties = find_varieties(files, real)
-    shown = varieties.names[nearest(generated, real)[0]]
+    varieties = find_varieties(files, photo_features)
+    image_varieties = varieties.names[find_nearest(image_features, photo_features)[0]]
     names = sorted(set(varieties.names.tolist()))
     photos = {name: round(float((varieties.names == name).mean()), 4) for name in names}
-    pictures = {name: round(float((shown == name).mean()), 4) for name in names}
-    missing = tuple(name for name in names if pictures[name] < NEEDED_SHARE * photos[name])
-    return Coverage(rule=varieties.rule, needed=NEEDED_SHARE, photos=photos, pictures=pictures, missing=missing)
+    images = {name: round(float((image_varieties == name).mean()), 4) for name in names}
+    missing = tuple(name for name in names if images[name] < NEEDED_SHARE * photos[name])
+    return Coverage(rule=varieties.rule, needed=NEEDED_SHARE, photos=photos, images=images, missing=missing)
 
 
-def paint_morphs(painter: Painter) -> list[Morph]:
-    """Return the ways between the pairs of seeds MORPHS."""
-    morphs = []
-    for first, last in MORPHS:
-        start, end = sample_latents(np.array([first, last]), painter.latent_dim)
-        morphs.append(Morph(first, last, painter.paint_latents(slerp(start, end, MORPH_PICTURES))))
-    return morphs
+def build_report(
+    model: Path,
+    generator: GeneratorUnderTest,
+    evaluation: Evaluation,
+    data: DataSummary,
+    image_pairs: Pairs | None,
+    held_out_pairs: Pairs | None,
+) -> Report:
+    """Return the content of report.html."""
+    return Report(
+        evaluation=evaluation,
+        grid=generator.generate_images(np.arange(GRID_SEEDS)),
+        generated=image_pairs,
+        held_out=held_out_pairs,
+        morphs=[interpolate(generator, first, last) for first, last in INTERPOLATED_SEEDS],
+        losses=read_curves(model / "history.csv"),
+        kid=read_curves(model / "kid.csv"),
+        config=generator.config,
+        data=data,
+    )
+
+
+def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Morph:
+    """Return the images interpolated between two seeds."""
+    start, end = sample_latents(np.array([first, last]), generator.latent_dim)
+    return Morph(first, last, generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS)))
 
 
 def summarise_data(
-    painter: Painter, photos: Photos, split: Split | None, *, licence: str, attribution: str
+    generator: GeneratorUnderTest,
+    photos: Photos,
+    split: Split | None,
+    model_card: Path,
+    licence: str | None,
+    attribution: str | None,
 ) -> DataSummary:
-    """Return what became of the files of the training: of `photos`, as far as is known, where there is no record."""
-    record = painter.photos or asdict(photos.summary)
+    """Return counts, licence and attribution of the training photos.
+
+    Without a record of the training, the counts are those of `photos`.
+    """
+    record = generator.photos_record or asdict(photos.summary)
+    quotes = quote_model_card(model_card)
     return DataSummary(
         files=record["files"],
         used=record["used"],
         skipped=record["skipped"],
         held_out=split.describe() if split else f"{record.get('held_out', 0):,} photos.",
-        licence=licence,
-        attribution=attribution,
+        licence=licence or quotes.get("licence", "not stated"),
+        attribution=attribution or quotes.get("attribution", "not stated"),
     )
+
+
+def quote_model_card(model_card: Path) -> dict[str, str]:
+    """Return `licence` and `attribution` of a model card, if it exists."""
+    lines = model_card.read_text(encoding="utf-8").splitlines() if model_card.is_file() else []
+    prefixes = {"licence": "license: ", "attribution": "- Attribution: "}
+    return {
+        name: line.removeprefix(prefix)
+        for name, prefix in prefixes.items()
+        for line in lines
+        if line.startswith(prefix)
+    }

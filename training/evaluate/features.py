@@ -1,7 +1,7 @@
-"""What a network trained on ImageNet sees in a picture: the features that KID and FID compare.
+"""Image features from networks trained on ImageNet, for KID and FID.
 
-EfficientNet-Lite0 (Liu 2020), because its weights lie in a package: nothing is downloaded. Its figures are not
-comparable with those of Inception in papers, only with each other. Who has a file of Inception's weights may use that.
+The default is EfficientNet-Lite0 (Liu 2020), because a package contains its weights. Its figures are comparable only
+with each other, not with those of Inception in papers. A file of Inception weights is an alternative.
 """
 
 import hashlib
@@ -23,50 +23,52 @@ from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
 
-JUDGES = ("efficientnet-lite0", "efficientnet-lite2", "inception")  # not Lite1, which the discriminator uses
-INPUT_SIZES, INCEPTION_INPUT_SIZE = {"lite0": 224, "lite2": 260}, 299  # pixels, what the networks were trained on
+NETWORKS = ("efficientnet-lite0", "efficientnet-lite2", "inception")  # without Lite1, which the discriminator uses
+INPUT_SIZES, INCEPTION_INPUT_SIZE = {"lite0": 224, "lite2": 260}, 299  # pixels, as in the networks' training
 BATCH = 32
-REDUCED = 64  # pixels, the size at which models of all sizes are compared
+COMMON_SIZE = 64  # pixels; at this size, models of all sizes are comparable
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that turns pictures into features, and what it is called where figures are quoted."""
+    """A network from images to features, and its name in reports."""
 
     name: str
     network: keras.Model  # float32[BATCH, S, S, 3] -> float32[BATCH, D]
-    zero: float  # the value of 0 to 255 that the network takes as 0
-    unit: float  # and how far from it 1 is
-    reduced_to: int | None = None  # pixels, the size to which images are scaled down first
+    offset: float  # the network's input is (pixels - offset) / scale
+    scale: float
+    downscale_to: int | None = None  # pixels; images are first scaled down to this size
 
-    def __call__(self, pictures: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
-        """Return the features float32[N, D] of `pictures` uint8[N, H, W, 3], sRGB."""
-        every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
+    def __call__(self, images: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
+        """Return the features float32[N, D] of `images` uint8[N, H, W, 3], sRGB."""
+        interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
         starts = tqdm(
-            range(0, len(pictures), BATCH), "features", unit="batch", mininterval=every_s, disable=not progress
+            range(0, len(images), BATCH), "features", unit="batch", mininterval=interval_s, disable=not progress
         )
-        return np.concatenate([self._batch(pictures[start : start + BATCH]) for start in starts])
+        return np.concatenate([self._extract_batch(images[start : start + BATCH]) for start in starts])
 
-    def _batch(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _extract_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.network.input_shape[1:3]
-        images = [Image.fromarray(picture) for picture in pictures]
-        if self.reduced_to is not None:
-            images = [image.resize((self.reduced_to,) * 2, Image.Resampling.LANCZOS) for image in images]
-        enlarged = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
-        # Always BATCH rows: every other number would be compiled anew, and rounded in its own way.
+        images = [Image.fromarray(image) for image in pixels]
+        if self.downscale_to is not None:
+            images = [image.resize((self.downscale_to,) * 2, Image.Resampling.LANCZOS) for image in images]
+        resized = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+        # Always BATCH rows: another number would compile again, and round differently.
         rows = np.zeros((BATCH, *size, 3), np.float32)
-        rows[: len(enlarged)] = (
-            np.stack([np.asarray(image, np.float32) for image in enlarged]) - self.zero
-        ) / self.unit
+        rows[: len(resized)] = (
+            np.stack([np.asarray(image, np.float32) for image in resized]) - self.offset
+        ) / self.scale
         features: NDArray[np.float32] = ops.convert_to_numpy(self.network.predict_on_batch(rows))
-        return features[: len(enlarged)]
+        return features[: len(resized)]
 
 
 def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
-    """Return the extractor `network`, one of JUDGES; `weights` is inception's HDF5 file.
+    """Return the extractor of `network`, one of NETWORKS.
+
+    `weights` is the HDF5 file for inception.
 
     Raises:
-        TrainingError: the weights are missing, or are not those of that network.
+        TrainingError: the weights are missing or belong to another network.
     """
     if network == "inception":
         return _build_inception(weights)
@@ -74,67 +76,75 @@ def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = 
     size = INPUT_SIZES[variant]
     backbone = build_backbone(variant, load_weights(variant), taps=(8,), size=size)
     pooled = layers.GlobalAveragePooling2D(dtype="float32")(backbone.outputs[0])
-    return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled), zero=127.0, unit=128.0)
+    return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled), offset=127.0, scale=128.0)
 
 
-def build_judges(names: str, weights: Path | None = None, *, image_size: int = REDUCED) -> list[Extractor]:
-    """Return the extractors of `names`, separated by commas; the first one's features also check copies and varieties.
+def build_extractors(names: str, weights: Path | None = None, *, image_size: int = COMMON_SIZE) -> list[Extractor]:
+    """Return the extractors of `names`, separated by commas.
 
-    For images of more than REDUCED pixels each judges twice, first at full size: so sizes can be compared.
+    For images larger than COMMON_SIZE, each network also gives an extractor that scales images down to COMMON_SIZE.
 
     Raises:
-        TrainingError: a name is unknown or given twice, or its weights are missing.
+        TrainingError: a name is unknown or repeated, or its weights are missing.
     """
     networks = names.split(",")
     for network in networks:
-        if network not in JUDGES:
-            raise TrainingError(f"--features {network!r} is unknown; choose from {', '.join(JUDGES)}.")
+        if network not in NETWORKS:
+            raise TrainingError(f"--features {network!r} is unknown; choose from {', '.join(NETWORKS)}.")
         if networks.count(network) > 1:
-            raise TrainingError(f"--features names {network} twice; name each judge once.")
+            raise TrainingError(f"--features names {network} twice; name each network once.")
     if weights is not None and "inception" not in networks:
         raise TrainingError(f"--weights {weights} is for --features inception; leave it out.")
-    judges = [build_extractor(network, weights if network == "inception" else None) for network in networks]
-    if image_size > REDUCED:
-        judges += [replace(j, name=f"{j.name} at {REDUCED} px", reduced_to=REDUCED) for j in judges]
-    return judges
+    extractors = [build_extractor(network, weights if network == "inception" else None) for network in networks]
+    if image_size > COMMON_SIZE:
+        extractors += [
+            replace(extractor, name=f"{extractor.name} at {COMMON_SIZE} px", downscale_to=COMMON_SIZE)
+            for extractor in extractors
+        ]
+    return extractors
 
 
 def _build_inception(weights: Path | None) -> Extractor:
     if weights is None:
         raise TrainingError(
-            "--features inception needs --weights FILE: the weights of Keras's InceptionV3 without top."
+            "--features inception has no weights; set --weights to the HDF5 file of Keras's InceptionV3 without top."
         )
     if not weights.is_file() or not h5py.is_hdf5(weights):
         raise TrainingError(
-            f"--weights {weights} is no HDF5 file: give the weights of Keras's InceptionV3 without top."
+            f"--weights {weights} is not an HDF5 file; set it to the weights of Keras's InceptionV3 without top."
         )
     inception = keras.applications.InceptionV3(
         include_top=False, weights=None, pooling="avg", input_shape=(INCEPTION_INPUT_SIZE, INCEPTION_INPUT_SIZE, 3)
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras warns of layers that stay random
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
             inception.load_weights(weights)
     except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:
-        raise TrainingError(f"--weights {weights} are not those of Keras's InceptionV3 without top.") from error
+        raise TrainingError(
+            f"--weights {weights} does not fit; set it to the weights of Keras's InceptionV3 without top."
+        ) from error
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, zero=127.5, unit=127.5)
+    return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, offset=127.5, scale=127.5)
 
 
 def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> NDArray[np.float32]:
-    """Return the features float32[N, D] of all `photos`, read from `cache_dir` where they were kept. Raises OSError."""
+    """Return the features float32[N, D] of all `photos`, cached in `cache_dir`.
+
+    Raises OSError.
+    """
     key = hashlib.sha256(f"{photos.sha256} {extract.name}".encode()).hexdigest()[:32]
-    kept = cache_dir / f".features-{key}.npy"  # hidden: a cache inside the photos folder is no part of it
-    if kept.exists():
-        with kept.open("rb") as file:
-            found: NDArray[np.float32] = np.load(file)
-            return found
-    found = extract(photos.pixels, progress=True)
+    cached = cache_dir / f".features-{key}.npy"  # hidden, so a cache inside the photo folder is ignored there
+    if cached.exists():
+        with cached.open("rb") as file:
+            features: NDArray[np.float32] = np.load(file)
+            return features
+    features = extract(photos.pixels, progress=True)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_name(kept.name + ".part")
-    with aside.open("wb") as file:
-        np.save(file, found)
+    partial = cached.with_name(cached.name + ".part")
+    with partial.open("wb") as file:
+        np.save(file, features)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(kept)
-    return found
+    partial.replace(cached)
+    return features

@@ -1,4 +1,4 @@
-"""A generator to be judged: that of a run, or an exported version, whose signatures are all that is asked of it."""
+"""The generator under test: that of a run, or an exported version."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,71 +16,77 @@ from training.records import read_record
 
 
 @dataclass(frozen=True)
-class Painter:
-    """What paints, and what is known of its training."""
+class GeneratorUnderTest:
+    """A function from latents to images, and records of its training."""
 
     name: str
     batch: int | None
     image_size: int
     latent_dim: int
-    paint_latents: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
-    config: dict[str, Any]  # config.json; empty if it is not known
-    photos: dict[str, Any] | None  # photos.json of its run; None if all photos count as seen
+    images_from_latents: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+    config: dict[str, Any]  # config.json; empty if missing
+    photos_record: dict[str, Any] | None  # photos.json; without it, all photos count as training photos
 
-    def paint(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the pictures uint8[N, S, S, 3] of `seeds`."""
-        return self.paint_latents(sample_latents(seeds, self.latent_dim))
+    def generate_images(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images uint8[N, S, S, 3] of `seeds` int64[N]."""
+        return self.images_from_latents(sample_latents(seeds, self.latent_dim))
 
 
 def is_version(model: Path) -> bool:
-    """Return whether `model` is a version folder, which never changes, and not a run folder."""
+    """Return whether `model` is a version folder and not a run folder."""
     return (model / "saved_model.pb").is_file()
 
 
-def open_painter(model: Path, checkpoint: str) -> Painter:
-    """Return the generator of a run folder, or of an exported version. Raises TrainingError if there is none."""
+def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTest:
+    """Return the generator of a run folder or of a version folder.
+
+    Raises TrainingError if `model` is neither.
+    """
     if is_version(model):
-        return _open_version(model)
+        return _load_version(model)
     if not (model / "config.json").is_file():
         raise TrainingError(
-            f"{model} has neither saved_model.pb nor config.json: name a version of a model, such as models/apple/1, "
+            f"{model} has neither saved_model.pb nor config.json; name a version of a model, such as models/apple/1, "
             "or the --out folder of a `fit` that has saved a checkpoint."
         )
     trained = load_generator(model, checkpoint)
-    return Painter(
+    return GeneratorUnderTest(
         name=model.resolve().name,
         batch=trained.batch,
         image_size=trained.config.image_size,
         latent_dim=trained.config.latent_dim,
-        paint_latents=lambda latents: images_from_latents(trained.network, latents),
+        images_from_latents=lambda latents: images_from_latents(trained.network, latents),
         config=asdict(trained.config),
-        photos=read_record(model / "photos.json"),
+        photos_record=read_record(model / "photos.json"),
     )
 
 
-def _open_version(version: Path) -> Painter:
+def _load_version(version: Path) -> GeneratorUnderTest:
     import tensorflow as tf
 
     try:
-        images_of = tf.saved_model.load(str(version)).signatures["serving_default"]
-        latent_dim = images_of.structured_input_signature[1]["latents"].shape[1]
-        image_size = images_of.structured_outputs["images"].shape[1]
+        signature = tf.saved_model.load(str(version)).signatures["serving_default"]
+        latent_dim = signature.structured_input_signature[1]["latents"].shape[1]
+        image_size = signature.structured_outputs["images"].shape[1]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        raise TrainingError(f"{version} has no signature `serving_default`, latents to images: {error}.") from error
+        raise TrainingError(
+            f"{version} has no signature `serving_default` from latents to images ({error}); "
+            "name a version written by `export`."
+        ) from error
 
-    def paint_parts(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        parts = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))
-        return np.concatenate([images_of(latents=tf.constant(part))["images"].numpy() for part in parts])
+    def run_signature(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        batches = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))
+        return np.concatenate([signature(latents=tf.constant(batch))["images"].numpy() for batch in batches])
 
-    config, record = version / "config.json", version / "photos.json"
-    known = config.is_file() and record.is_file()  # version 1 of the apples came before they were kept
-    photos = read_record(record) if known else None
-    return Painter(
+    config_file, photos_file = version / "config.json", version / "photos.json"
+    has_records = config_file.is_file() and photos_file.is_file()  # early versions have none
+    photos_record = read_record(photos_file) if has_records else None
+    return GeneratorUnderTest(
         name=f"{version.resolve().parent.name}, version {version.resolve().name}",
-        batch=int(photos["batch"]) if photos else None,
+        batch=int(photos_record["batch"]) if photos_record else None,
         image_size=image_size,
         latent_dim=latent_dim,
-        paint_latents=paint_parts,
-        config=read_record(config) if known else {},
-        photos=photos,
+        images_from_latents=run_signature,
+        config=read_record(config_file) if has_records else {},
+        photos_record=photos_record,
     )

@@ -1,4 +1,4 @@
-"""How far a set of generated pictures is from a set of photos, as distances between their features."""
+"""Distances between the features of images and photos: FID, KID, nearest."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,21 +8,21 @@ Sums = NDArray[np.float64]
 
 SUBSETS = 50
 SUBSET_SIZE = 500
-NEAREST_AT_ONCE = 512
+NEAREST_BATCH = 512
 
 
 def frechet_distance(real: Features, generated: Features) -> float:
-    """Return the FID (Heusel et al. 2017, equation 6) of two sets of features.
+    """Return the FID (Heusel et al. 2017, equation 6).
 
-    Biased by the sample size: compare only figures of the same number of pictures.
+    Its bias depends on the sample size, so compare only figures of equal numbers of images.
     """
-    wide_real, wide_generated = real.astype(np.float64), generated.astype(np.float64)
-    covariance_real, covariance_generated = np.cov(wide_real, rowvar=False), np.cov(wide_generated, rowvar=False)
-    # trace((A B)^1/2) = trace((A^1/2 B A^1/2)^1/2), whose inner matrix is symmetric: eigh is enough, and real.
+    x, y = real.astype(np.float64), generated.astype(np.float64)
+    covariance_real, covariance_generated = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    # trace((A B)^1/2) = trace((A^1/2 B A^1/2)^1/2). The inner matrix is symmetric, so eigh gives real eigenvalues.
     values, vectors = np.linalg.eigh(covariance_real)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ covariance_generated @ root)
-    difference = wide_real.mean(axis=0) - wide_generated.mean(axis=0)
+    difference = x.mean(axis=0) - y.mean(axis=0)
     traces = np.trace(covariance_real) + np.trace(covariance_generated)
     return float(difference @ difference + traces - 2.0 * np.sqrt(inner.clip(0)).sum())
 
@@ -30,11 +30,11 @@ def frechet_distance(real: Features, generated: Features) -> float:
 def kernel_distance(
     real: Features, generated: Features, *, seed: int = 0, subsets: int = SUBSETS
 ) -> tuple[float, float]:
-    """Return the KID (Binkowski et al. 2018, section 4.1) and its standard deviation over `subsets` subsets.
+    """Return the KID (Binkowski et al. 2018, section 4.1) and its deviation.
 
-    Unbiased: near 0, also below it, for two halves of one set. Trust it below 3,000 pictures, where the FID's
-    covariance of 1,280 features is poorly known. Subsets have SUBSET_SIZE pictures, or three quarters of the smaller
-    set: a subset that is the whole set would have no deviation.
+    The standard deviation is over `subsets` subsets. KID is unbiased: two halves of one set give about 0, or slightly
+    less. It is reliable below 3,000 images, where FID cannot estimate its covariance of 1,280 features. A subset has
+    SUBSET_SIZE images, or three quarters of the smaller set: subsets equal to the set would have no deviation.
     """
     rng = np.random.default_rng(seed)
     size = min(SUBSET_SIZE, 3 * min(len(real), len(generated)) // 4)
@@ -46,7 +46,10 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Features, y: Features) -> float:
-    """Return the unbiased estimate of the squared maximum mean discrepancy under the kernel (x . y / D + 1)^3."""
+    """Return the unbiased squared maximum mean discrepancy.
+
+    The kernel is (x . y / D + 1)^3.
+    """
 
     def kernel(a: Sums, b: Sums) -> Sums:
         products: Sums = (a @ b.T / a.shape[1] + 1.0) ** 3
@@ -59,17 +62,17 @@ def _squared_mmd(x: Features, y: Features) -> float:
     return mean_off_diagonal(kernel(a, a)) + mean_off_diagonal(kernel(b, b)) - 2.0 * float(kernel(a, b).mean())
 
 
-def nearest(points: Features, among: Features) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return for each row of `points` the nearest row of `among`, and its distance: the root of the mean square.
+def find_nearest(points: Features, among: Features) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the nearest row of `among` for each point, and its distance.
 
-    Memory grows with NEAREST_AT_ONCE times the rows of `among`, however many `points` there are.
+    The distance is the root of the mean square. Memory is proportional to NEAREST_BATCH times the rows of `among`.
     """
-    middle = among.mean(axis=0)  # near it the products are small, and little is lost to cancellation
-    centred = among - middle
+    mean = among.mean(axis=0)  # subtracted, because small values lose less to cancellation
+    centred = among - mean
     squares = (centred**2).sum(axis=1)
-    parts = range(0, len(points), NEAREST_AT_ONCE)
-    found = np.concatenate(
-        [(squares - 2.0 * (points[i : i + NEAREST_AT_ONCE] - middle) @ centred.T).argmin(axis=1) for i in parts]
+    starts = range(0, len(points), NEAREST_BATCH)
+    rows = np.concatenate(
+        [(squares - 2.0 * (points[i : i + NEAREST_BATCH] - mean) @ centred.T).argmin(axis=1) for i in starts]
     )
-    differences = [points[i : i + NEAREST_AT_ONCE] - among[found[i : i + NEAREST_AT_ONCE]] for i in parts]
-    return found, np.sqrt(np.concatenate([(part**2).mean(axis=1) for part in differences]))
+    differences = [points[i : i + NEAREST_BATCH] - among[rows[i : i + NEAREST_BATCH]] for i in starts]
+    return rows, np.sqrt(np.concatenate([(batch**2).mean(axis=1) for batch in differences]))

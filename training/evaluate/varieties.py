@@ -1,4 +1,4 @@
-"""Which kinds of things the photos show: told from their names, or else from clusters of their features."""
+"""Varieties of the photos, from their names or from clusters of features."""
 
 import re
 from collections import Counter
@@ -9,57 +9,60 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluate.metrics import Features, nearest
+from training.evaluate.metrics import Features, find_nearest
 
-PHOTOS_EACH = 10  # on average at least: names that differ from photo to photo tell no kinds
+MIN_PHOTOS_EACH = 10  # on average; names that differ from photo to photo do not identify varieties
 MAX_CLUSTERS = 20
-ROUNDS = 20  # of k-means; few photos change their cluster after ten
+ITERATIONS = 20  # of k-means; after ten, few photos change their cluster
 
-# What is left of a stem when the number of a frame and the mark of its series are gone: `apple-5__r0_017`, `gala_b12`.
-SERIES_MARK = re.compile(r"([\W_]+[a-z]\d*)?[\W_]*\d*$", re.IGNORECASE)
+# The frame number and series at the end of a stem, such as `__r0_017` in `apple-5__r0_017`, or `_b12` in `gala_b12`.
+SERIES_SUFFIX = re.compile(r"([\W_]+[a-z]\d*)?[\W_]*\d*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Varieties:
-    """The variety of every photo, and the rule that told them."""
+    """The variety of every photo, and the rule that identified them."""
 
     rule: str
     names: NDArray[np.str_]  # [N]
 
 
 def find_varieties(files: Sequence[str], features: Features) -> Varieties:
-    """Return the varieties of the photos named `files`, whose features are float32[N, D].
+    """Return the varieties of the photos named `files`.
 
-    The first rule applies that tells at least two, of PHOTOS_EACH photos or more on average: the name of the folder a
-    photo lies in; its name up to a double underscore; its name without the frame's number and a series' mark such as
-    `_r0`; else clusters of the features, as many as there are PHOTOS_EACH photos for, up to MAX_CLUSTERS.
+    It applies the first rule that gives at least two varieties of MIN_PHOTOS_EACH photos or more on average: the name
+    of the folder; the name up to a double underscore; the name without frame number and series, such as `_r0`. If none
+    does, it clusters the `features` float32[N, D], with MIN_PHOTOS_EACH photos per cluster and up to MAX_CLUSTERS.
     """
     paths = [PurePosixPath(file) for file in files]
     rules = {
         "folder": [path.parent.name for path in paths],
         "name before the double underscore": [path.stem.partition("__")[0] for path in paths],
-        "name without number and series": [SERIES_MARK.sub("", path.stem) for path in paths],
+        "name without number and series": [SERIES_SUFFIX.sub("", path.stem) for path in paths],
     }
     for rule, names in rules.items():
-        if 2 <= len(Counter(names)) <= len(names) / PHOTOS_EACH:
+        if 2 <= len(Counter(names)) <= len(names) / MIN_PHOTOS_EACH:
             return Varieties(rule, np.array(names))
-    clusters = max(2, min(MAX_CLUSTERS, len(files) // PHOTOS_EACH))
+    clusters = max(2, min(MAX_CLUSTERS, len(files) // MIN_PHOTOS_EACH))
     return Varieties(
-        f"{clusters} clusters of their features",
+        f"{clusters} clusters of features",
         np.array([f"cluster {number + 1}" for number in k_means(features, clusters)]),
     )
 
 
 def k_means(features: Features, clusters: int) -> NDArray[np.intp]:
-    """Return the number of its cluster for each of `features` float32[N, D] (Lloyd 1982, begun as k-means++)."""
+    """Return the cluster number of each row of `features` float32[N, D].
+
+    The algorithm is Lloyd's (1982), started as k-means++.
+    """
     rng = np.random.default_rng(0)
     centres = features[rng.integers(len(features), size=1)]
     for _ in range(clusters - 1):
-        squared = nearest(features, centres)[1].astype(np.float64) ** 2 + 1e-12  # photos may all be alike
+        squared = find_nearest(features, centres)[1].astype(np.float64) ** 2 + 1e-12  # all photos may be equal
         centres = np.concatenate([centres, features[rng.choice(len(features), 1, p=squared / squared.sum())]])
-    for _ in range(ROUNDS):
-        assigned, _ = nearest(features, centres)
+    for _ in range(ITERATIONS):
+        assigned, _ = find_nearest(features, centres)
         centres = np.stack(
             [features[assigned == i].mean(axis=0) if (assigned == i).any() else centres[i] for i in range(clusters)]
         )
-    return nearest(features, centres)[0]
+    return find_nearest(features, centres)[0]

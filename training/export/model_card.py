@@ -123,7 +123,7 @@ returns the digests of a few seeds' pixels.
 
 ## Evaluation
 
-{_table(run.evaluation.rows()) if run.evaluation else "Not evaluated."}
+{_table(run.evaluation.format_rows()) if run.evaluation else "Not evaluated."}
 
 ## Known faults
 

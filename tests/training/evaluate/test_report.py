@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.evaluate.report import DataSummary, Morph, Pairs, Report, write_report
-from training.evaluate.results import Copies, Coverage, Distances, Evaluation, Nearness, Verdict
+from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, NearestDistances, Verdict
 from training.records import read_curves
 
 VOID = {"meta", "link", "img", "br"}
@@ -26,8 +26,9 @@ def pairs(distances: np.ndarray, name: str = "seed 1") -> Pairs:
 FAR = np.linspace(10.0, 20.0, 50)
 STEPS = np.arange(1.0, 1001.0)
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/>\udcff"
-COPIES = Copies(Nearness(15, 10), Nearness(15, 10), Nearness(1, 1), None, Verdict("good", "It is new.", "See 15."))
-DISTANCES = Distances(pictures=1900, photos=1900, kid_x1000=43.58, kid_x1000_std=2.5, fid=42.49)
+FAR_AWAY, CLOSE = NearestDistances(15, 10), NearestDistances(1, 1)
+COPIES = CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, None, Verdict("good", "It is new.", "See 15."))
+DISTANCES = Distances(images=1900, photos=1900, kid_x1000=43.58, kid_x1000_std=2.5, fid=42.49)
 EVALUATION = Evaluation(
     model="apple, version 1",
     batch=14_000,
@@ -37,7 +38,7 @@ EVALUATION = Evaluation(
     against_all=DISTANCES,
     against_held_out=replace(DISTANCES, photos=190, fid=None),
     copies=COPIES,
-    other_judges=(),
+    other_features=(),
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
     remarks=("One sees apples.",),
 )

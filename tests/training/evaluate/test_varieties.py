@@ -1,11 +1,11 @@
-"""Which kinds of photos there are, by their names or else by their features."""
+"""Varieties of photos, by names or by features."""
 
 import numpy as np
 import pytest
 
 from training.evaluate.varieties import find_varieties, k_means
 
-NOTHING = np.zeros((60, 2), np.float32)
+NO_FEATURES = np.zeros((60, 2), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -19,21 +19,21 @@ NOTHING = np.zeros((60, 2), np.float32)
     ],
 )
 @pytest.mark.parametrize("kinds", [("gala", "elstar"), ("apple-5", "apple-11"), ("あ", "い")])
-def test_names_tell_the_variety(name, rule, kinds):
+def test_varieties_come_from_names_when_names_group_photos(name, rule, kinds):
     files = [name.format(kind=kind, number=number) for kind in kinds for number in range(30)]
-    found = find_varieties(files, NOTHING)
-    assert found.rule == rule
-    assert found.names.tolist() == [kind for kind in kinds for _ in range(30)]
+    varieties = find_varieties(files, NO_FEATURES)
+    assert varieties.rule == rule
+    assert varieties.names.tolist() == [kind for kind in kinds for _ in range(30)]
 
 
 @pytest.mark.parametrize("name", ["IMG_{:04d}.jpg", "{:x}f.png", "{}/photo.jpg"])
-def test_names_that_tell_nothing_leave_it_to_clusters_of_features(name):
+def test_varieties_come_from_clusters_when_names_group_nothing(name):
     features = np.repeat(np.eye(6, dtype=np.float32), 10, axis=0)
-    found = find_varieties([name.format(number) for number in range(60)], features)
-    assert found.rule == "6 clusters of their features"
-    assert [len(set(group)) for group in np.split(found.names, 6)] == [1] * 6
-    assert len(set(found.names)) == 6
+    varieties = find_varieties([name.format(number) for number in range(60)], features)
+    assert varieties.rule == "6 clusters of features"
+    assert [len(set(group)) for group in np.split(varieties.names, 6)] == [1] * 6
+    assert len(set(varieties.names)) == 6
 
 
-def test_photos_that_are_all_alike_are_one_cluster():
+def test_k_means_gives_one_cluster_when_all_photos_are_equal():
     assert len(set(k_means(np.ones((40, 3), np.float32), 4))) == 1

@@ -1,47 +1,47 @@
-"""The verdict on copies, from distances to the nearest photo trained on."""
+"""The verdict on copies, from distances to the nearest training photo."""
 
 import numpy as np
 import pytest
 
-from training.evaluate.results import judge_copies, worse
+from training.evaluate.copies import assess_distances, combine_verdicts
 
 FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)
-NEWLY = "The images are closer to the training photos than unseen photos are."
-PARTLY = "Some images look like copies."
+ALL_CLOSE = "The images are closer to the training photos than unseen photos are."
+SOME_CLOSE = "Some images look like copies."
 
 
 @pytest.mark.parametrize(
-    ("pictures", "held_out", "level", "headline"),
+    ("generated", "held_out", "level", "headline"),
     [
         (FAR, FAR, "good", "No sign of copying."),
-        (NEAR, FAR, "bad", NEWLY),
-        (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", PARTLY),
+        (NEAR, FAR, "bad", ALL_CLOSE),
+        (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
         (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
         (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
-        (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", PARTLY),
+        (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", SOME_CLOSE),
         (NEAR, None, "unknown", "Not checked for copies."),
     ],
     ids=["as far", "closer", "some", "a few", "some, 5 held out", "more, 5 held out", "none held out"],
 )
-def test_pictures_closer_than_new_photos_are_called_copies(pictures, held_out, level, headline):
-    verdict = judge_copies(pictures, held_out)
+def test_verdict_is_bad_when_images_are_closer_than_unseen_photos(generated, held_out, level, headline):
+    verdict = assess_distances(generated, held_out)
     assert (verdict.level, verdict.headline) == (level, headline)
 
 
-def test_the_verdict_gives_the_numbers_that_it_follows_from():
-    assert judge_copies(np.r_[NEAR[:15], FAR[-35:]], FAR).explanation == (
+def test_verdict_explains_its_numbers():
+    assert assess_distances(np.r_[NEAR[:15], FAR[-35:]], FAR).explanation == (
         "Typical distance to the nearest training photo in pixels at 32x32 (0 is identical): generated 15, "
         "unseen photos 15; 30.0 % of the images are closer than the closest 5 % of unseen photos (10.5)."
     )
-    assert judge_copies(NEAR, None, space="features").explanation == (
+    assert assess_distances(NEAR, None, space="features").explanation == (
         "Typical distance to the nearest training photo in features (0 is identical): generated 1.5; "
         "no photo was held out to compare with."
     )
 
 
-def test_the_worse_of_two_verdicts_counts_and_both_are_explained():
-    near, far = judge_copies(NEAR, FAR), judge_copies(FAR, FAR, space="features")
-    for verdict in (worse(near, far), worse(far, near)):
+def test_combined_verdict_is_the_worse_one_and_explains_both():
+    near, far = assess_distances(NEAR, FAR), assess_distances(FAR, FAR, space="features")
+    for verdict in (combine_verdicts(near, far), combine_verdicts(far, near)):
         assert (verdict.level, verdict.headline) == ("bad", near.headline)
         assert near.explanation in verdict.explanation
         assert far.explanation in verdict.explanation
