@@ -110,7 +110,7 @@ def test_multiply_adds_count_each_tap_of_each_pixel_once():
     from training.export.fusion import Stage
 
     def stage(kind, *shape):
-        return Stage(kind, np.zeros(shape), np.zeros(shape[-1]), activated=True)
+        return Stage(kind, np.zeros(shape), np.zeros(shape[-1]), has_activation=True)
 
     dense = 10 * 4 * 4 * 8
     upsampled = 8 * 8 * (4 * 4 // 4) * 8 * 5  # each pixel of 8 x 8 sees a quarter of 4 x 4 taps

@@ -69,7 +69,7 @@ def test_a_seed_alone_and_in_company_is_one_picture(client):
 
 
 def test_the_model_server_runs_a_graph_that_paints_row_by_row(small_run, tmp_path):
-    servable = Servable(load_generator(small_run), row_by_row=True)
+    servable = Servable(load_generator(small_run), sequential=True)
     tf.saved_model.save(servable, str(tmp_path), signatures=servable.signatures())
     loaded = load(tmp_path)
     together = loaded.run("generate", {"seeds": SEEDS[:3]})["images"]

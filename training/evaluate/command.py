@@ -1,9 +1,11 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data.dataset import check_output_folder
 from training.data.holdout import Split, split_photos
@@ -14,7 +16,7 @@ from training.evaluate.features import build_extractors, features_of_photos
 from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
 from training.evaluate.metrics import Features, find_nearest, frechet_distance, kernel_distance
 from training.evaluate.report import DataSummary, Morph, Pairs, Report, write_report
-from training.evaluate.results import Coverage, Distances, Evaluation, FeatureDistances
+from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, FeatureDistances
 from training.evaluate.varieties import find_varieties
 from training.model.latents import sample_latents, slerp
 from training.records import read_curves, write_record
@@ -70,17 +72,36 @@ def evaluate(
         raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")
     seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
     images = generator.generate_images(seeds)
+    split, remarks = recover_split(generator, photos)
     feature_sets = [
         FeatureSet(extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress=True))
         for extract in extractors
     ]
-    split, remarks = recover_split(generator, photos)
     first = feature_sets[0]
-    distances, *other_distances = [measure_distances(features, split) for features in feature_sets]
     copies = image_pairs = held_out_pairs = None
     if split:
         copies, image_pairs, held_out_pairs = check_copies(photos, images, first.photos, first.images, split, seeds)
-    evaluation = Evaluation(
+    evaluation = summarise_results(generator, photos, photos_folder, seeds, feature_sets, split, copies, remarks)
+    write_record(out / "evaluation.json", asdict(evaluation))
+    data = summarise_data(generator, photos, split, model / "model_card.md", licence, attribution)
+    write_report(out / "report.html", build_report(model, generator, evaluation, data, image_pairs, held_out_pairs))
+    return evaluation
+
+
+def summarise_results(
+    generator: GeneratorUnderTest,
+    photos: Photos,
+    photos_folder: Path,
+    seeds: NDArray[np.int64],
+    feature_sets: Sequence[FeatureSet],
+    split: Split | None,
+    copies: CopyCheck | None,
+    remarks: tuple[str, ...],
+) -> Evaluation:
+    """Return the content of evaluation.json."""
+    first = feature_sets[0]
+    distances, *other_distances = [measure_distances(features, split) for features in feature_sets]
+    return Evaluation(
         model=generator.name,
         batch=generator.batch,
         features=first.network,
@@ -93,11 +114,6 @@ def evaluate(
         coverage=measure_coverage(photos.files, first.photos, first.images),
         remarks=remarks,
     )
-    write_record(out / "evaluation.json", asdict(evaluation))
-    data = summarise_data(generator, photos, split, model / "model_card.md", licence, attribution)
-    report = build_report(model, generator, evaluation, data, image_pairs, held_out_pairs)
-    write_report(out / "report.html", report)
-    return evaluation
 
 
 def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:

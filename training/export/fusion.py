@@ -1,7 +1,7 @@
-"""Fuse a trained generator for serving, exactly: fewer and cheaper operations with the same pictures.
+"""Fusion of a trained generator into fewer, cheaper operations.
 
-Training keeps apart what serving can join: batch normalisation with frozen statistics is a scale and a shift, which
-fold into the weights before it; and what upsampling makes of nine weights, the graph holds ready as 16.
+The fused function is mathematically the same. Batch normalisation with frozen statistics is a scale and a shift, which
+fold into the weights before it. An upsampling convolution of nine weights becomes 16 precomputed weights.
 """
 
 import math
@@ -19,30 +19,32 @@ from training.errors import ExportError
 from training.model.networks import BLUR, NEAREST, SLOPE, UpsampleConv
 
 Kind = Literal["dense", "conv", "upsample_conv", "smooth_upsample_conv"]
-Weights = NDArray[np.float64]  # until the graph is built: folding in float32 would round twice
+Weights = NDArray[np.float64]  # float64, because folding in float32 would round twice
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One affine operation of the fused generator, and whether LeakyReLU follows."""
+    """One affine operation of the fused generator."""
 
     kind: Kind
     kernel: Weights  # [in, out], or [height, width, in, out]
     bias: Weights
-    activated: bool
+    has_activation: bool  # whether LeakyReLU follows
 
 
 def fuse(generator: keras.Model) -> list[Stage]:
-    """Return the stages of `generator` (of `networks.build_generator`), its batch normalisations folded in.
+    """Return the stages of a generator, with batch normalisation folded in.
+
+    The generator is one of `networks.build_generator`.
 
     Raises:
-        ExportError: the network has a layer that this function does not know.
+        ExportError: the network has an unknown layer.
     """
     stages: list[Stage] = []
     for layer in generator.layers:
         match layer:
             case layers.InputLayer() | layers.UnitNormalization() | layers.Rescaling() | layers.Reshape():
-                continue  # `build_function` does these
+                continue  # part of `build_function`
             case layers.Activation() if layer.activation is keras.activations.tanh:
                 continue
             case layers.Dense():
@@ -55,9 +57,11 @@ def fuse(generator: keras.Model) -> list[Stage]:
             case layers.BatchNormalization():
                 stages[-1] = _fold(stages[-1], layer)
             case layers.LeakyReLU() if np.isclose(layer.negative_slope, SLOPE):
-                stages[-1] = replace(stages[-1], activated=True)
+                stages[-1] = replace(stages[-1], has_activation=True)
             case _:
-                raise ExportError(f"The generator's layer {layer.name} ({type(layer).__name__}) cannot be fused.")
+                raise ExportError(
+                    f"The generator's layer {layer.name} ({type(layer).__name__}) cannot be fused; extend fuse()."
+                )
     return stages
 
 
@@ -71,19 +75,20 @@ def _fold(stage: Stage, normalisation: layers.BatchNormalization) -> Stage:
         np.asarray(normalisation.moving_variance, np.float64) + normalisation.epsilon
     )
     shift = np.asarray(normalisation.beta, np.float64) - scale * np.asarray(normalisation.moving_mean, np.float64)
-    repeats = stage.bias.size // scale.size  # a dense layer's output is 4x4 pictures of those channels
+    repeats = stage.bias.size // scale.size  # a dense layer's output has 4x4 pixels of these channels
     scale, shift = np.tile(scale, repeats), np.tile(shift, repeats)
     return replace(stage, kernel=stage.kernel * scale, bias=stage.bias * scale + shift)
 
 
 def build_function(stages: Sequence[Stage], latent_dim: int) -> Callable[[Any], Any]:
-    """Return a function of TensorFlow: latents float32[N, latent_dim] -> images float32[N, S, S, 3] in [-1, 1].
+    """Return a TensorFlow function from latents to images.
 
-    The weights become constants of the graph: nothing is left that a model server would have to restore.
+    Latents are float32[N, latent_dim], images float32[N, S, S, 3] in [-1, 1]. The weights become constants of the
+    graph, so a model server has no variables to restore.
     """
 
     def generate(latents: Any) -> Any:
-        # Constants made here belong to the function: of those from outside a loop, nothing is computed beforehand.
+        # Created inside: TensorFlow does not fold constants from outside into a loop.
         weights = [(tf.constant(s.kernel, tf.float32), tf.constant(s.bias, tf.float32)) for s in stages]
         length = tf.sqrt(tf.reduce_sum(tf.square(latents), axis=1, keepdims=True))
         x = latents * (math.sqrt(latent_dim) / tf.maximum(length, 1e-6))
@@ -94,7 +99,7 @@ def build_function(stages: Sequence[Stage], latent_dim: int) -> Callable[[Any], 
                 x = _conv_by_blocks(x, kernel) + bias
             else:
                 x = _upsample_conv(x, kernel, smooth=stage.kind == "smooth_upsample_conv") + bias
-            if stage.activated:
+            if stage.has_activation:
                 x = tf.nn.leaky_relu(x, SLOPE)
         return tf.tanh(x)
 
@@ -102,10 +107,10 @@ def build_function(stages: Sequence[Stage], latent_dim: int) -> Callable[[Any], 
 
 
 def _conv_by_blocks(x: Any, kernel: Any) -> Any:
-    """Return the 3x3 convolution of `x`, which has even sides, computed for blocks of 2x2 pixels.
+    """Return the 3x3 convolution of `x`, computed in blocks of 2x2 pixels.
 
-    oneDNN pads 3 channels to 16. As 12 channels of a convolution of 4x4 and stride 2 they waste less: at batch 16 the
-    whole generator takes 0.92 of the time.
+    `x` has even sides. oneDNN pads 3 channels to 16. As 12 channels of a 4x4 convolution of stride 2 they waste less:
+    at batch 16 the whole generator takes 0.92 of the time.
     """
     corners = [
         tf.pad(kernel, ((down, 1 - down), (right, 1 - right), (0, 0), (0, 0))) for down in (0, 1) for right in (0, 1)
@@ -115,10 +120,10 @@ def _conv_by_blocks(x: Any, kernel: Any) -> Any:
 
 
 def _upsample_conv(x: Any, kernel: Any, *, smooth: bool) -> Any:
-    """Return what `networks.UpsampleConv` does, by the 16 weights that it makes of nine."""
+    """Return the result of `networks.UpsampleConv`, with its 16 precomputed weights."""
     size, width = 2 * x.shape[1] + 2 * smooth, kernel.shape[-1]
     shape = (tf.shape(x)[0], size, size, width)
-    # TensorFlow's transposed convolution wants its filter as [height, width, out, in].
+    # TensorFlow's transposed convolution takes a filter [height, width, out, in].
     x = tf.nn.conv2d_transpose(x, tf.transpose(kernel, (0, 1, 3, 2)), shape, 2, "VALID" if smooth else "SAME")
     if smooth:
         x = tf.nn.depthwise_conv2d(x, np.tile(BLUR[..., None, None], (1, 1, width, 1)), (1, 1, 1, 1), "VALID")

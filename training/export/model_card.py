@@ -1,4 +1,7 @@
-"""The model card: what a version is, what it was made of, and how good it is (Mitchell et al. 2019)."""
+"""The model card: origin, data, training and evaluation of a version.
+
+It follows Mitchell et al. 2019.
+"""
 
 from __future__ import annotations
 
@@ -22,56 +25,59 @@ from training.records import read_record
 
 @dataclass(frozen=True)
 class ExportChecks:
-    """What was measured on the exported model before it was let out."""
+    """Results of the verification at export."""
 
-    largest_difference: int  # to the Keras generator, of 255
+    largest_difference: int  # of pixels from 0 to 255, to the Keras generator
     batch_sizes: int  # every size from 1 to this gives the pixels of size 1
-    seeds: int  # random ones, over which both were measured
-    row_by_row: bool  # whether the graph paints a batch one row at a time
-    threads: str  # to an operation of TensorFlow while measuring
+    seeds: int  # number of random seeds
+    sequential: bool  # whether the graph runs the rows of a batch one by one
+    threads: str  # per TensorFlow operation, during verification
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the image of a seed, for readers who decide whether to use the model."""
+    """A known fault in the image of a seed."""
 
     seed: int
     text: str
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """Read "SEED: what is wrong". Raises ExportError if it is something else."""
-        seed, _, words = text.partition(":")
-        if not (seed.isascii() and seed.isdigit()) or int(seed) > MAX_SEED or not words.strip():
+        """Return the fault of "SEED:TEXT". Raises ExportError for other texts."""
+        seed, _, description = text.partition(":")
+        if not (seed.isascii() and seed.isdigit()) or int(seed) > MAX_SEED or not description.strip():
             raise ExportError(
-                f"--fault is {text!r}: allowed is SEED:TEXT, a seed from 0 to {MAX_SEED} and what is wrong with it."
+                f"--fault is {text!r}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED} and a description."
             )
-        return cls(int(seed), words.strip())
+        return cls(int(seed), description.strip())
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder knows of itself."""
+    """The records of a run folder."""
 
     config: TrainingConfig
     steps: int
     photos: dict[str, Any]
-    measured: Measurement | None  # the KID of this checkpoint while it was trained
+    measurement: Measurement | None  # KID of this checkpoint during training
     measurements: list[Measurement]  # of all checkpoints
     evaluation: Evaluation | None  # of this checkpoint
-    compute: dict[str, Any]  # minutes and machine
-    source: dict[str, Any]  # of the run that this one grew from; empty if it began from scratch
+    compute: dict[str, Any]  # compute.json; empty if missing
+    source: dict[str, Any]  # grown_from.json, of the run it grew from; empty for other runs
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
-    """Return what the card will say of `run`. Raises RecordError if one of its files is missing or damaged."""
+    """Return the records of `run` for the model card.
+
+    Raises RecordError if a file is missing or damaged.
+    """
     steps, measurements = generator.batch, read_measurements(run / "kid.csv")
     evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
     return RunRecord(
         config=generator.config,
         steps=steps,
         photos=read_record(run / "photos.json"),
-        measured=next((row for row in measurements if row.step == steps), None),
+        measurement=next((row for row in measurements if row.step == steps), None),
         measurements=measurements,
         evaluation=evaluation if evaluation and evaluation.batch == steps else None,
         compute=read_record(run / "compute.json") if (run / "compute.json").exists() else {},
@@ -89,11 +95,7 @@ def write_model_card(
     checks: ExportChecks,
     faults: Sequence[Fault],
 ) -> None:
-    """Write `folder`/model_card.md. The images of `faults` are expected as faults/<seed>.png beside it."""
-    config, photos = run.config, run.photos
-    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
-    held_out = f"; {photos['held_out']:,} held out of training" if photos.get("held_out") else ""
-    rows = "one row at a time" if checks.row_by_row else "all rows at once, odd batches with one more"
+    """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     card = f"""\
 ---
 license: {licence}
@@ -103,68 +105,71 @@ pipeline_tag: unconditional-image-generation
 
 # {model_name}, version {folder.name}
 
-A generator of {config.image_size}x{config.image_size} RGB images: the moving average of a GAN's generator, exported on
-{datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
-`{NAME}` maps a seed to a latent. The signatures are `generate`, `serving_default`, `sample`, and `golden`, which
-returns the digests of a few seeds' pixels.
+{_describe_model(run.config.image_size)}
 
 ## Data
 
-{photos["used"]:,} photos of {photos["files"]:,} files{skipped}{held_out}.
+{_describe_data(run.photos)}
 
 - Attribution: {attribution}
 - Licence of these weights: {licence}
 
 ## Training
 
-{_training(run)}
+{_describe_training(run)}
 
-{_table({f.name: getattr(config, f.name) for f in fields(config) if f.metadata["fixed"]})}
+{_format_table({f.name: getattr(run.config, f.name) for f in fields(run.config) if f.metadata["fixed"]})}
 
 ## Evaluation
 
-{_table(run.evaluation.format_rows()) if run.evaluation else "Not evaluated."}
+{_format_table(run.evaluation.format_rows()) if run.evaluation else "Not evaluated."}
 
 ## Known faults
 
-{_faults(faults)}
+{_format_faults(faults)}
 
 ## Checks at export
 
-- The fused generator differs from the Keras one by at most {checks.largest_difference}/255 ({checks.seeds} seeds).
-- Every batch size from 1 to {checks.batch_sizes} gives the floats of batch size 1, bit for bit ({checks.seeds} seeds):
-  {rows}. Measured on {platform.machine()} with {checks.threads} threads to an operation: give a model server as many.
+{_describe_checks(checks)}
 """
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 
 
-def _training(run: RunRecord) -> str:
-    """Return how long the run took, how its checkpoint was chosen, and from which run it grew."""
-    sentences = [
-        f"{run.steps:,} batches of {run.config.batch_size}: {run.steps * run.config.batch_size:,} images.",
-        *_chosen(run),
-        *_duration(run.compute, "The run"),
-    ]
+def _describe_model(image_size: int) -> str:
+    return f"""\
+A generator of {image_size}x{image_size} RGB images: the moving average of a GAN's generator, exported on
+{datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
+The signature `generate` maps seeds to images, `sample` maps seeds to latents by `{NAME}`, `serving_default` maps
+latents to images, and `golden` returns digests of the pixels of a few seeds."""
+
+
+def _describe_data(photos: Mapping[str, Any]) -> str:
+    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
+    held_out = f"; {photos['held_out']:,} held out of training" if photos.get("held_out") else ""
+    return f"{photos['used']:,} photos of {photos['files']:,} files{skipped}{held_out}."
+
+
+def _describe_training(run: RunRecord) -> str:
+    """Return batches, chosen checkpoint, duration and source run in words."""
+    images = run.steps * run.config.batch_size
+    sentences = [f"{run.steps:,} batches of {run.config.batch_size}: {images:,} images."]
+    if run.measurement:
+        last = run.measurements[-1].step  # config.json has the planned number
+        kid = f"KID x1000 {run.measurement.kid_x1000} ± {run.measurement.std} against the training photos"
+        sentences.append(f"The best of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}.")
+    sentences += _describe_duration(run.compute, "The run")
     if run.source:
         config = run.source["config"]
-        images = run.source["batch"] * config["batch_size"]
+        source_images = run.source["batch"] * config["batch_size"]
         sentences += [
-            f"It grew from the run {run.source['run']}: {config['image_size']} px, {images:,} images, "
+            f"It grew from the run {run.source['run']}: {config['image_size']} px, {source_images:,} images, "
             f"`--steps {config['steps']} --refine-from {config['refine_from']}`.",
-            *_duration(run.source, "That run"),
+            *_describe_duration(run.source, "That run"),
         ]
     return " ".join(sentences)
 
 
-def _chosen(run: RunRecord) -> list[str]:
-    if not run.measured:
-        return []
-    last = run.measurements[-1].step  # config.json has the planned number
-    kid = f"KID x1000 {run.measured.kid_x1000} ± {run.measured.std} to the training photos"
-    return [f"The best of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}."]
-
-
-def _duration(compute: Mapping[str, Any], subject: str) -> list[str]:
+def _describe_duration(compute: Mapping[str, Any], subject: str) -> list[str]:
     if "training_s" not in compute:
         return []
     hours, minutes = divmod(round(compute["training_s"] / 60), 60)
@@ -172,12 +177,20 @@ def _duration(compute: Mapping[str, Any], subject: str) -> list[str]:
     return [f"{subject} took {hours} h {minutes} min on {machine} ({compute['backend']})."]
 
 
-def _table(rows: Mapping[str, object]) -> str:
-    return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+def _describe_checks(checks: ExportChecks) -> str:
+    rows = "Rows run one by one." if checks.sequential else "All rows run at once; odd batches have one more row."
+    return f"""\
+- The fused generator differs from the Keras one by at most {checks.largest_difference}/255 ({checks.seeds} seeds).
+- Every batch size from 1 to {checks.batch_sizes} gives the floats of batch size 1, bit for bit ({checks.seeds} seeds).
+  {rows} Verified on {platform.machine()} with {checks.threads} threads per operation; use as many in a model server."""
 
 
-def _faults(faults: Sequence[Fault]) -> str:
+def _format_table(rows: Mapping[str, object]) -> str:
+    return "\n".join(["| name | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _format_faults(faults: Sequence[Fault]) -> str:
     if not faults:
-        return "None are noted, which does not mean that there are none."
+        return "No fault is recorded, but the model may have some."
     rows = (f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {fault.text} |" for fault in faults)
-    return "\n".join(["| image | seed | what is wrong |", "|---|---|---|", *rows])
+    return "\n".join(["| image | seed | fault |", "|---|---|---|", *rows])

@@ -1,4 +1,4 @@
-"""The SavedModel contract: what the exporter writes, seen as a model server sees it."""
+"""The SavedModel contract of exported versions."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tests.conftest import LIMIT_S, ROOT, SHIPPED, command
 from training.config import TrainingConfig
 from training.errors import CheckpointError, ExportError
-from training.evaluate.results import Copies, Coverage, Distances, Evaluation, Nearness, Verdict
+from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, NearestDistances, Verdict
 from training.export.command import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.model.checkpoints import load_generator
@@ -34,12 +34,12 @@ def signatures(small_model):
     return tf.saved_model.load(str(small_model / "1")).signatures
 
 
-def pictures(signatures, seeds) -> np.ndarray:
+def run_generate(signatures, seeds) -> np.ndarray:
     return signatures["generate"](seeds=tf.constant(seeds, tf.int64))["images"].numpy()
 
 
 @pytest.mark.parametrize(
-    ("signature", "given", "returned"),
+    ("signature", "expected_input", "expected_outputs"),
     [
         ("serving_default", ("latents", tf.float32, [None, 128]), [("images", tf.uint8, [None, 32, 32, 3])]),
         ("generate", ("seeds", tf.int64, [None]), [("images", tf.uint8, [None, 32, 32, 3])]),
@@ -47,22 +47,26 @@ def pictures(signatures, seeds) -> np.ndarray:
         ("golden", ("index", tf.int64, [None]), [("seeds", tf.int64, [None]), ("digests", tf.uint8, [None, 32])]),
     ],
 )
-def test_a_signature_takes_and_returns_what_the_contract_says(signatures, signature, given, returned):
+def test_signatures_match_the_contract(signatures, signature, expected_input, expected_outputs):
     function = signatures[signature]
-    assert [(s.name, s.dtype, s.shape.as_list()) for s in function.structured_input_signature[1].values()] == [given]
+    assert [(s.name, s.dtype, s.shape.as_list()) for s in function.structured_input_signature[1].values()] == [
+        expected_input
+    ]
     outputs = function.structured_outputs
-    assert {(name, s.dtype, *s.shape.as_list()) for name, s in outputs.items()} == {(n, d, *s) for n, d, s in returned}
+    assert {(name, s.dtype, *s.shape.as_list()) for name, s in outputs.items()} == {
+        (n, d, *s) for n, d, s in expected_outputs
+    }
 
 
-def test_sample_gives_the_bits_of_ringo_latent_1_for_1000_seeds(signatures):
+def test_sample_equals_ringo_latent_1_bits_for_1000_seeds(signatures):
     seeds = np.random.default_rng(6).integers(MAX_SEED, size=1000, endpoint=True)
-    found = signatures["sample"](seeds=tf.constant(seeds))["latents"].numpy()
-    assert found.tobytes() == sample_latents(seeds, 128).tobytes()
+    actual = signatures["sample"](seeds=tf.constant(seeds))["latents"].numpy()
+    assert actual.tobytes() == sample_latents(seeds, 128).tobytes()
 
 
-def test_generate_is_serving_default_after_sample(signatures):
+def test_generate_equals_serving_default_after_sample(signatures):
     latents = signatures["sample"](seeds=tf.constant(SEEDS[:8]))["latents"]
-    assert np.array_equal(signatures["serving_default"](latents=latents)["images"], pictures(signatures, SEEDS[:8]))
+    assert np.array_equal(signatures["serving_default"](latents=latents)["images"], run_generate(signatures, SEEDS[:8]))
 
 
 def test_sha256sum_accepts_an_exported_version(small_model):
@@ -74,78 +78,79 @@ def test_sha256sum_accepts_an_exported_version(small_model):
     subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=version, check=True, timeout=LIMIT_S)
 
 
-def test_the_fused_generator_differs_from_the_keras_one_by_at_most_1_of_255(signatures, small_run):
+def test_exported_images_differ_from_keras_by_at_most_1_of_255(signatures, small_run):
     expected = generate_images(load_generator(small_run).network, SEEDS)
-    assert np.abs(pictures(signatures, SEEDS).astype(int) - expected).max() <= 1
+    assert np.abs(run_generate(signatures, SEEDS).astype(int) - expected).max() <= 1
 
 
-# The shipped model was proved where oneDNN has AVX-512; elsewhere an export of one's own paints row by row.
+# The bundled model was verified where oneDNN has AVX-512; elsewhere `export` writes a sequential graph.
 NEEDS_AVX512 = pytest.mark.skipif(
     "avx512f" not in Path("/proc/cpuinfo").read_text(), reason="without AVX-512, oneDNN rounds by the size of the batch"
 )
 
 
-@pytest.mark.parametrize("model", ["small", pytest.param("shipped", marks=NEEDS_AVX512)])
-def test_pictures_are_the_same_bytes_at_every_batch_size_from_1_to_64(model, signatures):
-    if model == "shipped":
+@pytest.mark.parametrize("model", ["small", pytest.param("bundled", marks=NEEDS_AVX512)])
+def test_images_are_equal_bytes_at_every_batch_size_from_1_to_64(model, signatures):
+    if model == "bundled":
         signatures = tf.saved_model.load(str(SHIPPED)).signatures
-    alone = np.concatenate([pictures(signatures, [seed]) for seed in SEEDS])
+    expected = np.concatenate([run_generate(signatures, [seed]) for seed in SEEDS])
     for size in range(2, MAX_BATCH_SIZE + 1):
-        batched = np.concatenate([pictures(signatures, SEEDS[i : i + size]) for i in range(0, len(SEEDS), size)])
-        assert np.array_equal(batched, alone), f"batches of {size}"
+        batched = np.concatenate([run_generate(signatures, SEEDS[i : i + size]) for i in range(0, len(SEEDS), size)])
+        assert np.array_equal(batched, expected), f"batches of {size}"
 
 
-def test_pictures_do_not_depend_on_order_and_company(signatures):
+def test_images_do_not_depend_on_other_rows_of_the_batch(signatures):
     order = np.random.default_rng(7).permutation(64)
-    assert np.array_equal(pictures(signatures, SEEDS[:64][order]), pictures(signatures, SEEDS[:64])[order])
-    crowd = np.repeat(SEEDS[:1], 33)
-    assert np.array_equal(pictures(signatures, crowd), np.repeat(pictures(signatures, SEEDS[:1]), 33, axis=0))
+    assert np.array_equal(run_generate(signatures, SEEDS[:64][order]), run_generate(signatures, SEEDS[:64])[order])
+    repeated = np.repeat(SEEDS[:1], 33)
+    assert np.array_equal(
+        run_generate(signatures, repeated), np.repeat(run_generate(signatures, SEEDS[:1]), 33, axis=0)
+    )
 
 
-def test_no_rows_give_no_pictures(signatures):
-    assert pictures(signatures, []).shape == (0, 32, 32, 3)
+def test_generate_returns_no_images_when_batch_is_empty(signatures):
+    assert run_generate(signatures, []).shape == (0, 32, 32, 3)
 
 
-def test_the_graph_asserts_nothing_holds_no_variables_and_asks_for_no_xla(small_model):
-    graph = tf.compat.v1.saved_model.load
+def test_graph_has_no_assertions_variables_or_xla(small_model):
     with tf.Graph().as_default() as g, tf.compat.v1.Session() as session:
-        graph(session, ["serve"], str(small_model / "1"))
+        tf.compat.v1.saved_model.load(session, ["serve"], str(small_model / "1"))
         definition = g.as_graph_def()
     nodes = [*definition.node, *(node for f in definition.library.function for node in f.node_def)]
     assert not {n.op for n in nodes} & {"Assert", "VarHandleOp", "VariableV2", "PyFunc"}
-    assert not {n.op for n in nodes} & {"FusedBatchNormV3", "ResizeNearestNeighbor"}  # fused away
+    assert not {n.op for n in nodes} & {"FusedBatchNormV3", "ResizeNearestNeighbor"}  # fused
     assert not any(f.attr["_XlaMustCompile"].b for f in definition.library.function)
 
 
-def test_a_session_serves_it_as_tensorflow_serving_does(small_model, signatures):
-    """A Keras model in a tf.Module loads in Python, but fails every Predict of the genuine server; this shows it."""
+def test_tensorflow_1_session_runs_the_saved_model(small_model, signatures):
+    """A Keras model in a tf.Module would fail only in TensorFlow Serving."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], str(small_model / "1"))
         definition = meta.signature_def["generate"]
-        fed = {definition.inputs["seeds"].name: SEEDS[:4]}
-        found = session.run(definition.outputs["images"].name, fed)
-    assert np.array_equal(found, pictures(signatures, SEEDS[:4]))
+        feed = {definition.inputs["seeds"].name: SEEDS[:4]}
+        actual = session.run(definition.outputs["images"].name, feed)
+    assert np.array_equal(actual, run_generate(signatures, SEEDS[:4]))
 
 
-def golden(signatures, index) -> tuple[np.ndarray, np.ndarray]:
-    answered = signatures["golden"](index=tf.constant(index, tf.int64))
-    return answered["seeds"].numpy(), answered["digests"].numpy()
+def read_golden(signatures, index) -> tuple[np.ndarray, np.ndarray]:
+    outputs = signatures["golden"](index=tf.constant(index, tf.int64))
+    return outputs["seeds"].numpy(), outputs["digests"].numpy()
 
 
-def test_the_golden_digests_are_those_of_the_pixels_of_64_seeds(signatures):
-    seeds, digests = golden(signatures, range(64))
+def test_golden_digests_match_the_pixels_of_64_seeds(signatures):
+    seeds, digests = read_golden(signatures, range(64))
     assert len(set(seeds.tolist())) == 64
     for seed, digest in zip(seeds, digests, strict=True):
-        assert digest.tobytes() == hashlib.sha256(pictures(signatures, [seed]).tobytes()).digest()
+        assert digest.tobytes() == hashlib.sha256(run_generate(signatures, [seed]).tobytes()).digest()
 
 
 @pytest.mark.parametrize("index", [[], [3], [63, 0, 63], [64, -1, 2**62], range(65)])
-def test_any_batch_of_golden_indices_is_answered_row_by_row(signatures, index):
-    seeds, digests = golden(signatures, range(64))
+def test_golden_returns_one_row_per_index(signatures, index):
+    seeds, digests = read_golden(signatures, range(64))
     rows = np.asarray(index, np.int64) % 64
-    found = golden(signatures, index)
-    assert np.array_equal(found[0], seeds[rows])
-    assert np.array_equal(found[1], digests[rows])
+    actual = read_golden(signatures, index)
+    assert np.array_equal(actual[0], seeds[rows])
+    assert np.array_equal(actual[1], digests[rows])
 
 
 def test_warm_up_requests_cover_every_allowed_batch_size(small_model, signatures):
@@ -160,14 +165,14 @@ def test_warm_up_requests_cover_every_allowed_batch_size(small_model, signatures
     assert sizes == {"generate": list(ALLOWED_BATCH_SIZES), "serving_default": list(ALLOWED_BATCH_SIZES)}
 
 
-def test_the_last_allowed_batch_size_is_the_largest(small_model):
+def test_last_allowed_batch_size_is_the_largest(small_model):
     lines = (small_model / "1" / "batching_params.pbtxt").read_text().splitlines()
     allowed = [int(line.split(":")[1]) for line in lines if line.startswith("allowed_batch_sizes")]
     assert allowed == sorted(allowed)
     assert f"max_batch_size {{ value: {allowed[-1]} }}" in lines
 
 
-def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small_model, small_run):
+def test_card_names_licence_attribution_and_hyperparameters(small_model, small_run):
     card = (small_model / "1" / "model_card.md").read_text(encoding="utf-8")
     config = TrainingConfig.from_json((small_run / "config.json").read_text(encoding="utf-8"))
     hyperparameters = [f"| {f.name} | {getattr(config, f.name)} |" for f in fields(config) if f.metadata["fixed"]]
@@ -182,20 +187,20 @@ def test_the_card_names_licence_attribution_steps_and_every_hyperparameter(small
         assert fact in card
 
 
-def test_the_card_shows_a_known_fault_with_the_picture_of_its_seed(small_model, small_run):
+def test_card_shows_the_image_of_a_known_fault(small_model, small_run):
     version = small_model / "1"
     assert "| ![seed 7](faults/7.png) | 7 | torn at the left |" in (version / "model_card.md").read_text("utf-8")
-    with Image.open(version / "faults" / "7.png") as picture:
-        assert np.array_equal(picture, generate_images(load_generator(small_run).network, np.array([7]))[0])
+    with Image.open(version / "faults" / "7.png") as image:
+        assert np.array_equal(image, generate_images(load_generator(small_run).network, np.array([7]))[0])
 
 
 @pytest.mark.parametrize("text", ["torn", "x: torn", "-1: torn", "7:", "9223372036854775808: torn"])
-def test_a_fault_that_names_no_seed_or_no_fault_is_refused(text):
-    with pytest.raises(ExportError, match=r"^--fault is .*: allowed is SEED:TEXT"):
+def test_fault_is_refused_when_seed_or_text_is_missing(text):
+    with pytest.raises(ExportError, match=r"^--fault is .*; set it to SEED:TEXT"):
         Fault.parse(text)
 
 
-DISTANCES = Distances(pictures=56, photos=56, kid_x1000=12.5, kid_x1000_std=0.5, fid=34.5)
+DISTANCES = Distances(images=56, photos=56, kid_x1000=12.5, kid_x1000_std=0.5, fid=34.5)
 EVALUATION = Evaluation(
     model="small",
     batch=4,
@@ -203,51 +208,57 @@ EVALUATION = Evaluation(
     photos="fruit, 56 photos",
     seeds="10000 to 10055",
     against_all=DISTANCES,
-    against_held_out=Distances(pictures=56, photos=6, kid_x1000=23.5, kid_x1000_std=1.5, fid=None),
-    copies=Copies(Nearness(2.0, 1.0), None, Nearness(0.2, 0.1), None, Verdict("good", "No sign of copying.", "See 2.")),
-    other_judges=(),
+    against_held_out=Distances(images=56, photos=6, kid_x1000=23.5, kid_x1000_std=1.5, fid=None),
+    copies=CopyCheck(
+        NearestDistances(2.0, 1.0),
+        None,
+        NearestDistances(0.2, 0.1),
+        None,
+        Verdict("good", "No sign of copying.", "See 2."),
+    ),
+    other_features=(),
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
     remarks=(),
 )
 
 
-def card_after(evaluation: Evaluation, run: Path, folder: Path) -> str:
+def write_card_with(evaluation: Evaluation, run: Path, folder: Path) -> str:
     copied = folder / "run"
     shutil.copytree(run, copied)
     write_record(copied / "evaluation.json", asdict(evaluation))
     record = read_run(copied, load_generator(copied))
     folder.joinpath("1").mkdir()
-    checks = ExportChecks(largest_difference=0, batch_sizes=64, seeds=64, row_by_row=False, threads="2")
+    checks = ExportChecks(largest_difference=0, batch_sizes=64, seeds=64, sequential=False, threads="2")
     write_model_card(folder / "1", record, model_name="fruit", licence="", attribution="", checks=checks, faults=[])
     return (folder / "1" / "model_card.md").read_text(encoding="utf-8")
 
 
-def test_the_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
-    card = card_after(EVALUATION, small_run, tmp_path)
+def test_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
+    card = write_card_with(EVALUATION, small_run, tmp_path)
     for row in (
-        "| KID x1000, against all photos | 12.5 ± 0.5 (56 pictures, 56 photos) |",
+        "| KID x1000, against all photos | 12.5 ± 0.5 (56 images, 56 photos) |",
         "| FID, against all photos | 34.5 (56 of each) |",
-        "| KID x1000, against photos held out of training | 23.5 ± 1.5 (56 pictures, 6 photos) |",
+        "| KID x1000, against photos held out of training | 23.5 ± 1.5 (56 images, 6 photos) |",
         "| copies | No sign of copying. See 2. |",
-        "| varieties covered | 1 of 2, told apart by folder; missing: elstar |",
+        "| varieties covered | 1 of 2, identified by folder; missing: elstar |",
     ):
         assert row in card
 
 
-def test_the_card_does_not_quote_the_evaluation_of_another_checkpoint(small_run, tmp_path):
-    assert "Not evaluated." in card_after(replace(EVALUATION, batch=3), small_run, tmp_path)
+def test_card_omits_the_evaluation_of_another_checkpoint(small_run, tmp_path):
+    assert "Not evaluated." in write_card_with(replace(EVALUATION, batch=3), small_run, tmp_path)
 
 
-def test_the_card_counts_the_batches_that_were_done_not_those_planned(small_run, tmp_path):
+def test_card_counts_finished_batches_not_planned_ones(small_run, tmp_path):
     run = tmp_path / "unfinished"
     shutil.copytree(small_run, run)
     (run / "config.json").write_text(TrainingConfig(**read_record(run / "config.json") | {"steps": 9000}).to_json())
     (run / "kid.csv").write_text("step,kid_x1000,std\n2,50.0,1.0\n4,30.0,1.0\n")
-    card = card_after(EVALUATION, run, tmp_path)
+    card = write_card_with(EVALUATION, run, tmp_path)
     assert "4 batches of 8: 32 images. The best of 2 checkpoints measured in 4 batches: KID x1000 30.0" in card
 
 
-def test_card_names_the_run_that_its_run_grew_from(small_run, tmp_path):
+def test_card_names_the_source_run_when_grown(small_run, tmp_path):
     run = tmp_path / "grown"
     shutil.copytree(small_run, run)
     config = {"image_size": 16, "batch_size": 4, "steps": 9, "refine_from": 7}
@@ -256,10 +267,10 @@ def test_card_names_the_run_that_its_run_grew_from(small_run, tmp_path):
     assert (
         "It grew from the run seedling: 16 px, 36 images, `--steps 9 --refine-from 7`. "
         "That run took 1 h 2 min on x86_64 with 2 processors (jax)."
-    ) in card_after(EVALUATION, run, tmp_path)
+    ) in write_card_with(EVALUATION, run, tmp_path)
 
 
-def test_a_version_says_what_its_training_saw_but_not_where_the_photos_lie(small_model, small_run):
+def test_version_records_its_photos_but_not_their_folder(small_model, small_run):
     version, record = small_model / "1", json.loads((small_run / "photos.json").read_text(encoding="utf-8"))
     folder = record.pop("folder")
     assert json.loads((version / "photos.json").read_text(encoding="utf-8")) == {**record, "batch": 4}
@@ -267,7 +278,7 @@ def test_a_version_says_what_its_training_saw_but_not_where_the_photos_lie(small
     assert all(folder.encode() not in file.read_bytes() for file in version.rglob("*") if file.is_file())
 
 
-def test_the_best_checkpoint_is_exported_unless_the_last_is_asked_for(small_run, tmp_path):
+def test_load_generator_takes_the_best_checkpoint_by_default(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     with np.load(run / "checkpoint.npz") as file:
@@ -275,14 +286,14 @@ def test_the_best_checkpoint_is_exported_unless_the_last_is_asked_for(small_run,
     assert [load_generator(run, which).batch for which in ("best", "last")] == [2, 4]
 
 
-def digests(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_second_export_is_the_next_version_and_leaves_the_first_alone(small_model, small_run, tmp_path):
+def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run, tmp_path):
     model = tmp_path / "fruit"
     shutil.copytree(small_model, model)
-    before = digests(model / "1")
+    files = read_files(model / "1")
     process = subprocess.run(
         command("training", "export", small_run, "--to", model),
         cwd=ROOT,
@@ -292,39 +303,41 @@ def test_a_second_export_is_the_next_version_and_leaves_the_first_alone(small_mo
     )
     assert process.returncode == 0, process.stderr
     assert sorted(p.name for p in model.iterdir()) == ["1", "2"]
-    assert digests(model / "1") == before
+    assert read_files(model / "1") == files
 
 
 EVERY_SIZE = """
 import sys
 import numpy as np, tensorflow as tf
 generate = tf.saved_model.load(sys.argv[1]).signatures["generate"]
-pictures = [np.asarray(generate(seeds=tf.range(size, dtype=tf.int64))["images"]) for size in range(65)]
-assert all(np.array_equal(p, pictures[64][: len(p)]) for p in pictures)
+images = [np.asarray(generate(seeds=tf.range(size, dtype=tf.int64))["images"]) for size in range(65)]
+assert all(np.array_equal(batch, images[64][: len(batch)]) for batch in images)
 """
 
 
-@pytest.mark.parametrize("surroundings", [{"TF_ENABLE_ONEDNN_OPTS": "0"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}])
-def test_where_batch_sizes_disagree_the_model_paints_row_by_row(small_run, tmp_path, surroundings):
+@pytest.mark.parametrize("environment", [{"TF_ENABLE_ONEDNN_OPTS": "0"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}])
+def test_export_runs_rows_one_by_one_when_batch_sizes_disagree(small_run, tmp_path, environment):
     process = subprocess.run(
         command("training", "export", small_run, "--to", tmp_path / "fruit"),
         cwd=ROOT,
-        env=os.environ | surroundings,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert process.returncode == 0, process.stderr
-    assert "give other bits than batches of 1. The model will paint a batch one row at a time." in process.stdout
-    assert "one row at a time" in (tmp_path / "fruit" / "1" / "model_card.md").read_text(encoding="utf-8")
+    assert (
+        "give other bits than batches of 1. The exported model runs the rows of a batch one by one." in process.stdout
+    )
+    assert "Rows run one by one." in (tmp_path / "fruit" / "1" / "model_card.md").read_text(encoding="utf-8")
     subprocess.run(
         [sys.executable, "-c", EVERY_SIZE, str(tmp_path / "fruit" / "1")],
-        env=os.environ | surroundings,
+        env=os.environ | environment,
         check=True,
         timeout=240,
     )
 
 
-def test_a_run_without_a_checkpoint_is_one_sentence(tmp_path):
+def test_export_is_refused_when_the_run_has_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config.json"):
         export(tmp_path, tmp_path / "fruit", licence="", attribution="")

@@ -10,7 +10,7 @@ LATENT_DIM = 16
 
 @pytest.fixture(scope="module")
 def generator():
-    """A generator none of whose parts is at the neutral value it begins with."""
+    """Return a generator without neutral initial values."""
     rng = np.random.default_rng(0)
     generator = build_generator(LATENT_DIM, (24, 16, 8))
     for variable in generator.weights:
@@ -19,9 +19,9 @@ def generator():
     return generator
 
 
-def test_the_fused_generator_is_the_same_function(generator):
+def test_fused_generator_equals_the_generator(generator):
     latents = sample_latents(np.arange(32), LATENT_DIM)
     fused = build_function(fuse(generator), LATENT_DIM)
     expected = np.asarray(generator(latents, training=False))
-    assert expected.std() > 0.1  # a generator that paints one grey would prove nothing
+    assert expected.std() > 0.1  # a uniform grey would prove nothing
     np.testing.assert_allclose(fused(latents), expected, atol=2e-5)

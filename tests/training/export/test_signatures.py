@@ -1,4 +1,4 @@
-"""The signatures in a session, which is how TensorFlow Serving runs them: large calls, and their memory."""
+"""Large calls of the signatures in a session, as in TensorFlow Serving."""
 
 import json
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import LIMIT_S
 
-# argv: a version folder and a number of seeds. Prints the growth in MB, and whether rows equal those of a lone call.
-ONE_LARGE_CALL = """
+# Arguments: version folder, signature, number of seeds. Prints the memory growth in MB, and whether rows are equal.
+LARGE_CALL = """
 import json, re, sys
 from pathlib import Path
 import numpy as np, tensorflow as tf
@@ -24,28 +24,28 @@ with session.graph.as_default():
 feed, fetch = (next(iter(part.values())).name for part in (signature.inputs, signature.outputs))
 seeds = np.arange(int(sys.argv[3])) * 2**40
 rows = seeds if sys.argv[2] != "serving_default" else np.random.default_rng(0).normal(size=(len(seeds), 128))
-run = lambda some: session.run(fetch, {feed: some})
+run = lambda batch: session.run(fetch, {feed: batch})
 run(rows[:64])
 before_mb = memory_mb("VmRSS")
-found = run(rows)
+result = run(rows)
 growth_mb = memory_mb("VmHWM") - before_mb
-alone = [0, 1, 63, 64, 65, 127, 128, len(rows) // 2, len(rows) - 1]
-same = all(np.array_equal(run(rows[i : i + 1])[0], found[i]) for i in alone)
-print(json.dumps({"shape": found.shape, "growth_mb": growth_mb, "same": same}))
+checked = [0, 1, 63, 64, 65, 127, 128, len(rows) // 2, len(rows) - 1]
+are_equal = all(np.array_equal(run(rows[i : i + 1])[0], result[i]) for i in checked)
+print(json.dumps({"shape": result.shape, "growth_mb": growth_mb, "are_equal": are_equal}))
 """
 
 
 @pytest.mark.parametrize(
     ("signature", "row"), [("generate", (32, 32, 3)), ("serving_default", (32, 32, 3)), ("sample", (128,))]
 )
-def test_a_call_of_4001_rows_runs_in_chunks_with_the_same_bytes(small_model, signature, row):
+def test_call_of_4001_rows_runs_in_chunks_with_equal_bytes(small_model, signature, row):
     arguments = [str(small_model / "1"), signature, "4001"]
     process = subprocess.run(
-        [sys.executable, "-c", ONE_LARGE_CALL, *arguments], capture_output=True, text=True, timeout=4 * LIMIT_S
+        [sys.executable, "-c", LARGE_CALL, *arguments], capture_output=True, text=True, timeout=4 * LIMIT_S
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
-    assert found["shape"] == [4001, *row]
-    assert found["same"]
-    output_mb = np.prod(found["shape"]) * (4 if signature == "sample" else 1) / 1e6
-    assert found["growth_mb"] < output_mb + 30  # all rows at once: 600 MB
+    result = json.loads(process.stdout)
+    assert result["shape"] == [4001, *row]
+    assert result["are_equal"]
+    output_mb = np.prod(result["shape"]) * (4 if signature == "sample" else 1) / 1e6
+    assert result["growth_mb"] < output_mb + 30  # all rows at once: 600 MB
