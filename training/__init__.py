@@ -1,1 +1,1 @@
-"""Fit a Keras GAN on a folder of photos and export its generator as a SavedModel."""
+"""Train a Keras GAN on photos; export its generator as a SavedModel."""

@@ -1,4 +1,4 @@
-"""The command line: python -m training preview | fit | evaluate | export."""
+"""The commands: python -m training preview | fit | evaluate | export."""
 
 import argparse
 import os

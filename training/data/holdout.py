@@ -1,8 +1,8 @@
 """The split into training and held-out photos.
 
 Training never uses held-out photos, so an evaluation can compare generated images with unseen photos. Frames of a
-series (a turntable, a burst, a film) differ little from their neighbours, so a single held-out frame would be as good
-as seen. Whole groups of consecutive photos are held out instead. The file names alone decide which.
+series (a turntable, a burst, a film) differ little from their neighbours, so a single held-out frame would not count as
+unseen. Whole groups of consecutive photos are held out instead. The file names alone decide which.
 """
 
 import hashlib

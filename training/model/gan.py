@@ -189,7 +189,10 @@ class GAN(keras.Model):
 
 
 def augment_images(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
-    """Return `images` float32[N, S, S, 3], in [-1, 1], augmented as in `config`."""
+    """Return `images` float32[N, S, S, 3] augmented as in `config`.
+
+    Values are in [-1, 1].
+    """
     return augment(
         images,
         noise,
