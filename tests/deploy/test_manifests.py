@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -55,8 +56,8 @@ def rendered() -> dict[str, list[Manifest]]:
     return render_all(ROOT / "k8s")
 
 
-def render_all(folder: Path) -> dict[str, list[Manifest]]:
-    """Return the manifests of each of ALL, from the kustomizations in `folder`."""
+def render_all(folder: Path, names: Sequence[str] = ALL) -> dict[str, list[Manifest]]:
+    """Return the manifests of each of `names`, which are kustomizations in `folder`."""
 
     def render(name: str) -> list[Manifest]:
         command = [*KUSTOMIZE, str(folder / name)]
@@ -65,7 +66,7 @@ def render_all(folder: Path) -> dict[str, list[Manifest]]:
         return list(yaml.safe_load_all(done.stdout))
 
     with ThreadPoolExecutor() as threads:
-        return dict(zip(ALL, threads.map(render, ALL), strict=True))
+        return dict(zip(names, threads.map(render, names), strict=True))
 
 
 @pytest.fixture(params=ALL)
