@@ -15,7 +15,7 @@ from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
 from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
 from training.evaluate.metrics import Features, find_nearest, frechet_distance, kernel_distance
-from training.evaluate.report import DataSummary, Morph, Pairs, Report, write_report
+from training.evaluate.report import DataSummary, Interpolation, Pairs, Report, write_report
 from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, FeatureDistances
 from training.evaluate.varieties import find_varieties
 from training.model.latents import sample_latents, slerp
@@ -193,7 +193,7 @@ def build_report(
         grid=generator.generate_images(np.arange(GRID_SEEDS)),
         generated=image_pairs,
         held_out=held_out_pairs,
-        morphs=[interpolate(generator, first, last) for first, last in INTERPOLATED_SEEDS],
+        interpolations=[interpolate(generator, first, last) for first, last in INTERPOLATED_SEEDS],
         losses=read_curves(model / "history.csv"),
         kid=read_curves(model / "kid.csv"),
         config=generator.config,
@@ -201,10 +201,10 @@ def build_report(
     )
 
 
-def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Morph:
+def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Interpolation:
     """Return the images interpolated between two seeds."""
     start, end = sample_latents(np.array([first, last]), generator.latent_dim)
-    return Morph(first, last, generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS)))
+    return Interpolation(first, last, generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS)))
 
 
 def summarise_data(

@@ -72,7 +72,7 @@ def _find_closest(
     closest = np.argsort(distances, kind="stable")[:MAX_PAIRS]
     neighbours = training[nearest[closest]]
     return Pairs(
-        pictures=images[closest],
+        images=images[closest],
         names=[names[row] for row in closest],
         nearest=photos.pixels[neighbours],
         nearest_names=[photos.files[row] for row in neighbours],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_POINTS = 300  # of a line: more show only the noise
+MAX_POINTS = 300  # of a line; more show only noise
 BINS = 40  # of a histogram
 KID_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LABELS = {
@@ -27,7 +27,7 @@ Figure = Any  # of matplotlib, which takes 0.5 s to import
 
 @dataclass(frozen=True)
 class Chart:
-    """An image and the sentence that states its numbers."""
+    """An image, and a sentence with its numbers."""
 
     title: str
     summary: str
@@ -67,9 +67,10 @@ def chart_losses(curves: Curves) -> Chart | None:
 
 
 def chart_kid(curves: Curves) -> Chart | None:
-    """Return the chart of `kid_x1000` by `step` and `minutes`, in a band of `std`; None if `curves` is empty.
+    """Return the chart of KID by batch and minutes, or None without `curves`.
 
-    Files of older runs have no minutes. KID is unbiased, so it may be negative near 0: below 1 it is drawn as 1.
+    The band is `std`. Files of older runs have no minutes. KID is unbiased, so it can be negative near 0. Values below
+    1 are drawn as 1.
     """
     if not curves:
         return None
@@ -105,7 +106,10 @@ def chart_kid(curves: Curves) -> Chart | None:
 
 
 def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
-    """Return a histogram of each of `kinds`, label to values >= 0; all have the same area."""
+    """Return a histogram of each of `kinds`, all of equal area.
+
+    `kinds` maps labels to values >= 0.
+    """
     figure = _new_figure(height=3.2)
     axes = figure.subplots()
     edges = np.linspace(0.0, max(values.max() for values in kinds.values()) or 1.0, BINS + 1)

@@ -1,4 +1,4 @@
-"""report.html: what an evaluation found, on one page that needs nothing else, for somebody who is learning GANs."""
+"""report.html: the results of an evaluation on one self-contained page."""
 
 import base64
 import io
@@ -17,82 +17,82 @@ from training.evaluate.results import SMALL, Evaluation
 from training.records import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-LARGEST_LOSSLESS = 128  # pixels a side: 180 photos of 256 would be 22 MB instead of 5, on a page to be mailed
+MAX_LOSSLESS = 128  # pixels a side; 180 lossless images of 256 px have 22 MB instead of 5, too much for a mail
 
 Pixels = NDArray[np.uint8]  # [N, S, S, 3], sRGB
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A few pictures, each beside the training photo nearest to it, and how far all pictures of their kind are."""
+    """Some images with their nearest training photos, and all distances."""
 
-    pictures: Pixels  # [K, S, S, 3]
-    names: Sequence[str]  # of `pictures`, such as "seed 17"
+    images: Pixels  # [K, S, S, 3]
+    names: Sequence[str]  # of `images`, such as "seed 17"
     nearest: Pixels  # [K, S, S, 3]
     nearest_names: Sequence[str]  # files
     distances: Numbers  # [K], within each pair
-    all_distances: Numbers  # [N], from every picture of the kind to the training photo nearest to it
+    all_distances: Numbers  # [N], from every image of the kind to its nearest training photo
 
 
 @dataclass(frozen=True)
-class Morph:
-    """Pictures of the latents that `slerp` lays between those of two seeds, both included."""
+class Interpolation:
+    """Images interpolated between two seeds, both included."""
 
     first_seed: int
     last_seed: int
-    pictures: Pixels  # [K, S, S, 3]
+    images: Pixels  # [K, S, S, 3]
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Whose photos they are, and what became of them."""
+    """Counts, licence and attribution of the training photos."""
 
     files: int
     used: int
     skipped: Mapping[str, int]  # reason to count
-    held_out: str  # how many
+    held_out: str  # a sentence
     licence: str
     attribution: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is on the page. What is None or empty is left out with a sentence that says so."""
+    """The content of the page; a sentence replaces each missing part."""
 
     evaluation: Evaluation
     grid: Pixels  # [100, S, S, 3], seeds 0 to 99
     data: DataSummary
     generated: Pairs | None = None
     held_out: Pairs | None = None
-    morphs: Sequence[Morph] = ()
+    interpolations: Sequence[Interpolation] = ()
     losses: Curves = field(default_factory=dict)  # the columns of history.csv
     kid: Curves = field(default_factory=dict)  # the columns of kid.csv: step, kid_x1000, std, minutes
     config: Mapping[str, object] = field(default_factory=dict)
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write `report` to the HTML file `path`, whole or not at all. Raises OSError.
+    """Write `report` to the HTML file `path`, atomically. Raises OSError.
 
-    Names of files and people are untrusted: whatever they hold is shown as text.
+    Names of files and people are untrusted, so the page escapes them.
     """
-    kinds = {"generated pictures": report.generated, "held-out photos": report.held_out}
+    kinds = {"generated images": report.generated, "held-out photos": report.held_out}
     distances = {kind: pairs.all_distances for kind, pairs in kinds.items() if pairs is not None}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"readable": readable, "uri": data_uri}
+    environment.filters |= {"readable": format_value, "uri": data_uri}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
-        found=report.evaluation,
+        evaluation=report.evaluation,
         small=SMALL,
         distances=distances and chart_distances(distances),
         kid=chart_kid(report.kid),
         losses=chart_losses(report.losses),
         made_on=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    write_atomically(path, page.encode("utf-8", "backslashreplace").decode())  # names may hold bytes that are not UTF-8
+    write_atomically(path, page.encode("utf-8", "backslashreplace").decode())  # names may not be UTF-8
 
 
-def readable(value: object) -> str:
-    """Return `value` as a person writes it: 1,900 and 43.58, not 43.5799999."""
+def format_value(value: object) -> str:
+    """Return `value` for readers: 1,900 and 43.58, not 43.5799999."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -100,8 +100,8 @@ def readable(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def data_uri(picture: Pixels) -> str:
-    """Return `picture` uint8[S, S, 3] as the address of an image that holds it."""
+def data_uri(image: Pixels) -> str:
+    """Return `image` uint8[S, S, 3] as a data URI."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", lossless=len(picture) <= LARGEST_LOSSLESS, quality=90)
+    Image.fromarray(image).save(file, "WEBP", lossless=len(image) <= MAX_LOSSLESS, quality=90)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

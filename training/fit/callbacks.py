@@ -19,7 +19,7 @@ from tqdm import tqdm
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.evaluate.plots import draw_losses
-from training.fit.plots import animate_grids, grids_in
+from training.fit.plots import animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid
 from training.records import read_curves, read_record, write_atomically, write_record
@@ -151,7 +151,7 @@ class Grids(StepCallback):
         self.folder, self.every, self.generator = folder, every, generator
         self.grids = folder / "grids"
         self.grids.mkdir(exist_ok=True)
-        for batch, path in grids_in(self.grids):
+        for batch, path in list_grids(self.grids):
             if batch > first_step:  # a killed run may have grids after its last checkpoint
                 path.unlink()
 

@@ -12,29 +12,33 @@ from training.records import write_atomically
 
 LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
-MOST_FRAMES, MOST_WIDTH = 40, 512
+MAX_FRAMES, MAX_WIDTH = 40, 512
 
 
-def grids_in(folder: Path) -> list[tuple[int, Path]]:
-    """Return the batch number and path of every grid `folder`/<batch>.png, in the order of batches."""
+def list_grids(folder: Path) -> list[tuple[int, Path]]:
+    """Return batch number and path of every grid, sorted by batch.
+
+    Grids are `folder`/<batch>.png.
+    """
     return sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal())
 
 
 def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
-    """Join the grids of `grids` to the GIF `to`, each with its batch number above; the last one stays.
+    """Write the grids as the GIF `to`, each labelled with its batch.
 
-    Of more than MOST_FRAMES it takes the last, those of the batches `keep`, and of the others as many as fit, evenly.
-    Frames are at most MOST_WIDTH pixels wide: 40 of apples on white are 6 MB, 40 of noise 12. Raises OSError.
+    The last frame is shown longest. If there are more than MAX_FRAMES grids, it takes the last one, those of the
+    batches `keep`, and others at equal intervals. Frames are at most MAX_WIDTH pixels wide: 40 frames of apples on
+    white have 6 MB, 40 of noise 12 MB. Raises OSError.
     """
     frames = []
-    for batch, path in choose_frames(grids_in(grids), keep):
+    for batch, path in choose_frames(list_grids(grids), keep):
         with Image.open(path) as grid:
-            grid.thumbnail((MOST_WIDTH, MOST_WIDTH))
+            grid.thumbnail((MAX_WIDTH, MAX_WIDTH))
             frame = Image.new("RGB", (grid.width, grid.height + LABEL_HEIGHT), "white")
             frame.paste(grid, (0, LABEL_HEIGHT))
         ImageDraw.Draw(frame).text((6, 3), f"batch {batch}", fill="black", font_size=LABEL_HEIGHT - 8)
-        # A palette for each frame by median cut, not dithered: 146 kB a frame, and white stays white. The octree takes
-        # a tenth of the time, but apples show bands; dithering adds a seventh to the size, and dots to smooth skins.
+        # Each frame has a palette by median cut, not dithered: 146 kB, and white stays white. An octree takes a tenth
+        # of the time, but apples show bands. Dithering adds a seventh to the size, and dots to smooth surfaces.
         frames.append(frame.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
     durations_ms = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     file = io.BytesIO()
@@ -43,28 +47,28 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
 
 
 def choose_frames(grids: list[tuple[int, Path]], keep: Collection[int]) -> list[tuple[int, Path]]:
-    """Return at most MOST_FRAMES of `grids`, in order: see `animate_grids`."""
-    if len(grids) <= MOST_FRAMES:
+    """Return at most MAX_FRAMES of `grids`, in order; see `animate_grids`."""
+    if len(grids) <= MAX_FRAMES:
         return grids
-    kept = {index for index, (batch, _) in enumerate(grids) if batch in keep}
-    evenly = np.linspace(0, len(grids) - 1, MOST_FRAMES - len(kept)).round().astype(int)
-    return [grids[index] for index in sorted(kept.union(evenly.tolist()))]
+    required = {index for index, (batch, _) in enumerate(grids) if batch in keep}
+    others = np.linspace(0, len(grids) - 1, MAX_FRAMES - len(required)).round().astype(int)
+    return [grids[index] for index in sorted(required.union(others.tolist()))]
 
 
 def draw_networks(networks: list[keras.Model], folder: Path) -> str | None:
-    """Draw each network to `folder`/<name>.png with Graphviz. Returns the reason if there is no Graphviz, else None.
+    """Draw each network to `folder`/<name>.png; return a warning or None.
 
-    Without it the same tables are written as text, <name>.txt: a missing program must not stop a training.
+    Without Graphviz it writes text tables to <name>.txt, because a missing program must not stop training.
     """
-    reason = None
+    warning = None
     for network in networks:
         try:
             keras.utils.plot_model(
                 network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
             )
-        except ImportError:  # what Keras raises when pydot cannot find the program `dot`
+        except ImportError:  # Keras raises it if pydot cannot find the program `dot`
             lines: list[str] = []
             network.summary(print_fn=lambda line, **_: lines.append(line))  # noqa: B023
             (folder / f"{network.name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            reason = "Graphviz is not installed (no program `dot`): the networks are written as text tables."
-    return reason
+            warning = "Graphviz is not installed, so networks are written as text tables; install it for drawings."
+    return warning

@@ -74,11 +74,11 @@ def test_evaluate_writes_a_report_and_prints_its_path(evaluated, small_run):
         evaluation.verdict.explanation,
         "a hundred seeds",
         'alt="seed 99"',
-        "The 12 closest of 56 generated pictures",
+        "The 12 closest of 56 generated images",
         "The 6 closest of 6 held-out photos",
         "Seed 6 to seed 7",
         "Batches 1 to 4: generator from",
-        "KID was not measured while it learned",
+        "The run folder has no measurements of KID",
         '<th scope="row"><bdi>batch_size</bdi></th><td><bdi>8</bdi></td>',
         "Held out of training: 6 of 56 photos",
         "<bdi>CC0-1.0</bdi>",
@@ -113,7 +113,7 @@ def version_evaluated(small_model, photos, tmp_path_factory):
     """Return results, report, changed files and folder for an exported version."""
     version, out = small_model / "1", tmp_path_factory.mktemp("evaluation")
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
-    evaluation = evaluate_in_process(version, photos, out=out, attribution="somebody else")
+    evaluation = evaluate_in_process(version, photos, out=out, attribution="another author")
     changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
     return evaluation, (out / "report.html").read_text(encoding="utf-8"), changed, out
 
@@ -130,8 +130,8 @@ def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluate
 def test_report_quotes_the_model_card_when_given_a_version(version_evaluated):
     _, page, _, _ = version_evaluated
     assert "<bdi>CC0-1.0</bdi>" in page
-    assert "<bdi>somebody else</bdi>" in page  # the argument takes precedence over the card
-    assert "The history of its losses is not at hand" in page
+    assert "<bdi>another author</bdi>" in page  # the argument takes precedence over the card
+    assert "The history of losses is not available" in page
     assert "Held out of training: 6 of 56 photos" in page
 
 
@@ -175,7 +175,7 @@ def test_copied_images_are_paired_with_their_training_photos():
     copied = split.training[:20]
     photos = Photos(pixels, files, PhotoSummary("p", 60, 60, {}))
     _, generated, held_out = check_copies(photos, pixels[copied], features, features[copied], split, copied)
-    assert np.array_equal(generated.pictures, generated.nearest)
+    assert np.array_equal(generated.images, generated.nearest)
     assert generated.nearest_names == [files[row] for row in copied[:12]]
     assert generated.all_distances.tolist() == [0] * 20
     assert set(held_out.names) == {files[row] for row in split.held_out}

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from training.evaluate.report import DataSummary, Morph, Pairs, Report, write_report
+from training.evaluate.report import DataSummary, Interpolation, Pairs, Report, write_report
 from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, NearestDistances, Verdict
 from training.records import read_curves
 
@@ -15,12 +15,12 @@ VOID = {"meta", "link", "img", "br"}
 RNG = np.random.default_rng(0)
 
 
-def pictures(n: int) -> np.ndarray:
+def random_images(n: int) -> np.ndarray:
     return RNG.integers(0, 256, (n, 8, 8, 3), np.uint8)
 
 
 def pairs(distances: np.ndarray, name: str = "seed 1") -> Pairs:
-    return Pairs(pictures(2), [name] * 2, pictures(2), ["a.jpg", "b.jpg"], distances[:2], distances)
+    return Pairs(random_images(2), [name] * 2, random_images(2), ["a.jpg", "b.jpg"], distances[:2], distances)
 
 
 FAR = np.linspace(10.0, 20.0, 50)
@@ -45,11 +45,11 @@ EVALUATION = Evaluation(
 DATA = DataSummary(60, 57, {"copy of another file": 3}, "12 photos are held out.", "CC0-1.0", "somebody")
 FULL = Report(
     EVALUATION,
-    pictures(100),
+    random_images(100),
     DATA,
     generated=pairs(FAR),
     held_out=pairs(FAR, "held.jpg"),
-    morphs=[Morph(3, 9, pictures(7))],
+    interpolations=[Interpolation(3, 9, random_images(7))],
     losses={"step": STEPS, **dict.fromkeys(("g_loss", "d_loss", "d_real", "d_generated"), 1 / STEPS)},
     kid={
         "step": STEPS[:3] * 500,
@@ -59,7 +59,7 @@ FULL = Report(
     },
     config={"batch_size": 16, "flip": True},
 )
-BARE = Report(replace(EVALUATION, batch=None, against_held_out=None, copies=None), pictures(100), DATA)
+BARE = Report(replace(EVALUATION, batch=None, against_held_out=None, copies=None), random_images(100), DATA)
 
 
 class Page(HTMLParser):
@@ -147,11 +147,11 @@ def test_report_headings_descend_by_one_level_and_the_contents_link_them(page, r
     "sentence",
     [
         "Not checked for copies.",
-        "Distances to the training photos were not measured, so this page cannot tell.",
-        "No morphs were made.",
-        "there is no curve of it.",
-        "The history of its losses is not at hand",
-        "The settings of the run are not at hand.",
+        "Distances to the training photos were not measured, so copies are not checked.",
+        "No images were interpolated.",
+        "The run folder has no measurements of KID",
+        "The history of losses is not available",
+        "The settings of the run are not available.",
     ],
 )
 def test_report_states_each_missing_part(page, sentence):
@@ -182,7 +182,7 @@ def test_report_charts_distances_kid_and_losses_and_states_their_numbers(page):
         "Chart: Losses and probabilities by batch",
     ]
     for sentence in (
-        "Medians: generated pictures 15, held-out photos 15.",
+        "Medians: generated images 15, held-out photos 15.",
         "From 300 at batch 500 to -1 at batch 1,500 after 8 minutes. The lowest is -1 at batch 1,500 after 8 minutes.",
         "Batches 1 to 1,000: generator from 1 to 0.001, discriminator from 1 to 0.001,",
     ):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from training.fit.callbacks import MILESTONES, Grids
-from training.fit.plots import LABEL_HEIGHT, MOST_FRAMES, MOST_WIDTH, animate_grids
+from training.fit.plots import LABEL_HEIGHT, MAX_FRAMES, MAX_WIDTH, animate_grids
 from training.model.networks import build_generator
 
 
@@ -39,17 +39,17 @@ def test_gif_shows_40_grids_when_the_run_is_long(tmp_path):
     save_grids(tmp_path / "grids", batches)
     animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=MILESTONES)
     shown_batches = read_batches(tmp_path / "progress.gif")
-    assert MOST_FRAMES - len(MILESTONES) <= len(shown_batches) <= MOST_FRAMES
+    assert MAX_FRAMES - len(MILESTONES) <= len(shown_batches) <= MAX_FRAMES
     assert shown_batches[-1] == 60_001
     assert set(MILESTONES) <= set(shown_batches)
-    assert max(np.diff(shown_batches)) < 2 * 60_000 / MOST_FRAMES
+    assert max(np.diff(shown_batches)) < 2 * 60_000 / MAX_FRAMES
 
 
 def test_gif_frames_are_scaled_down_when_grids_are_large(tmp_path):
     save_grids(tmp_path / "grids", [0, 1], size=(1024, 1024))
     animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=())
     with Image.open(tmp_path / "progress.gif") as animation:
-        assert animation.size == (MOST_WIDTH, MOST_WIDTH + LABEL_HEIGHT)
+        assert animation.size == (MAX_WIDTH, MAX_WIDTH + LABEL_HEIGHT)
         first_ms = animation.info["duration"]
         animation.seek(1)
         assert animation.info["duration"] > first_ms
