@@ -1,14 +1,17 @@
 """The batch server as it runs: a process of its own, asked over gRPC."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
@@ -48,6 +51,19 @@ def batch_request(seeds: range | list[int], **options: Any) -> Any:
     else:
         which = {"list": picture_service_pb2.SeedList(seeds=seeds)}
     return picture_service_pb2.GenerateBatchRequest(options=chosen, **which)
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    """Return status code and sentence of the error that `call()` raises, and its google.rpc details by name."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    status = rpc_status.from_call(caught.value)
+    details = {}
+    for packed in status.details if status else ():
+        name = packed.type_url.rpartition(".")[2]
+        details[name] = getattr(error_details_pb2, name)()
+        packed.Unpack(details[name])
+    return caught.value.code(), caught.value.details(), details
 
 
 @contextmanager

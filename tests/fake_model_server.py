@@ -9,8 +9,9 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from contextlib import contextmanager
 from typing import Any, Self
 
 import grpc
@@ -124,6 +125,8 @@ class FakeModelServer(
         self.reply = reply or (lambda request: answer(request, version=self.version))
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []  # that came with them
+        self._is_free = threading.Event()
+        self._is_free.set()
         # Servers on one port share its connections: SO_REUSEPORT is gRPC's default.
         options = [("grpc.max_connection_age_ms", int(min(1000 * max_connection_age_s, 2**31 - 1)))]
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=options)
@@ -143,9 +146,19 @@ class FakeModelServer(
         """Close every connection and the port; again does nothing."""
         self._server.stop(grace=None).wait(timeout=5)
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Answer no Predict call before the end of the `with` block."""
+        self._is_free.clear()
+        try:
+            yield
+        finally:
+            self._is_free.set()
+
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802 (the service's own name)
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        self._is_free.wait(timeout=60)  # seconds
         spec = request.model_spec
         if spec.name != self.model_name:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")

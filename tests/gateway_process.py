@@ -98,6 +98,14 @@ def environment(**settings: object) -> dict[str, str]:
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
+def run_serving(*words: object, cwd: Path = ROOT, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m serving` with `words` and RINGO_ `settings` to its end."""
+    env = environment(**settings)
+    return subprocess.run(
+        command("serving", *words), env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+
+
 @contextmanager
 def gateway_for(target: str, folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the gateway for the model server at `target` until the `with` block ends."""

@@ -157,6 +157,10 @@ def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
         "PredictRequest": hosted.predictions.Predict,
         "GetModelMetadataRequest": hosted.predictions.GetModelMetadata,
         "GetModelStatusRequest": hosted.models.GetModelStatus,
+        "ClassificationRequest": hosted.predictions.Classify,
+        "RegressionRequest": hosted.predictions.Regress,
+        "MultiInferenceRequest": hosted.predictions.MultiInference,
+        "ReloadConfigRequest": hosted.models.HandleReloadConfigRequest,
     }
     with pytest.raises(grpc.RpcError) as refused:
         methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S)

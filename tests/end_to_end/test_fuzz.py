@@ -13,18 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from werkzeug.datastructures import MultiDict
 
-from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest
-from serving.paint.seeds import MAX_SEEDS, Seeds
 from serving.pb.ringo.v1 import picture_service_pb2 as api
-from serving.rendering.query import RESOURCES, canonical_url, read_query
-from serving.settings import READERS, Settings, SettingsError
 from tests.batch_process import SERVING, batch_request
 from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
 from tests.gateway_process import free_port
 from tests.hosted_model_server import from_latents, generate
-from tests.serving.runtime.test_limits import answer_to, request
+from tests.serving.gateway.test_refused_requests import answer_to, request
 
 MESSAGES, HEADS, FILES = (int(os.environ.get(f"FUZZ_{name}", "200")) for name in ("MESSAGES", "HEADS", "FILES"))
 TIME_S = 60 + 0.1 * max(MESSAGES, HEADS, FILES)  # twenty times what they take on an idle machine
@@ -215,42 +210,3 @@ def test_the_photo_loader_accounts_for_any_file(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(rf"Done {FILES} runs", done.stderr)
-
-
-text = st.text(max_size=30) | st.from_regex(r"[0-9,:.\-]{0,40}", fullmatch=True)
-variables = st.sampled_from(["RINGO_", *(f"RINGO_{name.upper()}" for name in READERS)])
-parameters = st.sampled_from(["seed", "seeds", "start", "end", "frames", "columns", "size", "version"])
-
-
-@settings(**STEADY)
-@given(st.dictionaries(variables, text))
-def test_any_environment_is_settings_or_one_sentence(environment):
-    said = "RINGO_HOST is well."
-    try:
-        Settings.from_environment(environment)
-    except SettingsError as error:
-        said = str(error)
-    assert re.fullmatch(r"RINGO_[A-Z_]* is .+\.", said)
-    assert said.isprintable()
-
-
-@settings(**STEADY)
-@given(text | st.lists(st.integers(0, 2**64).map(str), max_size=5).map(":".join))
-@example("0:9223372036854775807,9223372036854775807")
-def test_any_text_is_seeds_or_refused(words):
-    try:
-        seeds = Seeds.parse(words)
-    except ValueError:
-        return
-    assert 1 <= len(seeds) <= MAX_SEEDS
-    assert seeds.place(next(iter(seeds))) == 0
-
-
-@settings(**STEADY)
-@given(st.sampled_from(RESOURCES), st.lists(st.tuples(parameters | text, text), max_size=5))
-def test_any_query_string_is_a_query_of_one_address_or_refused_in_few_words(resource, pairs):
-    try:
-        said = canonical_url(read_query(resource, MultiDict(pairs)))
-    except InvalidRequest as error:
-        said = error.field + (error.value or "")
-    assert said.startswith(resource.path) or len(said) <= 2 * (MAX_SHOWN_CHARACTERS + 1)

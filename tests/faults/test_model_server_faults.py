@@ -82,36 +82,24 @@ def test_while_it_hangs_all_but_the_first_get_503_at_once_and_pictures_soon_afte
     assert all(outcome.begun_s < hung_s + NOTICED_S and outcome.took_s < 3 + REFUSED_WITHIN_S for outcome in late)
 
 
-@pytest.fixture
-def slow_server():
-    """A fake that answers no request for pictures before the test ends, once it is told to be `slow`."""
-    ended, slow = threading.Event(), threading.Event()
-
-    def reply(request):
-        if slow.is_set():
-            ended.wait(LIMIT_S)
-        return answer(request, version=1)
-
-    with FakeModelServer(reply=reply) as server:
-        server.slow = slow
-        yield server
-        ended.set()
-
-
-def test_who_joins_another_has_his_own_time_and_a_slow_model_is_504(slow_server, tmp_path):
-    with gateway_for(slow_server.target, tmp_path, predict_timeout_s=2) as gateway:
+def test_who_joins_another_has_his_own_time_and_a_slow_model_is_504(tmp_path):
+    with FakeModelServer() as server, gateway_for(server.target, tmp_path, predict_timeout_s=2) as gateway:
         gateway.ask("/readyz")
-        slow_server.slow.set()
-        with ThreadPoolExecutor(8) as pool:
+        with server.holding(), ThreadPoolExecutor(8) as pool:
             outcomes = list(pool.map(lambda _: ask(gateway.port, "/generate?seed=7"), range(8)))
     assert {outcome.status for outcome in outcomes} == {504}
     assert max(outcome.took_s for outcome in outcomes) < 2 + REFUSED_WITHIN_S
 
 
-def test_who_waits_for_the_golden_pictures_has_his_own_time_and_they_are_painted_all_the_same(slow_server, tmp_path):
-    plain = slow_server.reply
-    slow_server.reply = lambda request: (time.sleep(0.4), plain(request))[1]  # eight calls, so 3.2 s
-    with gateway_for(slow_server.target, tmp_path, predict_timeout_s=1) as gateway:
+def test_who_waits_for_the_golden_pictures_has_his_own_time_and_they_are_painted_all_the_same(tmp_path):
+    def reply(request):
+        time.sleep(0.4)  # eight calls, so 3.2 s
+        return answer(request, version=1)
+
+    with (
+        FakeModelServer(reply=reply) as server,
+        gateway_for(server.target, tmp_path, predict_timeout_s=1) as gateway,
+    ):
         first = ask(gateway.port, "/generate?seed=1")
         assert (first.status, first.took_s < 1 + REFUSED_WITHIN_S) == (504, True)
         wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden pictures")

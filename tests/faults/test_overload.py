@@ -7,12 +7,13 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
-from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer, answer
+from tests.conftest import wait_until
+from tests.fake_model_server import FakeModelServer
 from tests.faults.load import Load, ask, clients_asking, percentile
 from tests.faults.processes import embedded, model_server, resident_kb
 from tests.gateway_process import Gateway, gateway_for
@@ -23,41 +24,21 @@ SHED_WITHIN_S = 0.1
 BACK_WITHIN_S = 5.0
 
 
-class HeldModelServer(FakeModelServer):
-    """Answers no request for pictures while it is held, and counts those that wait."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-        self.let_go.set()
-        super().__init__(reply=self.answer_once_let_go)
-
-    def answer_once_let_go(self, request):
-        self.let_go.wait(LIMIT_S)
-        return answer(request, version=1)
-
-
 @pytest.fixture
 def held_server():
-    with HeldModelServer() as server:
+    with FakeModelServer() as server:
         yield server
-        server.let_go.set()
 
 
 @contextmanager
-def full(server: HeldModelServer, gateway: Gateway) -> Iterator[None]:
+def full(server: FakeModelServer, gateway: Gateway) -> Iterator[None]:
     """Have all PLACES of `gateway` taken by requests that wait for the model while the `with` block lasts."""
-    server.let_go.clear()
-    waiting = [threading.Thread(target=ask, args=(gateway.port, f"/generate?seed={2**40 + n}")) for n in range(PLACES)]
-    for thread in waiting:
-        thread.start()
-    try:
+    with ThreadPoolExecutor(PLACES) as pool, server.holding():
+        for number in range(PLACES):
+            pool.submit(ask, gateway.port, f"/generate?seed={2**40 + number}")
         line = 'ringo_pictures_total{source="model"}'
         wait_until(lambda: gateway.metric(line) >= PLACES + 1, "all places to be taken")
         yield
-    finally:
-        server.let_go.set()
-        for thread in waiting:
-            thread.join(LIMIT_S)
 
 
 def test_beyond_its_places_a_gateway_sheds_at_once_and_answers_all_that_needs_no_model(held_server, tmp_path):

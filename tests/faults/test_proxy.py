@@ -2,7 +2,6 @@
 
 import http.client
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.proxy import Proxy, needs_nginx, proxy_before
 from tests.gateway_process import Gateway, gateway_for
+from tests.scrape import value
 
 pytestmark = needs_nginx
 
@@ -128,17 +128,6 @@ def test_a_slow_reader_gets_every_byte(service):
         assert answer.read().partition(b"\r\n\r\n")[2] == expected
 
 
-def test_plain_http_on_the_tls_port_is_refused(plain_service):
-    with closing(http.client.HTTPConnection("127.0.0.1", plain_service.proxy.tls_port, timeout=LIMIT_S)) as client:
-        client.request("GET", "/livez")
-        assert client.getresponse().status == 400
-
-
-def test_a_client_that_does_not_know_the_ca_gets_no_connection(plain_service):
-    with plain_service.connect() as plain, pytest.raises(ssl.SSLError):
-        ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
-
-
 @pytest.mark.parametrize(
     ("head", "status"),
     [
@@ -160,9 +149,7 @@ def test_requests_beyond_the_limits_do_not_reach_the_gateway(plain_service, head
 
 def asked_of_gateway(service: Service) -> float:
     """Return how many requests for images the gateway has answered."""
-    lines = service.gateway.ask("/metrics", port=service.gateway.metrics_port).body.decode().splitlines()
-    found = [line for line in lines if line.startswith("ringo_requests_total{") and 'resource="generate"' in line]
-    return sum(float(line.rpartition(" ")[2]) for line in found)
+    return value(service.gateway.metrics_port, "ringo_requests_total", resource="generate")
 
 
 def test_cached_permalinks_reach_the_gateway_once_per_url(service):

@@ -14,7 +14,6 @@ import pytest
 import trustme
 
 from serving.run import MAX_WORKERS, model_server_command
-from serving.runtime.ports import listen
 from serving.settings import Settings
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.gateway_process import environment, free_port
@@ -87,18 +86,6 @@ def test_the_address_it_prints_gives_a_picture(surroundings, tmp_path):
         assert reply.read().startswith(b"\x89PNG")
 
 
-def test_it_says_which_model_server_it_started_and_how_to_ask(surroundings, tmp_path):
-    with running(surroundings, tmp_path) as run:
-        pass
-    address = f"localhost:{surroundings['RINGO_PORT']}"
-    assert run.said.splitlines() == [
-        f"Model server: {tmp_path}/bin/tensorflow_model_server (on all interfaces: it has no flag for the host)",
-        f"Ready: http://{address}/generate?seed=42",
-        f"  curl '{address}/generate?seed=42' -o cat.png",
-        "Ctrl-C ends it.",
-    ]
-
-
 def test_it_is_ready_with_certificates_of_callers_and_a_token_that_it_has_not(surroundings, tmp_path):
     ca, paths = trustme.CA(), {name: tmp_path / name for name in ("TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA")}
     server = ca.issue_cert("localhost")
@@ -107,12 +94,6 @@ def test_it_is_ready_with_certificates_of_callers_and_a_token_that_it_has_not(su
     secured = {f"RINGO_{name}": str(path) for name, path in paths.items()} | {"RINGO_TOKEN": "0123456789abcdef"}
     with running(surroundings | secured, tmp_path) as run:
         assert run.url.startswith("https://")
-
-
-def test_it_starts_as_many_workers_as_it_is_told_to(surroundings, tmp_path):
-    with running(surroundings | {"RINGO_WORKERS": "3"}, tmp_path) as run:
-        _, gateway = run.children()
-        assert len(children_of(gateway)) == 3
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
@@ -140,38 +121,6 @@ def test_the_death_of_one_ends_the_others_and_is_told(surroundings, tmp_path, pl
         assert run.process.wait(LIMIT_S) == 1
     assert (tmp_path / "err").read_text().count(f"The {name} was killed by SIGKILL: ending the rest.\n") == 1
     wait_until(lambda: not alive(family), "the end of a worker whose gunicorn was killed", LIMIT_S)  # init reaps it
-
-
-def refused(surroundings: dict[str, str]) -> str:
-    """Return what `run` says on stderr when it refuses to start."""
-    done = subprocess.run(
-        command("serving", "run"), env=surroundings, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    return done.stderr
-
-
-def test_a_taken_port_of_the_model_server_is_one_sentence_before_anything_starts(surroundings):
-    target = surroundings["RINGO_MODEL_SERVER"]
-    port = int(target.rpartition(":")[2])
-    with listen("localhost", port, variable="", value=""):
-        said = refused(surroundings)
-    assert said.startswith(f"RINGO_MODEL_SERVER is '{target}'; allowed is a port that is free on localhost: Address")
-
-
-@pytest.mark.parametrize("host", ["dns:///localhost", "192.0.2.1"])
-def test_a_model_server_elsewhere_is_one_sentence_before_anything_starts(surroundings, host):
-    said = refused(surroundings | {"RINGO_MODEL_SERVER": f"{host}:8500"})
-    assert said.startswith(
-        f"The host in RINGO_MODEL_SERVER is '{host}'; allowed is a name or address of this machine: "
-    )
-    assert "Unknown error" not in said
-
-
-def test_a_folder_without_a_version_is_one_sentence_before_anything_starts(surroundings, tmp_path):
-    (tmp_path / "models" / "1").rmdir()
-    allowed = "a folder with numbered versions of the model in it"
-    assert refused(surroundings) == f"RINGO_MODEL_BASE_PATH is '{tmp_path}/models'; allowed is {allowed}.\n"
 
 
 def test_without_the_genuine_model_server_the_embedded_one_is_started(monkeypatch, capsys):

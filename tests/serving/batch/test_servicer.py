@@ -1,29 +1,19 @@
 """Through the front door: gRPC in, a real batch server, gRPC to a model server on a socket."""
 
 import hashlib
-import shutil
-import subprocess
-import threading
 from concurrent import futures
-from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import pytest
 from google.protobuf import descriptor_pool, message_factory
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from grpc_status import rpc_status
 
-from serving.batch.servicer import ANSWERS, BATCH_ROWS, BATCHES_AHEAD, PictureService
-from serving.errors import RingoError
+from serving.batch.servicer import BATCH_ROWS, BATCHES_AHEAD, PictureService
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
-from serving.runtime.ports import listen
-from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request
-from tests.conftest import LIMIT_S, ROOT, command, wait_until
-from tests.fake_model_server import FakeModelServer, answer
-from tests.gateway_process import environment, free_port
+from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request, refusal
+from tests.conftest import LIMIT_S, wait_until
+from tests.fake_model_server import FakeModelServer
 from tests.scrape import value
 
 MAX_SEED = 2**63 - 1
@@ -40,19 +30,6 @@ def batch(model_server, tmp_path_factory):
 
 def seeds_asked(requests) -> int:
     return sum(request.inputs["seeds"].tensor_shape.dim[0].size for request in requests)
-
-
-def refusal(call) -> tuple[grpc.StatusCode, str, dict[str, object]]:
-    """Return code and sentence of the error that `call()` raises, and its google.rpc details by their names."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    status = rpc_status.from_call(caught.value)
-    details = {}
-    for packed in status.details if status else ():
-        detail = getattr(error_details_pb2, packed.type_url.rpartition(".")[2])()
-        packed.Unpack(detail)
-        details[packed.type_url.rpartition(".")[2]] = detail
-    return caught.value.code(), caught.value.details(), details
 
 
 @pytest.mark.parametrize(
@@ -98,89 +75,6 @@ def test_it_can_be_listed_and_called_without_generated_code(batch):
     assert call(asked(seed=42), timeout=LIMIT_S).picture.data.startswith(b"\x89PNG")
 
 
-def later(**fields) -> picture_service_pb2.PictureOptions:
-    """Options with a field of some later API."""
-    options = picture_service_pb2.PictureOptions(**fields)
-    options.MergeFromString(b"\x98\x06\x01")  # number 99: 1
-    return options
-
-
-@pytest.mark.parametrize(
-    ("request_", "field", "sentence"),
-    [
-        (batch_request([]), "list.seeds", "'0 seeds' is not valid; allowed is 1 to 100000 seeds."),
-        (batch_request([0] * 100_001), "list.seeds", "'100001 seeds' is not valid; allowed is 1 to 100000 seeds."),
-        (batch_request([3, 2, -7]), "list.seeds[2]", "'-7' is not valid; allowed is one whole number from 0 to 9"),
-        (batch_request(range(5, 5)), "range.end", "'5' is not valid; allowed is more than range.start, 5, by at"),
-        (batch_request(range(5, 4)), "range.end", "'4' is not valid"),
-        (batch_request(range(100_001)), "range.end", "'100001' is not valid"),
-        (batch_request(range(MAX_SEED)), "range.end", f"'{MAX_SEED}' is not valid"),
-        (batch_request(range(-1, 4)), "range.start", "'-1' is not valid; allowed is one whole number from 0 to 9"),
-        (batch_request([1], size=15), "options.size", "'15' is not valid; allowed is one whole number from 16 to 1024"),
-        (batch_request([1], size=-1), "options.size", "'-1' is not valid"),
-        (batch_request([1], format=9), "options.format", "'9' is not valid; allowed is one of png, webp, jpeg."),
-        (batch_request([1], model_version=-1), "options.model_version", "'-1' is not valid"),
-        (
-            picture_service_pb2.GenerateBatchRequest(range={"end": 1}, options=later(size=32)),
-            "PictureOptions.99",
-            "'set' is not valid; allowed is in PictureOptions only size, format, model_version.",
-        ),
-    ],
-)
-def test_a_bad_request_is_one_sentence_and_a_violation_of_its_field(batch, request_, field, sentence):
-    code, told, details = refusal(lambda: list(batch.pictures.GenerateBatch(request_, timeout=LIMIT_S)))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert told.startswith(f"{field}={sentence}")
-    assert [violation.field for violation in details["BadRequest"].field_violations] == [field]
-    assert (details["ErrorInfo"].domain, details["ErrorInfo"].reason) == ("ringo", "INVALID_REQUEST")
-
-
-def test_a_request_without_seeds_says_that_they_are_missing(batch):
-    one, many = picture_service_pb2.GenerateRequest(), picture_service_pb2.GenerateBatchRequest()
-    for sentence, ask in (
-        ("seed is missing; allowed is one whole number", lambda: batch.pictures.Generate(one, timeout=LIMIT_S)),
-        ("which is missing; allowed is one of ", lambda: list(batch.pictures.GenerateBatch(many, timeout=LIMIT_S))),
-    ):
-        code, told, _ = refusal(ask)
-        assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert told.startswith(sentence)
-
-
-def test_a_single_picture_of_a_negative_seed_is_refused(batch):
-    request = picture_service_pb2.GenerateRequest(seed=-1)
-    code, told, _ = refusal(lambda: batch.pictures.Generate(request, timeout=LIMIT_S))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert told.startswith("seed='-1' is not valid")
-
-
-def test_a_version_that_is_not_loaded_is_not_found(batch):
-    code, told, details = refusal(lambda: batch.paint([1], model_version=9))
-    assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION")
-    assert told == "The model server has no version 9 of 'apple' loaded."
-
-
-def test_a_message_of_more_than_a_megabyte_is_not_read(batch):
-    code, told, _ = refusal(lambda: batch.paint([MAX_SEED] * 200_000))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "larger than max" in told
-
-
-@contextmanager
-def holding(model_server, monkeypatch):
-    """Let the fake answer no Predict before the end of the `with` block."""
-    ended = threading.Event()
-
-    def reply(request):
-        ended.wait(LIMIT_S)
-        return answer(request, version=3)
-
-    monkeypatch.setattr(model_server, "reply", reply)
-    try:
-        yield
-    finally:
-        ended.set()
-
-
 def calls(batch, method: str, outcome: str) -> float:
     return value(batch.metrics_port, "ringo_requests_total", resource=method, outcome=outcome)
 
@@ -193,35 +87,25 @@ def cancel(batch, *streams) -> None:
     wait_until(lambda: calls(batch, "GenerateBatch", "client_gone") == before + len(streams), "the end of the streams")
 
 
-@pytest.mark.parametrize("method", ["Generate", "GenerateBatch"])
-def test_who_has_no_more_time_is_gone_and_that_is_no_warning(batch, model_server, monkeypatch, method):
-    request = picture_service_pb2.GenerateRequest(seed=1) if method == "Generate" else batch_request(LONG)
-    assert batch.paint([1])  # the version is known and proved
-    warnings = batch.log.read_text().count("WARNING")
-    for _ in range(3):
-        gone = calls(batch, method, "client_gone")
-        with holding(model_server, monkeypatch):
-            code, _, _ = refusal(lambda: list(getattr(batch.pictures, method)(request, timeout=0.2)))
-            wait_until(lambda gone=gone: calls(batch, method, "client_gone") > gone, "the end of the call")
-        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert calls(batch, method, "model_timeout") == 0
-    assert batch.log.read_text().count("WARNING") == warnings
-
-
-def test_a_model_that_takes_longer_than_ours_is_a_timeout_of_the_model(model_server, tmp_path, monkeypatch):
-    with batch_for(model_server.target, tmp_path, predict_timeout_s=0.5) as batch, holding(model_server, monkeypatch):
+def test_a_model_that_takes_longer_than_ours_is_a_timeout_of_the_model(model_server, tmp_path):
+    with batch_for(model_server.target, tmp_path, predict_timeout_s=0.5) as batch, model_server.holding():
         code, _, details = refusal(lambda: batch.paint([1]))
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "MODEL_TIMEOUT")
         wait_until(lambda: calls(batch, "GenerateBatch", "model_timeout") == 1, "the end of the call")
 
 
-def test_when_the_callers_time_is_up_no_more_is_asked_of_the_model(batch, model_server, monkeypatch):
-    assert batch.paint([1])  # the version is known and proved
-    before, gone = len(model_server.requests), calls(batch, "GenerateBatch", "client_gone")
-    with holding(model_server, monkeypatch):
-        code, _, _ = refusal(lambda: list(batch.stream(LONG, timeout=0.2)))
-        wait_until(lambda: calls(batch, "GenerateBatch", "client_gone") > gone, "the end of the stream")
+@pytest.mark.parametrize("method", ["Generate", "GenerateBatch"])
+def test_model_is_not_called_after_the_deadline_of_the_client(batch, model_server, method):
+    request = picture_service_pb2.GenerateRequest(seed=1) if method == "Generate" else batch_request(LONG)
+    assert batch.paint([1])  # the version is known and verified
+    before, warnings = len(model_server.requests), batch.log.read_text().count("WARNING")
+    gone = calls(batch, method, "client_gone")
+    with model_server.holding():
+        code, _, _ = refusal(lambda: list(getattr(batch.pictures, method)(request, timeout=0.2)))
+        wait_until(lambda: calls(batch, method, "client_gone") > gone, "the end of the call")
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert calls(batch, method, "model_timeout") == 0
+    assert batch.log.read_text().count("WARNING") == warnings
     assert len(batch.paint([1])) == 1  # nothing hangs
     assert len(model_server.requests) - before <= BATCHES_AHEAD + 1
 
@@ -233,14 +117,14 @@ def consume(response) -> None:
 
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateBatch", "DescribeModel"])
-def test_a_call_ends_at_its_deadline_when_a_version_is_being_checked(tmp_path, monkeypatch, method):
+def test_a_call_ends_at_its_deadline_when_a_version_is_being_checked(tmp_path, method):
     requests = {
         "Generate": picture_service_pb2.GenerateRequest(seed=1),
         "GenerateBatch": batch_request([1]),
         "DescribeModel": picture_service_pb2.DescribeModelRequest(),
     }
     with FakeModelServer(version=2) as server, batch_for(server.target, tmp_path, predict_timeout_s=300) as batch:
-        with holding(server, monkeypatch):
+        with server.holding():
             server.version = 3
             code, _, _ = refusal(lambda: consume(getattr(batch.pictures, method)(requests[method], timeout=0.5)))
             in_flight = lambda: value(batch.metrics_port, "ringo_requests_in_flight")  # noqa: E731
@@ -328,13 +212,6 @@ def test_a_model_server_that_dies_ends_the_stream_and_is_told_until_it_is_back(t
             assert len(batch.paint([1, 2])) == 2
 
 
-def test_every_domain_error_has_its_status():
-    def all_below(error: type[RingoError]) -> set[type[RingoError]]:
-        return {below for direct in error.__subclasses__() for below in {direct, *all_below(direct)}}
-
-    assert set(ANSWERS) == all_below(RingoError)
-
-
 def test_an_error_of_our_own_is_internal_and_tells_nothing(caplog):
     broken = PictureService(None, None, "apple", threads=1, max_streams=1)
     server = grpc.server(futures.ThreadPoolExecutor(2))
@@ -347,39 +224,3 @@ def test_an_error_of_our_own_is_internal_and_tells_nothing(caplog):
     server.stop(None).wait(LIMIT_S)
     assert (code, told) == (grpc.StatusCode.INTERNAL, "The server failed; its log says why.")
     assert "AttributeError" in caplog.text
-
-
-@pytest.mark.parametrize("variable", ["RINGO_BATCH_PORT", "RINGO_BATCH_METRICS_PORT"])
-def test_a_taken_port_is_one_sentence_that_names_the_variable(variable):
-    with listen("127.0.0.1", 0, variable="", value="") as taken:
-        ports = {"RINGO_BATCH_PORT": free_port(), "RINGO_BATCH_METRICS_PORT": free_port()}
-        ports[variable] = taken.getsockname()[1]
-        done = run_batch(ROOT, {name: str(port) for name, port in ports.items()})
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"{variable} is '{ports[variable]}'; allowed is a port that is free on 127.0.0.1: ")
-
-
-def test_a_host_that_is_not_this_machine_is_one_sentence_that_names_the_variable():
-    done = run_batch(ROOT, {"RINGO_HOST": "192.0.2.1"})
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("RINGO_HOST is '192.0.2.1'; allowed is a name or address of this machine: ")
-
-
-def test_without_the_stubs_one_sentence_says_how_to_make_them(tmp_path):
-    shutil.copytree(ROOT / "serving", tmp_path / "serving", ignore=shutil.ignore_patterns("pb", "__pycache__"))
-    done = run_batch(tmp_path, {})
-    assert (done.returncode, done.stderr) == (
-        2,
-        "serving/pb is not there yet: `make stubs` generates it from proto/.\n",
-    )
-
-
-def run_batch(folder: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("serving", "batch"),
-        env=environment() | settings,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        cwd=folder,
-    )

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from serving.gateway.app import create_app
 from serving.gateway.openapi import build_openapi
 from serving.rendering.query import MAX_SEED, MAX_TILES
+from serving.settings import Settings
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "100"))
 LIMIT_S = 60 + REQUESTS  # one takes 45 ms on an idle machine
@@ -45,26 +47,6 @@ def test_a_fuzzer_finds_no_5xx_and_nothing_undocumented(gateway, tmp_path):
     assert int(sent) >= REQUESTS
 
 
-def test_the_description_is_that_of_openapi_3_1_and_served_as_it_is(gateway):
-    described = json.loads(gateway.ask("/openapi.json").body)
-    assert described["openapi"].startswith("3.1.")
-    assert described == json.loads(json.dumps(build_openapi()))
-
-
-@pytest.mark.parametrize(
-    ("query", "accept", "status"),
-    [
-        ("seed=1", "*/*", 200),
-        ("seed=x", "*/*", 400),
-        ("version=9", "*/*", 404),
-        ("", "text/html", 406),
-    ],
-)
-def test_each_of_these_statuses_comes_and_is_described(gateway, query, accept, status):
-    assert gateway.ask(f"/generate?{query}", Accept=accept).status == status
-    assert str(status) in build_openapi()["paths"]["/generate"]["get"]["responses"]
-
-
 @pytest.mark.parametrize("path", build_openapi()["paths"])
 @pytest.mark.parametrize(
     ("query", "header", "status"),
@@ -79,22 +61,11 @@ def test_each_of_these_comes_from_everywhere_and_is_described(gateway, path, que
     assert str(status) in build_openapi()["paths"][path]["get"]["responses"]
 
 
-def test_every_route_is_described(gateway):
-    """Nothing is found that is not described, but the page at / and the files of pages."""
-    from serving.gateway.app import create_app
-    from serving.settings import Settings
-
+def test_openapi_describes_every_route_except_pages(gateway):
     routes = {rule.rule for rule in create_app(Settings()).url_map.iter_rules()}
-    assert routes - {"/", "/static/<path:filename>"} == set(build_openapi()["paths"])
-
-
-def test_the_limits_it_states_are_those_that_hold(gateway):
-    for parameter in build_openapi()["paths"]["/generate"]["get"]["parameters"]:
-        schema = parameter["schema"]
-        for edge, step in (("minimum", -1), ("maximum", 1)):
-            if parameter["in"] == "query" and parameter["name"] != "version" and edge in schema:
-                assert gateway.ask(f"/generate?{parameter['name']}={schema[edge]}").status == 200
-                assert gateway.ask(f"/generate?{parameter['name']}={schema[edge] + step}").status == 400
+    described = json.loads(gateway.ask("/openapi.json").body)
+    assert described["openapi"].startswith("3.1.")
+    assert routes - {"/", "/static/<path:filename>"} == set(described["paths"])
 
 
 def test_the_longest_text_for_seeds_is_as_long_as_it_states(gateway):

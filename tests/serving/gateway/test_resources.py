@@ -2,14 +2,12 @@
 
 import io
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import VERSION, wait_until
+from tests.conftest import VERSION
 from tests.fake_model_server import FakeModelServer, answer, picture
 from tests.gateway_process import Gateway, gateway_for
 
@@ -43,11 +41,6 @@ def test_a_grid_shows_its_seeds_row_by_row(gateway):
     assert (tile(sheet, 1, 2) == 255).all()
 
 
-def test_without_parameters_a_grid_shows_the_first_16_seeds(gateway):
-    sheet = pixels(gateway, "/grid")
-    assert np.array_equal(tile(sheet, 3, 3), picture(15, VERSION))
-
-
 def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway):
     strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
     assert strip.shape == (6, 5 * 8, 3)
@@ -56,17 +49,12 @@ def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway):
         assert np.array_equal(tile(strip, 0, column), alone)
 
 
-def test_the_stills_of_a_morph_lead_from_one_to_the_other(gateway):
-    strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
-    assert len({tile(strip, 0, column).tobytes() for column in range(5)}) == 5
-
-
 def test_an_animation_shows_the_stills_of_the_morph(gateway):
     strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
     animation = gateway.ask("/animation?start=10&end=200&frames=5")
     assert animation.headers["Content-Type"] == "image/webp"
     with Image.open(io.BytesIO(animation.body)) as image:
-        assert image.n_frames == 8  # 5 there, 3 back
+        assert (image.n_frames, image.info["loop"]) == (8, 0)  # 5 there, 3 back; forever
         for place in range(5):
             image.seek(place)
             assert np.array_equal(np.asarray(image.convert("RGB")), tile(strip, 0, place))
@@ -102,26 +90,6 @@ def test_without_format_accept_decides_and_caches_are_told(gateway, accept, mime
     assert (reply.headers["Content-Type"], reply.headers["Vary"]) == (mimetype, "Accept")
 
 
-def test_an_accept_that_admits_no_format_is_406_and_says_which_there_are(gateway):
-    reply = gateway.ask("/generate?seed=1", Accept="text/html")
-    assert reply.status == 406
-    assert "image/png, image/webp, image/jpeg" in reply.problem["detail"]
-
-
-def test_an_unknown_version_is_404(gateway):
-    reply = gateway.ask("/generate?seed=1&version=99")
-    assert (reply.status, reply.problem["type"]) == (404, "urn:ringo:problem:unknown-version")
-    assert "no version 99" in reply.problem["detail"]
-
-
-def test_pictures_too_large_together_are_refused_before_the_model_is_asked(gateway, model_server):
-    gateway.ask("/readyz")
-    asked = len(model_server.requests)
-    reply = gateway.ask("/grid?size=1024")
-    assert (reply.status, reply.problem["parameter"]) == (400, "size")
-    assert len(model_server.requests) == asked
-
-
 def test_so_are_those_of_a_model_of_large_pictures(tmp_path):
     def large(request):
         if request.model_spec.signature_name != "generate":
@@ -148,22 +116,11 @@ def test_about_names_model_versions_proof_and_card(gateway):
     }
 
 
-@pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs"])
+@pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js"])
 def test_what_describes_the_service_is_revalidated(gateway, url):
     whole = gateway.ask(url)
     assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
     assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
-
-
-def test_the_docs_are_a_page_that_loads_nothing_from_elsewhere(gateway):
-    page = gateway.ask("/docs")
-    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    assert b"://" not in page.body
-    assert b"<script" not in page.body
-    assert b"style=" not in page.body
-    assert b"`" not in page.body
-    assert gateway.ask("/static/docs.css").status == 200
 
 
 def test_the_docs_name_every_path_and_parameter(gateway):
@@ -172,15 +129,3 @@ def test_the_docs_name_every_path_and_parameter(gateway):
         assert f"GET {path}" in page
         for parameter in methods["get"].get("parameters", []):
             assert f"<code>{parameter['name']}</code>" in page
-
-
-def test_counts_are_right_across_workers(model_server, tmp_path):
-    with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
-        wait_until(lambda: len(gateway.workers()) == 2, "two workers")
-        for asleep in gateway.workers():
-            os.kill(int(asleep.name), signal.SIGSTOP)
-            for _ in range(20):
-                assert gateway.ask("/livez").status == 200
-            os.kill(int(asleep.name), signal.SIGCONT)
-        assert gateway.metric('ringo_requests_total{model_version="",outcome="answered",resource="livez"}') == 40
-        assert gateway.ask("/metrics").status == 404  # on the port of metrics alone

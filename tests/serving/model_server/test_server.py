@@ -2,14 +2,11 @@
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -19,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.model_client.messages import prediction_service_pb2_grpc
 from serving.model_server.server import main
 from serving.model_server.versions import VersionState
-from tests.conftest import LIMIT_S, ROOT, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
     NOT_FOUND,
     Hosted,
@@ -96,13 +94,6 @@ def test_a_version_that_fails_its_own_warm_up_takes_no_traffic(swapped, saved_mo
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-def test_a_warm_up_file_that_cannot_be_read_is_left_out(swapped, saved_models):
-    shutil.copytree(saved_models[20], swapped.base_path / ".aside")
-    (swapped.base_path / ".aside/assets.extra/tf_serving_warmup_requests").write_bytes(b"not a TFRecord at all")
-    (swapped.base_path / ".aside").rename(swapped.base_path / "2")
-    swapped.wait_for(2, VersionState.AVAILABLE)
-
-
 def test_with_all_versions_removed_nothing_is_found_until_one_returns(swapped, saved_models):
     withdraw(swapped.base_path, "1")
     swapped.wait_for(1, VersionState.END)
@@ -112,34 +103,21 @@ def test_with_all_versions_removed_nothing_is_found_until_one_returns(swapped, s
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-# The process
-
-
-@contextmanager
-def process(*arguments: str, log: Path) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "serving", "model-server", *arguments]
-    with log.open("w") as stderr, subprocess.Popen(command, cwd=ROOT, stderr=stderr) as started:
-        try:
-            yield started
-        finally:
-            started.kill()
-
-
-def test_without_a_version_no_port_is_open_and_sigterm_ends_with_0(saved_models, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log, base_path = tmp_path / "log", tmp_path / "models"
-    options = [
+def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_models, tmp_path):
+    port, log, base_path = free_port(), tmp_path / "log", tmp_path / "models"
+    flags = (
         "--port",
-        str(port),
+        port,
         "--model_base_path",
-        str(base_path),
+        base_path,
         "--file_system_poll_wait_seconds",
         "0.05",
         "--log-format",
         "json",
-    ]
-    with process(*options, log=log) as started:
+    )
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
+    with ended_afterwards(process):
         wait_until(lambda: f"waiting for a version of apple in {base_path}" in log.read_text(), "a line that it waits")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
@@ -149,8 +127,8 @@ def test_without_a_version_no_port_is_open_and_sigterm_ends_with_0(saved_models,
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             assert stub.Predict(from_latents(), timeout=LIMIT_S).model_spec.version.value == 1
-        started.send_signal(signal.SIGTERM)
-        assert started.wait(LIMIT_S) == 0
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0
     assert "Traceback" not in log.read_text()
     ours = [line for line in log.read_text().splitlines() if line.startswith("{")]  # TensorFlow has its own format
     assert {json.loads(line)["level"] for line in ours} == {"INFO", "WARNING"}
@@ -166,7 +144,9 @@ def test_flags_of_tensorflow_serving_are_taken(saved_models, tmp_path):
         *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
         "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
     ]
-    with process(*flags, log=log):
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
+    with ended_afterwards(process):
         wait_until(lambda: "serving apple on" in log.read_text(), "a line that it serves")
         with grpc.insecure_channel(f"unix:{socket_path}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -175,47 +155,28 @@ def test_flags_of_tensorflow_serving_are_taken(saved_models, tmp_path):
             assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.fixture
-def signals_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_a_taken_port_is_one_sentence_and_status_1(saved_models, tmp_path, capfd, signals_restored):
+def test_process_ends_with_one_sentence_when_its_host_is_another_machine(saved_models, tmp_path):
     publish(saved_models[10], tmp_path, "1")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert main(["--port", str(port), "--model_base_path", str(tmp_path)]) == 1
-    sentence = f"--port is '{port}'; allowed is a port that is free on 127.0.0.1: Address already in use"
-    assert capfd.readouterr().err.splitlines()[-1].startswith(sentence)
-
-
-def test_a_host_that_is_not_this_machine_is_one_sentence_and_status_1(saved_models, tmp_path, capfd, signals_restored):
-    publish(saved_models[10], tmp_path, "1")
-    assert main(["--host", "192.0.2.1", "--port", "0", "--model_base_path", str(tmp_path)]) == 1
+    done = run_serving("model-server", "--host", "192.0.2.1", "--port", "0", "--model_base_path", tmp_path)
     sentence = "--host is '192.0.2.1'; allowed is a name or address of this machine: Cannot assign requested address."
-    assert capfd.readouterr().err.splitlines()[-1] == sentence
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, sentence)
+
+
+PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seconds above 0, up to 3600"
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "allowed"),
     [
-        ("--port", "65536", "a whole number from 0 (a free one) to 65535"),
-        ("--port", "-1", "a whole number from 0 (a free one) to 65535"),
-        ("--port", "http", "a whole number from 0 (a free one) to 65535"),
+        *(("--port", value, PORT) for value in ("65536", "-1", "http")),
+        *(("--file_system_poll_wait_seconds", value, SECONDS) for value in ("0", "-1", "nan", "soon")),
         ("--grpc_max_threads", "0", "a whole number from 1 to 1024"),
-        ("--file_system_poll_wait_seconds", "0", "a number of seconds above 0, up to 3600"),
-        ("--file_system_poll_wait_seconds", "-1", "a number of seconds above 0, up to 3600"),
-        ("--file_system_poll_wait_seconds", "nan", "a number of seconds above 0, up to 3600"),
-        ("--file_system_poll_wait_seconds", "soon", "a number of seconds above 0, up to 3600"),
         ("--model_name", " ", "the name of a model"),
         ("--host", "", "the name or address to listen on"),
         ("--model_base_path", __file__, "a folder, which may be yet to come"),
     ],
 )
-def test_a_bad_value_is_a_sentence_with_flag_value_and_what_is_allowed(flag, value, allowed, capsys):
+def test_command_line_is_refused_with_flag_value_and_what_is_allowed(flag, value, allowed, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([f"{flag}={value}"])
     assert f"argument {flag}: {value!r} is not valid; allowed is {allowed}." in capsys.readouterr().err

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.model_client.messages import get_model_status_pb2
-from serving.model_server.versions import VersionState, VersionWatcher
+from serving.model_server.versions import VersionWatcher
 from tests.hosted_model_server import POLL_INTERVAL_S, withdraw
 
 
@@ -22,44 +21,6 @@ def write_version(base_path: Path, name: str, model: str | None) -> None:
 
 def states(watcher: VersionWatcher[str]) -> dict[int, str]:
     return {version: status.state.name for version, status in watcher.snapshot.statuses.items()}
-
-
-def test_only_the_newest_version_is_served(watcher, tmp_path):
-    write_version(tmp_path, "9", "old")
-    write_version(tmp_path, "10", "new")
-    watcher.poll()
-    assert watcher.snapshot.servables == {10: "new"}
-
-
-def test_the_new_version_is_available_before_the_old_one_is_unloaded(watcher, tmp_path, caplog):
-    write_version(tmp_path, "1", "old")
-    watcher.poll()
-    write_version(tmp_path, "2", "new")
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        watcher.poll()
-    assert caplog.messages == [
-        "version 2: START",
-        "version 2: LOADING",
-        "version 2: AVAILABLE",
-        "version 1: UNLOADING",
-        "version 1: END",
-    ]
-
-
-def test_the_old_version_serves_while_the_new_one_loads(tmp_path):
-    seen = []
-
-    def load(folder: Path) -> str:
-        seen.append(dict(watcher.snapshot.servables))
-        return folder.name
-
-    watcher = VersionWatcher(tmp_path, load, poll_interval_s=POLL_INTERVAL_S)
-    write_version(tmp_path, "1", None)
-    watcher.poll()
-    write_version(tmp_path, "2", None)
-    watcher.poll()
-    assert seen == [{}, {1: "1"}]
 
 
 def test_a_snapshot_keeps_what_is_unloaded(watcher, tmp_path):
@@ -108,14 +69,6 @@ def test_a_broken_version_is_not_tried_again(tmp_path):
     assert tried == [tmp_path / "1"]
 
 
-def test_a_broken_version_is_tried_again_when_its_folder_changes(watcher, tmp_path):
-    write_version(tmp_path, "1", None)
-    watcher.poll()
-    (tmp_path / "1" / "model").write_text("mended")
-    watcher.poll()
-    assert watcher.snapshot.servables == {1: "mended"}
-
-
 def test_a_broken_version_is_tried_again_when_a_file_further_below_changes(tmp_path):
     def load(folder):
         return (folder / "variables" / "data").read_text() or 1 / 0
@@ -130,25 +83,9 @@ def test_a_broken_version_is_tried_again_when_a_file_further_below_changes(tmp_p
     assert watcher.snapshot.servables == {1: "mended"}
 
 
-def test_a_broken_version_is_tried_again_when_it_was_away(watcher, tmp_path):
-    write_version(tmp_path, "1", None)
-    watcher.poll()
-    withdraw(tmp_path, "1")
-    watcher.poll()
-    write_version(tmp_path, "1", "another")
-    watcher.poll()
-    assert watcher.snapshot.servables == {1: "another"}
-
-
 @pytest.mark.parametrize("name", ["abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20])
 def test_folders_whose_names_are_no_versions_are_ignored(watcher, tmp_path, name):
     write_version(tmp_path, name, "model")
-    watcher.poll()
-    assert watcher.snapshot.statuses == {}
-
-
-def test_a_file_whose_name_is_a_number_is_ignored(watcher, tmp_path):
-    (tmp_path / "1").write_text("no folder")
     watcher.poll()
     assert watcher.snapshot.statuses == {}
 
@@ -162,8 +99,3 @@ def test_a_base_path_that_vanishes_changes_nothing(watcher, tmp_path):
     base_path.rename(tmp_path / "elsewhere")
     watcher.poll()
     assert states(watcher) == {1: "AVAILABLE"}
-
-
-def test_the_states_carry_tensorflow_servings_numbers():
-    states = get_model_status_pb2.ModelVersionStatus.State.items()
-    assert {state.name: int(state) for state in VersionState} == {k: v for k, v in states if k != "UNKNOWN"}

@@ -81,14 +81,6 @@ def test_a_stream_is_one_line_of_json(batch):
     }
 
 
-def test_probes_that_succeed_and_scrapes_are_no_lines(gateway):
-    before = len(gateway.lines())
-    for path, port in (("/livez", None), ("/readyz", None), ("/metrics", gateway.metrics_port)):
-        assert gateway.ask(path, port=port).status == 200
-    gateway.line_of(gateway.ask("/about", Authorization=BEARER))
-    assert len(gateway.lines()) == before + 1
-
-
 def test_a_probe_that_fails_is_a_warning(tmp_path):
     with FakeModelServer() as gone:
         pass
@@ -109,13 +101,6 @@ def test_what_the_model_server_said_is_in_the_line_of_the_request_alone(gateway,
     assert told["cause"] == "Predict: INTERNAL: node 7 of 10.0.0.1"
     assert b"node 7" not in reply.body
     assert len(lines_with(gateway.log, "node 7")) == 1
-
-
-def test_a_version_that_is_unknown_is_one_line_which_says_why(gateway):
-    told = gateway.line_of(gateway.ask("/generate?seed=1&version=98", Authorization=BEARER))
-    assert (told["level"], told["status"], told["outcome"]) == ("INFO", 404, "unknown_version")
-    assert told["cause"] == "Predict: NOT_FOUND: Servable not found for request: Specific(apple, 98)"
-    assert len(lines_with(gateway.log, "Specific(apple, 98)")) == 1
 
 
 def test_everything_that_is_logged_is_json(gateway, batch):
@@ -155,19 +140,6 @@ def test_no_token_is_in_any_line_right_or_wrong_at_both_doors(gateway, batch):
     written = gateway.log.read_text() + batch.log.read_text()
     assert TOKEN not in written
     assert SECRET not in written
-
-
-def test_a_line_of_text_says_the_same_in_words(model_server, tmp_path):
-    with gateway_for(model_server.target, tmp_path) as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        gateway.ask("/generate?seed=1", X_Request_ID="mine")
-        (line,) = lines_with(gateway.log, "mine")
-        assert re.fullmatch(
-            r"\S+ INFO GET /generate\?seed=1&format=png&version=3 200 answered request_id=mine trace_id=[0-9a-f]{32} "
-            r"bytes=\d+ seconds=\S+ model_version=3 source=model model_seconds=\S+ "
-            r"encode_seconds=\S+",
-            line,
-        )
 
 
 @pytest.mark.parametrize("formatter", [JsonLines(), TextLines()])

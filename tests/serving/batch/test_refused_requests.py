@@ -1,0 +1,88 @@
+"""gRPC calls that the batch server refuses, in one table: status, reason and field, and no call of the model."""
+
+import socket
+
+import grpc
+import pytest
+
+from serving.pb.ringo.v1 import picture_service_pb2
+from tests.batch_process import SERVING, batch_request, refusal
+from tests.conftest import LIMIT_S
+
+MAX_SEED = 2**63 - 1
+UNKNOWN_OPTION = picture_service_pb2.PictureOptions(size=32)
+UNKNOWN_OPTION.MergeFromString(b"\x98\x06\x01")  # field 99, of a later API: 1
+
+
+def single(**fields) -> bytes:
+    return picture_service_pb2.GenerateRequest(**fields).SerializeToString()
+
+
+def many(seeds, **options) -> bytes:
+    return batch_request(seeds, **options).SerializeToString()
+
+
+# method, message, status, field or beginning of the sentence
+REFUSED = [
+    ("Generate", single(), "INVALID_ARGUMENT", "seed"),
+    ("Generate", single(seed=-1), "INVALID_ARGUMENT", "seed"),
+    ("Generate", b"\x7a\x01\x01", "INVALID_ARGUMENT", "GenerateRequest.15"),
+    ("Generate", b"\xff" * 9, "INVALID_ARGUMENT", "message"),
+    ("GenerateBatch", b"\x12\xff", "INVALID_ARGUMENT", "message"),
+    ("DescribeModel", b"\xff", "INVALID_ARGUMENT", "message"),
+    ("GenerateBatch", b"", "INVALID_ARGUMENT", "which"),
+    ("GenerateBatch", many([]), "INVALID_ARGUMENT", "list.seeds"),
+    ("GenerateBatch", many([0] * 100_001), "INVALID_ARGUMENT", "list.seeds"),
+    ("GenerateBatch", many([3, 2, -7]), "INVALID_ARGUMENT", "list.seeds[2]"),
+    ("GenerateBatch", many(range(5, 5)), "INVALID_ARGUMENT", "range.end"),
+    ("GenerateBatch", many(range(5, 4)), "INVALID_ARGUMENT", "range.end"),
+    ("GenerateBatch", many(range(100_001)), "INVALID_ARGUMENT", "range.end"),
+    ("GenerateBatch", many(range(MAX_SEED)), "INVALID_ARGUMENT", "range.end"),
+    ("GenerateBatch", many(range(-1, 4)), "INVALID_ARGUMENT", "range.start"),
+    *(("GenerateBatch", many([1], size=size), "INVALID_ARGUMENT", "options.size") for size in (15, -1, 1025)),
+    ("GenerateBatch", many([1], format=9), "INVALID_ARGUMENT", "options.format"),
+    ("GenerateBatch", many([1], model_version=-1), "INVALID_ARGUMENT", "options.model_version"),
+    ("Generate", single(seed=1, options=UNKNOWN_OPTION), "INVALID_ARGUMENT", "PictureOptions.99"),
+    ("GenerateBatch", many([1], model_version=9), "NOT_FOUND", "The model server has no version 9"),
+    ("Generate", b"\0" * (2**20 + 1), "RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (1048577"),
+    ("GenerateBatch", many([MAX_SEED] * 120_000), "RESOURCE_EXHAUSTED", "SERVER: Received message"),
+    ("Reload", b"", "UNIMPLEMENTED", "Method not found!"),
+]
+
+
+@pytest.mark.parametrize(("method", "message", "status", "field"), REFUSED)
+def test_batch_server_refuses_without_calling_the_model(batch, model_server, method, message, status, field):
+    before = len(model_server.requests)
+    call = batch.channel.unary_unary(f"/ringo.v1.PictureService/{method}")
+    code, sentence, details = refusal(lambda: call(message, timeout=LIMIT_S))
+    assert code.name == status
+    if status == "INVALID_ARGUMENT":
+        assert [violation.field for violation in details["BadRequest"].field_violations] == [field]
+        assert (details["ErrorInfo"].domain, details["ErrorInfo"].reason) == ("ringo", "INVALID_REQUEST")
+    assert sentence.startswith(field)
+    assert len(model_server.requests) <= before + (status == "NOT_FOUND")
+    assert "Traceback" not in batch.log.read_text()
+
+
+def test_batch_server_refuses_a_compressed_message_above_the_limit(batch):
+    call = batch.channel.unary_unary("/ringo.v1.PictureService/Generate")
+    code, *_ = refusal(lambda: call(b"\0" * 2**24, timeout=LIMIT_S, compression=grpc.Compression.Gzip))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_batch_server_refuses_metadata_above_16_kb(batch):
+    describe = picture_service_pb2.DescribeModelRequest()
+    metadata = [("x", "a" * 2**15)]
+    code, *_ = refusal(lambda: batch.pictures.DescribeModel(describe, metadata=metadata, timeout=LIMIT_S))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_batch_server_keeps_serving_when_bytes_are_not_grpc(batch):
+    port = int(batch.target.rpartition(":")[2])
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + b"\0" * 500, bytes(range(256)) * 8):
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(2**16):
+                pass
+    assert batch.status() == SERVING

@@ -1,0 +1,191 @@
+"""HTTP requests that the gateway refuses, in one table: real bytes on real sockets, and no call of the model."""
+
+import contextlib
+import json
+import socket
+
+import pytest
+
+from tests.conftest import LIMIT_S
+from tests.gateway_process import gateway_for
+
+HOST = "Host: localhost\r\n"
+MAX_SEED = 2**63 - 1
+
+
+@pytest.fixture(scope="module")
+def gateway(model_server, tmp_path_factory):
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+        gateway.ask("/readyz")  # runs the golden check, which calls the model
+        yield gateway
+
+
+def request(
+    target: str = "/generate?seed=1",
+    *,
+    method: str = "GET",
+    version: str = "HTTP/1.1",
+    host: str = HOST,
+    headers: str = "",
+    body: str = "",
+) -> bytes:
+    return f"{method} {target} {version}\r\n{host}{headers}Connection: close\r\n\r\n{body}".encode()
+
+
+def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of the response to the bytes `sent`, read until the gateway closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
+        received = b""
+        with contextlib.suppress(ConnectionError):  # answered, and closed, before the end
+            connection.sendall(sent)
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(2**16):
+                received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    while head.startswith(b"HTTP/1.1 100 "):
+        head, _, body = body.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    return int(lines[0].split()[1]), dict(line.split(": ", 1) for line in lines[1:]), body
+
+
+# URL, the parameter that the problem names, its values
+BAD_VALUES = [
+    ("/generate?seed={}", "seed", ["-1", "-0", "%2B1", str(2**63), "9" * 3000, "1.5", "1e3", "0x2A", "1_000", "%2042"]),
+    ("/generate?seed={}", "seed", ["42%0A", "007", "", "apple", "%EF%BC%94", "%D9%A3", "%FF", "%00", "1&seed=1"]),
+    ("/generate?{}", "seed", ["seed"]),
+    ("/generate?size={}", "size", ["15", "1025", "0", "-64", "064", "64.0", "64px", "", "9" * 3000, "64&size=64"]),
+    ("/generate?format={}", "format", ["PNG", "gif", "jpg", "image/png", ""]),
+    ("/generate?version={}", "version", ["latest", "-1", str(2**63), "01", ""]),
+    ("/generate?{}", "sede", ["sede=42"]),
+    ("/generate?{}", "Seed", ["seed=1&Seed=2"]),
+    ("/generate?{}", "", ["=1"]),
+    ("/generate?{}", "a" * 64 + "…", ["a" * 99]),
+    ("/generate?{}", "truncation", ["truncation=0.5"]),
+    ("/grid?columns={}", "columns", ["0", "65"]),
+    ("/grid?seeds={}", "seeds", ["", ",", "1,", "1-", "-1", "2-1", "1-2-3", "0-64", "0-63,64", "1+,2"]),
+    ("/grid?seeds={}", "seeds", ["1;2", f"{MAX_SEED}-0", f"0-{MAX_SEED}", "1," * 64 + "1"]),
+    ("/grid?{}", "seed", ["seed=1"]),
+    # at most 2^20 pixels in all; white tiles count
+    ("/grid?{}", "size", ["size=257", "seeds=1-2&columns=64&size=256", "seeds=0-63&size=129", "size=1024"]),
+    ("/morph?{}", "start", ["end=2"]),
+    ("/morph?start=1{}", "end", ["", "&end="]),
+    ("/morph?start=1&end=2&{}", "frames", ["frames=1", "frames=65"]),
+    ("/morph?start=1&end=2&{}", "size", ["frames=2&size=1024"]),
+    ("/animation?start=1&end=2&{}", "frames", ["frames=1", "frames=65"]),
+    ("/animation?start=1&end=2&{}", "format", ["format=png"]),
+    ("/animation?start=1&end=2&{}", "size", ["frames=64&size=129"]),
+]
+FIVE = "Content-Length: 5\r\n"
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+# bytes, status, the parameter that the problem names
+REFUSED: list[tuple[bytes, int, str | None]] = [
+    *((request(url.format(value)), 400, parameter) for url, parameter, values in BAD_VALUES for value in values),
+    (request("/generate?" + "a&" * 2000), 400, None),
+    (request("/generate%00?seed=1"), 404, None),
+    (request("/generate/"), 404, None),
+    (request("/metrics"), 404, None),  # only on the metrics port
+    (request("/generate?seed=1&version=99"), 404, None),
+    (request("/static/../gateway.py"), 404, None),
+    (request("/static/%2e%2e%2fgateway.py"), 404, None),
+    (request("/static/..%5cgateway.py"), 404, None),
+    (request("/static//etc/passwd"), 404, None),
+    (request("evil:443", method="CONNECT"), 404, None),
+    (request(method="POST", headers=FIVE, body="apple"), 405, None),
+    (request(method="TRACE"), 405, None),
+    (request(headers="Accept: text/html\r\n"), 406, None),
+    (request(headers=FIVE, body="apple"), 413, None),
+    (request("/docs", headers=FIVE, body="apple"), 413, None),
+    (request(headers="Content-Length: 100000000000\r\n"), 413, None),
+    (request(headers=CHUNKED, body="5\r\napple\r\n0\r\n\r\n"), 413, None),
+    (request(headers=CHUNKED, body="zz\r\n"), 413, None),
+    (request(headers="Expect: 100-continue\r\n" + FIVE), 413, None),
+]
+EVERYWHERE = {
+    "Access-Control-Allow-Origin": "*",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@pytest.mark.parametrize(("sent", "status", "parameter"), REFUSED, ids=[str(sent[:60]) for sent, *_ in REFUSED])
+def test_gateway_refuses_without_calling_the_model(gateway, model_server, sent, status, parameter):
+    before = len(model_server.requests)
+    got, headers, body = answer_to(gateway.port, sent)
+    problem = json.loads(body)
+    assert (got, problem["status"]) == (status, status), body
+    assert parameter is None or (problem["parameter"], problem["instance"]) == (
+        parameter,
+        sent.split(b"?")[0][4:].decode(),
+    )
+    assert headers["Content-Type"] == "application/problem+json"
+    assert headers.items() >= (EVERYWHERE | {"Cache-Control": "no-store"}).items()
+    assert len(body) < 8192
+    assert len(model_server.requests) <= before + (b"version=99" in sent)
+    assert "Traceback" not in gateway.log.read_text() + body.decode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request("/generate?seed=" + "1" * 4096), 414),
+        (request(headers=f"X: {'a' * 8192}\r\n"), 431),
+        (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
+        (request(headers=FIVE + CHUNKED, body="0\r\n\r\n"), 400),
+    ],
+    ids=["url", "header", "headers", "two-lengths"],
+)
+def test_gunicorn_refuses_a_head_beyond_its_limits(gateway, model_server, sent, status):
+    before = len(model_server.requests)
+    assert answer_to(gateway.port, sent)[0] == status
+    assert len(model_server.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [("seed=%2042", " 42"), ("seed=%FF", "%FF"), ("seed=%00", "\0"), ("seed=" + "9" * 3000, "9" * 64 + "…")],
+)
+def test_problem_quotes_the_value_and_says_the_allowed_ones(gateway, query, value):
+    problem = gateway.ask(f"/generate?{query}").problem
+    assert (problem["type"], problem["value"]) == ("urn:ringo:problem:invalid-request", value)
+    assert f"0 to {MAX_SEED}" in problem["allowed"]
+
+
+def test_405_names_the_allowed_methods(gateway):
+    assert set(gateway.ask("/generate", "POST").headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+
+
+def test_406_names_the_formats(gateway):
+    assert "image/png, image/webp, image/jpeg" in gateway.ask("/generate", Accept="text/html").problem["detail"]
+
+
+@pytest.mark.parametrize("path", ["/generate?seed=1", "/about", "/openapi.json", "/livez", "/static/gallery.css"])
+def test_responses_have_the_security_headers(gateway, path):
+    status, headers, _ = answer_to(gateway.port, request(path))
+    assert status == 200
+    assert headers.items() >= EVERYWHERE.items()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_load_their_own_files_only_and_cannot_be_framed(gateway, path):
+    _, headers, body = answer_to(gateway.port, request(path))
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert b"://" not in body
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Host: evil.example", "SCRIPT_NAME: /generate", "X-Forwarded-Host: evil.example", "X-Original-URL: /about"],
+)
+def test_gateway_ignores_addresses_in_request_headers(gateway, header):
+    host = "" if header.startswith("Host") else HOST
+    _, headers, body = answer_to(gateway.port, request("/", host=host, headers=header + "\r\n"))
+    _, expected_headers, expected = answer_to(gateway.port, request("/"))
+    assert (body, headers["ETag"]) == (expected, expected_headers["ETag"])
