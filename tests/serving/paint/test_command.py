@@ -167,7 +167,7 @@ def test_a_shard_is_painted_by_the_version_that_has_painted_another(tmp_path):
     with FakeBatchServer() as server:
         paint(server, tmp_path, "--shard", "0/2")
         server.version = 2
-        said = paint(server, tmp_path, "--shard", "1/2", code=1)
+        said = paint(server, tmp_path, "--shard", "1/2", code=3)
     assert "loaded. --any-version goes on with the newest" in said
 
 
@@ -255,11 +255,11 @@ def changing_server():
 
 
 def test_paint_stops_when_the_model_version_changes(changing_server, tmp_path):
-    last = paint(changing_server, tmp_path, code=1).splitlines()[-1]
+    last = paint(changing_server, tmp_path, code=3).splitlines()[-1]
     assert "no such version" in last
     assert "--any-version goes on with the newest" in last
     assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12
-    assert "--any-version" in paint(changing_server, tmp_path, code=1), "and again"
+    assert "--any-version" in paint(changing_server, tmp_path, code=3), "and again"
 
 
 def test_paint_goes_on_with_the_new_version_when_any_version_is_set(changing_server, tmp_path):
