@@ -108,7 +108,9 @@ EVERYWHERE = {
 }
 
 
-@pytest.mark.parametrize(("sent", "status", "parameter"), REFUSED, ids=[str(sent[:60]) for sent, *_ in REFUSED])
+@pytest.mark.parametrize(
+    ("sent", "status", "parameter"), REFUSED, ids=[sent.split(b" HTTP")[0].decode()[:60] for sent, *_ in REFUSED]
+)
 def test_gateway_refuses_without_calling_the_model(gateway, model_server, sent, status, parameter):
     before = len(model_server.requests)
     got, headers, body = answer_to(gateway.port, sent)
