@@ -31,15 +31,10 @@ def test_every_photo_is_either_trained_on_or_held_out():
     assert sum(group.photos for group in split.groups) == len(split.held_out) == 9
 
 
-def test_group_of_a_series_does_not_depend_on_other_files():
-    alone = list_held_out(name_frames("b_", 40))
-    together = list_held_out(name_frames("a_", 40) + name_frames("b_", 40))
-    assert [name for name in together if name.startswith("b_")] == alone
-
-
-def test_series_have_different_groups():
-    files = name_frames("a_", 100) + name_frames("b_", 100) + name_frames("c_", 100)
-    assert len({name[2:] for name in list_held_out(files)}) > 20
+def test_each_series_has_its_own_group():
+    held_out = list_held_out(name_frames("a_", 100) + name_frames("b_", 100) + name_frames("c_", 100))
+    assert [name for name in held_out if name.startswith("b_")] == list_held_out(name_frames("b_", 100))
+    assert len({name[2:] for name in held_out}) > 20
 
 
 def test_frames_are_ordered_by_number_not_by_spelling():
@@ -71,10 +66,7 @@ def test_short_series_and_single_photos_share_one_group():
     assert len(split.training) == 54
 
 
-def test_no_photo_is_held_out_when_the_fraction_is_0():
-    split = split_photos(name_frames("a_", 60), 0.0)
-    assert (len(split.training), split.groups, split.describe()) == (60, (), "No photo is held out.")
-
-
-def test_no_photo_is_held_out_when_photos_are_few():
-    assert len(split_photos(["a.jpg", "b.jpg", "c.jpg"], 0.1).held_out) == 0
+@pytest.mark.parametrize(("count", "fraction"), [(60, 0.0), (3, 0.1)])
+def test_no_photo_is_held_out_when_fraction_or_photos_are_few(count, fraction):
+    split = split_photos(name_frames("a_", count), fraction)
+    assert (len(split.training), split.groups, split.describe()) == (count, (), "No photo is held out.")

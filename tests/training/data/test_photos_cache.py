@@ -9,30 +9,17 @@ import numpy as np
 import pytest
 
 from tests.photo_files import SIDE, load, save_photo, solid
-from training.data import decoding
-from training.data.decoding import SkipReason
 from training.data.photos import PhotosError, load_photos
 
 
-def test_pixels_in_memory_are_read_only(folder: Path) -> None:
+@pytest.mark.parametrize(("spare_bytes", "on_disk"), [(0, False), (-1, True)])
+def test_pixels_are_a_read_only_map_on_disk_when_over_the_limit(folder: Path, spare_bytes: int, on_disk: bool) -> None:
     save_photo(folder / "a")
-    assert not load(folder).pixels.flags.writeable
-
-
-def test_disk_is_unused_when_photos_fit_the_memory_limit(folder: Path, tmp_path: Path) -> None:
-    save_photo(folder / "a")
-    cache_dir = tmp_path / "cache"
-    load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=SIDE * SIDE * 3, progress=False)
-    assert not cache_dir.exists()
-
-
-def test_pixels_are_a_read_only_map_when_over_the_memory_limit(folder: Path, tmp_path: Path) -> None:
-    save_photo(folder / "a")
-    pixels = load_photos(
-        folder, SIDE, cache_dir=tmp_path / "cache", memory_limit_bytes=SIDE * SIDE * 3 - 1, progress=False
-    ).pixels
-    assert isinstance(pixels, np.memmap)
-    assert not pixels.flags.writeable
+    limit_bytes = SIDE * SIDE * 3 + spare_bytes
+    cache_dir = folder.parent / "cache"
+    photos = load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=limit_bytes, progress=False)
+    assert isinstance(photos.pixels, np.memmap) == cache_dir.exists() == on_disk
+    assert not photos.pixels.flags.writeable
 
 
 def replace_unnoticed(path: Path, shade: int) -> None:
@@ -67,20 +54,6 @@ def test_photos_are_decoded_again_when_the_folder_changes(folder: Path, change: 
     replace_unnoticed(folder / "a.bmp", 99)
     CHANGES[change](folder)
     assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 99
-
-
-def test_photo_is_decoded_when_it_becomes_readable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_photo(folder / "a")
-    save_photo(folder / "b", shade=91)
-    with monkeypatch.context() as another_user:
-        another_user.setattr(os, "access", lambda path, mode: path.name != "b")
-        open_regular = decoding._open_regular
-        missing = folder / "missing"
-        another_user.setattr(
-            decoding, "_open_regular", lambda path: open_regular(missing if path.name == "b" else path)
-        )
-        assert load(folder, in_memory=False).summary.skipped == {SkipReason.UNREADABLE.value: 1}
-    assert load(folder, in_memory=False).summary.skipped == {}
 
 
 def test_photos_are_decoded_again_when_the_image_size_differs(folder: Path) -> None:
