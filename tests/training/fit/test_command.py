@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, draw_photo
+from tests.conftest import ROOT, command, draw_photo, with_backend
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.fit.machine import measure_step_s
@@ -70,24 +70,12 @@ def test_dry_run_changes_nothing_when_the_run_exists(photos, small_run, capsys):
 
 
 def test_fit_changes_nothing_when_more_steps_are_done_already(photos, small_run, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
-    assert fit(photos, run, "--steps", "3") == 0
+    run, moved_photos = shutil.copytree(small_run, tmp_path / "run"), shutil.copytree(photos, tmp_path / "moved")
+    assert fit(moved_photos, run, "--steps", "3") == 0
     output = capsys.readouterr().out
     assert f"{run} has 4 batches already, more than --steps 3, and keeps them." in output
     assert "All 4 batches are done." in output
     assert config_of(run) == config_of(small_run)
-
-
-def test_fit_is_refused_when_an_unfinished_run_has_more_steps(photos, small_run, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
-    (run / "config.json").write_text(TrainingConfig(**config_of(run) | {"steps": 9}).to_json())
-    assert fit(photos, run, "--steps", "3") == 2
-    captured = capsys.readouterr()
-    sentence = f"--steps is 3, but {run} is at batch 4 of 9; set it to 4 or more."
-    assert (captured.out, captured.err) == ("", f"python -m training fit: {sentence}\n")
-    assert config_of(run)["steps"] == 9
 
 
 def test_measuring_does_not_change_later_weights():
@@ -104,17 +92,77 @@ def test_fit_does_not_import_keras_when_photos_are_too_few(folder, tmp_path):
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize("number", [0, 49])
-def test_dry_run_is_refused_when_photos_are_too_few(folder, tmp_path, capsys, number):
-    for seed in range(number):
-        draw_photo(seed).save(folder / f"{seed}.png")
-    if number:
-        shutil.copy(folder / "0.png", folder / "copy.png")
-    assert fit(folder, tmp_path / "run", "--dry-run") == 2
+def keep_photos(count):
+    def delete_others(folder):
+        for photo in sorted((folder / "photos").iterdir())[count:]:
+            photo.unlink()
+
+    return delete_others
+
+
+def plan_nine_steps(folder):
+    config = TrainingConfig(**config_of(folder / "run") | {"steps": 9})
+    (folder / "run" / "config.json").write_text(config.to_json())
+
+
+def truncate(name):
+    return lambda folder: (folder / "run" / name).write_bytes(b"")
+
+
+def change_nothing(folder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "out", "flags", "sentence"),
+    [
+        (change_nothing, "run", ("--batch-size", "9"), "batch_size is 9, but the run began with 8"),
+        (keep_photos(55), "run", (), "The photos, their names or their decoding differ from those in"),
+        (plan_nine_steps, "run", ("--steps", "3"), "run is at batch 4 of 9; set it to 4 or more."),
+        (truncate("photos.json"), "run", (), "photos.json"),
+        (truncate("config.json"), "run", (), "config.json"),
+        (truncate("checkpoint.npz"), "run", (), "checkpoint.npz"),
+        (change_nothing, "photos/run", (), "so its grids would become photos"),
+        (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
+        (change_nothing, "file/run", (), "file is not a folder; set --out to a folder."),
+        (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
+        (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
+        (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
+        (keep_photos(0), "new", ("--dry-run",), "has no files"),
+        (change_nothing, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
+        (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
+    ],
+)
+def test_fit_is_refused_with_one_sentence_and_writes_nothing(
+    photos, small_run, tmp_path, capsys, change, out, flags, sentence
+):
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    change(tmp_path)
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert fit(tmp_path / "photos", tmp_path / out, "--steps", "5", *flags) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert ("has 49 usable photos, fewer than 50; add photos." if number else "has no files") in captured.err
+    assert captured.err.startswith("python -m training fit: ")
+    assert sentence in captured.err
     assert captured.err.count("\n") == 1
+    assert "Measuring" not in captured.out
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path):
+    process = subprocess.run(
+        command("training", "fit", "--photos", photos, "--out", tmp_path / "run"),
+        cwd=ROOT,
+        env=with_backend("torch"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    sentence = "KERAS_BACKEND is 'torch', which is unknown or not installed; set it to tensorflow or jax."
+    assert process.stderr == f"python -m training fit: {sentence}\n"
 
 
 @pytest.mark.parametrize(

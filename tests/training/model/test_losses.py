@@ -15,14 +15,6 @@ def test_logistic_loss_is_log_2_per_logit_when_logits_are_0():
     assert float(discriminator_loss(logits(0, 0), logits(0, 0))) == pytest.approx(2 * math.log(2))
 
 
-def test_generator_loss_falls_when_logits_rise():
-    assert float(generator_loss(logits(3))) < float(generator_loss(logits(0))) < float(generator_loss(logits(-3)))
-
-
-def test_discriminator_loss_falls_when_logits_separate():
-    assert float(discriminator_loss(logits(3), logits(-3))) < float(discriminator_loss(logits(-3), logits(3)))
-
-
 def test_losses_are_finite_when_logits_are_extreme():
     assert float(generator_loss(logits(-1e4))) == pytest.approx(1e4)
     assert float(discriminator_loss(logits(-1e4), logits(1e4))) == pytest.approx(2e4)

@@ -16,19 +16,7 @@ from tests.gateway_process import free_port
 from training.errors import TrainingError
 from training.model.replicas import strategy_scope
 
-SMALL_RUN_FLAGS = (
-    "--image-size",
-    32,
-    "--discriminator",
-    "plain",
-    "--beta-1",
-    0.5,
-    "--batch-size",
-    8,
-    "--log-every",
-    1,
-    "--no-jit-compile",
-)
+RUN_FLAGS = "--image-size 32 --discriminator plain --beta-1 0.5 --batch-size 8 --log-every 1 --no-jit-compile"
 
 TWO_DEVICES = """
 import sys
@@ -41,24 +29,28 @@ sys.exit(main(sys.argv[1:]))
 
 
 def start_process(arguments: list[str], **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, **environment}, **streams)
 
 
 def fit_on_two_devices(photos: Path, run: Path, *flags: object) -> subprocess.Popen:
-    arguments = ("fit", "--photos", photos, "--out", run, "--strategy", "mirrored", *SMALL_RUN_FLAGS, *flags)
+    arguments = ("fit", "--photos", photos, "--out", run, "--strategy", "mirrored", *RUN_FLAGS.split(), *flags)
     return start_process([sys.executable, "-c", TWO_DEVICES, *map(str, arguments)])
 
 
 def fit_on_two_workers(photos: Path, run: Path, *flags: object) -> list[subprocess.Popen]:
     """Return the processes of two workers, the chief first."""
-    arguments = ("fit", "--photos", photos, "--out", run, "--strategy", "multi-worker", *SMALL_RUN_FLAGS, *flags)
+    arguments = (
+        "fit",
+        "--photos",
+        photos,
+        "--out",
+        run,
+        "--strategy",
+        "multi-worker",
+        *RUN_FLAGS.split(),
+        *flags,
+    )
     cluster = {"worker": [f"localhost:{free_port()}", f"localhost:{free_port()}"]}
     tasks = [{"type": "worker", "index": index} for index in range(2)]
     configurations = [json.dumps({"cluster": cluster, "task": task}) for task in tasks]
