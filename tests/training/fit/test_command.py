@@ -14,6 +14,7 @@ from training.config import TrainingConfig
 from training.fit.machine import measure_step_s
 from training.model.gan import build_gan
 
+FEW_IMAGES = ("--evaluate-count", "50")
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain")
 
 
@@ -47,14 +48,14 @@ def test_fit_points_to_the_progress_line_when_the_run_is_short(photos, tmp_path,
 
 def test_same_command_resumes_with_the_settings_of_the_run(photos, tmp_path, capsys):
     run = tmp_path / "run"
-    assert fit(photos, run, "--steps", "2", "--seed", "3") == 0
+    assert fit(photos, run, "--steps", "2", "--seed", "3", *FEW_IMAGES) == 0
     first_config = config_of(run)
     assert (first_config["image_size"], first_config["batch_size"], first_config["seed"]) == (32, 16, 3)
     # This machine would choose another limit, but the run keeps its own.
     config = TrainingConfig(**first_config | {"memory_limit_mib": 77})
     (run / "config.json").write_text(config.to_json())
     capsys.readouterr()
-    assert fit(photos, run, "--steps", "3") == 0
+    assert fit(photos, run, "--steps", "3", *FEW_IMAGES) == 0
     output = capsys.readouterr().out
     assert "Resuming at batch 2." in output
     assert "settings for" not in output
