@@ -1,4 +1,4 @@
-"""Drawings of a run: its grids as an animation, and its networks."""
+"""Drawings of a run: its grids as an animation, and a network."""
 
 import io
 from collections.abc import Collection
@@ -55,20 +55,14 @@ def choose_frames(grids: list[tuple[int, Path]], keep: Collection[int]) -> list[
     return [grids[index] for index in sorted(required.union(others.tolist()))]
 
 
-def draw_networks(networks: list[keras.Model], folder: Path) -> str | None:
-    """Draw each network to `folder`/<name>.png; return a warning or None.
-
-    Without Graphviz it writes text tables to <name>.txt, because a missing program must not stop training.
-    """
-    warning = None
-    for network in networks:
-        try:
-            keras.utils.plot_model(
-                network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
-            )
-        except ImportError:  # Keras raises it if pydot cannot find the program `dot`
-            lines: list[str] = []
-            network.summary(print_fn=lambda line, **_: lines.append(line))  # noqa: B023
-            (folder / f"{network.name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            warning = "Graphviz is not installed, so networks are written as text tables; install it for drawings."
-    return warning
+def draw_network(network: keras.Model, folder: Path) -> None:
+    """Draw `network` to <name>.png, or write <name>.txt without Graphviz."""
+    try:
+        keras.utils.plot_model(
+            network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
+        )
+    except ImportError:  # Keras raises it if pydot cannot find the program `dot`
+        lines: list[str] = []
+        network.summary(print_fn=lambda line, **_: lines.append(line))
+        write_atomically(folder / f"{network.name}.txt", "\n".join(lines) + "\n")
+        print(f"Graphviz is not installed: wrote {network.name}.txt instead of {network.name}.png.")

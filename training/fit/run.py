@@ -21,7 +21,7 @@ from training.evaluate.features import build_extractor, features_of_photos
 from training.evaluate.metrics import kernel_distance
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
 from training.fit.measurements import KeepBest
-from training.fit.plots import draw_networks
+from training.fit.plots import draw_network
 from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
@@ -39,7 +39,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
     """Train until `config.steps` batches are done; return the number done.
 
     It is smaller than `config.steps` if a signal stopped training. `run` receives config.json, photos.json,
-    history.csv, kid.csv, losses.png, grids/, drawings of the networks, tensorboard/, checkpoint.npz and best.npz.
+    history.csv, kid.csv, losses.png, grids/, generator.png, tensorboard/, checkpoint.npz and best.npz.
     Training resumes from a checkpoint in `run`. A new run may start from the generator weights of the run `grow_from`.
 
     Raises:
@@ -74,7 +74,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
 def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None) -> GAN:
     """Return the GAN of the run's checkpoint, or a new one.
 
-    It also writes config.json, photos.json and the drawings of the networks.
+    It also writes config.json, photos.json and generator.png.
     """
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
@@ -91,9 +91,7 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     write_record(run / "photos.json", describe_photos(photos, split))
     write_atomically(config_file, config.to_json())
     if not checkpoint.exists():
-        warning = draw_networks([gan.generator], run)
-        if warning:
-            print(warning)
+        draw_network(gan.generator, run)
     return gan
 
 
