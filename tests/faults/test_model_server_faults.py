@@ -100,6 +100,7 @@ def test_who_waits_for_the_golden_pictures_has_his_own_time_and_they_are_painted
         FakeModelServer(reply=reply) as server,
         gateway_for(server.target, tmp_path, predict_timeout_s=1) as gateway,
     ):
+        assert gateway.ask("/livez").status == 200  # the worker has started: that takes 3 s on a busy machine
         first = ask(gateway.port, "/generate?seed=1")
         assert (first.status, first.took_s < 1 + REFUSED_WITHIN_S) == (504, True)
         wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden pictures")
