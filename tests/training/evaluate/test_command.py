@@ -226,7 +226,7 @@ def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     coverage = measure_coverage(files, features, features[[*range(16), 20, 21]])
     assert (coverage.missing, coverage.images) == (("elstar",), {"gala": 0.8889, "elstar": 0.1111})
     coverage = measure_coverage(files, features, features[[*range(16), 20, 21, 22]])
-    assert coverage.sentence().endswith("rare, as a fraction of their share: elstar 0.32")
+    assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"copies": null}', "[]", "{"])
