@@ -118,7 +118,7 @@ def test_fit_is_refused_when_replicas_cannot_split_a_batch(photos, tmp_path):
     process = fit_on_two_devices(photos, tmp_path / "run", "--batch-size", 9)
     (output,) = collect_outputs([process])
     assert process.returncode == 2
-    assert "batch_size is 9: 2 replicas need a multiple of 2." in output
+    assert "batch_size is 9, which 2 replicas cannot share equally; set it to a multiple of 2." in output
     assert not (tmp_path / "run").exists()
 
 
