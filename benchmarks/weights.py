@@ -1,7 +1,7 @@
 """The Keras generator with the weights of an exported version.
 
-An export folds normalisation into the weights, and turns each 3x3 kernel of an upsampling into 4x4 or, for smooth ones
-before 2026-11-27, 6x6. Both are linear, so the inverse is exact up to rounding: images differ by at most 1/255.
+An export folds normalisation into the weights, and turns each 3x3 kernel of an upsampling into 4x4. Both are linear,
+so the inverse is exact up to rounding: images differ by at most 1/255.
 """
 
 from pathlib import Path
@@ -11,14 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from numpy.typing import NDArray
 
 from training.model.networks import NEAREST, UpsampleConv, build_generator
-
-# By kernel size: training.model.networks.NEAREST, alone and followed by BLUR.
-TAPS = {
-    4: NEAREST.astype(np.float64),
-    6: np.array([[0, 0, 1], [0, 1, 3], [1, 3, 3], [3, 3, 1], [3, 1, 0], [1, 0, 0]]) / 4,
-}
 
 
 def newest_version(model: Path) -> Path:
@@ -26,10 +21,20 @@ def newest_version(model: Path) -> Path:
     return max((p for p in model.iterdir() if p.name.isdecimal()), key=lambda folder: int(folder.name))
 
 
+def network_constants(version: Path) -> list[NDArray[np.float32]]:
+    """Return the weights in the graph of `version`: kernel, bias, kernel, bias ..., from the dense layer on."""
+    graph = tf.saved_model.load(str(version)).signatures["serving_default"].graph.as_graph_def()
+    for function in graph.library.function:
+        if any(node.op == "Conv2DBackpropInput" for node in function.node_def):
+            weights = [node for node in function.node_def if node.op == "Const" and node.name.startswith("Const")]
+            constants = [tf.make_ndarray(node.attr["value"].tensor) for node in weights]
+            return constants
+    raise ValueError(f"{version} has no function with the generator's network.")
+
+
 def keras_generator(version: Path) -> keras.Model:
     """Return latents float32[N, latent_dim] -> images float32[N, S, S, 3] in [-1, 1], equal to those of `version`."""
-    graph = tf.saved_model.load(str(version)).signatures["serving_default"]
-    arrays = [tensor.numpy() for tensor in graph.captured_inputs]  # kernel, bias, kernel, bias ...
+    arrays = network_constants(version)
     dense, *upsamplings, _ = arrays[::2]
     generator = build_generator(len(dense), (dense.shape[1] // 16, *(kernel.shape[-1] for kernel in upsamplings)))
     weights = iter(arrays)
@@ -41,7 +46,7 @@ def keras_generator(version: Path) -> keras.Model:
                 layer.set_weights([kernel])
             case UpsampleConv():
                 kernel, shift = next(weights), next(weights)
-                inverse = np.linalg.pinv(TAPS[len(kernel)])
+                inverse = np.linalg.pinv(NEAREST.astype(np.float64))
                 layer.set_weights([np.einsum("ay,bx,yxio->abio", inverse, inverse, kernel)])
             case layers.Conv2D():
                 layer.set_weights([next(weights), next(weights)])

@@ -26,9 +26,9 @@ DRAIN_MARGIN_S = 10.0  # to end one child, on top of the longest request; who is
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
-# glibc keeps freed memory: after a hundred images of 1024 x 1024, a worker held 260 MB without these, 110 with them.
+# glibc keeps freed memory: after a hundred images of 1024 x 1024, a worker held 260 MB without these, 90 with them.
 # Dockerfile.serve sets the same.
-ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "2097152"}
+ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 Children = dict[str, subprocess.Popen[bytes]]  # by what they are called, in the order of their start
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.run import ALLOCATOR
+
 # Before anything imports TensorFlow or grpc, here and in child processes: the surroundings that the product makes for
 # itself, whatever those of the developer are.
-os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "2"}
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1", **ALLOCATOR}
 for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "KERAS_BACKEND"):
     os.environ.pop(name, None)
 
@@ -75,7 +77,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_run(photos, tmp_path_factory) -> Path:
     """A run folder at 32 px, four batches old."""
-    from training.config import TrainingConfig
+    from training.config import PLAIN_SETTINGS, TrainingConfig
     from training.data.dataset import load_run_photos, split_run_photos
     from training.fit.run import train
 
@@ -83,7 +85,7 @@ def small_run(photos, tmp_path_factory) -> Path:
     config = TrainingConfig(
         image_size=32,
         discriminator="plain",
-        beta_1=0.5,
+        **PLAIN_SETTINGS,
         steps=4,
         batch_size=8,
         log_every=1,

