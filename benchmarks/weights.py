@@ -27,8 +27,7 @@ def network_constants(version: Path) -> list[NDArray[np.float32]]:
     for function in graph.library.function:
         if any(node.op == "Conv2DBackpropInput" for node in function.node_def):
             weights = [node for node in function.node_def if node.op == "Const" and node.name.startswith("Const")]
-            constants = [tf.make_ndarray(node.attr["value"].tensor) for node in weights]
-            return constants
+            return [tf.make_ndarray(node.attr["value"].tensor) for node in weights]
     raise ValueError(f"{version} has no function with the generator's network.")
 
 

@@ -202,7 +202,7 @@ def run_evaluate(options: Options) -> int:
 
 def run_export(options: Options) -> int:
     """Run `export`; return its exit status."""
-    # As in the model servers: batches of eight threads round by their size, those of one or two threads do not (see
+    # As in the model servers: batches of several threads round by their size, those of one thread do not (see
     # training/export/signatures.py).
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_backend()
