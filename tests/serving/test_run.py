@@ -25,7 +25,7 @@ def surroundings(tmp_path):
     (tmp_path / "models" / "1").mkdir(parents=True)
     genuine = tmp_path / "bin" / "tensorflow_model_server"
     genuine.parent.mkdir()
-    genuine.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.fake_model_server "$@"\n')
+    genuine.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fake_model_server "$@"\n')
     genuine.chmod(0o755)
     settings = environment(
         port=free_port(), model_server=f"localhost:{free_port()}", model_base_path=tmp_path / "models", model_name="cat"

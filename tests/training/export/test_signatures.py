@@ -48,4 +48,4 @@ def test_call_of_4001_rows_runs_in_chunks_with_equal_bytes(small_model, signatur
     assert result["shape"] == [4001, *row]
     assert result["are_equal"]
     output_mb = np.prod(result["shape"]) * (4 if signature == "sample" else 1) / 1e6
-    assert result["growth_mb"] < output_mb + 30  # all rows at once: 600 MB
+    assert result["growth_mb"] < output_mb + 60  # 31 to 41 beside; all rows at once: 600 MB
