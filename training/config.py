@@ -87,7 +87,7 @@ class TrainingConfig:
     )
     batch_size: int = option(16, "photos per batch", low=2, high=4096)
     refine_from: int = option(
-        8_750,
+        5_000,
         "batch at which the refining stage starts: a new projected discriminator for 128 px; 0 refines the whole run",
         low=0,
         high=10_000_000,

@@ -32,7 +32,7 @@ TRAINING_IMAGES = {"cpu": (96_000, 192_000), "gpu": (200_000, 1_000_000)}
 EPOCHS = 32  # between those limits; more epochs memorise the photos
 PLAIN_TRAINING_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
 PLAIN_EPOCHS = 300
-REFINING_SHARE = 5 / 12  # of the images of a run: 80,000 of 192,000
+REFINING_SHARE = 2 / 3  # of the images of a run: 128,000 of 192,000
 GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
 
 # Training images and KID x1000, measured with 7,180 photos of apples on white at 64 px (LOG.md, 2026-11-28).

@@ -88,8 +88,8 @@ def test_grown_run_is_shorter_and_refines_from_its_start():
     assert to_dict(*choose_image_size([100], LAPTOP, 64))["image_size"] == 128
 
 
-def test_new_run_refines_in_its_last_five_twelfths():
-    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 7_000}
+def test_new_run_refines_in_its_last_two_thirds():
+    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 4_000}
 
 
 def test_plain_discriminator_changes_its_dependent_settings():
