@@ -193,7 +193,7 @@ def test_if_none_match_gets_304(plain_service, url):
 
 
 def test_an_image_without_a_version_is_not_cached(plain_service):
-    before = value(plain_service.gateway.metrics_port, "ringo_requests_total")
+    before = asked_of_gateway(plain_service)
     for _ in range(3):
         assert plain_service.ask("/generate?seed=1")[0] == 200
     assert asked_of_gateway(plain_service) - before == 3
