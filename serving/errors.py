@@ -1,4 +1,4 @@
-"""What can go wrong between a seed and an image.
+"""Errors between a seed and an image.
 
 Nothing here knows a protocol: each service has one table from these classes to its statuses.
 

@@ -1,4 +1,4 @@
-"""What this process knows of the model server: its versions, and whether it renders the exporter's bytes."""
+"""The model server as this process sees it: versions, and checks of its golden images."""
 
 import contextlib
 import hashlib

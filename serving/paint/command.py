@@ -175,7 +175,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     try:
         paint(chosen, secrets)
     except KeyboardInterrupt:
-        print(f"Stopped. What is painted is in {chosen.out}; the same command goes on.", file=sys.stderr)
+        print(f"Stopped. Finished images are in {chosen.out}; rerun the same command to resume.", file=sys.stderr)
         return INTERRUPTED
     except VersionGoneError as error:
         told = str(error).removesuffix(".")  # with what the server said

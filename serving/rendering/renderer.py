@@ -27,7 +27,7 @@ LARGE_WAIT_S = 10.0  # as long as the default wait for a model server, and twent
 
 @dataclass(frozen=True)
 class PixelsKey:
-    """What the model's pixels for one seed depend on."""
+    """Key of the model's pixels for one seed."""
 
     fingerprint: str
     model: str
@@ -37,7 +37,7 @@ class PixelsKey:
 
 @dataclass(frozen=True)
 class ImageKey:
-    """What the bytes of an encoded image depend on."""
+    """Key of the bytes of an encoded image."""
 
     fingerprint: str
     model: str
@@ -94,7 +94,7 @@ class Renderer:
     ) -> Iterator[bytes]:
         """Yield what `render` returns for each of `queries`, in order.
 
-        One Predict call serves all of them; each image is encoded when the caller takes it.
+        One Predict call serves all of them; each image is encoded when the iterator reaches it.
         """
         tiles = self._pixels([seed_of(query) for query in queries], check, deadline_s=deadline_s)
         for query, pixels in zip(queries, tiles, strict=True):

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class RequestRecord:
-    """What is logged, counted and traced of one request; its handler fills it in."""
+    """The facts logged, counted and traced of one request; its handler fills them in."""
 
     method: str
     request_id: str

@@ -351,7 +351,7 @@ def test_compose_takes_no_rights_and_leaves_no_root():
 
 
 def test_nobody_outside_reaches_the_model_server():
-    """TensorFlow Serving asks nobody who he is, and takes a new configuration from anybody."""
+    """TensorFlow Serving authenticates no client, and accepts a new configuration from every client."""
     published = {name for name, service in compose()["services"].items() if "ports" in service}
     assert published == {"nginx", "batch"}
     base = [yaml.safe_load(path.read_text()) for path in (ROOT / "k8s" / "base").rglob("service.yaml")]

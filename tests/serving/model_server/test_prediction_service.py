@@ -1,4 +1,4 @@
-"""What the embedded model server answers: the codes and messages that the real one was measured to answer."""
+"""Status codes and messages of the embedded model server, as measured on TensorFlow Serving."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -105,7 +105,7 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path, numb
             process.send_signal(number)
             sentence = process.communicate(timeout=LIMIT_S)[1].splitlines()[-1]
             assert process.returncode == 130
-            assert sentence == f"Stopped. What is painted is in {tmp_path}; the same command goes on."
+            assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
         gate.open()
         assert "30 pictures" in paint(server, tmp_path)
 

@@ -48,4 +48,5 @@ def test_call_of_4001_rows_runs_in_chunks_with_equal_bytes(small_model, signatur
     assert result["shape"] == [4001, *row]
     assert result["are_equal"]
     output_mb = np.prod(result["shape"]) * (4 if signature == "sample" else 1) / 1e6
-    assert result["growth_mb"] < output_mb + 60  # 31 to 41 beside; all rows at once: 600 MB
+    allowed_mb = 60 if signature == "sample" else 30  # latents took 39; unchunked images 600
+    assert result["growth_mb"] < output_mb + allowed_mb
