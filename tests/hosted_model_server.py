@@ -127,13 +127,13 @@ class Hosted:
 
 
 @contextmanager
-def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
+def hosting(base_path: Path) -> Iterator[Hosted]:
     from serving.model_server.servable import load
 
     watcher = VersionWatcher(base_path, load, poll_interval_s=POLL_INTERVAL_S)
     watcher.poll()
     watcher.start()
-    service = PredictionService(watcher, "apple", typed_fields=typed_fields)
+    service = PredictionService(watcher, "apple")
     server, port = start_server(service, Listener())
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -157,10 +157,6 @@ def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
         "PredictRequest": hosted.predictions.Predict,
         "GetModelMetadataRequest": hosted.predictions.GetModelMetadata,
         "GetModelStatusRequest": hosted.models.GetModelStatus,
-        "ClassificationRequest": hosted.predictions.Classify,
-        "RegressionRequest": hosted.predictions.Regress,
-        "MultiInferenceRequest": hosted.predictions.MultiInference,
-        "ReloadConfigRequest": hosted.models.HandleReloadConfigRequest,
     }
     with pytest.raises(grpc.RpcError) as refused:
         methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S)

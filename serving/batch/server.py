@@ -11,7 +11,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving.batch.servicer import MAX_SINGLES, SERVICE, PictureService, TokenInterceptor, WellFormedInterceptor
+from serving.batch.calls import SERVICE
+from serving.batch.interceptors import TokenInterceptor, WellFormedInterceptor
+from serving.batch.servicer import MAX_SINGLES, PictureService
 from serving.errors import RingoError
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor

@@ -41,7 +41,3 @@ with _package_not_run():
     get_model_metadata_pb2 = importlib.import_module("tensorflow_serving.apis.get_model_metadata_pb2")
     get_model_status_pb2 = importlib.import_module("tensorflow_serving.apis.get_model_status_pb2")
     model_service_pb2_grpc = importlib.import_module("tensorflow_serving.apis.model_service_pb2_grpc")
-    classification_pb2 = importlib.import_module("tensorflow_serving.apis.classification_pb2")
-    regression_pb2 = importlib.import_module("tensorflow_serving.apis.regression_pb2")
-    inference_pb2 = importlib.import_module("tensorflow_serving.apis.inference_pb2")
-    model_management_pb2 = importlib.import_module("tensorflow_serving.apis.model_management_pb2")

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -24,26 +22,6 @@ MAX_WARM_UP_REQUESTS = 1000  # TensorFlow Serving reads no more, either
 # 64 rows of 65,536 numbers: 16 MiB of float32. The typed fields repeat their last value, so ten bytes can claim a
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
 MAX_INPUT_ELEMENTS = 2**22
-
-TYPED_FIELDS = MappingProxyType(
-    {
-        "float32": "float_val",
-        "float64": "double_val",
-        "bool": "bool_val",
-        "uint8": "int_val",
-        "int8": "int_val",
-        "uint16": "int_val",
-        "int16": "int_val",
-        "int32": "int_val",
-        "uint32": "uint32_val",
-        "int64": "int64_val",
-        "uint64": "uint64_val",
-    }
-)
-
-PLAIN_DTYPES = MappingProxyType(
-    {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS if name != "bool"}
-)
 
 log = logging.getLogger(__name__)
 # It would have us take tf.saved_model.load, which gives functions where we want a session.
@@ -83,44 +61,25 @@ class Servable:
 
     @staticmethod
     def decode(proto: Any) -> NDArray[Any]:
-        """Return the tensor of a TensorProto: numbers as they lie in it, all else read by TensorFlow's own C++.
-
-        Missing values repeat the last one, or are 0 where there is none.
+        """Return the tensor of a TensorProto: missing values repeat the last one, or are 0 if there is none.
 
         Raises:
             ValueError: it has no dtype, its shape is negative or above MAX_INPUT_ELEMENTS, or its content is of another
                 length than the shape says.
         """
         shape = [dim.size for dim in proto.tensor_shape.dim]
-        if prod(shape) > MAX_INPUT_ELEMENTS:
-            raise ValueError(f"The tensor has more than {MAX_INPUT_ELEMENTS} elements.")
-        content, dtype = proto.tensor_content, PLAIN_DTYPES.get(proto.dtype)
-        if dtype is not None and min(shape, default=0) >= 0 and len(content) == prod(shape) * dtype.itemsize:
-            return np.frombuffer(content, dtype).reshape(shape)
+        if min(shape, default=0) < 0 or prod(shape) > MAX_INPUT_ELEMENTS:
+            raise ValueError(f"The shape {shape} is negative or above {MAX_INPUT_ELEMENTS} elements.")
         try:
-            array: NDArray[Any] = tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy()
+            array: NDArray[Any] = tf.make_ndarray(proto)
             return array
-        except (TypeError, tf.errors.InvalidArgumentError) as error:
+        except (TypeError, OverflowError) as error:
             raise ValueError("The TensorProto can't be parsed.") from error
 
     @staticmethod
-    def encode(array: NDArray[Any], proto: Any, *, typed_fields: bool) -> None:
-        """Write `array` into the empty TensorProto `proto`: in `tensor_content` or in typed fields.
-
-        For 64 pictures of 128 x 128 the former takes 5 ms and the latter 150 ms.
-        """
-        dtype = tf.as_dtype(array.dtype)
-        field = TYPED_FIELDS.get(dtype.name)
-        if field is None:  # text, for one
-            proto.CopyFrom(tf.make_tensor_proto(array))
-            return
-        proto.dtype = dtype.as_datatype_enum
-        for size in array.shape:
-            proto.tensor_shape.dim.add(size=size)
-        if typed_fields:
-            getattr(proto, field).extend(array.ravel().tolist())
-        else:
-            proto.tensor_content = array.tobytes()
+    def encode(array: NDArray[Any], proto: Any) -> None:
+        """Write `array` into `proto`, in `tensor_content`: for 64 images 30 times as fast as in typed fields."""
+        proto.CopyFrom(tf.make_tensor_proto(array))
 
 
 def load(folder: Path) -> Servable:

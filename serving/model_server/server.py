@@ -53,6 +53,7 @@ WITHOUT_EFFECT = (
     "enable_model_warmup",
     "max_num_load_retries",
     "tensorflow_intra_op_parallelism",
+    "enable_serialization_as_tensor_content",  # always
 )
 
 SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse: this server has no package with its messages
@@ -69,7 +70,6 @@ class Listener:
 
     host: str = "127.0.0.1"
     port: int = 0  # a free one
-    socket_path: str = ""  # of a unix socket besides, as TensorFlow Serving has it
     max_threads: int = 8
     channel_arguments: tuple[tuple[str, int | str], ...] = ()
     has_health_check: bool = False
@@ -86,21 +86,12 @@ def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.S
         options=(*SERVER_OPTIONS, *listener.channel_arguments),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # beyond: RESOURCE_EXHAUSTED
     )
-    if listener.socket_path:
-        server.add_insecure_port(f"unix:{listener.socket_path}")
     bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     server.start()
     return server, bound
 
 
-def serve(
-    *,
-    model_name: str,
-    base_path: Path,
-    listener: Listener,
-    poll_interval_s: float,
-    typed_fields: bool,
-) -> None:
+def serve(*, model_name: str, base_path: Path, listener: Listener, poll_interval_s: float) -> None:
     """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
 
     No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
@@ -123,7 +114,7 @@ def serve(
     try:
         while not watcher.wait_for(lambda snapshot: bool(snapshot.servables), timeout_s=WAIT_STEP_S):
             pass
-        service = PredictionService(watcher, model_name, typed_fields=typed_fields)
+        service = PredictionService(watcher, model_name)
         server, bound = start_server(service, listener)
         log.info("serving %s on %s:%d", model_name, listener.host, bound)
         try:
@@ -152,13 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             listener=Listener(
                 arguments.host,
                 arguments.port,
-                arguments.grpc_socket_path,
                 arguments.grpc_max_threads,
                 arguments.grpc_channel_arguments,
                 arguments.enable_grpc_healthcheck_service,
             ),
             poll_interval_s=arguments.file_system_poll_wait_seconds,
-            typed_fields=not arguments.enable_serialization_as_tensor_content,
         )
     except SettingsError as error:
         print(error, file=sys.stderr)
@@ -184,14 +173,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
     add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
     add("--grpc_max_threads", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
-    add("--grpc_socket_path", default="", metavar="PATH", help="listen on a unix socket besides")
     add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
     add("--file_system_poll_wait_seconds", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
     add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
-    for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
-        add(f"--{name}", type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
+    health = "--enable_grpc_healthcheck_service"
+    add(health, type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
     for name in WITHOUT_EFFECT:
-        add(f"--{name}", help="taken, and without effect here")
+        add(f"--{name}", nargs="?", help="accepted, without effect here")
     return parser.parse_args(argv)
 
 

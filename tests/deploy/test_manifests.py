@@ -18,8 +18,8 @@ import yaml
 from kubernetes_validate import utils
 from werkzeug.exceptions import default_exceptions
 
+from serving.batch.calls import ANSWERS, METHODS, SERVICE, UNKNOWN
 from serving.batch.server import STOP_GRACE_S
-from serving.batch.servicer import ANSWERS, METHODS, SERVICE, UNKNOWN
 from serving.gateway.app import create_app
 from serving.gateway.server import DRAIN_MARGIN_S
 from serving.paint.command import Shard, parse

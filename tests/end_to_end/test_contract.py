@@ -21,12 +21,12 @@ from training.model.sampling import generate_images
 SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
 
 
-@pytest.fixture(scope="module", params=["tensor content", "typed fields"])
-def client(request, small_model):
+@pytest.fixture(scope="module")
+def client(small_model):
     """A client of the embedded model server that holds what training exported."""
     watcher = VersionWatcher(small_model, load, poll_interval_s=3600.0)
     watcher.poll()
-    service = PredictionService(watcher, "fruit", typed_fields=request.param == "typed fields")
+    service = PredictionService(watcher, "fruit")
     server, port = start_server(service, Listener())
     client = ModelClient(f"127.0.0.1:{port}", "fruit", predict_timeout_s=60.0)
     yield client

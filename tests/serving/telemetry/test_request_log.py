@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from serving.batch.servicer import ANSWERS as STATUSES
+from serving.batch.calls import ANSWERS as STATUSES
 from serving.errors import RingoError
 from serving.gateway.problems import ANSWERS
 from tests.batch_process import batch_for, batch_request

@@ -1,0 +1,66 @@
+"""Interceptors: refusals of calls before the service reads them."""
+
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from serving.batch.calls import answering, known_method
+from serving.errors import InvalidRequest, NotAuthenticated, RingoError
+from serving.runtime.security import require_token
+
+Message = Any  # the generated classes carry no types
+
+
+class TokenInterceptor(grpc.ServerInterceptor):
+    """Refuses calls without `token` before it reads the request; health needs none."""
+
+    def __init__(self, token: str, *, open_to_all: str) -> None:
+        self._token = token
+        self._open_to_all = f"/{open_to_all}/"
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the handler of the call, or one that refuses it."""
+        if not handler_call_details.method.startswith(self._open_to_all):
+            try:
+                require_token(self._token, dict(handler_call_details.invocation_metadata).get("authorization"))
+            except NotAuthenticated as error:
+                return refusing(error, handler_call_details.method)
+        return continuation(handler_call_details)
+
+
+class WellFormedInterceptor(grpc.ServerInterceptor):
+    """Refuses bytes that are no message of the API; gRPC itself would log a traceback for each."""
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the handler of the call, if any, with a check in front."""
+        handler = continuation(handler_call_details)
+        if handler is None or handler.request_streaming:  # reflection's
+            return handler
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        parse, respond = handler.request_deserializer, getattr(handler, kind)
+
+        def read(data: bytes) -> Message | DecodeError:
+            try:
+                return parse(data)
+            except DecodeError as error:
+                return error
+
+        def answer(request: Message | DecodeError, context: grpc.ServicerContext) -> Any:
+            if isinstance(request, DecodeError):
+                allowed = "a message as ringo/v1/picture_service.proto defines it"
+                with answering(context, known_method(handler_call_details.method)):
+                    raise InvalidRequest("message", "not shown", allowed)
+            return respond(request, context)
+
+        return handler._replace(request_deserializer=read, **{kind: answer})
+
+
+def refusing(error: RingoError, path: str) -> grpc.RpcMethodHandler:
+    """Return a handler of the method at `path` that ends each call with `error`."""
+
+    def refuse(_: object, context: grpc.ServicerContext) -> None:
+        with answering(context, known_method(path)):
+            raise error
+
+    return grpc.stream_stream_rpc_method_handler(refuse)  # fits every method: it waits for no request

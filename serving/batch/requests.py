@@ -1,0 +1,70 @@
+"""Requests of the gRPC service: their seeds and options, with a check of every field."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.unknown_fields import UnknownFieldSet
+from werkzeug.datastructures import MultiDict
+
+from serving.errors import InvalidRequest
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
+from serving.rendering.query import SEED, Picture, read_query
+
+MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of server.py lets through
+Message = Any  # the generated classes carry no types
+
+# Names of the parameters of rendering/query.py in a request.
+FIELDS = {
+    "seed": "seed",
+    "size": "options.size",
+    "format": "options.format",
+    "version": "options.model_version",
+}
+FORMATS = {pb.FORMAT_UNSPECIFIED: "png", pb.FORMAT_PNG: "png", pb.FORMAT_WEBP: "webp", pb.FORMAT_JPEG: "jpeg"}
+
+
+def check_known(*messages: Message) -> None:
+    """Raise InvalidRequest for unknown fields: a later API's options must not be ignored silently."""
+    for message in messages:
+        for unknown in UnknownFieldSet(message):
+            known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
+            name = message.DESCRIPTOR.name
+            raise InvalidRequest(f"{name}.{unknown.field_number}", "set", f"in {name} only {known}")
+
+
+def read_picture(options: Message, seed: int) -> Picture:
+    """Return the query of `seed` with `options`; raise InvalidRequest."""
+    texts = {"seed": str(seed), "format": FORMATS.get(options.format, str(options.format))}
+    for name in ("size", "model_version"):
+        if options.HasField(name):
+            texts[name.removeprefix("model_")] = str(getattr(options, name))
+    try:
+        return read_query(Picture, MultiDict(texts))
+    except InvalidRequest as error:
+        raise InvalidRequest(FIELDS[error.field], error.value, error.allowed) from error
+
+
+def read_seeds(request: Message) -> Sequence[int]:
+    """Return the seeds of a GenerateBatchRequest, in order; raise InvalidRequest."""
+    match request.WhichOneof("which"):
+        case "range":
+            start, end = request.range.start, request.range.end
+            check_seed("range.start", start)
+            if not 0 < end - start <= MAX_SEEDS:
+                raise InvalidRequest("range.end", str(end), f"more than range.start, {start}, by at most {MAX_SEEDS}")
+            return range(start, end)
+        case "list":
+            seeds = tuple(request.list.seeds)
+            if not 0 < len(seeds) <= MAX_SEEDS:
+                raise InvalidRequest("list.seeds", f"{len(seeds)} seeds", f"1 to {MAX_SEEDS} seeds")
+            lowest = min(seeds)
+            check_seed(f"list.seeds[{seeds.index(lowest)}]", lowest)
+            return seeds
+        case _:
+            raise InvalidRequest("which", None, "one of range and list")
+
+
+def check_seed(field: str, seed: int) -> None:
+    """Raise InvalidRequest, naming `field`, if there is no such seed: no int64 is too high."""
+    if seed < 0:
+        raise InvalidRequest(field, str(seed), SEED.allowed)
