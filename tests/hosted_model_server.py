@@ -19,7 +19,7 @@ from serving.model_client.messages import (
     types_pb2,
 )
 from serving.model_server.prediction_service import PredictionService
-from serving.model_server.server import Listener, start_server
+from serving.model_server.server import start_server
 from serving.model_server.versions import VersionState, VersionWatcher
 from tests.conftest import LIMIT_S
 
@@ -134,7 +134,7 @@ def hosting(base_path: Path) -> Iterator[Hosted]:
     watcher.poll()
     watcher.start()
     service = PredictionService(watcher, "apple")
-    server, port = start_server(service, Listener())
+    server, port = start_server(service)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -155,7 +155,6 @@ def statuses(hosted: Hosted) -> list[Any]:
 def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
     methods = {
         "PredictRequest": hosted.predictions.Predict,
-        "GetModelMetadataRequest": hosted.predictions.GetModelMetadata,
         "GetModelStatusRequest": hosted.models.GetModelStatus,
     }
     with pytest.raises(grpc.RpcError) as refused:

@@ -54,7 +54,7 @@ CHANNEL_OPTIONS = (
     *CHANNELZ_OPTIONS,
 )
 
-# Every code but OK. Errors that a retry can't repair are mismatches: another model, signature or server.
+# Any other status is a mismatch, of model, signature or server: a retry can't repair it.
 ERRORS = MappingProxyType(
     {
         grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
@@ -63,16 +63,6 @@ ERRORS = MappingProxyType(
         grpc.StatusCode.ABORTED: ModelUnavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
         grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
-        grpc.StatusCode.FAILED_PRECONDITION: ModelMismatch,  # no such signature
-        grpc.StatusCode.INVALID_ARGUMENT: ModelMismatch,  # other inputs than ours
-        grpc.StatusCode.OUT_OF_RANGE: ModelMismatch,
-        grpc.StatusCode.ALREADY_EXISTS: ModelMismatch,
-        grpc.StatusCode.UNIMPLEMENTED: ModelMismatch,
-        grpc.StatusCode.INTERNAL: ModelMismatch,
-        grpc.StatusCode.DATA_LOSS: ModelMismatch,
-        grpc.StatusCode.UNKNOWN: ModelMismatch,
-        grpc.StatusCode.PERMISSION_DENIED: ModelMismatch,
-        grpc.StatusCode.UNAUTHENTICATED: ModelMismatch,
     }
 )
 
@@ -186,7 +176,7 @@ class ModelClient:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._record_status(is_available=False)
-            kind = ERRORS[error.code()]
+            kind = ERRORS.get(error.code(), ModelMismatch)
             if kind not in (ModelTimeout, Overloaded):
                 kind = ModelUnavailable
             raise kind(self._sentence(error)) from error
@@ -250,7 +240,7 @@ class ModelClient:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             found = UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
         else:
-            found = ERRORS[error.code()](self._sentence(error))
+            found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
         cause = f"Predict: {error.code().name}: {error.details()}"
         found.add_note(cause)  # for the request's log line
         if find_record() is None:

@@ -4,9 +4,12 @@ One name may stand for several model servers, and gRPC replaces connections with
 uses no number twice: if the number is the same before and after a call, one connection carried it.
 """
 
+from types import SimpleNamespace
+
 from grpc_channelz.v1 import channelz_pb2
 from grpc_channelz.v1.channelz import ChannelzServicer
 
+_IGNORED = SimpleNamespace(set_code=lambda code: None, set_details=lambda details: None)  # of a lookup that fails
 CHANNELZ_OPTIONS = (
     ("grpc.enable_channelz", 1),
     ("grpc.max_channel_trace_event_memory_per_node", 0),  # bytes; the history of a channel is not used
@@ -31,16 +34,3 @@ class ConnectionReader:
             if subchannel:  # it may have gone since
                 sockets += [socket.socket_id for socket in subchannel.subchannel.socket_ref]
         return sockets[0] if len(sockets) == 1 else None
-
-
-class _IgnoredStatus:
-    """Takes the status of a lookup that fails; the lookup then returns None."""
-
-    def set_code(self, code: object) -> None:
-        """Ignore `code`."""
-
-    def set_details(self, details: str) -> None:
-        """Ignore `details`."""
-
-
-_IGNORED = _IgnoredStatus()

@@ -38,6 +38,5 @@ with _package_not_run():
     types_pb2 = importlib.import_module("tensorflow.core.framework.types_pb2")
     predict_pb2 = importlib.import_module("tensorflow_serving.apis.predict_pb2")
     prediction_service_pb2_grpc = importlib.import_module("tensorflow_serving.apis.prediction_service_pb2_grpc")
-    get_model_metadata_pb2 = importlib.import_module("tensorflow_serving.apis.get_model_metadata_pb2")
     get_model_status_pb2 = importlib.import_module("tensorflow_serving.apis.get_model_status_pb2")
     model_service_pb2_grpc = importlib.import_module("tensorflow_serving.apis.model_service_pb2_grpc")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -38,7 +38,6 @@ class GoldenCheck:
     differing: int | None  # of the golden images; None if the model was exported without their digests
     size: int  # pixels of the longer side of the model's images
     connection: int | None  # None of `unchecked`
-    checked_s: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def verdict(self) -> str:
@@ -101,7 +100,7 @@ class ModelMonitor:
             if isinstance(found, RingoError):
                 self._away = str(found)
             else:
-                self._forget_missing(found, began_s)
+                self._forget_missing(found)
                 self._versions, self._away = found, None
             after = self._away
             MODEL_SERVER_AWAY.set(after is not None)
@@ -110,10 +109,10 @@ class ModelMonitor:
         elif before and not after:
             log.warning("The model server is back.")
 
-    def _forget_missing(self, found: list[int], began_s: float) -> None:
-        """Forget the checks of versions that the model server had before `began_s` and has no more."""
+    def _forget_missing(self, found: list[int]) -> None:
+        """Forget the checks of versions that the model server does not have."""
         for version, check in list(self._checks.items()):
-            if version not in found and check.checked_s < began_s:
+            if version not in found:
                 del self._checks[version]
                 if check.differing:  # the metrics of several workers can't drop a label
                     GOLDEN_DIFFERING.labels(version).set(0)

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's PredictionService and ModelService, as far as its clients here need them.
+"""Predict and GetModelStatus of TensorFlow Serving; its other methods are UNIMPLEMENTED.
 
 Status codes, and most messages, are those of TensorFlow Serving, in its order.
 """
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.model_client.messages import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+from serving.model_client.messages import get_model_status_pb2, predict_pb2
 from serving.model_server.versions import VersionWatcher
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.model_server.servable import Servable
 
 DEFAULT_SIGNATURE = "serving_default"  # what an empty signature name means
-METADATA_FIELD = "signature_def"  # the only one there is
 # TensorFlow Serving has no limit unless it batches. Forty bytes can claim a million rows of zeros, whose images are
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
 MAX_ROWS = 16_384
@@ -44,14 +43,14 @@ class PredictionService:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return the methods of both services, for a grpc.Server."""
-        predictions = {
-            "Predict": handler(self.predict, predict_pb2.PredictRequest),
-            "GetModelMetadata": handler(self.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest),
-        }
-        models = {"GetModelStatus": handler(self.get_model_status, get_model_status_pb2.GetModelStatusRequest)}
         return (
-            grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", predictions),
-            grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", models),
+            grpc.method_handlers_generic_handler(
+                "tensorflow.serving.PredictionService", {"Predict": handler(self.predict, predict_pb2.PredictRequest)}
+            ),
+            grpc.method_handlers_generic_handler(
+                "tensorflow.serving.ModelService",
+                {"GetModelStatus": handler(self.get_model_status, get_model_status_pb2.GetModelStatusRequest)},
+            ),
         )
 
     def predict(self, request: Message) -> Message:
@@ -77,22 +76,6 @@ class PredictionService:
         response.model_spec.signature_name = name
         for alias in chosen:
             servable.encode(outputs[alias], response.outputs[alias])
-        return response
-
-    def get_model_metadata(self, request: Message) -> Message:
-        """Return a version's signatures in a GetModelMetadataResponse, or raise Refusal."""
-        check_spec(request)
-        if not request.metadata_field:
-            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
-        for field in request.metadata_field:
-            if field != METADATA_FIELD:
-                raise invalid(f"Metadata field {field} is not supported")
-        version, servable = self._find(request.model_spec)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = version
-        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
-        response.metadata[METADATA_FIELD].Pack(signatures)
         return response
 
     def get_model_status(self, request: Message) -> Message:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -23,7 +22,6 @@ MAX_WARM_UP_REQUESTS = 1000  # TensorFlow Serving reads no more, either
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
 MAX_INPUT_ELEMENTS = 2**22
 
-log = logging.getLogger(__name__)
 # It would have us take tf.saved_model.load, which gives functions where we want a session.
 logging.getLogger("tensorflow").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
@@ -85,8 +83,8 @@ class Servable:
 def load(folder: Path) -> Servable:
     """Return the SavedModel in `folder`, warmed up with the requests that lie beside its graph.
 
-    A warm-up file that can't be read is logged and left out. Raises whatever TensorFlow does for a SavedModel that
-    can't be loaded, and ValueError for one that can't answer its own warm-up requests: it would answer nobody.
+    Raises whatever TensorFlow does for a SavedModel or a warm-up file that can't be read, and ValueError for a model
+    that refuses its own warm-up requests.
     """
     saved_model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graphs = [graph for graph in saved_model.meta_graphs if TAG in graph.meta_info_def.tags]
@@ -126,15 +124,11 @@ def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
 
 
 def _warm_up_requests(file: Path) -> list[Any]:
-    """Return the PredictRequests in `file`: none if there is no such file, or if it can't be read."""
+    """Return the PredictRequests in `file`, none if there is no such file."""
     if not file.is_file():
         return []
-    try:
-        records = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_REQUESTS).as_numpy_iterator()
-        logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
-    except (tf.errors.OpError, DecodeError) as error:
-        log.warning("the warm-up requests in %s can't be read: %s", file, error)
-        return []
+    records = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_REQUESTS).as_numpy_iterator()
+    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
     return [entry.predict_log.request for entry in logs if entry.HasField("predict_log")]
 
 

@@ -22,10 +22,8 @@ S = TypeVar("S")  # a servable: whatever the given loader returns
 class VersionState(IntEnum):
     """Where a version is in its life; the numbers are those of TensorFlow Serving's ModelVersionStatus.State."""
 
-    START = 10
     LOADING = 20
     AVAILABLE = 30
-    UNLOADING = 40
     END = 50
 
 
@@ -98,7 +96,6 @@ class VersionWatcher(Generic[S]):
         served = self._load_newest(folders)
         for version in self.snapshot.servables:
             if not folders or (served is not None and version != served):
-                self._set(version, VersionState.UNLOADING)
                 self._set(version, VersionState.END)
 
     def _load_newest(self, folders: Mapping[int, Path]) -> int | None:
@@ -110,7 +107,6 @@ class VersionWatcher(Generic[S]):
             seen = fingerprint(folders[version])
             if self._broken.get(version) == seen:
                 continue
-            self._set(version, VersionState.START)
             self._set(version, VersionState.LOADING)
             try:
                 servable = self._load(folders[version])

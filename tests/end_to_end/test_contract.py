@@ -9,7 +9,7 @@ from serving.model_client.monitor import ModelMonitor
 from serving.model_server import prediction_service
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.servable import load
-from serving.model_server.server import Listener, start_server
+from serving.model_server.server import start_server
 from serving.model_server.versions import VersionWatcher
 from serving.rendering import query
 from training.export.command import MAX_BATCH_SIZE
@@ -27,7 +27,7 @@ def client(small_model):
     watcher = VersionWatcher(small_model, load, poll_interval_s=3600.0)
     watcher.poll()
     service = PredictionService(watcher, "fruit")
-    server, port = start_server(service, Listener())
+    server, port = start_server(service)
     client = ModelClient(f"127.0.0.1:{port}", "fruit", predict_timeout_s=60.0)
     yield client
     client.close()

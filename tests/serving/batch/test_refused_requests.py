@@ -1,4 +1,4 @@
-"""gRPC calls that the batch server refuses, in one table: status, reason and field, and no call of the model."""
+"""gRPC calls that the batch server refuses without a call of the model, in one table."""
 
 import socket
 
@@ -29,17 +29,15 @@ REFUSED = [
     ("Generate", b"\x7a\x01\x01", "INVALID_ARGUMENT", "GenerateRequest.15"),
     ("Generate", b"\xff" * 9, "INVALID_ARGUMENT", "message"),
     ("GenerateBatch", b"\x12\xff", "INVALID_ARGUMENT", "message"),
-    ("DescribeModel", b"\xff", "INVALID_ARGUMENT", "message"),
     ("GenerateBatch", b"", "INVALID_ARGUMENT", "which"),
     ("GenerateBatch", many([]), "INVALID_ARGUMENT", "list.seeds"),
     ("GenerateBatch", many([0] * 100_001), "INVALID_ARGUMENT", "list.seeds"),
     ("GenerateBatch", many([3, 2, -7]), "INVALID_ARGUMENT", "list.seeds[2]"),
     ("GenerateBatch", many(range(5, 5)), "INVALID_ARGUMENT", "range.end"),
-    ("GenerateBatch", many(range(5, 4)), "INVALID_ARGUMENT", "range.end"),
     ("GenerateBatch", many(range(100_001)), "INVALID_ARGUMENT", "range.end"),
     ("GenerateBatch", many(range(MAX_SEED)), "INVALID_ARGUMENT", "range.end"),
     ("GenerateBatch", many(range(-1, 4)), "INVALID_ARGUMENT", "range.start"),
-    *(("GenerateBatch", many([1], size=size), "INVALID_ARGUMENT", "options.size") for size in (15, -1, 1025)),
+    ("GenerateBatch", many([1], size=1025), "INVALID_ARGUMENT", "options.size"),
     ("GenerateBatch", many([1], format=9), "INVALID_ARGUMENT", "options.format"),
     ("GenerateBatch", many([1], model_version=-1), "INVALID_ARGUMENT", "options.model_version"),
     ("Generate", single(seed=1, options=UNKNOWN_OPTION), "INVALID_ARGUMENT", "PictureOptions.99"),
@@ -67,13 +65,6 @@ def test_batch_server_refuses_without_calling_the_model(batch, model_server, met
 def test_batch_server_refuses_a_compressed_message_above_the_limit(batch):
     call = batch.channel.unary_unary("/ringo.v1.PictureService/Generate")
     code, *_ = refusal(lambda: call(b"\0" * 2**24, timeout=LIMIT_S, compression=grpc.Compression.Gzip))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_batch_server_refuses_metadata_above_16_kb(batch):
-    describe = picture_service_pb2.DescribeModelRequest()
-    metadata = [("x", "a" * 2**15)]
-    code, *_ = refusal(lambda: batch.pictures.DescribeModel(describe, metadata=metadata, timeout=LIMIT_S))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

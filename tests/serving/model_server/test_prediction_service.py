@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.model_client.messages import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, types_pb2
+from serving.model_client.messages import get_model_status_pb2, predict_pb2, types_pb2
 from serving.model_server.versions import VersionState
 from tests.conftest import LIMIT_S
 from tests.hosted_model_server import (
@@ -72,17 +72,6 @@ def test_concurrent_calls_agree(hosted):
     assert all(response == responses[0] for response in responses)
 
 
-def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):
-    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-    request.model_spec.name = "apple"
-    response = hosted.predictions.GetModelMetadata(request, timeout=LIMIT_S)
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    assert response.metadata["signature_def"].Unpack(signatures)
-    seeds = signatures.signature_def["generate"].inputs["seeds"]
-    assert (response.model_spec.name, response.model_spec.version.value) == ("apple", 7)
-    assert (seeds.dtype, [dim.size for dim in seeds.tensor_shape.dim]) == (types_pb2.DT_INT64, [-1])
-
-
 def test_the_status_of_a_loaded_version_is_available(hosted):
     (status,) = statuses(hosted)
     assert (status.version, status.state, status.status.error_code) == (7, VersionState.AVAILABLE, 0)
@@ -107,10 +96,6 @@ def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
 
 def status_of(**fields: Any) -> Any:
     return spec(get_model_status_pb2.GetModelStatusRequest(), **fields)
-
-
-def metadata_of(*fields: str, name: str = "apple") -> Any:
-    return spec(get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields), name=name)
 
 
 FLOATS = tensor(types_pb2.DT_FLOAT, [1, LATENT_DIM])
@@ -155,10 +140,6 @@ REFUSED = [
     (get_model_status_pb2.GetModelStatusRequest(), INVALID, "Missing ModelSpec"),
     (status_of(name="nope"), NOT_FOUND, "Could not find any versions of model nope"),
     (status_of(name="apple", version=99), NOT_FOUND, "Could not find version 99 of model apple"),
-    (get_model_metadata_pb2.GetModelMetadataRequest(), INVALID, "Missing ModelSpec"),
-    (metadata_of(), INVALID, "GetModelMetadataRequest must specify at least one metadata_field"),
-    (metadata_of("x"), INVALID, "Metadata field x is not supported"),
-    (metadata_of("signature_def", name="nope"), NOT_FOUND, "Servable not found for request: Latest(nope)"),
 ]
 
 

@@ -1,0 +1,147 @@
+"""The client of the batch server in `paint`: retries, patience, checks of versions and images."""
+
+import time
+from contextlib import closing
+
+import grpc
+import pytest
+
+from serving.paint.client import PictureClient, Secrets
+from serving.rendering.query import Picture
+from tests.conftest import LIMIT_S, wait_until
+from tests.gateway_process import free_port
+from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
+from tests.serving.paint.test_command import Target, content, paint, painting, rows
+
+QUERY = Picture(format="png", version=1)
+
+
+class Clock:
+    """The module `time`, some seconds ahead."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+def abort_once(code: grpc.StatusCode, at: int):
+    """Return what fails the first call that comes to seed `at`."""
+    failed = []
+
+    def before(seed, context):
+        if seed == at and not failed:
+            failed.append(seed)
+            context.abort(code, "for a moment")
+
+    return before
+
+
+def test_patience_starts_with_the_first_call_when_checks_take_longer(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serving.paint.client.time", clock)
+    with (
+        FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 7)) as server,
+        closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
+    ):
+        clock.ahead_s += 100  # the check
+        assert [painted.seed for painted in client.paint([7], QUERY)] == [7]
+
+
+def test_a_silent_stream_ends_when_patience_does(tmp_path):
+    gate = Gate(17)
+    with FakeBatchServer(before=gate) as server:
+        printed = paint(server, tmp_path, "--patience-s", "1", "--streams", "1", code=1)
+        gate.open()
+    assert "No picture has come for" in printed.splitlines()[-1]
+    assert len(rows(tmp_path)) == 17
+
+
+def test_a_stream_is_not_silent_when_its_reader_is_slow(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serving.paint.client.time", clock)
+    with (
+        FakeBatchServer() as server,
+        closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
+    ):
+        pictures = client.paint(range(3), QUERY)
+        next(pictures)
+        clock.ahead_s += 100  # the reader's
+        client.end_silent_calls()
+        assert [painted.seed for painted in pictures] == [1, 2]
+        assert server.calls == [[0, 1, 2]]
+
+
+def test_paint_renders_no_image_twice_when_it_retries(tmp_path):
+    with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 17)) as server:
+        paint(server, tmp_path)
+        assert sorted(server.painted) == list(range(30))
+        assert server.calls == [list(range(30)), list(range(17, 30))]
+
+
+def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
+    with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAUTHENTICATED, 17)) as server:
+        said = paint(server, tmp_path, code=1)
+    assert said.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
+    assert len(rows(tmp_path)) == 17
+
+
+def test_paint_gives_up_after_its_patience_when_no_server_answers(tmp_path):
+    nobody = Target(f"ipv4:127.0.0.1:{free_port()}")
+    said = paint(nobody, tmp_path, "--patience-s", "0.5", code=1)
+    assert "No picture has come for" in said.splitlines()[-1]
+    assert f"{nobody.target} answered UNAVAILABLE" in said.splitlines()[-1]
+
+
+@pytest.fixture
+def changing_server():
+    """A batch server whose model changes from version 1 to 2 at seed 12."""
+    with FakeBatchServer() as server:
+
+        def before(seed, context):
+            if seed == 12:
+                server.version = 2
+
+        server.before = before
+        yield server
+
+
+def test_paint_stops_when_the_model_version_changes(changing_server, tmp_path):
+    last = paint(changing_server, tmp_path, code=3).splitlines()[-1]
+    assert "no such version" in last
+    assert "--any-version goes on with the newest" in last
+    assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12
+
+
+def test_paint_goes_on_with_the_new_version_when_any_version_is_set(changing_server, tmp_path):
+    paint(changing_server, tmp_path, "--any-version")
+    assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12 + [2] * 18
+    assert (tmp_path / "000000" / "000000029.png").read_bytes() == data_of(29, version=2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("data", b"spoilt", "The picture of seed 0 from {} is not what its SHA-256 says."),
+        ("seed", 5, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
+        ("model_version", 3, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+    ],
+)
+def test_paint_keeps_no_image_that_differs_from_the_request(tmp_path, field, value, sentence):
+    with FakeBatchServer(alter=lambda picture: setattr(picture, field, value)) as server:
+        said = paint(server, tmp_path, code=1)
+    assert said.splitlines()[-1] == sentence.format(server.target)
+    assert list(content(tmp_path)) == ["manifest.jsonl"]
+
+
+def test_as_many_calls_run_at_a_time_as_streams(tmp_path):
+    gate = Gate(0)
+    with (
+        FakeBatchServer(before=gate) as server,
+        painting(server, tmp_path, "--streams", "3", seeds="0:2000") as process,
+    ):
+        wait_until(lambda: len(server.calls) == 3, "three calls")
+        gate.open()
+        assert "2,000 pictures" in process.communicate(timeout=LIMIT_S)[0]
+        assert len(rows(tmp_path)) == 2000
