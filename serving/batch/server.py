@@ -59,10 +59,8 @@ def serve(settings: Settings) -> None:
     """
     configure_logging(settings.log_format)
     check_tls(settings)
-    for variable, port in (
-        ("RINGO_BATCH_PORT", settings.batch_port),
-        ("RINGO_BATCH_METRICS_PORT", settings.batch_metrics_port),
-    ):  # both libraries have other messages
+    ports = {"RINGO_BATCH_PORT": settings.batch_port, "RINGO_BATCH_METRICS_PORT": settings.batch_metrics_port}
+    for variable, port in ports.items():  # gRPC and prometheus_client have no such messages
         listen(settings.host, port, variable=variable, value=str(port)).close()
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -86,9 +84,7 @@ def serve(settings: Settings) -> None:
     log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
     flush_s = None
     try:
-        # It wakes ten times a second. A wait without a limit missed 2 of about 30 signals on a busy machine, presumably
-        # because another thread got them: Python runs handlers in the main thread only.
-        server.wait_for_termination()
+        server.wait_for_termination()  # wakes ten times a second; a wait without a limit missed 2 of about 30 signals
     except SystemExit:
         log.info("stopping; streams have %g s", settings.batch_drain_s)
         health_servicer.enter_graceful_shutdown()
@@ -155,22 +151,22 @@ def _configuration(key: bytes, certificate: bytes, client_ca: bytes | None) -> g
 
 
 def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
-    """Set the health by whether a version of the model is ready, until `ended`."""
+    """Report SERVING while a version of the model is ready, until `ended`."""
     last = health_pb2.HealthCheckResponse.NOT_SERVING
     while True:
+        status = health_pb2.HealthCheckResponse.SERVING
         try:
             version = monitor.versions()[-1]
             monitor.require_model()
             if monitor.latest_check(version) is None:
                 monitor.golden_check(version)
-            found = health_pb2.HealthCheckResponse.SERVING
         except RingoError as error:
-            found = health_pb2.HealthCheckResponse.NOT_SERVING
-            if last != found:
+            status = health_pb2.HealthCheckResponse.NOT_SERVING
+            if last != status:
                 log.warning("not serving: %s", error)
-        if last != found:
-            set_health(health_servicer, found)
-        last = found
+        if last != status:
+            set_health(health_servicer, status)
+        last = status
         if ended.wait(HEALTH_INTERVAL_S):
             return
 

@@ -1,4 +1,4 @@
-"""The client of the batch server: seeds in, checked pictures out, through restarts and other replicas."""
+"""The client of the batch server: seeds in, checked images out, with retries on any replica."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ DESCRIBE_TIMEOUT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 DOUBLINGS = 6  # from the first pause to the longest
 
-# What another try, or another replica, may mend.
+# A retry, perhaps on another replica, may succeed.
 TRANSIENT = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -50,36 +50,36 @@ FORMATS = {"png": pb.FORMAT_PNG, "webp": pb.FORMAT_WEBP, "jpeg": pb.FORMAT_JPEG}
 
 
 class PaintingError(Exception):
-    """The work can't go on; the text is one sentence for the person who wants the pictures."""
+    """`paint` can't continue; the text is one sentence for the user."""
 
 
 class VersionGoneError(PaintingError):
-    """The model version that was asked for is not loaded any more."""
+    """The requested model version is not loaded any more."""
 
 
 class Stopped(Exception):
-    """Somebody called `stop`."""
+    """`stop` was called."""
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """What a batch server may want to know of its client: paths of PEM files, and a bearer token."""
+    """Credentials of a client: paths of PEM files, and a bearer token."""
 
-    ca: Path | None = None  # who vouches for the server; given, the connection is TLS
+    ca: Path | None = None  # with it, the connection is TLS
     certificate: Path | None = None
     key: Path | None = None
     token: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise SettingsError for a token that no server can have: gRPC would blame the server."""
+        """Raise SettingsError for a token that no server can have."""
         if self.token is not None:
             read_setting("RINGO_TOKEN", self.token)
 
 
 class PictureClient:
-    """Paints with the replicas behind `target`, in turns. Threads may share it.
+    """Client of all replicas behind `target`; thread-safe.
 
-    What is transient is tried again with growing pauses, until no picture at all has come for `patience_s`.
+    Transient errors are retried with growing pauses, until no image has come for `patience_s`.
     """
 
     def __init__(self, target: str, secrets: Secrets, *, patience_s: float) -> None:
@@ -91,11 +91,11 @@ class PictureClient:
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards what follows
-        self._calls: dict[Any, float] = {}  # since when each waits for a picture; infinite while it doesn't
+        self._calls: dict[Any, float] = {}  # start of its wait for an image; infinite while it does not wait
         self._last_picture_s = math.inf  # or the start of the first call
 
     def stop(self) -> None:
-        """Let all that is under way, and all that comes, end with Stopped."""
+        """End all calls, also later ones, with Stopped."""
         self._stopped.set()
         with self._lock:
             calls = list(self._calls)
@@ -103,7 +103,7 @@ class PictureClient:
             call.cancel()
 
     def end_silent_calls(self) -> None:
-        """Cancel the calls that have waited for a picture longer than `patience_s`; `paint` tries them again."""
+        """Cancel calls that have waited for an image longer than `patience_s`; `paint` retries them."""
         latest_s = time.monotonic() - self._patience_s
         with self._lock:
             silent = [call for call, since_s in self._calls.items() if since_s < latest_s]
@@ -124,17 +124,17 @@ class PictureClient:
                     pb.DescribeModelRequest(), timeout=DESCRIBE_TIMEOUT_S, metadata=self._metadata
                 )
             except grpc.RpcError as error:
-                attempt = self._rest(error, attempt)
+                attempt = self._back_off(error, attempt)
             else:
                 return int(described.model_versions[-1])
 
     def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[Painted]:
-        """Yield a picture per seed, in order, as `query` has options and version.
+        """Yield one image per seed, in order, with options and version of `query`.
 
         Raises:
-            VersionGoneError: that version is not loaded any more; what was yielded until then is good.
-            PaintingError: anything else that another try doesn't mend.
-            Stopped: by `stop`.
+            VersionGoneError: that version is not loaded any more; images yielded before are good.
+            PaintingError: any other error that a retry can't repair.
+            Stopped: `stop` was called.
         """
         options = pb.PictureOptions(
             size=query.size,
@@ -150,7 +150,7 @@ class PictureClient:
                     yield self._checked(picture, seeds[done], query)
                     done, attempt = done + 1, 0
             except grpc.RpcError as error:
-                attempt = self._rest(error, attempt)
+                attempt = self._back_off(error, attempt)
                 continue
             if done < len(seeds):
                 raise PaintingError(f"{self._target} ended its answer without the picture of seed {seeds[done]}.")
@@ -173,7 +173,7 @@ class PictureClient:
                 with self._lock:
                     self._calls[call] = time.monotonic()
         finally:
-            call.cancel()  # of a call that has ended it means nothing
+            call.cancel()  # without effect on an ended call
             with self._lock:
                 del self._calls[call]
 
@@ -188,8 +188,8 @@ class PictureClient:
             raise PaintingError(f"The picture of seed {seed} from {self._target} is not what its SHA-256 says.")
         return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
 
-    def _rest(self, error: grpc.RpcError, attempt: int) -> int:
-        """Wait before another try, and return its number; raise if `error` is not transient, or patience at its end."""
+    def _back_off(self, error: grpc.RpcError, attempt: int) -> int:
+        """Wait, and return the number of the next attempt; raise if `error` is not transient or patience has ended."""
         if self._stopped.is_set():
             raise Stopped from error
         sentence = f"{self._target} answered {error.code().name}: {_shown(error.details() or 'no reason given')}"
@@ -211,7 +211,7 @@ class PictureClient:
 def backoff_s(attempt: int) -> float:
     """Return the seconds to wait after attempt number `attempt`, from 0."""
     longest_s: float = min(FIRST_PAUSE_S * 2 ** min(attempt, DOUBLINGS), LONGEST_PAUSE_S)
-    return longest_s * random.uniform(0.5, 1.0)  # so that not all streams come back at once
+    return longest_s * random.uniform(0.5, 1.0)  # jitter: streams retry at different times
 
 
 def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
@@ -227,6 +227,6 @@ def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
 
 
 def _shown(text: str) -> str:
-    """Return the first line of what another process says, without what a terminal would obey."""
+    """Return the first line of `text`, without characters that control a terminal."""
     line = "".join(character if character.isprintable() else " " for character in text.splitlines()[0])
     return line[: 4 * MAX_SHOWN_CHARACTERS]

@@ -1,6 +1,6 @@
-"""`paint`: the pictures of many seeds into a folder, over gRPC; what ended early goes on where it was.
+"""`paint`: many seeds over gRPC into a folder of images; a rerun resumes.
 
-The folder is the whole state: its manifest says what is there, and a picture counts if its bytes are what that says.
+The folder is the whole state. An image is complete if its SHA-256 is that of the manifest.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from serving.paint.client import PaintingError, PictureClient, Secrets, VersionGoneError
 from serving.paint.files import Files, Painted, Tars
-from serving.paint.manifest import InUseError, Manifest
-from serving.paint.output_folder import Holdings
+from serving.paint.manifest import Manifest
+from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
-from serving.rendering.query import SIZE, STILL, VERSION, Parameter, Picture
+from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, seconds_reader
 
-# A signal that another thread receives does not end the wait of the first one, where Python's handlers run: steps do.
+# Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
 MANIFESTS = "manifest*.jsonl"  # of all shards
 FAILED, VERSION_GONE, INTERRUPTED = 1, 3, 130  # exit statuses; argparse's own is 2
@@ -50,11 +50,11 @@ class Shard:
 
     @property
     def manifest(self) -> str:
-        """The name of its manifest: in their names' order, those of all shards are the one of the whole."""
+        """The name of its manifest; in the order of names, those of all shards make the whole."""
         return "manifest.jsonl" if self.count == 1 else f"manifest-{self.index:05d}-of-{self.count:05d}.jsonl"
 
     def of(self, seeds: Seeds, layout: Files | Tars) -> Seeds:
-        """Return this part of `seeds`: as many as the others have, but a tar is never divided."""
+        """Return this part of `seeds`: an equal share, without dividing a tar."""
         if isinstance(layout, Tars):
             ends: Sequence[int] = [0, *accumulate(len(group) for group in seeds.groups(layout.per_folder))]
         else:
@@ -63,22 +63,20 @@ class Shard:
         return seeds.between(first, behind)
 
 
+@dataclass(eq=False)
 class Work:
-    """The streams of one run, and what they share."""
+    """The streams of one run, and the state they share."""
 
-    def __init__(
-        self, client: PictureClient, holdings: Holdings, manifest: Manifest, layout: Files | Tars, bar: "tqdm[None]"
-    ) -> None:
-        self._client = client
-        self._holdings = holdings
-        self._manifest = manifest
-        self._layout = layout
-        self._bar = bar
-        self._calls = holdings.missing()
-        self._lock = threading.Lock()
+    client: PictureClient
+    folder: OutputFolder
+    manifest: Manifest
+    layout: Files | Tars
+    bar: "tqdm[None]"
+    missing: Iterator[list[int]]  # the seeds of each call to come
+    lock: threading.Lock = field(default_factory=threading.Lock)  # guards all of these
 
     def run(self, query: Picture, *, streams: int, any_version: bool) -> None:
-        """Paint all that is missing as `query` says. Raises what PictureClient does, and OSError."""
+        """Render all missing images with the options of `query`. Raises what PictureClient does, and OSError."""
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
             try:
                 futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]
@@ -87,44 +85,44 @@ class Work:
                     done, waiting = wait(waiting, SIGNAL_STEP_S, FIRST_COMPLETED)
                     for future in done:
                         future.result()
-                    self._client.end_silent_calls()
+                    self.client.end_silent_calls()
             except BaseException:  # Ctrl-C, too
-                self._client.stop()
+                self.client.stop()
                 raise
 
     def _stream(self, query: Picture, *, any_version: bool) -> None:
-        while seeds := self._next_call():
+        while seeds := self._next_seeds():
             while seeds:
                 try:
-                    for stored in self._layout.store(self._client.paint(seeds, query)):
+                    for stored in self.layout.store(self.client.paint(seeds, query)):
                         self._record(stored)
                         seeds = seeds[len(stored) :]
                 except VersionGoneError:
                     if not any_version:
                         raise
-                    query = replace(query, version=self._client.newest_version())
+                    query = replace(query, version=self.client.newest_version())
 
-    def _next_call(self) -> list[int] | None:
-        with self._lock:
-            return next(self._calls, None)
+    def _next_seeds(self) -> list[int]:
+        with self.lock:
+            return next(self.missing, [])
 
     def _record(self, stored: Sequence[Painted]) -> None:
-        with self._lock:
-            self._manifest.append([self._holdings.take(picture) for picture in stored])
-            self._bar.update(len(stored))
+        with self.lock:
+            self.manifest.append([self.folder.take(picture) for picture in stored])
+            self.bar.update(len(stored))
 
 
 def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
-    """Let the folder `chosen.out` hold all pictures that are asked for.
+    """Complete the folder `chosen.out`; finished images stay if it fails.
 
     Raises:
-        PaintingError: it can't; what was painted stays, and the same command goes on.
+        PaintingError: another try of the same command, or a change of its flags, is needed.
         OSError: the folder can't be written.
     """
     layout = (Tars if chosen.layout == "tar" else Files)(chosen.out, chosen.format, chosen.per_folder)
     seeds = chosen.shard.of(chosen.seeds, layout)
     query = Picture(size=chosen.size, format=chosen.format)
-    holdings = Holdings(seeds, layout, query)
+    folder = OutputFolder(seeds, layout, query)
     chosen.out.mkdir(parents=True, exist_ok=True)
     every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
     with (
@@ -132,23 +130,23 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s)) as client,
     ):
         for row in manifest.rows():
-            holdings.add(row)
+            folder.add(row)
         for other in sorted(set(chosen.out.glob(MANIFESTS)) - {chosen.out / chosen.shard.manifest}):
             for row in Manifest(other).rows():
-                holdings.see(row)
-        holdings.check()
-        before = holdings.count
+                folder.see(row)
+        folder.check()
+        before = folder.count
         if before < len(seeds):
-            version = _version(chosen, holdings.versions, client)
+            version = _version(chosen, folder.versions, client)
             with tqdm(total=len(seeds), initial=before, unit="picture", mininterval=every_s, desc="paint") as bar:
-                work = Work(client, holdings, manifest, layout, bar)
+                work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
-        manifest.replace(holdings.rows())
+        manifest.replace(folder.rows())
     print(f"{len(seeds):,} pictures are in {chosen.out}; {before:,} were there before.")
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
-    """Return the version that paints what is missing: the one that was chosen, that of the folder, or the newest."""
+    """Return the model version to render: the chosen one, that of the folder, or the newest."""
     if chosen.model_version is not None:
         version: int = chosen.model_version
         if held - {version} and not chosen.any_version:
@@ -163,9 +161,8 @@ def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run `python -m serving paint` and return its exit status.
 
-    It is 0 when all pictures are there, 1 after one sentence on stderr if they can't be, 3 if their model version is
-    gone, 130 after Ctrl-C or SIGTERM.
-    Raises SystemExit(2) if `argv` is not valid.
+    It is 0 when all images are there, 1 after one sentence on stderr if not, 3 if their model version is gone, 130
+    after Ctrl-C or SIGTERM. Raises SystemExit(2) if `argv` is not valid.
     """
     chosen = parse(argv)
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
@@ -181,7 +178,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         told = str(error).removesuffix(".")  # with what the server said
         print(f"{told}. --any-version goes on with the newest; what is painted stays.", file=sys.stderr)
         return VERSION_GONE
-    except (PaintingError, InUseError) as error:
+    except PaintingError as error:
         print(error, file=sys.stderr)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -206,72 +203,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--seeds",
-        type=flag(Seeds.parse, ALLOWED),
-        required=True,
-        help="which pictures, such as 0:10000 or 7,42,100:116",
-    )
-    add(
-        "--out",
-        type=flag(_path, "the path of a folder"),
-        required=True,
-        help="the folder; holds all there is to resume",
-    )
-    _add_parameter(parser, "--size", SIZE, "pixels of the longer side (default: the model's own)")
+    add("--seeds", type=flag(Seeds.parse, ALLOWED), required=True, help="such as 0:10000 or 7,42,100:116")
+    add("--out", type=flag(_path, "the path of a folder"), required=True, help="the folder, with all to resume from")
+    size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
+    add("--size", type=size, help="pixels of the longer side (default: the model's own)")
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
-    _add_parameter(parser, "--model-version", VERSION, "who paints (default: who began the folder, else the newest)")
-    add("--any-version", action="store_true", help="where that version is gone, go on with the newest one")
-    add(
-        "--layout",
-        choices=("files", "tar"),
-        default="files",
-        help="a file each, or tar shards as WebDataset reads them",
-    )
-    add(
-        "--per-folder",
-        type=flag(integer_reader(1, 100_000), "a whole number from 1 to 100000"),
-        default=1000,
-        help="seeds to a folder, or to a tar (default: 1000)",
-    )
-    add(
-        "--shard",
-        type=flag(Shard.parse, "INDEX/COUNT, the index from 0, such as 0/4"),
-        default=Shard(0, 1),
-        metavar="I/N",
-        help="paint part I of N of the seeds; all parts together are the whole, byte for byte",
-    )
+    add("--model-version", type=version, help="the model version (default: that of the folder, else the newest)")
+    add("--any-version", action="store_true", help="continue with the newest version if that one is gone")
+    add("--layout", choices=("files", "tar"), default="files", help="single files, or tar shards for WebDataset")
+    add("--per-folder", type=_whole(1, 100_000), default=1000, help="seeds in each folder or tar (default: 1000)")
+    shard = flag(Shard.parse, "INDEX/COUNT, the index from 0, such as 0/4")
+    add("--shard", type=shard, default=Shard(0, 1), metavar="I/N", help="render part I of N of the seeds")
 
 
 def _add_connection_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    target, max_s = "dns:///localhost:9090", 100 * MAX_TIMEOUT_S
     add(
-        "--target",
-        type=flag(read_text, "a gRPC target"),
-        default="dns:///localhost:9090",
-        help="the batch servers: all addresses behind a dns:/// name take turns (default: dns:///localhost:9090)",
+        "--target", type=flag(read_text, "a gRPC target"), default=target, help=f"the batch servers (default: {target})"
     )
-    add(
-        "--streams",
-        type=flag(integer_reader(1, 64), "a whole number from 1 to 64"),
-        default=4,
-        help="calls at a time (default: 4)",
-    )
-    add(
-        "--patience-s",
-        type=flag(seconds_reader(100 * MAX_TIMEOUT_S), f"a number of seconds above 0, up to {100 * MAX_TIMEOUT_S:g}"),
-        default=MAX_TIMEOUT_S,
-        help="how long to try again while no picture comes (default: 600)",
-    )
-    add("--ca", type=Path, metavar="FILE", help="TLS: certificates that vouch for the server, PEM")
+    add("--streams", type=_whole(1, 64), default=4, help="concurrent calls (default: 4)")
+    patience = flag(seconds_reader(max_s), f"a number of seconds above 0, up to {max_s:g}")
+    add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="stop after so long without an image (default: 600)")
+    add("--ca", type=Path, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
     add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
     add("--key", type=Path, metavar="FILE", help="mutual TLS: its key, PEM")
 
 
-def _add_parameter(
-    parser: argparse.ArgumentParser, name: str, parameter: Parameter, text: str, *, default: float | None = None
-) -> None:
-    parser.add_argument(name, type=flag(parameter.read, parameter.allowed), default=default, help=text)
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    return flag(integer_reader(low, high), f"a whole number from {low} to {high}")
 
 
 def _path(text: str) -> Path:

@@ -1,7 +1,7 @@
-"""How painted pictures lie in a folder: as files, or as the tar shards that WebDataset reads.
+"""Layouts of images in a folder: single files, or tar shards for WebDataset.
 
-Where a picture lies follows from its seed alone, and so do all bytes of a tar but the pictures': what several runs
-painted, together, is what one would have painted. Whatever has its name is whole.
+The path of an image depends on its seed alone, so several runs together write the files of one. Files are renamed into
+place when they are complete.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-ASIDE = ".part"  # what is being written
+ASIDE = ".part"  # suffix of an incomplete file
 
 
 @dataclass(frozen=True)
 class Painted:
-    """A picture and what it is."""
+    """An image and its facts."""
 
     seed: int
     sha256: str  # of `data`, hexadecimal
@@ -29,18 +29,18 @@ class Painted:
 
 @dataclass(frozen=True)
 class Files:
-    """One file a picture, in folders of `per_folder` seeds: 000042/000042007.png."""
+    """One file for each image, in folders of `per_folder` seeds: 000042/000042007.png."""
 
     out: Path
     suffix: str
     per_folder: int
 
     def name(self, seed: int) -> str:
-        """Return where the picture of `seed` lies, relative to the folder."""
+        """Return the path of the image of `seed`, relative to the folder."""
         return f"{seed // self.per_folder:06d}/{seed:09d}.{self.suffix}"
 
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield those of `seeds` whose files are there, with the SHA-256 of what is in them."""
+        """Yield those of `seeds` whose files exist, with the SHA-256 of each."""
         for seed in seeds:
             try:
                 with (self.out / self.name(seed)).open("rb") as file:
@@ -49,7 +49,7 @@ class Files:
                 continue
 
     def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
-        """Write `pictures`, and yield each when it has its name. Raises OSError."""
+        """Write `pictures`, and yield each when its file is complete. Raises OSError."""
         for picture in pictures:
             path = self.out / self.name(picture.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +60,18 @@ class Files:
 
 @dataclass(frozen=True)
 class Tars:
-    """One tar for `per_folder` seeds, 000042.tar: of each a picture and a .json that says what it is."""
+    """One tar for `per_folder` seeds, 000042.tar: of each an image and a .json with its facts."""
 
     out: Path
     suffix: str
     per_folder: int
 
     def name(self, seed: int) -> str:
-        """Return the tar in which the picture of `seed` lies, relative to the folder."""
+        """Return the path of the tar of `seed`, relative to the folder."""
         return f"{seed // self.per_folder:06d}.tar"
 
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield the seeds in the tar of `seeds`, all of one, with the SHA-256 of their pictures; none if it is torn."""
+        """Yield the seeds in the one tar of `seeds`, with the SHA-256 of their images; none if it is damaged."""
         try:
             with tarfile.open(self.out / self.name(next(iter(seeds)))) as tar:
                 for member in tar:
@@ -83,7 +83,7 @@ class Tars:
             return
 
     def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
-        """Write `pictures`, the whole of one tar, and yield them without data when it has its name. Raises OSError."""
+        """Write `pictures`, all of one tar, and yield them without data when it is complete. Raises OSError."""
         pictures = iter(pictures)
         first = next(pictures)
         path = self.out / self.name(first.seed)
@@ -92,7 +92,7 @@ class Tars:
             for picture in chain([first], pictures):
                 facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": picture.sha256}
                 for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
-                    member = tarfile.TarInfo(f"{picture.seed:09d}.{suffix}")  # of nobody, from 1970
+                    member = tarfile.TarInfo(f"{picture.seed:09d}.{suffix}")  # without owner and time
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 stored.append(replace(picture, data=b""))
@@ -101,7 +101,7 @@ class Tars:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """Give a path to write what `path` shall hold; afterwards it has that name, or is gone if anything was raised."""
+    """Yield a path to write to; afterwards rename it to `path`, or remove it after an error."""
     aside = path.with_name(path.name + ASIDE)
     try:
         yield aside

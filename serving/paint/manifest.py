@@ -1,7 +1,6 @@
-"""What a folder of painted pictures holds: a row for each, appended as it comes, and in the seeds' order at the end.
+"""The manifest: one row for each image, appended when it is complete, and sorted by seed at the end.
 
-A row is the promise that the bytes are there: it is written after the file has its name. So whatever ends a run, also
-`kill -9`, the next one finds what is done; what was under way is made again.
+A row is written after its file has its name, so a run that `kill -9` ends can be resumed.
 """
 
 import fcntl
@@ -13,16 +12,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self, TextIO
 
+from serving.paint.client import PaintingError
+
 SHA256 = re.compile("[0-9a-f]{64}")
-
-
-class InUseError(Exception):
-    """Another process is at work on the manifest; the text is one sentence."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture. `picture` is its address at the gateway: version, seed and options, all that its bytes depend on."""
+    """One image. `picture` is its permanent URL at the gateway, with version, seed and options."""
 
     seed: int
     file: str  # relative to the folder; of a tar, the tar
@@ -31,7 +28,7 @@ class Row:
     picture: str
 
     def is_sound(self) -> bool:
-        """Return whether all of it is of its type, and `sha256` in hexadecimal."""
+        """Return whether each field has its type, and `sha256` is hexadecimal."""
         typed = all(type(getattr(self, one.name)) is one.type for one in fields(self))
         return typed and SHA256.fullmatch(self.sha256) is not None
 
@@ -44,7 +41,7 @@ class Manifest:
         self._file: TextIO | None = None
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows there are; a torn or spoilt one promises nothing, and is passed over."""
+        """Yield the rows, without damaged ones."""
         try:
             with self._path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
@@ -63,7 +60,7 @@ class Manifest:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise InUseError(f"Another process is at work on {self._path}.") from None
+            raise PaintingError(f"Another process is at work on {self._path}.") from None
         if self._file.tell() and not self._ends_a_line():
             self._file.write("\n")
         return self
@@ -73,14 +70,14 @@ class Manifest:
             self._file.close()
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add `rows`, at once readable by others. Raises OSError."""
+        """Add `rows` and flush them. Raises OSError."""
         if self._file is None:
             raise ValueError("The manifest is not open.")
         self._file.writelines(_line(row) for row in rows)
         self._file.flush()
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Let the manifest consist of `rows`, whole or not at all. Raises OSError."""
+        """Replace the whole manifest by `rows`, atomically. Raises OSError."""
         aside = self._path.with_name(self._path.name + ".part")
         with aside.open("w", encoding="utf-8") as file:
             file.writelines(_line(row) for row in rows)

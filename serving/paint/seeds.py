@@ -1,4 +1,4 @@
-"""Which seeds, as a command line names them: 7,42,100:116."""
+"""Sets of seeds, as in 7,42,100:116."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Self
 
 from serving.rendering.query import SEED
 
-MAX_SEEDS = 10**8  # of one run, which remembers 41 bytes of each: 4 GB
+MAX_SEEDS = 10**8  # of one run, with 41 bytes each: 4 GB
 ALLOWED = (
     "seeds and ranges start:end (the end is not among them) between commas, each seed once, as in 7,42,100:116; "
     f"at most {MAX_SEEDS:,}"
@@ -15,10 +15,10 @@ ALLOWED = (
 
 
 class Seeds:
-    """Seeds in rising order, each once; ten million in a range take no more room than two."""
+    """Seeds in rising order, each once, stored as ranges."""
 
     def __init__(self, ranges: list[range]) -> None:
-        """Hold the seeds of `ranges`. Raises ValueError if one is empty or two of them overlap."""
+        """Raise ValueError if one of `ranges` is empty or two overlap."""
         self._ranges = sorted(ranges, key=lambda part: part.start)
         if not all(self._ranges) or any(one.stop > other.start for one, other in pairwise(self._ranges)):
             raise ValueError

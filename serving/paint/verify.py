@@ -1,4 +1,4 @@
-"""Whether a picture is what it says: rendered again from its own text chunks, and compared byte for byte."""
+"""`verify`: renders PNGs again from their text chunks, and compares the bytes."""
 
 import io
 import sys
@@ -20,11 +20,11 @@ from serving.rendering.query import RESOURCES, Query, read_query
 from serving.rendering.renderer import Renderer
 from serving.settings import Settings
 
-MAX_FILE_BYTES = 64 * 2**20  # five times the largest picture that we make
+MAX_FILE_BYTES = 64 * 2**20  # five times the largest image of Ringo
 
 
 class Verdict(Enum):
-    """What is found of a file, and the exit status for it; of several files the lowest one above 0 counts."""
+    """The verdict on a file, and its exit status; the lowest above 0 counts."""
 
     IDENTICAL = 0
     DIFFERENT = 1
@@ -36,9 +36,9 @@ class Verdict(Enum):
 
 
 def verify(files: Iterable[Path], settings: Settings) -> int:
-    """Print one line for each of `files` and return the exit status: 0 if all of them are identical.
+    """Print one line for each of `files`; return the exit status, 0 if all are identical.
 
-    Where no model server can be asked, say so in one sentence on stderr and return that of UNREADABLE.
+    If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
@@ -56,17 +56,17 @@ def verify(files: Iterable[Path], settings: Settings) -> int:
 
 
 def judge(file: Path, renderer: Renderer, model_name: str) -> tuple[Verdict, str]:
-    """Return what is found of `file`, and why in a few words where that is not plain."""
+    """Return the verdict on `file`, and its reason in a few words."""
     try:
         with file.open("rb") as opened:
             claimed = opened.read(MAX_FILE_BYTES + 1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # no pixel is read, however many there are said to be
-            with Image.open(io.BytesIO(claimed), formats=["PNG"]) as image:  # reads what is before the pixels
+            warnings.simplefilter("ignore")  # no pixel is read, however many it claims
+            with Image.open(io.BytesIO(claimed), formats=["PNG"]) as image:  # reads the header only
                 facts = {name: str(text) for name, text in image.info.items()}
     except Image.DecompressionBombError:
         return Verdict.UNREADABLE, "more pixels than any picture of ours"
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a torn file
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow, of a damaged file
         return Verdict.UNREADABLE, getattr(error, "strerror", None) or "not a PNG"
     if len(claimed) > MAX_FILE_BYTES:
         return Verdict.UNREADABLE, f"more than {MAX_FILE_BYTES} bytes"
@@ -90,7 +90,7 @@ def judge(file: Path, renderer: Renderer, model_name: str) -> tuple[Verdict, str
 
 
 def pinned_query(address: str) -> Query:
-    """Return the query of a picture's own address; raise InvalidRequest if that leaves open what it has to say."""
+    """Return the query of a permanent URL; raise InvalidRequest if it leaves a part open."""
     try:
         url = urlsplit(address)
     except ValueError:
@@ -108,10 +108,10 @@ def pinned_query(address: str) -> Query:
 
 
 def quoted(said: str | None) -> str:
-    """Return what a file says of itself, short and fit for a terminal."""
+    """Return `said` quoted, shortened, and safe for a terminal."""
     return repr(said if said is None else said[:MAX_SHOWN_CHARACTERS])
 
 
 def printable(name: str) -> str:
-    """Return the name of a file fit for a terminal: what moves a cursor, and what is not UTF-8, is spelled out."""
+    """Return the name of a file with unprintable characters escaped."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)

@@ -1,5 +1,6 @@
 """The client of the batch server in `paint`: retries, patience, checks of versions and images."""
 
+import threading
 import time
 from contextlib import closing
 
@@ -7,11 +8,12 @@ import grpc
 import pytest
 
 from serving.paint.client import PictureClient, Secrets
+from serving.paint.output_folder import CALL_SEEDS
 from serving.rendering.query import Picture
-from tests.conftest import LIMIT_S, wait_until
+from tests.conftest import LIMIT_S
 from tests.gateway_process import free_port
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-from tests.serving.paint.test_command import Target, content, paint, painting, rows
+from tests.serving.paint.test_command import Target, content, paint, rows
 
 QUERY = Picture(format="png", version=1)
 
@@ -136,12 +138,11 @@ def test_paint_keeps_no_image_that_differs_from_the_request(tmp_path, field, val
 
 
 def test_as_many_calls_run_at_a_time_as_streams(tmp_path):
-    gate = Gate(0)
-    with (
-        FakeBatchServer(before=gate) as server,
-        painting(server, tmp_path, "--streams", "3", seeds="0:2000") as process,
-    ):
-        wait_until(lambda: len(server.calls) == 3, "three calls")
-        gate.open()
-        assert "2,000 pictures" in process.communicate(timeout=LIMIT_S)[0]
-        assert len(rows(tmp_path)) == 2000
+    calls = threading.Barrier(3, timeout=LIMIT_S)
+
+    def before(seed, context):
+        if seed % CALL_SEEDS == 0:
+            calls.wait()
+
+    with FakeBatchServer(before=before) as server:
+        paint(server, tmp_path, "--streams", 3, seeds=f"0:{3 * CALL_SEEDS}")
