@@ -63,7 +63,7 @@ def known_method(path: str) -> str:
 
 @contextmanager
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
-    """Record the call, and end it with the status of what the `with` block raises."""
+    """Record the call; end it with the status of the error, if any."""
     with record_request("POST", dict(context.invocation_metadata())) as record:  # what gRPC is, over HTTP
         record.resource, record.path = method, f"/{SERVICE}/{method}"
         with suppress(grpc.RpcError):  # cancelled already

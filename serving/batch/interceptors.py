@@ -57,7 +57,7 @@ class WellFormedInterceptor(grpc.ServerInterceptor):
 
 
 def refusing(error: RingoError, path: str) -> grpc.RpcMethodHandler:
-    """Return a handler of the method at `path` that ends each call with `error`."""
+    """Return a handler that ends each call of `path` with `error`."""
 
     def refuse(_: object, context: grpc.ServicerContext) -> None:
         with answering(context, known_method(path)):

@@ -122,7 +122,7 @@ def build_server(settings: Settings, service: PictureService, health_servicer: h
 
 
 def build_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return credentials that read the TLS files again at each handshake, None without TLS.
+    """Return credentials that reread the TLS files; None without TLS.
 
     A certificate that cert-manager renews needs no restart.
     """
@@ -172,6 +172,6 @@ def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, 
 
 
 def set_health(health_servicer: health.HealthServicer, status: int) -> None:
-    """Set the health of the server as a whole and of its one service."""
+    """Set the health of the server and of its service."""
     for service in ("", SERVICE):
         health_servicer.set(service, status)

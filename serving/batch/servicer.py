@@ -108,7 +108,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._threads.shutdown()
 
     def _pinned(self, options: Message, seed: int, until_s: float) -> tuple[Picture, GoldenCheck]:
-        """Return the query of `seed` with its version decided, and the check of that version, by `until_s`."""
+        """Return the query of `seed` with its version, and the golden check of that version."""
         query = read_picture(options, seed)
         self._monitor.require_model()
         version = self._monitor.refresh()[-1] if query.version is None else query.version

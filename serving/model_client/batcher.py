@@ -55,7 +55,7 @@ class PendingRequest(Generic[K]):
 
 
 class PredictBatcher(Generic[K]):
-    """Runs at most `max_calls` Predict calls at a time, each of up to MAX_ROWS rows; thread-safe."""
+    """Runs up to `max_calls` Predict calls of up to MAX_ROWS rows; thread-safe."""
 
     def __init__(self, generate: Generate[K], *, max_calls: int) -> None:
         self._generate = generate
@@ -66,10 +66,10 @@ class PredictBatcher(Generic[K]):
         self._wait_until_s = 0.0  # and from then on with any number
 
     def predict(self, key: K, seed: int, on_pixels: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
-        """Return what `on_pixels` returns for the image of `seed`, by `deadline_s` (time.monotonic).
+        """Return the result of `on_pixels` for `seed`, by `deadline_s` (time.monotonic).
 
-        `on_pixels` may run in another request's thread. Raises what `on_pixels` or `generate` raises, and ModelTimeout
-        after the deadline. The thread that runs the batch waits for the latest deadline of its requests.
+        `on_pixels` may run in another request's thread. Raises the errors of `on_pixels` and `generate`, and
+        ModelTimeout after the deadline. The thread that runs the batch waits for the latest deadline of its requests.
         """
         entry = PendingRequest(key, seed, on_pixels, deadline_s)
         with self._lock:
@@ -85,7 +85,7 @@ class PredictBatcher(Generic[K]):
         return result
 
     def _wait(self, entry: PendingRequest[K], until_s: float) -> list[PendingRequest[K]]:
-        """Wait until `entry` is done, or return the batch that its thread is to run."""
+        """Wait for the result of `entry`, or for a batch to run."""
         batch: list[PendingRequest[K]] = []
         try:
             while not batch and not entry.is_done:

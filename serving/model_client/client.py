@@ -69,14 +69,14 @@ ERRORS = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)  # arrays don't compare to one truth value
 class Golden:
-    """The golden seeds and the SHA-256 of their images, as the exporter found them."""
+    """The golden seeds, and the exporter's SHA-256 of their images."""
 
     seeds: npt.NDArray[np.int64]  # [N]
     digests: npt.NDArray[np.uint8]  # [N, 32], SHA-256 of the pixels
 
 
 class ConnectionChanged(Exception):
-    """Another connection, which may lead to another model server, has taken the place of the checked one."""
+    """The checked connection has ended; a new one may lead to another model server."""
 
 
 class ModelClient:
@@ -107,7 +107,7 @@ class ModelClient:
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)
 
     def _record_status(self, *, is_available: bool) -> None:
-        """Open a new channel when the present one has found no server for REOPEN_AFTER_S."""
+        """Open a new channel after REOPEN_AFTER_S without a server."""
         with self._lock:
             now_s = time.monotonic()
             if is_available:
@@ -132,7 +132,7 @@ class ModelClient:
         return self.connection
 
     def require_connection(self, connection: int) -> None:
-        """Raise ConnectionChanged unless `connection`, as read before, has carried all calls that have ended since."""
+        """Raise ConnectionChanged unless `connection` has carried all calls since its reading."""
         if self.read_connection() != connection:
             raise ConnectionChanged(f"Connection {connection} to {self._target} has ended.")
 
@@ -153,7 +153,7 @@ class ModelClient:
         return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES, deadline_s)
 
     def golden(self, version: int) -> Golden | None:
-        """Return the golden digests that the model carries, None if it was exported without."""
+        """Return the golden digests of the model, None without any."""
         try:
             response = self._predict(version, "golden", "index", np.arange(MAX_ROWS))
         except grpc.RpcError as error:
@@ -198,7 +198,7 @@ class ModelClient:
         kind: "Kind",
         deadline_s: float,
     ) -> npt.NDArray[Any]:
-        """Return `output` of `signature` for all rows of `values`, asked for in parts of at most MAX_ROWS."""
+        """Return `output` of `signature` for all rows, in calls of at most MAX_ROWS."""
         if not len(values):
             raise ValueError("At least one row is needed.")
         parts = []

@@ -1,4 +1,4 @@
-"""Which connection a channel uses, read from channelz, gRPC's own statistics of this process.
+"""The current connection of a channel, from channelz, gRPC's statistics of this process.
 
 One name may stand for several model servers, and gRPC replaces connections without notice. gRPC numbers connections and
 uses no number twice: if the number is the same before and after a call, one connection carried it.

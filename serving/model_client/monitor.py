@@ -46,7 +46,7 @@ class GoldenCheck:
 
 
 def unchecked(version: int) -> GoldenCheck:
-    """Return what stands for a check where no bytes are promised, on any connection."""
+    """Return a placeholder for a check, for any connection, that promises no bytes."""
     return GoldenCheck(version, "", "", None, 0, None)
 
 
@@ -77,7 +77,7 @@ class ModelMonitor:
                 return
 
     def refresh(self) -> list[int]:
-        """Ask the model server which versions it has loaded, and return them, oldest first.
+        """Return the loaded versions, oldest first, as the model server reports them.
 
         Raises ModelUnavailable, ModelTimeout (after model_client.STATUS_TIMEOUT_S) or Overloaded.
         """
@@ -132,17 +132,17 @@ class ModelMonitor:
         return versions or self.refresh()
 
     def require_model(self) -> None:
-        """Raise ModelUnavailable, at once, if the last refresh found no model server with a version ready."""
+        """Raise ModelUnavailable if the last refresh found no loaded version."""
         away = self._away
         if away:
             raise ModelUnavailable(away)
 
     def knows(self, version: int) -> bool:
-        """Return whether the model server has had `version` ready, as far as is known here."""
+        """Return whether a refresh or a check has found `version`."""
         return version in self._checks or version in self._versions
 
     def latest_check(self, version: int) -> GoldenCheck | None:
-        """Return the latest check of `version`, of this connection or an earlier one, without asking the model."""
+        """Return the latest check of `version`, of any connection, if any."""
         return self._checks.get(version)
 
     def _current_check(self, version: int) -> GoldenCheck | None:
@@ -166,7 +166,7 @@ class ModelMonitor:
     def with_check(
         self, version: int, use: Callable[[GoldenCheck], T], *, deadline_s: float = math.inf
     ) -> tuple[GoldenCheck, T]:
-        """Return the check of the current connection and what `use` makes with it.
+        """Return the check of the current connection, and the result of `use`.
 
         If the connection changes meanwhile, which `use` tells by ConnectionChanged, both are done again.
         """
@@ -177,7 +177,7 @@ class ModelMonitor:
         raise ModelUnavailable(f"The connection to the model server changed {MAX_ATTEMPTS} times; try again later.")
 
     def _start_check(self, version: int) -> Future[GoldenCheck]:
-        """Return the run of a check that is under way, or start one in a thread of its own."""
+        """Return the current run of the check, or start one in a thread."""
         with self._lock:
             run = self._running.get(version)
             if run is None:
@@ -219,7 +219,7 @@ class ModelMonitor:
 
 
 def compare(version: int, golden: Golden | None, digests: list[bytes], size: int, connection: int) -> GoldenCheck:
-    """Return the check of golden images with these SHA-256 `digests`, and log a difference."""
+    """Return the check of golden images with these SHA-256; log differences."""
     fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:8]
     if golden is None:
         log.warning("Version %d carries no golden digests: what this replica renders is unproved.", version)

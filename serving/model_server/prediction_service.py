@@ -54,8 +54,7 @@ class PredictionService:
         )
 
     def predict(self, request: Message) -> Message:
-        """Return a PredictResponse of the version that `request` names, or else of the newest; or raise Refusal."""
-        check_spec(request)
+        """Return a PredictResponse of the requested or newest version; or raise Refusal."""
         version, servable = self._find(request.model_spec)
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         if name not in servable.signature_defs:
@@ -79,8 +78,7 @@ class PredictionService:
         return response
 
     def get_model_status(self, request: Message) -> Message:
-        """Return the state of the version that `request` names, or of every version ever seen; or raise Refusal."""
-        check_spec(request)
+        """Return the state of the requested or of all versions; or raise Refusal."""
         spec = request.model_spec
         statuses = self._watcher.snapshot.statuses if spec.name == self._model_name else {}
         versions = [spec.version.value] if spec.HasField("version") else sorted(statuses, reverse=True)
@@ -98,7 +96,7 @@ class PredictionService:
         return response
 
     def _find(self, spec: Message) -> "tuple[int, Servable]":
-        """Return the version that `spec` names, and its servable, which stays usable when it is unloaded."""
+        """Return the requested or newest version, and its servable."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):
@@ -112,35 +110,28 @@ class PredictionService:
 
 
 def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.RpcMethodHandler:
-    """Return a handler that ends a call with what `respond` returns or refuses, or INTERNAL if it fails."""
+    """Return a handler that calls `respond`; an unexpected error is INTERNAL."""
 
     def answer(request: bytes, context: grpc.ServicerContext) -> Message:
         try:
             return respond(request_class.FromString(request))
         except Refusal as refusal:
             code, text = refusal.code, str(refusal)
-        except DecodeError:  # said by gRPC itself, it would be a traceback in the log for each
+        except DecodeError:  # gRPC itself would log a traceback
             code, text = grpc.StatusCode.INTERNAL, f"The bytes are no {request_class.DESCRIPTOR.name}."
-        except Exception:  # its text may name paths and nodes, so it stays in our log
+        except Exception:  # its text may name paths and nodes, so it is in the log only
             log.exception("a call failed")
             code, text = grpc.StatusCode.INTERNAL, "The model server failed on this call; its log says why."
         return context.abort(code, text)  # raises
 
     return grpc.unary_unary_rpc_method_handler(
-        answer,
-        response_serializer=lambda response: response.SerializeToString(),
+        answer, response_serializer=lambda response: response.SerializeToString()
     )
 
 
 def invalid(text: str) -> Refusal:
     """Return the refusal for a request that is wrong in itself."""
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
-
-
-def check_spec(request: Message) -> None:
-    """Refuse a request that names no model at all."""
-    if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
 
 
 def decode_inputs(

@@ -28,7 +28,7 @@ logging.getLogger("tensorflow").addFilter(lambda record: "is deprecated" not in 
 
 @dataclass(frozen=True)
 class _Call:
-    """What runs a signature, from the inputs of these names to the outputs of those, and keeps the session open."""
+    """The callable of a signature, with the names of its inputs and outputs."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -81,7 +81,7 @@ class Servable:
 
 
 def load(folder: Path) -> Servable:
-    """Return the SavedModel in `folder`, warmed up with the requests that lie beside its graph.
+    """Return the SavedModel in `folder`, after its own warm-up requests.
 
     Raises whatever TensorFlow does for a SavedModel or a warm-up file that can't be read, and ValueError for a model
     that refuses its own warm-up requests.
@@ -99,7 +99,7 @@ def load(folder: Path) -> Servable:
 
 
 def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
-    """Return what runs each signature.
+    """Return the callable of each signature.
 
     A session, as in TensorFlow Serving, in the thread that asks: a lone picture takes 2.2 ms, by a function 3.0. The
     single-threaded executor is as fast, but optimises no loop: its rows come out with other last bits. The public
@@ -133,6 +133,6 @@ def _warm_up_requests(file: Path) -> list[Any]:
 
 
 def _kernel_text(message: str) -> str:
-    """Return what the kernel said, without what TensorFlow in Python wraps around it: stack, node and function."""
+    """Return the kernel's message, without stack, node and function."""
     said = message.split("\n\t [[")[0].split(" [Op:")[0].strip().splitlines()[-1]
     return re.sub(r"^\{\{\w+ .*?\}\} ", "", said)

@@ -1,7 +1,4 @@
-"""The numbered folders of one model, followed: the newest is loaded, and the old one serves until the new one does.
-
-What loads a folder is given; nothing here knows TensorFlow or gRPC.
-"""
+"""The version folders of one model: the newest is loaded, and replaces the old one when it is available."""
 
 import logging
 import re
@@ -20,7 +17,7 @@ S = TypeVar("S")  # a servable: whatever the given loader returns
 
 
 class VersionState(IntEnum):
-    """Where a version is in its life; the numbers are those of TensorFlow Serving's ModelVersionStatus.State."""
+    """The state of a version, with the numbers of TensorFlow Serving's ModelVersionStatus.State."""
 
     LOADING = 20
     AVAILABLE = 30
@@ -37,7 +34,7 @@ class VersionStatus:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot(Generic[S]):
-    """What holds at one moment. Whoever keeps it keeps its servables, also when they are unloaded meanwhile."""
+    """The versions at one moment; it keeps its servables alive."""
 
     statuses: Mapping[int, VersionStatus]  # of every version ever seen
     servables: Mapping[int, S]  # of the versions that are AVAILABLE
@@ -47,7 +44,7 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 class VersionWatcher(Generic[S]):
-    """Serves the newest version folder in `base_path` that `load` can load, and looks again every `poll_interval_s`.
+    """Serves the newest version in `base_path` that `load` can load; polls.
 
     A version is unloaded only after another is AVAILABLE, or when no version folder is left. One that `load` raised
     for ends at once and is tried again only when its folder changes. A base path that can't be listed changes nothing.
@@ -66,12 +63,12 @@ class VersionWatcher(Generic[S]):
 
     @property
     def snapshot(self) -> Snapshot[S]:
-        """What holds now."""
+        """The current snapshot."""
         with self._changed:
             return self._snapshot
 
     def wait_for(self, holds: Callable[[Snapshot[S]], bool], *, timeout_s: float) -> bool:
-        """Return True as soon as `holds` is true of the snapshot, or False after `timeout_s`."""
+        """Return True when `holds` is true of the snapshot, False after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: holds(self._snapshot), timeout_s)
 
@@ -85,7 +82,7 @@ class VersionWatcher(Generic[S]):
         self._thread.join(timeout_s)
 
     def poll(self) -> None:
-        """Look once, and return when what was found is acted upon. Never from two threads at a time."""
+        """List the folders once, and load or unload versions; not thread-safe."""
         try:
             folders = version_folders(self._base_path)
         except OSError as error:
@@ -99,18 +96,18 @@ class VersionWatcher(Generic[S]):
                 self._set(version, VersionState.END)
 
     def _load_newest(self, folders: Mapping[int, Path]) -> int | None:
-        """Return the newest of `folders` that is AVAILABLE, loading it if need be, or None if all are broken."""
+        """Return the newest version that can be loaded, None if all are broken."""
         for version in sorted(folders, reverse=True):
             if version in self.snapshot.servables:
                 return version
-            # Before loading: what changes while it loads is a reason to try again.
+            # Before loading, so that a change during the load leads to another try.
             seen = fingerprint(folders[version])
             if self._broken.get(version) == seen:
                 continue
             self._set(version, VersionState.LOADING)
             try:
                 servable = self._load(folders[version])
-            except Exception as error:  # whatever is wrong with it must not stop the version that serves
+            except Exception as error:  # the served version must go on
                 log.exception("version %d in %s can't be loaded", version, folders[version])
                 self._broken[version] = seen
                 self._set(version, VersionState.END, error=f"{type(error).__name__}: {error}")
@@ -140,7 +137,7 @@ class VersionWatcher(Generic[S]):
         while not self._stop.is_set():
             try:
                 self.poll()
-            except Exception:  # a dead watcher would freeze the model for ever without a sign
+            except Exception:  # the watcher must go on
                 log.exception("a look at %s failed", self._base_path)
             self._stop.wait(self._poll_interval_s)
 
@@ -155,7 +152,7 @@ def version_folders(base_path: Path) -> dict[int, Path]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return what differs after `folder` or anything in it was renamed, written to, or replaced by its like."""
+    """Return names, inodes and times in `folder`: another value after any change."""
     found = []
     for path in (folder, *sorted(folder.rglob("*"))):
         try:

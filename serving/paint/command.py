@@ -76,7 +76,10 @@ class Work:
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards all of these
 
     def run(self, query: Picture, *, streams: int, any_version: bool) -> None:
-        """Render all missing images with the options of `query`. Raises what PictureClient does, and OSError."""
+        """Render all missing images with the options of `query`.
+
+        Raises the errors of PictureClient, and OSError.
+        """
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
             try:
                 futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]

@@ -71,7 +71,7 @@ class Tars:
         return f"{seed // self.per_folder:06d}.tar"
 
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield the seeds in the one tar of `seeds`, with the SHA-256 of their images; none if it is damaged."""
+        """Yield the seeds in their one tar, with SHA-256; none if damaged."""
         try:
             with tarfile.open(self.out / self.name(next(iter(seeds)))) as tar:
                 for member in tar:
@@ -83,7 +83,7 @@ class Tars:
             return
 
     def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
-        """Write `pictures`, all of one tar, and yield them without data when it is complete. Raises OSError."""
+        """Write one tar of `pictures`, then yield them without data. Raises OSError."""
         pictures = iter(pictures)
         first = next(pictures)
         path = self.out / self.name(first.seed)

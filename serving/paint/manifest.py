@@ -34,7 +34,7 @@ class Row:
 
 
 class Manifest:
-    """A file of JSON lines, for one process and, in it, one thread at a time."""
+    """A file of JSON lines, for one process and one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -41,7 +41,7 @@ class OutputFolder:
         return self._seen_versions | set(self._versions[self._there].tolist())
 
     def add(self, row: Row) -> None:
-        """Add `row` of this command's manifest. Raises what `see` does."""
+        """Add `row` of this command's manifest. Raises the errors of `see`."""
         if self._seeds.place(row.seed) is None:
             self.see(row)
             self._others.append(row)

@@ -29,7 +29,7 @@ def calls_of(server: FakeModelServer) -> list[list[int]]:
 def asked_while_busy(
     server: FakeModelServer, folder: Path, waiting: range = WAITING, **settings: object
 ) -> Iterator[tuple[Gateway, list[Reply]]]:
-    """Yield the responses to requests for the seeds `waiting`, sent while the one call at a time was busy."""
+    """Yield the responses to requests that waited for a busy model."""
     with (
         gateway_for(server.target, folder, model_calls=1, **settings) as gateway,
         ThreadPoolExecutor(1 + len(waiting)) as pool,

@@ -1,4 +1,4 @@
-"""The embedded model server: what it hosts when, and the process itself."""
+"""The embedded model server: changes of versions, and the process."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A batch server on a real socket, whose pictures are a few bytes made from the seed, and which fails on command."""
+"""A batch server on a real socket, with images of a few bytes, that fails on command."""
 
 import hashlib
 import threading
@@ -75,7 +75,7 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
 
 
 class Gate:
-    """Holds whoever comes with `seed` or a later one, until it is opened."""
+    """Holds calls at `seed` or a later one until it is opened."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

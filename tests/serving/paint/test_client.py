@@ -29,7 +29,7 @@ class Clock:
 
 
 def abort_once(code: grpc.StatusCode, at: int):
-    """Return what fails the first call that comes to seed `at`."""
+    """Return a `before` that aborts the first call at seed `at`."""
     failed = []
 
     def before(seed, context):

@@ -29,7 +29,7 @@ def verify(target: str, *files: Path) -> tuple[int, list[str], str]:
 
 
 def rewritten(png: bytes, *, pixel: int = 0, **facts: str) -> bytes:
-    """Return `png` with `pixel` added to one number of its pixels, and other `facts`, encoded as ours are."""
+    """Return `png` with `pixel` added to one channel, and with other `facts`."""
     with Image.open(io.BytesIO(png)) as image:
         pixels, told = np.array(image), image.info | facts
     pixels[3, 3, 1] += pixel
