@@ -13,8 +13,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 import trustme
 
-from serving.run import MAX_WORKERS, model_server_command
-from serving.settings import Settings
+from serving.run import MAX_WORKERS
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.gateway_process import environment, free_port
 
@@ -42,10 +41,6 @@ class Running:
     def url(self) -> str:
         return self.said.split("Ready: ")[1].split()[0]
 
-    def children(self) -> list[int]:
-        """Return model server and gateway, in the order of their start."""
-        return children_of(self.process.pid)
-
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -56,7 +51,7 @@ def all_below(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Return those that still run: an ended process that nobody has waited for (state Z) does not."""
+    """Return those of `pids` that run, without zombies (state Z)."""
 
     def runs(pid: int) -> bool:
         try:
@@ -78,7 +73,7 @@ def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
         yield Running(process, out.read_text())
 
 
-def test_the_address_it_prints_gives_a_picture(surroundings, tmp_path):
+def test_run_prints_the_url_of_an_image_when_it_is_ready(surroundings, tmp_path):
     with (
         running(surroundings, tmp_path) as run,
         build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply,
@@ -86,7 +81,7 @@ def test_the_address_it_prints_gives_a_picture(surroundings, tmp_path):
         assert reply.read().startswith(b"\x89PNG")
 
 
-def test_it_is_ready_with_certificates_of_callers_and_a_token_that_it_has_not(surroundings, tmp_path):
+def test_run_is_ready_when_clients_need_certificates_and_a_token(surroundings, tmp_path):
     ca, paths = trustme.CA(), {name: tmp_path / name for name in ("TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA")}
     server = ca.issue_cert("localhost")
     for name, blob in zip(paths, (server.cert_chain_pems[0], server.private_key_pem, ca.cert_pem), strict=True):
@@ -96,39 +91,27 @@ def test_it_is_ready_with_certificates_of_callers_and_a_token_that_it_has_not(su
         assert run.url.startswith("https://")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_it_with_status_0_and_leaves_nobody(surroundings, tmp_path, ending):
+def test_run_ends_with_status_0_and_all_its_processes_on_sigint(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
         family = all_below(run.process.pid)
-        run.process.send_signal(ending)
+        run.process.send_signal(signal.SIGINT)
         assert run.process.wait(LIMIT_S) == 0
     assert len(family) == 2 + min(os.cpu_count(), MAX_WORKERS)  # model server, gunicorn, a worker per core
     assert alive(family) == set()
 
 
-def test_not_even_a_killed_launcher_leaves_anybody(surroundings, tmp_path):
+def test_run_leaves_no_process_when_it_is_killed(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
         family = all_below(run.process.pid)
         run.process.kill()
         wait_until(lambda: not alive(family), "the end of the children", LIMIT_S)
 
 
-@pytest.mark.parametrize(("place", "name"), [(0, "model server"), (1, "gateway")])
-def test_the_death_of_one_ends_the_others_and_is_told(surroundings, tmp_path, place, name):
+def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
         family = all_below(run.process.pid)
-        os.kill(run.children()[place], signal.SIGKILL)
+        _, gateway = children_of(run.process.pid)
+        os.kill(gateway, signal.SIGKILL)
         assert run.process.wait(LIMIT_S) == 1
-    assert (tmp_path / "err").read_text().count(f"The {name} was killed by SIGKILL: ending the rest.\n") == 1
+    assert (tmp_path / "err").read_text().count("The gateway was killed by SIGKILL: ending the rest.\n") == 1
     wait_until(lambda: not alive(family), "the end of a worker whose gunicorn was killed", LIMIT_S)  # init reaps it
-
-
-def test_without_the_genuine_model_server_the_embedded_one_is_started(monkeypatch, capsys):
-    monkeypatch.setenv("PATH", "/nowhere")
-    model_server = model_server_command(Settings(model_server="localhost:8501"))
-    assert model_server == command(
-        *("serving", "model-server", "--host", "localhost", "--port", "8501"),
-        *("--model_name", "apple", "--model_base_path", Path("models/apple").resolve()),
-        *("--log-format", "text", "--enable_serialization_as_tensor_content"),
-    )
-    assert "embedded default" in capsys.readouterr().out
