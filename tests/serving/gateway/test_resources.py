@@ -1,4 +1,4 @@
-"""The resource family, as callers see it: what each one shows, in which formats, and what is refused."""
+"""Images of each resource, their sizes and formats, and the pages about the service."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
     return sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
 
 
-def test_a_grid_shows_its_seeds_row_by_row(gateway):
+def test_grid_shows_its_seeds_row_by_row(gateway):
     sheet = pixels(gateway, "/grid?seeds=5,1,7-9&columns=3")
     assert sheet.shape == (2 * 6, 3 * 8, 3)
     for place, seed in enumerate((5, 1, 7, 8, 9)):
@@ -41,7 +41,7 @@ def test_a_grid_shows_its_seeds_row_by_row(gateway):
     assert (tile(sheet, 1, 2) == 255).all()
 
 
-def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway):
+def test_morph_begins_and_ends_with_the_pixels_of_its_seeds(gateway):
     strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
     assert strip.shape == (6, 5 * 8, 3)
     for column, seed in ((0, 10), (4, 200)):
@@ -49,7 +49,7 @@ def test_a_morph_begins_and_ends_with_the_very_pixels_of_its_seeds(gateway):
         assert np.array_equal(tile(strip, 0, column), alone)
 
 
-def test_an_animation_shows_the_stills_of_the_morph(gateway):
+def test_animation_shows_the_images_of_the_morph(gateway):
     strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
     animation = gateway.ask("/animation?start=10&end=200&frames=5")
     assert animation.headers["Content-Type"] == "image/webp"
@@ -60,13 +60,12 @@ def test_an_animation_shows_the_stills_of_the_morph(gateway):
             assert np.array_equal(np.asarray(image.convert("RGB")), tile(strip, 0, place))
 
 
-@pytest.mark.parametrize("size", [16, 100, 1024])
-def test_size_is_the_longer_side(gateway, size):
-    assert pixels(gateway, f"/generate?seed=1&size={size}").shape == (size * 6 // 8, size, 3)
+def test_size_is_the_longer_side(gateway):
+    assert pixels(gateway, "/generate?seed=1&size=100").shape == (75, 100, 3)
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
-def test_a_format_can_be_chosen_whatever_accept_says(gateway, file_format):
+def test_format_is_the_requested_one_when_accept_names_another(gateway, file_format):
     reply = gateway.ask(f"/generate?seed=1&format={file_format}", Accept="image/gif")
     assert (reply.status, reply.headers["Content-Type"]) == (200, f"image/{file_format}")
     assert reply.headers["Vary"] is None
@@ -79,18 +78,16 @@ def test_a_format_can_be_chosen_whatever_accept_says(gateway, file_format):
     [
         (None, "image/png"),
         ("*/*", "image/png"),
-        ("image/*", "image/png"),
-        ("image/webp", "image/webp"),
         ("image/jpeg;q=0.5, image/webp;q=0.4", "image/jpeg"),
         ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/webp"),  # of a browser's <img>
     ],
 )
-def test_without_format_accept_decides_and_caches_are_told(gateway, accept, mimetype):
+def test_format_follows_accept_when_it_is_not_requested(gateway, accept, mimetype):
     reply = gateway.ask("/generate?seed=1", **({} if accept is None else {"Accept": accept}))
     assert (reply.headers["Content-Type"], reply.headers["Vary"]) == (mimetype, "Accept")
 
 
-def test_so_are_those_of_a_model_of_large_pictures(tmp_path):
+def test_grid_is_refused_when_images_of_the_model_are_too_large(tmp_path):
     def large(request):
         if request.model_spec.signature_name != "generate":
             return answer(request, version=1)
@@ -98,12 +95,11 @@ def test_so_are_those_of_a_model_of_large_pictures(tmp_path):
         return answer(request, version=1, as_content=True, images=images)
 
     with FakeModelServer(reply=large) as server, gateway_for(server.target, tmp_path) as gateway:
-        assert gateway.ask("/generate?seed=1").status == 200
-        reply = gateway.ask("/grid")
-        assert (reply.status, reply.problem["parameter"], reply.problem["value"]) == (400, "size", "300")
+        problem = gateway.ask("/grid").problem
+        assert (problem["status"], problem["parameter"], problem["value"]) == (400, "size", "300")
 
 
-def test_about_names_model_versions_proof_and_card(gateway):
+def test_about_names_model_versions_verdict_and_card(gateway):
     about = json.loads(gateway.ask("/about").body)
     assert about == {
         "model": "apple",
@@ -117,13 +113,13 @@ def test_about_names_model_versions_proof_and_card(gateway):
 
 
 @pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js"])
-def test_what_describes_the_service_is_revalidated(gateway, url):
+def test_pages_about_the_service_are_revalidated(gateway, url):
     whole = gateway.ask(url)
     assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
     assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
 
 
-def test_the_docs_name_every_path_and_parameter(gateway):
+def test_docs_name_every_path_and_parameter(gateway):
     page = gateway.ask("/docs").body.decode()
     for path, methods in json.loads(gateway.ask("/openapi.json").body)["paths"].items():
         assert f"GET {path}" in page

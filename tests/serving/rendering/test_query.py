@@ -1,5 +1,3 @@
-"""What a URL asks for, and the one URL of what is asked for."""
-
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -30,28 +28,19 @@ def read(url: str) -> Query:
     ("url", "query"),
     [
         ("/generate", Picture()),
-        ("/generate?seed=42&size=16&format=webp&version=3", Picture(42, 16, "webp", 3)),
-        ("/grid", Grid(tuple(range(16)))),
-        ("/grid?seeds=7,42,100-102,5&columns=2", Grid((7, 42, 100, 101, 102, 5), 2)),
-        ("/grid?seeds=5,5&columns=64", Grid((5, 5), 64)),
-        ("/morph?start=1&end=2", Morph(1, 2)),
+        ("/generate?seed=42&size=1024&format=webp&version=3", Picture(42, 1024, "webp", 3)),
+        ("/grid?size=256", Grid(tuple(range(16)), size=256)),
+        ("/grid?seeds=7,42,100-102,5,5&columns=2", Grid((7, 42, 100, 101, 102, 5, 5), 2)),
+        ("/morph?start=1&end=2&frames=4&size=512", Morph(1, 2, 4, 512)),
         ("/animation?start=1&end=1&frames=2&format=gif", Animation(1, 1, 2, format="gif")),
     ],
 )
-def test_a_url_is_read(url, query):
+def test_url_is_read_as_its_query(url, query):
     assert read(url) == query
 
 
-@pytest.mark.parametrize("url", ["/grid?size=256", "/generate?size=1024", "/morph?start=1&end=2&frames=4&size=512"])
-def test_1024_x_1024_pixels_in_all_are_allowed(url):
-    read(url)
-
-
 seeds = st.integers(0, MAX_SEED)
-shared = {
-    "size": st.none() | st.integers(16, 16),
-    "version": st.none() | seeds,
-}
+shared = {"size": st.none() | st.just(16), "version": st.none() | seeds}
 still = shared | {"format": st.sampled_from([None, "png", "webp", "jpeg"])}
 queries = st.one_of(
     st.builds(Picture, seed=st.none() | seeds, **still),
@@ -62,7 +51,7 @@ queries = st.one_of(
 
 
 @given(queries)
-def test_the_address_of_a_query_is_read_as_that_query(query):
+def test_canonical_url_of_a_query_is_read_as_that_query(query):
     assert read(canonical_url(query)) == query
 
 
@@ -74,5 +63,5 @@ def test_the_address_of_a_query_is_read_as_that_query(query):
         ("/grid?seeds=0-15&columns=4", "/grid"),
     ],
 )
-def test_what_is_one_query_has_one_address(url, canonical):
+def test_canonical_url_is_the_same_for_all_spellings(url, canonical):
     assert canonical_url(read(url)) == canonical

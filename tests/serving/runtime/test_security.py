@@ -1,4 +1,4 @@
-"""TLS, certificates of callers and the token, at both doors."""
+"""TLS, client certificates and the token of the gateway and the batch server."""
 
 import http.client
 import json
@@ -29,46 +29,44 @@ DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 
 @dataclass(frozen=True)
-class Papers:
-    """PEM files: the server's certificate and key, the CA that both sides trust, and certificates with keys.
+class Certificates:
+    """PEM files: the server's certificate with its key, the CA of server and client, and certificates of clients.
 
-    The caller's is of that CA, the stranger's of another one.
+    `client` is of that CA, `stranger` of another one.
     """
 
-    certificate: Path
-    key: Path
+    server: Path
     ca: Path
-    caller: Path
+    client: Path
     stranger: Path
 
     @property
     def tls(self) -> dict[str, Path]:
-        return {"tls_certificate": self.certificate, "tls_key": self.key}
+        return {"tls_certificate": self.server, "tls_key": self.server}
 
-    def credentials(self, *, caller: bool = False) -> grpc.ChannelCredentials:
-        pem = self.caller.read_bytes() if caller else None
+    def credentials(self, client: Path | None = None) -> grpc.ChannelCredentials:
+        pem = None if client is None else client.read_bytes()
         return grpc.ssl_channel_credentials(self.ca.read_bytes(), private_key=pem, certificate_chain=pem)
 
-    def context(self, *, caller: bool = False) -> ssl.SSLContext:
+    def context(self, client: Path | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self.ca)
-        if caller:
-            context.load_cert_chain(self.caller)
+        if client is not None:
+            context.load_cert_chain(client)
         return context
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory) -> Papers:
-    folder = tmp_path_factory.mktemp("papers")
-    papers = Papers(*(folder / f"{name}.pem" for name in ("server", "key", "ca", "caller", "stranger")))
-    ca = trustme.CA()
-    server = ca.issue_cert("localhost")
-    for blob in server.cert_chain_pems:
-        blob.write_to_path(papers.certificate, append=True)
-    server.private_key_pem.write_to_path(papers.key)
-    ca.cert_pem.write_to_path(papers.ca)
-    ca.issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.caller)
-    trustme.CA().issue_cert("caller").private_key_and_cert_chain_pem.write_to_path(papers.stranger)
-    return papers
+def certificates(tmp_path_factory) -> Certificates:
+    folder, ca = tmp_path_factory.mktemp("certificates"), trustme.CA()
+    certificates = Certificates(*(folder / f"{name}.pem" for name in ("server", "ca", "client", "stranger")))
+    ca.cert_pem.write_to_path(certificates.ca)
+    for issuer, name, file in (
+        (ca, "localhost", certificates.server),
+        (ca, "client", certificates.client),
+        (trustme.CA(), "client", certificates.stranger),
+    ):
+        issuer.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(file)
+    return certificates
 
 
 def described(batch: Batch, *metadata: tuple[str, str]) -> str:
@@ -80,10 +78,12 @@ def described(batch: Batch, *metadata: tuple[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def batch(model_server, papers, tmp_path_factory):
+def batch(model_server, certificates, tmp_path_factory):
     """With TLS and a token."""
     folder = tmp_path_factory.mktemp("batch")
-    with batch_for(model_server.target, folder, credentials=papers.credentials(), token=TOKEN, **papers.tls) as batch:
+    with batch_for(
+        model_server.target, folder, credentials=certificates.credentials(), token=TOKEN, **certificates.tls
+    ) as batch:
         yield batch
 
 
@@ -105,21 +105,21 @@ def test_batch_server_answers_health_checks_and_no_stream_without_the_token(batc
     assert sentence == "This service requires its token; send the header `authorization: Bearer ...`."
 
 
-def test_a_painter_trusts_the_servers_own_certificate_whoever_signed_it(batch, papers, tmp_path):
-    flags = ("--target", f"dns:///{batch.target}", "--ca", papers.certificate, "--seeds", "0:3", "--out", tmp_path)
+def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, certificates, tmp_path):
+    flags = ("--target", f"dns:///{batch.target}", "--ca", certificates.server, "--seeds", "0:3", "--out", tmp_path)
     done = run_serving("paint", *flags, token=TOKEN)
     assert (done.returncode, len(list(tmp_path.rglob("*.png")))) == (0, 3), done.stderr
 
 
-def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_server, papers, tmp_path):
-    credentials, stranger = papers.credentials(caller=True), papers.stranger.read_bytes()
-    mutual_tls = papers.tls | {"tls_client_ca": papers.ca}
+def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_server, certificates, tmp_path):
+    credentials = certificates.credentials(certificates.client)
+    mutual_tls = certificates.tls | {"tls_client_ca": certificates.ca}
     with batch_for(model_server.target, tmp_path, credentials=credentials, **mutual_tls) as batch:
         assert described(batch) == "apple"
         for channel in (
             grpc.insecure_channel(batch.target),
-            grpc.secure_channel(batch.target, papers.credentials()),
-            grpc.secure_channel(batch.target, grpc.ssl_channel_credentials(papers.ca.read_bytes(), stranger, stranger)),
+            grpc.secure_channel(batch.target, certificates.credentials()),
+            grpc.secure_channel(batch.target, certificates.credentials(certificates.stranger)),
         ):
             with channel, pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary("/ringo.v1.PictureService/DescribeModel")(b"", timeout=LIMIT_S)
@@ -134,7 +134,7 @@ def write_certificate(ca: trustme.CA, files: dict[str, Path]) -> grpc.ChannelCre
     return grpc.ssl_channel_credentials(ca.cert_pem.bytes())
 
 
-def test_the_batch_server_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
+def test_batch_server_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
     files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
     with (
         batch_for(model_server.target, tmp_path, credentials=write_certificate(trustme.CA(), files), **files) as batch,
@@ -174,36 +174,27 @@ def test_openapi_names_the_paths_that_need_the_token(gateway):
     assert {path for path, methods in paths.items() if "401" not in methods["get"]["responses"]} == set(PROBES)
 
 
-@pytest.fixture(scope="module")
-def tls_gateway(model_server, papers, tmp_path_factory):
-    """With TLS, for clients with a certificate."""
-    folder = tmp_path_factory.mktemp("tls_gateway")
-    with gateway_for(model_server.target, folder, tls_client_ca=papers.ca, **papers.tls) as gateway:
-        yield gateway
-
-
 def status_of(port: int, context: ssl.SSLContext) -> int:
     with closing(http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=context)) as connection:
         connection.request("GET", "/livez")
         return connection.getresponse().status
 
 
-def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(tls_gateway, papers):
-    stranger = papers.context()
-    stranger.load_cert_chain(papers.stranger)
-    for port in (tls_gateway.port, tls_gateway.metrics_port):
-        assert status_of(port, papers.context(caller=True)) == 200
-        for context in (papers.context(), stranger):
-            with pytest.raises((ssl.SSLError, ConnectionError)):
-                status_of(port, context)
+def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_server, certificates, tmp_path):
+    with gateway_for(model_server.target, tmp_path, tls_client_ca=certificates.ca, **certificates.tls) as gateway:
+        for port in (gateway.port, gateway.metrics_port):
+            assert status_of(port, certificates.context(certificates.client)) == 200
+            for context in (certificates.context(), certificates.context(certificates.stranger)):
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    status_of(port, context)
 
 
 @pytest.mark.parametrize(("path", "beginning"), [("/metrics", b"# HELP"), ("/livez", b"alive"), ("/readyz", b"ready")])
-def test_the_metrics_port_serves_metrics_and_probes_without_a_token(gateway, path, beginning):
+def test_metrics_port_serves_metrics_and_probes_without_a_token(gateway, path, beginning):
     assert gateway.ask(path, port=gateway.metrics_port).body.startswith(beginning)
 
 
-def test_the_health_check_of_the_image_needs_no_token(gateway):
+def test_health_check_of_the_image_needs_no_token(gateway):
     dockerfile = (ROOT / "Dockerfile.serve").read_text()
     program, *check = json.loads(re.search(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE)[1])
     assert program == "python"
@@ -213,18 +204,16 @@ def test_the_health_check_of_the_image_needs_no_token(gateway):
 
 
 @pytest.mark.parametrize(
-    ("variable", "content", "sentence"),
+    ("variable", "sentence"),
     [
-        ("tls_certificate", None, "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: No such"),
-        ("tls_certificate", "x", "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: "),
-        ("tls_key", "x", "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: "),
-        ("tls_client_ca", "x", "allowed is readable certificates in PEM: "),
+        ("tls_certificate", "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: "),
+        ("tls_key", "allowed is a certificate in PEM that fits RINGO_TLS_KEY, both readable: "),
+        ("tls_client_ca", "allowed is readable certificates in PEM: "),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_sentence(papers, tmp_path, variable, content, sentence):
+def test_error_is_one_sentence_when_a_pem_file_is_invalid(certificates, tmp_path, variable, sentence):
     file = tmp_path / "file.pem"
-    if content is not None:
-        file.write_text(content)
+    file.write_text("x")
     with pytest.raises(SettingsError) as caught:
-        check_tls(Settings(**papers.tls | {variable: file}))
+        check_tls(Settings(**certificates.tls | {variable: file}))
     assert sentence in str(caught.value)
