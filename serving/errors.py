@@ -1,18 +1,4 @@
-"""Errors between a seed and an image.
-
-Nothing here knows a protocol: each service has one table from these classes to its statuses.
-
-    RingoError
-    ├── InvalidRequest      one field of the request is refused
-    ├── NotAuthenticated    the request lacks the token
-    ├── UnknownVersion      the model server has no such version of the model loaded
-    ├── ModelUnavailable    no model server, or none of its versions is loaded: try again soon
-    ├── ModelTimeout        the model server did not answer within the limit
-    ├── Overloaded          this server or the model server refuses more work for now: try again later
-    ├── ModelMismatch       the model server answered something that is not this model's contract
-    ├── ClientGone          the client has closed the connection
-    └── Stopping            this server is stopping: another one continues
-"""
+"""Errors between a seed and an image, without a protocol: each service maps them to its own statuses."""
 
 MAX_SHOWN_CHARACTERS = 64  # three times the longest seed
 
@@ -22,9 +8,9 @@ class RingoError(Exception):
 
 
 class InvalidRequest(RingoError):
-    """One field of the request is refused; `field` and `value` are cut to MAX_SHOWN_CHARACTERS.
+    """A field of the request is invalid; `field` and `value` are cut to MAX_SHOWN_CHARACTERS.
 
-    None for a value says that the field is missing.
+    `value` is None if the field is missing.
     """
 
     def __init__(self, field: str, value: str | None, allowed: str) -> None:
@@ -40,23 +26,23 @@ class NotAuthenticated(RingoError):
 
 
 class UnknownVersion(RingoError):
-    """The requested version is not loaded."""
+    """The model server has not loaded the requested version."""
 
 
 class ModelUnavailable(RingoError):
-    """There is no model server to ask, or it has no version of our model loaded."""
+    """No model server answers, or it has no version of the model loaded: retry soon."""
 
 
 class ModelTimeout(RingoError):
-    """The model server did not answer within the limit."""
+    """The deadline passed before the model server answered."""
 
 
 class Overloaded(RingoError):
-    """The limit of this server or of the model server is reached."""
+    """The service is at a limit, or the model server is: retry later."""
 
 
 class ModelMismatch(RingoError):
-    """The model server's response does not fit the SavedModel contract: an operator's error."""
+    """The response of the model server does not fit the SavedModel contract: an operator's error."""
 
 
 class ClientGone(RingoError):
@@ -64,7 +50,7 @@ class ClientGone(RingoError):
 
 
 class Stopping(RingoError):
-    """The server is stopping; nothing is wrong with the request or the model."""
+    """The server is stopping; another one may answer."""
 
 
 def _shown(text: str) -> str:

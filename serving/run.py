@@ -1,4 +1,4 @@
-"""Model server and gateway on one machine: what `make run` starts, and one Ctrl-C ends."""
+"""Model server and gateway on one machine, the command of `make run`."""
 
 import contextlib
 import ctypes
@@ -18,11 +18,11 @@ from serving.runtime.ports import listen
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 
-READY_TIMEOUT_S = 60.0  # importing TensorFlow takes 2 to 4 s, loading and warming the model as long again on a laptop
+READY_TIMEOUT_S = 60.0  # importing TensorFlow takes 2 to 4 s, loading and warming the model as long again
 POLL_INTERVAL_S = 0.2
 MAX_WORKERS = 4  # 75 MB each
-PROBE_TIMEOUT_S = 2.0  # the gateway itself asks the model server for at most 1 s
-DRAIN_MARGIN_S = 10.0  # to end one child, on top of the longest request; who is not gone by then is killed
+PROBE_TIMEOUT_S = 2.0  # the gateway waits for the model server for at most 1 s
+DRAIN_MARGIN_S = 10.0  # to end one child, on top of the longest request
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -30,30 +30,29 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Dockerfile.serve sets the same.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-Children = dict[str, subprocess.Popen[bytes]]  # by what they are called, in the order of their start
+Children = dict[str, subprocess.Popen[bytes]]  # by name, in the order of their start
 
 
 class RunError(Exception):
-    """The parts can't be kept running; the text is one sentence."""
+    """A child has ended or is not ready in time; the text is one sentence."""
 
 
 def run(settings: Settings) -> int:
-    """Start model server and gateway, say where they answer, and end both with the first signal or the first death.
+    """Run model server and gateway until a signal, or until one of them ends.
 
-    Return 0 after SIGINT or SIGTERM, 1 if a part died or nothing was ready in time. Whatever the way out, no child
-    remains. Raises SettingsError before anything is started.
+    Returns 0 after SIGINT or SIGTERM, 1 if a child ended or was not ready in time. Raises SettingsError before
+    anything is started.
     """
     check_tls(settings)
     _require_free_ports(settings)
     _require_model(settings)
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
+    # A background job of a shell would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: Children = {}
     try:
         children["model server"] = _start(model_server_command(settings))
-        _wait_until(lambda: _listens(settings.model_server_address), children)  # which it does with a version loaded
-        # Only now: who answers /readyz answers for one worker, and the first look of each is to find the model.
+        _wait_until(lambda: _listens(settings.model_server_address), children)  # once it has loaded a version
         children["gateway"] = _start(
             [sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ)
         )
@@ -73,7 +72,7 @@ def run(settings: Settings) -> int:
 
 def _require_free_ports(settings: Settings) -> None:
     host, port = settings.model_server_address
-    # All at once: no two may be one.
+    # All at once, so that no two are equal.
     with (
         listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
         listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
@@ -89,25 +88,24 @@ def _require_free_ports(settings: Settings) -> None:
 
 
 def _require_model(settings: Settings) -> None:
-    """Raise SettingsError without a version to load: TensorFlow Serving would wait for one without a word."""
+    """Raise SettingsError if there is no version to load: TensorFlow Serving would wait silently."""
     folder = settings.model_base_path
     try:
         versions = version_folders(folder)
     except OSError:
         versions = {}
     if not versions:
-        allowed = "a folder with numbered versions of the model in it"
-        raise SettingsError("RINGO_MODEL_BASE_PATH", str(folder), allowed)
+        raise SettingsError("RINGO_MODEL_BASE_PATH", str(folder), "a folder with numbered versions of the model in it")
 
 
 def model_server_command(settings: Settings) -> list[str]:
-    """Return the command of the genuine model server, or of the embedded one where that is not installed."""
+    """Return the command of TensorFlow Serving, or of the embedded model server if that is not installed."""
     host, port = settings.model_server_address
-    base_path = settings.model_base_path.resolve()  # the genuine one takes no relative path
+    base_path = settings.model_base_path.resolve()  # TensorFlow Serving takes no relative path
     genuine = shutil.which("tensorflow_model_server")
     if genuine is not None:
         print(
-            f"Model server: {genuine}. It listens on all interfaces and asks no client for a password; "
+            f"Model server: {genuine}. It listens on all interfaces without authentication; "
             f"block port {port} for other machines.",
             flush=True,
         )
@@ -118,8 +116,8 @@ def model_server_command(settings: Settings) -> list[str]:
             f"--model_base_path={base_path}",
             "--grpc_max_threads=64",  # the default, 4 per core, refused 302 of 400 calls of 8 clients on 2 cores
             "--max_num_load_retries=0",  # by default a broken version blocks all later ones for minutes
-            "--tensorflow_intra_op_parallelism=1",  # with many, pictures depend on the size of their batch
-            "--enable_serialization_as_tensor_content=true",  # typed fields cost a client four times the processor time
+            "--tensorflow_intra_op_parallelism=1",  # with more, images depend on the size of their batch
+            "--enable_serialization_as_tensor_content=true",  # typed fields take four times a client's CPU
         ]
     print("Model server: the embedded default, as there is no tensorflow_model_server on the PATH", flush=True)
     return [
@@ -133,8 +131,7 @@ def model_server_command(settings: Settings) -> list[str]:
 def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the gateway's environment: `environ`, with defaults for one machine.
 
-    One worker per core: two workers on two cores serve 1.8 times as many cached images as one. The workers share the
-    calls to the model.
+    One worker per core: two on two cores serve 1.8 times as many cached images as one. They share the model calls.
     """
     cores = os.cpu_count() or 1
     workers = settings.workers if "RINGO_WORKERS" in environ else min(cores, MAX_WORKERS)
@@ -143,13 +140,8 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
 
 
 def _start(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches it through us alone.
-
-    Where the system can do it (Linux), the kernel ends the child when we die, even by SIGKILL.
-    """
-    die_with_parent = None
-    if sys.platform == "linux":
-        die_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Start a child in a session of its own, which Ctrl-C does not reach; it ends with this process."""
+    die_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, env=environ)
 
 
@@ -162,7 +154,7 @@ def _require_alive(children: Children) -> None:
 
 
 def _reachable(host: str) -> str:
-    """Return the name by which this machine reaches a server listening on `host`."""
+    """Return the name by which this machine reaches a server that listens on `host`."""
     return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
 
 
@@ -197,17 +189,13 @@ def _is_ready(settings: Settings) -> bool:
 
 def _announce(settings: Settings) -> None:
     scheme = "http" if settings.tls_certificate is None else "https"
-    address = f"{_reachable(settings.host)}:{settings.port}"
-    print(f"Ready: {scheme}://{address}/generate?seed=42", flush=True)
-    print(
-        f"  curl '{'' if scheme == 'http' else f'{scheme}://'}{address}/generate?seed=42' -o {settings.model_name}.png",
-        flush=True,
-    )
+    url = f"{scheme}://{_reachable(settings.host)}:{settings.port}/generate?seed=42"
+    print(f"Ready: {url}", f"  curl '{url.removeprefix('http://')}' -o {settings.model_name}.png", sep="\n")
     print("Ctrl-C ends it.", flush=True)
 
 
 def _end(children: Children, *, timeout_s: float) -> None:
-    """End the children, the last started first, so that the gateway drains while its model server still answers."""
+    """End the children, the last started first: the gateway drains while its model server still answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for child in reversed(children.values()):
@@ -215,5 +203,5 @@ def _end(children: Children, *, timeout_s: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout_s)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # what didn't end, and what a child that died left behind
+            os.killpg(child.pid, signal.SIGKILL)  # and children of its own
         child.wait()

@@ -1,4 +1,4 @@
-"""What an operator may choose, read once from the environment."""
+"""Settings of the servers, read once from environment variables."""
 
 import argparse
 import os
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 MAX_MODEL_CALLS = 64
 LOG_FORMATS = ("text", "json")
-MAX_TIMEOUT_S = 600.0  # ten minutes: whoever writes more has mistaken milliseconds for seconds
+MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
 
 
 class SettingsError(Exception):
-    """A setting can't be used; the text is one sentence with the variable, its value and what is allowed.
+    """A setting is invalid; the text is one sentence with the variable, its value and the allowed values.
 
-    Without a value there is no such setting: what stands there may be a secret under a mistyped name.
+    None for the value says that there is no such variable: a mistyped name may hold a secret.
     """
 
     def __init__(self, variable: str, value: str | None, allowed: str) -> None:
@@ -29,63 +29,33 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What both doors and the launcher go by. RINGO_PREDICT_TIMEOUT_S sets `predict_timeout_s`, and so on."""
+    """Settings of gateway, batch server and `run`; docs/settings.md describes them."""
 
-    # This machine alone: opening to a network is a decision, which the containers take.
     host: str = "127.0.0.1"
     port: int = 8080
-
-    # A gRPC target; 8500 is TensorFlow Serving's own default.
     model_server: str = "localhost:8500"
     model_name: str = "apple"
-
-    # For the model server that `run` starts, and for the model cards that the gateway shows; it may lack the folder.
     model_base_path: Path = Path("models/apple")
-
-    # One picture takes tens of milliseconds on two cores: 10 s outlast a queue of hundreds, and still end before the
-    # 15 to 30 s at which proxies and people give up.
+    # An image takes tens of milliseconds on two cores. 10 s outlast a queue of hundreds, and end before the 15 to 30 s
+    # at which proxies give up.
     predict_timeout_s: float = 10.0
-
-    # A worker mostly waits for the model server: one is enough until encoding alone fills a core (5 ms a picture).
-    workers: int = 1
-
-    # Of each worker: how many requests may wait for the model at a time; who comes beyond is told to come back. The
-    # last of 64 waits 2 s at 30 ms a picture.
-    max_in_flight: int = 64
-
-    # Of each worker: Predict calls at a time for single pictures, as many as the model server has cores; who asks
-    # meanwhile goes along with the next.
+    workers: int = 1  # a core encodes 200 images a second
+    max_in_flight: int = 64  # the last of 64 waits 2 s at 30 ms an image
     model_calls: int = field(default_factory=lambda: min(os.cpu_count() or 1, MAX_MODEL_CALLS))
-
-    # Of each worker, for pictures: a thousand of 64 x 64, and the worker stays under 100 MB.
-    cache_mb: int = 16
-
-    # Prometheus asks here. A port of its own: what is counted is nobody's business outside.
+    cache_mb: int = 16  # holds a thousand images of 64 x 64, and a worker stays below 100 MB
     metrics_port: int = 9100
-
-    # The batch server, at the same host.
     batch_port: int = 9090
     batch_metrics_port: int = 9101
-
-    # Of GenerateBatch calls at a time: each keeps up to three batches of pictures, at most 10 MB of the largest.
-    batch_streams: int = 16
-
-    # What streams get when the batch server is told to end: with what follows within the 30 s that Kubernetes waits.
-    batch_drain_s: float = 10.0
-
-    # Of both doors, PEM: a certificate with its chain and its key; and the CA whose certificates callers have to show.
+    batch_streams: int = 16  # each holds up to three batches of images, at most 10 MB of the largest
+    batch_drain_s: float = 10.0  # and 5 s more, within the 30 s that Kubernetes waits
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
-
-    # Of both doors: who doesn't send it gets nothing but probes.
     token: str | None = field(default=None, repr=False)
-
-    # For people; containers say json.
     log_format: str = "text"
 
     def __post_init__(self) -> None:
-        """Raise SettingsError for a half of what goes together only."""
+        """Raise SettingsError for a TLS file without the others that it needs."""
         tls = {"RINGO_TLS_CERTIFICATE": self.tls_certificate, "RINGO_TLS_KEY": self.tls_key}
         given = {"RINGO_TLS_CLIENT_CA": self.tls_client_ca, **tls}
         for variable, path in given.items():
@@ -100,10 +70,9 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
-        """Return the settings that `environ` gives, and the defaults for those that it leaves out.
+        """Return the settings of `environ`, with defaults for missing ones.
 
-        Raises SettingsError for a value that can't be used, and for a RINGO_ variable that there is not: a typo must
-        not quietly mean the default.
+        Raises SettingsError for an invalid value or an unknown RINGO_ variable.
         """
         names = {PREFIX + field.name.upper(): field.name for field in fields(cls)}
         chosen: dict[str, Any] = {}
@@ -117,7 +86,7 @@ class Settings:
 
 
 def read_setting(variable: str, text: str) -> object:
-    """Return what `text` sets the setting of `variable` to; raise SettingsError if it can't be used."""
+    """Return the value of `text` for `variable`; raise SettingsError if it is invalid."""
     read, allowed = READERS[variable.removeprefix(PREFIX).lower()]
     try:
         text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
@@ -140,7 +109,7 @@ def _path(text: str) -> Path:
 
 
 def integer_reader(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads a whole number, or raises ValueError if it isn't one from `low` to `high`."""
+    """Return a reader of whole numbers; it raises ValueError beyond `low` to `high`."""
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
@@ -151,10 +120,10 @@ def integer_reader(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds_reader(high: float) -> Callable[[str], float]:
-    """Return what reads a number of seconds, or raises ValueError if it isn't above 0, up to `high`."""
+    """Return a reader of seconds; it raises ValueError unless they are above 0 and at most `high`."""
 
     def read(text: str) -> float:
-        # float() alone takes what no other number here may be: "1_0", " 5 ", digits of other scripts, "nan".
+        # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
         if not re.fullmatch("[0-9.]+", text) or not 0 < float(text) <= high:
             raise ValueError
         return float(text)
@@ -163,7 +132,7 @@ def seconds_reader(high: float) -> Callable[[str], float]:
 
 
 def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
-    """Return `read` for argparse: where that raises ValueError, the sentence names flag, value and what is allowed."""
+    """Return `read` for argparse; if it raises ValueError, the message says what is `allowed`."""
 
     def parse_value(value: str) -> T:
         try:
@@ -192,26 +161,29 @@ def _target(text: str) -> str:
     return f"{read_text(host)}:{integer_reader(1, 65535)(port)}"
 
 
-# For each setting: what reads its text or raises ValueError, and what to tell who wrote another.
+PORT = (integer_reader(1, 65535), "a whole number from 1 to 65535")
+SECONDS = (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}")
+PEM_FILE = (_path, "the path of a PEM file")
+# For each setting: a reader that raises ValueError for invalid text, and the allowed values.
 READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "host": (read_text, "the name or address to listen on"),
-    "port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
+    "port": PORT,
     "model_server": (_target, "host:port of a model server's gRPC"),
     "model_name": (read_text, "the name of a model"),
     "model_base_path": (_path, "the path of a folder"),
-    "predict_timeout_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
+    "predict_timeout_s": SECONDS,
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
     "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),
     "model_calls": (integer_reader(1, MAX_MODEL_CALLS), f"a whole number from 1 to {MAX_MODEL_CALLS}"),
     "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (nothing is kept) to 65536"),
-    "metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
-    "batch_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
-    "batch_metrics_port": (integer_reader(1, 65535), "a whole number from 1 to 65535"),
+    "metrics_port": PORT,
+    "batch_port": PORT,
+    "batch_metrics_port": PORT,
     "batch_streams": (integer_reader(1, 256), "a whole number from 1 to 256"),
-    "batch_drain_s": (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}"),
-    "tls_certificate": (_path, "the path of a PEM file"),
-    "tls_key": (_path, "the path of a PEM file"),
-    "tls_client_ca": (_path, "the path of a PEM file"),
+    "batch_drain_s": SECONDS,
+    "tls_certificate": PEM_FILE,
+    "tls_key": PEM_FILE,
+    "tls_client_ca": PEM_FILE,
     "token": (_token, "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline"),
     "log_format": (read_log_format, " or ".join(LOG_FORMATS)),
 }
