@@ -1,4 +1,4 @@
-"""The Flask application: its routes, the headers of each response, and the record of each request."""
+"""The Flask application: routes, response headers and request records."""
 
 import threading
 from collections.abc import Iterable
@@ -47,9 +47,7 @@ PREFLIGHT = {
     "Access-Control-Allow-Headers": "Authorization, If-None-Match, Traceparent, Tracestate, X-Request-ID",
     "Access-Control-Max-Age": "86400",
 }
-
-
-# Headers that identify a request: WSGI's names, and their own.
+# Headers that identify a request, by their WSGI names.
 OBSERVED_HEADERS = {
     "HTTP_X_REQUEST_ID": "x-request-id",
     "HTTP_TRACEPARENT": "traceparent",
@@ -58,9 +56,9 @@ OBSERVED_HEADERS = {
 
 
 def create_app(settings: Settings) -> Flask:
-    """Return the gateway. It has a channel and a thread: call this after a fork, in the process that serves."""
+    """Return the gateway, with a channel and a thread: call this after the fork."""
     app = Flask(__name__)
-    app.url_map.merge_slashes = False  # it would redirect //generate to the Host that the client sent
+    app.url_map.merge_slashes = False  # it redirects //generate to the Host of the request
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     monitor = ModelMonitor(client)
     threading.Thread(target=monitor.watch, args=(threading.Event(),), name="monitor", daemon=True).start()
@@ -91,7 +89,7 @@ def refuse_body() -> None:
 
 
 def add_headers(response: Response) -> Response:
-    """Return `response` with the headers of each response, and those of its kind."""
+    """Return `response` with the headers of all responses and of its kind."""
     response.headers.extend(EVERYWHERE)
     if request.method == "OPTIONS":
         response.headers.extend(PREFLIGHT)

@@ -1,8 +1,7 @@
 """The OpenAPI 3.1 description of the gateway, built from the parameters of its queries."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING
-from types import MappingProxyType
 from typing import Any
 
 from serving.rendering.query import RESOURCES, Query, mimetypes, parameters
@@ -27,18 +26,18 @@ new one. A `traceparent` is passed on to the model server."""
 
 REFUSALS = {
     "400": "A parameter is invalid; `parameter`, `value` and `allowed` describe it.",
+    "401": "The bearer token is missing or wrong.",
     "404": "The model server has not loaded this version.",
     "406": "`Accept` admits none of the formats.",
+    "413": "The request has a body; requests must have none.",
+    "414": "The URL is longer than 4 kB.",
     "502": "The model server returned data that does not fit the model.",
     "503": "No model is ready, or the service is at its limit. Retry after the seconds in `Retry-After`.",
     "504": "The deadline passed before the model server answered.",
 }
-EVERYWHERE = {
-    "413": "The request has a body; requests must have none.",
-    "414": "The URL is longer than 4 kB.",
-}
-UNAUTHENTICATED = {"401": "The bearer token is missing or wrong."}
-MODEL_REFUSALS = {status: REFUSALS[status] for status in ("404", "502", "503", "504")}
+OF_MODEL = ("404", "502", "503", "504")
+OF_IMAGES = ("400", "406", *OF_MODEL)
+EVERYWHERE = ("413", "414")
 
 PROBLEM = {
     "type": "object",
@@ -91,8 +90,6 @@ IF_NONE_MATCH = {
     "description": "The `ETag` of a cached response: 304 if it is still valid.",
     "schema": {"type": "string"},
 }
-
-
 NOT_MODIFIED = {"304": {"description": "The cached response is still valid."}}
 
 HEADERS = {
@@ -107,32 +104,29 @@ HEADERS = {
 
 def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
     """Return the description; with `open_to_all`, all other paths need a token."""
-    text = {"type": "string"}
+    text, json_type = {"type": "string"}, "application/json"
+    paths = {
+        **{resource.path: _image_operation(resource) for resource in RESOURCES},
+        "/about": _page("The model: name, versions and model card.", json_type, ABOUT, OF_MODEL),
+        "/openapi.json": _page("This description, for programs (OpenAPI).", json_type, {"type": "object"}),
+        "/docs": _page("This description, for people.", "text/html", text),
+        "/livez": _operation("200 while the gateway runs.", "text/plain", text),
+        "/readyz": _operation("200 while a model version is ready.", "text/plain", text, OF_MODEL),
+    }
     described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Ringo", "version": "1", "description": INTRODUCTION, "license": {"name": "Apache-2.0"}},
-        "paths": {
-            **{resource.path: {"get": _image_operation(resource)} for resource in RESOURCES},
-            "/about": _revalidated(
-                "about", "The model: name, versions and model card.", "application/json", ABOUT, MODEL_REFUSALS
-            ),
-            "/openapi.json": _revalidated(
-                "openapi", "This description, for programs (OpenAPI).", "application/json", {"type": "object"}
-            ),
-            "/docs": _revalidated("docs", "This description, for people.", "text/html", text),
-            "/livez": _operation("livez", "200 while the gateway runs.", "text/plain", text),
-            "/readyz": _operation("readyz", "200 while a model version is ready.", "text/plain", text, MODEL_REFUSALS),
-        },
+        "paths": {path: {"get": operation} for path, operation in paths.items()},
         "components": {"schemas": {"Problem": PROBLEM}},
     }
-    for operations in described["paths"].values():
-        operations["get"]["responses"] |= _refusals(EVERYWHERE)
     if open_to_all is not None:
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, operations in described["paths"].items():
-            if path not in open_to_all:
-                operations["get"] |= {"security": [{"token": []}]}
-                operations["get"]["responses"] |= _refusals(UNAUTHENTICATED)
+    for path, operation in paths.items():
+        operation["operationId"] = path.strip("/").removesuffix(".json")
+        operation["responses"] |= _refusals(EVERYWHERE)
+        if open_to_all is not None and path not in open_to_all:
+            operation["security"] = [{"token": []}]
+            operation["responses"] |= _refusals(["401"])
     return described
 
 
@@ -153,7 +147,6 @@ def _image_operation(resource: type[Query]) -> dict[str, Any]:
             }
         )
     return {
-        "operationId": resource.path.removeprefix("/"),
         "summary": resource.__doc__,
         "parameters": [*query_parameters, IF_NONE_MATCH],
         "responses": {
@@ -165,32 +158,27 @@ def _image_operation(resource: type[Query]) -> dict[str, Any]:
                 "content": {mimetype: {} for mimetype in mimetypes(resource)},  # binary: OpenAPI 3.1 says no more
             },
             **NOT_MODIFIED,
-            **_refusals(REFUSALS),
+            **_refusals(OF_IMAGES),
         },
     }
 
 
-def _operation(
-    name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
+def _operation(summary: str, mimetype: str, schema: dict[str, Any], refusals: Sequence[str] = ()) -> dict[str, Any]:
     responses = {"200": _content("The response.", mimetype, schema), **_refusals(refusals)}
-    return {"get": {"operationId": name, "summary": summary, "responses": responses}}
+    return {"summary": summary, "responses": responses}
 
 
-def _revalidated(
-    name: str, summary: str, mimetype: str, schema: dict[str, Any], refusals: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Return an operation whose response may be cached but must be revalidated."""
-    described = _operation(name, summary, mimetype, schema, refusals)
-    described["get"] |= {"parameters": [IF_NONE_MATCH]}
-    described["get"]["responses"] |= NOT_MODIFIED
-    return described
+def _page(summary: str, mimetype: str, schema: dict[str, Any], refusals: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the operation of a page that may be cached but must be revalidated."""
+    operation = _operation(summary, mimetype, schema, refusals)
+    operation["responses"] |= NOT_MODIFIED
+    return operation | {"parameters": [IF_NONE_MATCH]}
 
 
 def _content(description: str, mimetype: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {mimetype: {"schema": schema}}}
 
 
-def _refusals(statuses: Mapping[str, str]) -> dict[str, Any]:
+def _refusals(statuses: Sequence[str]) -> dict[str, Any]:
     problem = {"$ref": "#/components/schemas/Problem"}
-    return {status: _content(text, "application/problem+json", problem) for status, text in statuses.items()}
+    return {status: _content(REFUSALS[status], "application/problem+json", problem) for status in statuses}

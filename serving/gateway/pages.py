@@ -1,20 +1,22 @@
 """Pages for people and programs, and the probes: all routes that are not images."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from flask import Flask, Response, jsonify, render_template, request
 from markupsafe import Markup, escape
 
 from serving.errors import ModelTimeout, ModelUnavailable, Overloaded
-from serving.gateway.gallery import render_gallery
 from serving.gateway.openapi import build_openapi
 from serving.gateway.responses import REVALIDATE, ImageResponses
 from serving.model_client.monitor import ModelMonitor
 from serving.rendering.encoding import RENDERER_VERSION
+from serving.rendering.query import MAX_SEED, Animation, Morph, Picture, Query, canonical_url
 from serving.settings import Settings
 
 PROBES = ("/livez", "/readyz")  # need no token
+GALLERY_PART = 60  # images: whole rows for every number of columns in gallery.css
 
 
 def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
@@ -30,8 +32,7 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
             version = monitor.versions()[-1]
         except (ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
             version = None
-        page = render_gallery(settings.model_name, version)
-        return revalidated(Response(page, mimetype="text/html"))
+        return revalidated(Response(render_gallery(settings.model_name, version), mimetype="text/html"))
 
     @app.get("/about")
     def about() -> Response:
@@ -67,14 +68,29 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Answer 200 if the model server had a version ready a second ago, else a problem.
-
-        A replica that renders other golden images is ready, too; the text says so.
-        """
+        """Answer 200 if the model server had a version ready a second ago, else a problem."""
         version = monitor.versions()[-1]
         monitor.require_model()
         check = monitor.latest_check(version) or monitor.golden_check(version, deadline_s=responses.deadline_s())
         return Response(f"ready: version {version}, {check.verdict}\n", mimetype="text/plain")
+
+
+def render_gallery(model_name: str, version: int | None) -> str:
+    """Return the page with the first images of `version`, or without images for None."""
+
+    def pinned(query: Query) -> str:
+        return canonical_url(replace(query, version=version))
+
+    return render_template(
+        "gallery.html",
+        model=model_name,
+        version=version,
+        max_seed=MAX_SEED,
+        part=GALLERY_PART,
+        image_url=lambda seed, **options: pinned(Picture(seed, **options)),
+        strip_url=lambda start, end, **options: pinned(Morph(start, end, **options)),
+        animation_url=lambda start, end, **options: pinned(Animation(start, end, **options)),
+    )
 
 
 def revalidated(response: Response) -> Response:

@@ -55,7 +55,7 @@ def answer_with_problems(app: Flask) -> None:
 
 
 def domain_problem(error: RingoError) -> Response:
-    """Return the problem of `error` as the table says, with Retry-After where a retry helps."""
+    """Return the problem of `error`, with Retry-After if a retry may help."""
     answer = ANSWERS[type(error)]
     more: dict[str, object] = {}
     if isinstance(error, InvalidRequest):
@@ -71,10 +71,7 @@ def domain_problem(error: RingoError) -> Response:
 
 
 def http_problem(error: HTTPException) -> Response:
-    """Return the problem of an HTTP error, with werkzeug's headers (405 has Allow).
-
-    Whatever else is raised arrives here as a 500 that tells nothing; its traceback is in the log.
-    """
+    """Return the problem of an HTTP error with werkzeug's headers; 500 for other exceptions."""
     if error.code is not None and error.code < 500:
         current_record().outcome = error.name.lower().replace(" ", "_")  # not_found
     response = problem(error.code or 500, kind="about:blank", title=error.name, detail=error.description or "")

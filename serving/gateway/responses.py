@@ -1,7 +1,4 @@
-"""From the URL of an image to its response: 200 or 304, with ETag, permanent URL and Cache-Control.
-
-One model, one seed and one set of options is one SHA-256, so the ETag is computed without running the model.
-"""
+"""From the URL of an image to its response: 200 or 304, with ETag, permanent URL and Cache-Control."""
 
 import hashlib
 import secrets
@@ -64,7 +61,7 @@ class ImageResponses:
         return response
 
     def golden_check(self, version: int) -> GoldenCheck:
-        """Return the latest check of `version`; the first request has the golden images rendered."""
+        """Return the latest check of `version`; the first call renders the golden images."""
         check = self._monitor.latest_check(version)
         if check is not None:
             return check
@@ -76,10 +73,7 @@ class ImageResponses:
         return time.monotonic() + self._settings.predict_timeout_s
 
     def _respond(self, query: Query, version: int, cache_control: str) -> Response:
-        """Respond to a query whose seed and format are decided with the image of `version`.
-
-        A client or a cache that has the verified image needs no model server.
-        """
+        """Return the image of `version`, or 304; `query` has a seed and a format."""
         query, record = replace(query, version=version), current_record()
         record.path = url = canonical_url(query)
         if self._monitor.knows(version):
@@ -97,7 +91,7 @@ class ImageResponses:
         return self._build_response(None if client_has_any else image, query, url, check, cache_control)
 
     def _image(self, query: Query, check: GoldenCheck) -> tuple[GoldenCheck, bytes]:
-        """Return the image of `query`, cached or rendered, and the check that holds for it."""
+        """Return the image of `query`, cached or rendered, and its golden check."""
         for fingerprint in dict.fromkeys((VERIFIED, check.fingerprint)):
             image = self._renderer.cached(query, fingerprint, check.model)
             if image is not None:
@@ -121,7 +115,7 @@ class ImageResponses:
 
     @contextmanager
     def _model_slot(self) -> Iterator[None]:
-        """Take one of the places for requests that wait for the model, or raise at once."""
+        """Hold one of the slots for requests that wait for the model, or raise at once."""
         self._monitor.require_model()
         with self._in_flight.slot():
             if client_has_gone(request.environ.get("gunicorn.socket")):
@@ -146,18 +140,18 @@ class ImageResponses:
         return Response(image, 304 if image is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
     def _etag(self, url: str, check: GoldenCheck) -> str:
-        """Return the ETag: the numeric fingerprint, and a digest of all else that the bytes depend on."""
+        """Return the ETag: the fingerprint, and a digest of model, URL and encoder settings."""
         named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION), check.model))
         return f"{check.fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
     def _file_name(self, query: Query) -> str:
         """Return the file name for a browser that saves the image: apple-42.png."""
-        which = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
-        return f"{self._settings.model_name}-{which}.{query.format}"
+        subject = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
+        return f"{self._settings.model_name}-{subject}.{query.format}"
 
 
 def client_has_gone(connection: socket.socket | None) -> bool:
-    """Return whether the client has closed `connection`; with TLS this can't be seen."""
+    """Return whether the client has closed `connection`; always False with TLS."""
     if connection is None:
         return False
     try:

@@ -18,16 +18,16 @@ from serving.runtime.security import check_tls
 from serving.settings import Settings
 from serving.telemetry.logs import configure as configure_logging
 
-SHARED_MEMORY = Path("/dev/shm")
-KEEPALIVE_S = 75  # longer than the 60 s of nginx and most load balancers: the side that sends closes first
+SHARED_MEMORY = "/dev/shm"
+KEEPALIVE_S = 75  # longer than the 60 s of nginx and most load balancers
 DRAIN_MARGIN_S = 5  # on top of the longest request
-SPARE_THREADS = 16  # beside those that wait for the model: for cached images, 304, pages, probes and refusals
+SPARE_THREADS = 16  # for responses without the model: cached images, 304, pages, probes and refusals
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # of WSGI
 
 
 def serve(settings: Settings) -> None:
-    """Serve HTTP until SIGTERM, which lets requests in flight end, or SIGINT.
+    """Serve HTTP until SIGTERM, which drains requests in flight, or SIGINT.
 
     Raises SettingsError if a port is not free or a TLS file is not usable.
     """
@@ -39,13 +39,9 @@ def serve(settings: Settings) -> None:
     ):
         pass
     # Workers write their counts here. serving/telemetry/metrics.py reads the variable when each worker imports it.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=_shared_memory())
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=SHARED_MEMORY)
     configure_logging(settings.log_format)
     _Gunicorn(settings).run()
-
-
-def _shared_memory() -> Path | None:
-    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
 
 
 class _Gunicorn(BaseApplication):
@@ -67,21 +63,21 @@ class _Gunicorn(BaseApplication):
             "keyfile": _text(settings.tls_key),
             "ca_certs": _text(settings.tls_client_ca),
             "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
-            # The heartbeat is a file: on a disk that stalls, gunicorn would kill healthy workers.
-            "worker_tmp_dir": _text(_shared_memory()),
+            # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers.
+            "worker_tmp_dir": SHARED_MEMORY,
             "logger_class": _Log,
             "errorlog": None,  # gunicorn's lines go to the root logger
             "child_exit": _forget_worker,
             "on_exit": _remove_counts,
-            # No answer depends on what a proxy claims; gunicorn would take SCRIPT_NAME from trusted proxies' headers.
+            # By default, gunicorn takes SCRIPT_NAME from the headers of trusted proxies.
             "forwarded_allow_ips": "",
-            "control_socket_disable": True,  # a remote control by a socket in $HOME, on by default
+            "control_socket_disable": True,  # a remote control in $HOME, on by default
         }
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Application:
-        """Return the WSGI application; gunicorn calls this in each worker after the fork, as gRPC channels need."""
+        """Return the WSGI application; gunicorn calls this in each worker, after the fork."""
         from serving.gateway.app import create_app
         from serving.gateway.pages import PROBES
         from serving.telemetry.metrics import build_metrics_app
@@ -89,7 +85,7 @@ class _Gunicorn(BaseApplication):
 
         export_traces("gateway")
         gateway, metrics, metrics_port = create_app(self.settings), build_metrics_app(), str(self.settings.metrics_port)
-        gc.freeze()  # a collection over all that is loaded by now takes 20 ms
+        gc.freeze()  # a collection of the objects so far takes 20 ms
 
         def by_port(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             """Serve metrics on the metrics port, the gateway on its own, and probes on both."""
@@ -115,7 +111,7 @@ def _remove_counts(arbiter: Any) -> None:
 
 
 class _Log(glogging.Logger):
-    """gunicorn's own lines, in our format."""
+    """Passes gunicorn's lines on to the root logger."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)

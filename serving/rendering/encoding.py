@@ -1,4 +1,4 @@
-"""Resizing, contact sheets and encoding of images: the only module that makes image bytes."""
+"""Resizing, arranging and encoding of images, the only module that makes image bytes."""
 
 import io
 import struct
@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Version of the encoders' settings. Raise it when equal pixels become other bytes, by a change here or of a pinned
-# package; a test pins the digests. 2: text chunks in PNGs. 3: PNGs by libdeflate; Pillow uses the system's zlib, so the
-# bytes of 2 depended on the Linux distribution.
+# Version of the encoders' settings, pinned by a test. Raise it when equal pixels get other bytes.
 RENDERER_VERSION = 3
 
 MIMETYPES = MappingProxyType({"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"})
@@ -57,9 +55,9 @@ def arrange(tiles: Sequence[Pixels], columns: int) -> Pixels:
 
 
 def encode(pixels: Pixels, file_format: str, facts: Mapping[str, str]) -> bytes:
-    """Return a still picture as "png", "webp" or "jpeg"; a PNG carries `facts` as text chunks, in their order.
+    """Return an image as "png", "webp" or "jpeg"; a PNG has `facts` as text chunks, in their order.
 
-    Equal pixels and facts give equal bytes: no time is written. PNG and WebP hold the very pixels.
+    Equal pixels and facts give equal bytes: no time is written. PNG and WebP are lossless.
     """
     if file_format == "png":
         return _png(pixels, facts)
@@ -75,7 +73,7 @@ def encode(pixels: Pixels, file_format: str, facts: Mapping[str, str]) -> bytes:
 
 
 def _png(pixels: Pixels, facts: Mapping[str, str]) -> bytes:
-    """Return a PNG as https://www.w3.org/TR/png-3/ has it, of 8 bits a channel and without interlacing."""
+    """Return a PNG (https://www.w3.org/TR/png-3/) with 8 bits a channel, without interlacing."""
     height, width, _ = pixels.shape
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
     chunks += [_text_chunk(name, text) for name, text in facts.items()]
@@ -87,10 +85,10 @@ def _png(pixels: Pixels, facts: Mapping[str, str]) -> bytes:
 
 
 def _filtered(pixels: Pixels) -> Pixels:
-    """Return uint8[H, 1 + 3 W]: each row as differences, to the left or upwards, whichever sum is smaller.
+    """Return uint8[H, 1 + 3 W]: each row as differences to the left or upwards, by the smaller sum.
 
-    That is the heuristic of the standard, section 12.7, for two of its five filters: with all five a photo of
-    256 x 256 takes 3.6 ms and not 0.1, and is 9 % larger.
+    The heuristic of section 12.7 of the standard with two of its five filters. With all five, a photo of 256 x 256
+    takes 3.6 instead of 0.1 ms and is 9 % larger.
     """
     height, width, _ = pixels.shape
     both = np.empty((2, height, 1 + 3 * width), np.uint8)
@@ -111,9 +109,9 @@ def _text_chunk(name: str, text: str) -> tuple[bytes, bytes]:
 
 
 def encode_animation(frames: Sequence[Pixels], file_format: str) -> bytes:
-    """Return `frames` as "webp" (the very pixels) or "gif" (256 colours a frame), FRAME_MS each, repeated forever.
+    """Return `frames`, forwards and back, as an endless "webp" or "gif" of FRAME_MS each.
 
-    They run there and back, so that the end meets the beginning.
+    WebP is lossless; GIF has 256 colours a frame.
     """
     images = [Image.fromarray(frame) for frame in (*frames, *frames[-2:0:-1])]
     options: Mapping[str, Any] = WEBP

@@ -1,4 +1,4 @@
-"""Ways between latents along the sphere on which their directions lie."""
+"""Spherical interpolation of latents."""
 
 import math
 
@@ -9,11 +9,11 @@ Latent = npt.NDArray[np.float32]
 
 
 def slerp(start: Latent, end: Latent, t: float) -> Latent:
-    """Return the latent float32[D] at `t` from 0 (`start`, bit for bit) to 1 (`end`, likewise) of the way.
+    """Return the latent float32[D] at `t`, from 0 (`start`, bit for bit) to 1 (`end`, bit for bit).
 
-    Spherical and not straight (White 2016, "Sampling Generative Networks"): in the middle of a straight way a latent
-    would be shorter than the generator has ever seen. Sums are exact before they are rounded (math.fsum), so that no
-    library's order of summation, which differs between processors, reaches a picture.
+    Spherical (White 2016, "Sampling Generative Networks"): halfway on a straight line a latent would be shorter than
+    those of the training. Sums are exact before they are rounded (math.fsum): no order of summation, which differs
+    between processors, changes an image.
     """
     a, b = start.astype(np.float64), end.astype(np.float64)
     cosine = _dot(a, b) / math.sqrt(_dot(a, a) * _dot(b, b))

@@ -1,7 +1,6 @@
-"""What can be asked for: one frozen dataclass per resource, whose fields are its parameters.
+"""Queries: one frozen dataclass per resource, with a field for each parameter.
 
-A query is read from a query string here, checked here, and written as a URL here; OpenAPI is made from the same fields.
-So a limit is stated once. Out of range is refused by name: nothing is clamped.
+The fields define how a query is read from a URL, checked, written as a URL and described by OpenAPI.
 """
 
 import math
@@ -17,9 +16,9 @@ from werkzeug.datastructures import MultiDict
 from serving.errors import InvalidRequest
 from serving.rendering.encoding import MIMETYPES
 
-MAX_SEED = 2**63 - 1  # the model takes int64, and numbers its versions likewise
-MAX_TILES = 64  # pictures in one answer: one request to the model server
-MAX_PIXELS = 2**20  # of one answer, over all its tiles: one of the largest size, or 64 of 128
+MAX_SEED = 2**63 - 1  # of int64; versions are int64, too
+MAX_TILES = 64  # images of a response: one request to the model server
+MAX_PIXELS = 2**20  # of a response: one image of the largest size, or 64 of 128
 
 STILL = ("png", "webp", "jpeg")
 MOVING = ("webp", "gif")
@@ -27,9 +26,9 @@ MOVING = ("webp", "gif")
 
 @dataclass(frozen=True)
 class Parameter:
-    """How a parameter's text is read and written, and what is said of it."""
+    """A parameter of a query: its reader, writer and description."""
 
-    read: Callable[[str], Any]  # raises ValueError for what is not allowed
+    read: Callable[[str], Any]  # raises ValueError for invalid text
     allowed: str
     schema: Mapping[str, Any]  # of JSON Schema, for OpenAPI
     description: str
@@ -37,7 +36,7 @@ class Parameter:
 
 
 def whole_number(low: int, high: int, description: str) -> Parameter:
-    """Return a parameter for integers from `low` to `high`, each of one spelling: one picture, one URL."""
+    """Return a parameter for integers from `low` to `high`, with one spelling each."""
 
     def read(text: str) -> int:
         if not re.fullmatch("0|[1-9][0-9]{0,18}", text) or not low <= int(text) <= high:
@@ -74,19 +73,16 @@ def _write_seeds(seeds: Sequence[int]) -> str:
     return ",".join(f"{term[0]}-{term[-1]}" if len(term) > 1 else str(term[0]) for term in terms)
 
 
-def _read_word(words: Sequence[str]) -> Callable[[str], str]:
+def file_format(names: Sequence[str]) -> Parameter:
+    """Return the parameter that chooses one of the formats `names`."""
+
     def read(text: str) -> str:
-        if text not in words:
+        if text not in names:
             raise ValueError
         return text
 
-    return read
-
-
-def file_format(names: Sequence[str]) -> Parameter:
-    """Return the parameter that chooses one of the formats `names`."""
     return Parameter(
-        _read_word(names),
+        read,
         f"one of {', '.join(names)}",
         {"type": "string", "enum": list(names)},
         f"File format. Default: the preferred one in `Accept`, else {names[0]}.",
@@ -118,7 +114,7 @@ VERSION = whole_number(0, MAX_SEED, "The model version; the response is then imm
 
 
 def param(parameter: Parameter, default: Any = MISSING) -> Any:
-    """Return a dataclass field for `parameter`; without a default it has to be there."""
+    """Return a dataclass field for `parameter`, required if it has no default."""
     return field(default=default, metadata={"parameter": parameter})
 
 
@@ -176,26 +172,17 @@ class Morph:
 
 
 @dataclass(frozen=True)
-class Animation:
+class Animation(Morph):
     """An animation from one seed to another and back, forever."""
 
     path: ClassVar[str] = "/animation"
     formats: ClassVar[tuple[str, ...]] = MOVING
 
-    start: int = param(END)
-    end: int = param(END)
     frames: int = param(FRAMES, 16)
-    size: int | None = param(SIZE, None)
     format: str | None = param(file_format(MOVING), None)
-    version: int | None = param(VERSION, None)
-
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Columns and rows."""
-        return self.frames, 1
 
 
-Query = Picture | Grid | Morph | Animation
+Query = Picture | Grid | Morph
 Q = TypeVar("Q", bound=Query)
 RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
 
@@ -207,10 +194,9 @@ def parameters(resource: type[Q]) -> Iterator[tuple[Field[Any], Parameter]]:
 
 
 def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
-    """Return what `arguments`, a parsed query string, ask of `resource`.
+    """Return the query of `resource` with `arguments`, a parsed query string.
 
-    Raises InvalidRequest, naming the parameter: an unknown, missing, repeated or refused one, or a `size` for which the
-    whole would be too large.
+    Raises InvalidRequest for an unknown, missing, repeated or invalid parameter, or too large an image.
     """
     known = {entry.name: (entry, parameter) for entry, parameter in parameters(resource)}
     for name in arguments:
@@ -235,16 +221,16 @@ def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
 
 
 def check_canvas(query: Query, size: int) -> None:
-    """Raise InvalidRequest if the pictures of `query`, with a longer side of `size` pixels, are too much together."""
+    """Raise InvalidRequest if tiles with `size` pixels on the longer side exceed MAX_PIXELS."""
     columns, rows = query.tiles
     if columns * rows * size**2 > MAX_PIXELS:
         allowed = f"what gives at most {MAX_PIXELS} pixels in all, for {columns} x {rows} pictures"
         raise InvalidRequest("size", str(size), allowed)
 
 
-@lru_cache(maxsize=1024)  # each answer asks four times: 8 us each, of 180 for a picture that is kept
+@lru_cache(maxsize=1024)  # a response takes four: 8 us each, of 180 for a cached image
 def canonical_url(query: Query) -> str:
-    """Return the one URL of `query`, path and query string: parameters in their order, defaults left out."""
+    """Return path and query string of `query`: parameters in their order, without defaults."""
     values = {
         entry.name: parameter.write(getattr(query, entry.name))
         for entry, parameter in parameters(type(query))

@@ -1,4 +1,4 @@
-"""Renderer: from a query to the bytes of its image, by way of caches, shared requests and shared Predict calls."""
+"""Renderer: from a query to the bytes of its image, with a cache and shared Predict calls."""
 
 import contextlib
 import math
@@ -21,8 +21,8 @@ from serving.rendering.query import Animation, Grid, Morph, Picture, Query, cano
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
 
-LARGE_PIXELS = 2**18  # 512 x 512: from here on encoding takes up to 30 MB, and eight threads would take 240 MB
-LARGE_WAIT_S = 10.0  # as long as the default wait for a model server, and twenty times what the largest image takes
+LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
+LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Renderer:
         self._batcher = PredictBatcher(self._generate, max_calls=model_calls)
         self._model_name = model_name
         self._lock = threading.Lock()  # guards the cache
-        # Of bytes and arrays: memoryview knows the size of either.
+        # Holds bytes and arrays; memoryview has the size of both.
         self._cache: LRUCache[Any, Any] = LRUCache(cache_bytes, getsizeof=lambda entry: memoryview(entry).nbytes)
-        self._flight = SingleFlight[Any, Any]()
+        self._flight = SingleFlight[ImageKey, bytes]()
         self._large = threading.Lock()  # held while a large image is encoded
 
     def cached(self, query: Query, fingerprint: str, model: str) -> bytes | None:
@@ -86,8 +86,7 @@ class Renderer:
             self._keep(key, image)
             return image
 
-        image: bytes = self._flight.do(key, render, deadline_s=deadline_s)
-        return image
+        return self._flight.do(key, render, deadline_s=deadline_s)
 
     def render_many(
         self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float = math.inf
@@ -100,15 +99,6 @@ class Renderer:
         for query, pixels in zip(queries, tiles, strict=True):
             yield self._encode(query, [pixels], deadline_s)
 
-    def facts(self, query: Query) -> dict[str, str]:
-        """Return the text chunks of a PNG: enough to render it again."""
-        return {
-            "Software": "Ringo",
-            "Model": self._model_name,
-            "Picture": canonical_url(query),
-            "Renderer": str(RENDERER_VERSION),
-        }
-
     def _encode(self, query: Query, tiles: Sequence[Pixels], deadline_s: float) -> bytes:
         columns, rows = query.tiles
         if query.format is None:
@@ -118,7 +108,13 @@ class Renderer:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
                 return encode_animation(tiles, query.format)
-            return encode(arrange(tiles, columns), query.format, self.facts(query))
+            text_chunks = {
+                "Software": "Ringo",
+                "Model": self._model_name,
+                "Picture": canonical_url(query),
+                "Renderer": str(RENDERER_VERSION),
+            }
+            return encode(arrange(tiles, columns), query.format, text_chunks)
 
     @contextlib.contextmanager
     def _room(self, pixels: int, deadline_s: float) -> Iterator[None]:
@@ -142,13 +138,10 @@ class Renderer:
         """Return the model's pixels of each tile of `query`; those of a single image go through `on_pixels`."""
         match query:
             case Picture():
-                key = pixels_key(check, seed_of(query))
-                pixels = lambda: self._pixels([key.seed], check, on_pixels, deadline_s=deadline_s)  # noqa: E731
-                tiles: list[Pixels] = self._flight.do(key, pixels, deadline_s=deadline_s)
-                return tiles
+                return self._pixels([seed_of(query)], check, on_pixels, deadline_s=deadline_s)
             case Grid(seeds=seeds):
                 return self._pixels(seeds, check, deadline_s=deadline_s)
-            case Morph(start, end, frames) | Animation(start, end, frames):
+            case Morph(start, end, frames):  # or its Animation
                 first, last = self._client.sample(check.version, [start, end], deadline_s=deadline_s)
                 path = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
                 images = self._client.paint(check.version, np.stack(path), deadline_s=deadline_s)
@@ -168,7 +161,7 @@ class Renderer:
         On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
         others an image may depend on its batch.
         """
-        keys = [pixels_key(check, seed) for seed in seeds]
+        keys = [PixelsKey(check.fingerprint, check.model, check.version, seed) for seed in seeds]
         with self._lock:
             found = {key: self._cache[key] for key in keys if key in self._cache}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
@@ -195,13 +188,8 @@ class Renderer:
         return entry
 
 
-def pixels_key(check: GoldenCheck, seed: int) -> PixelsKey:
-    """Return the key of the pixels of `seed` on the replica of `check`."""
-    return PixelsKey(check.fingerprint, check.model, check.version, seed)
-
-
 def seed_of(query: Picture) -> int:
-    """Return the seed of `query`; raise ValueError if it is yet to be drawn."""
+    """Return the seed of `query`; raise ValueError if it has none."""
     if query.seed is None:
-        raise ValueError(f"{query} has no seed yet.")
+        raise ValueError(f"{query} has no seed.")
     return query.seed

@@ -1,6 +1,6 @@
-"""Log lines on stderr: text for people or JSON for collectors, one line per event.
+"""Log lines on stderr, as text or JSON, written by a thread of its own.
 
-A thread of its own writes them. A blocked stream, such as a full pipe, costs lines, never a request or an exit.
+A blocked stream, such as a full pipe, costs lines; it blocks no request and no exit.
 """
 
 import atexit
@@ -20,13 +20,13 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 STDERR = 2
-# Anything that ends a line or moves a terminal's cursor.
+# Characters that end a line or move a terminal's cursor.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 GATHER_S = 0.05  # about 75 lines at full load, written by one system call
 MAX_QUEUED = 2_000  # about 3 MB, a second at full load; more wait only for a blocked stream
 EXIT_S = 1.0  # how long the end of a process waits for a blocked stream
 
-# The request to which this thread's lines belong: values of ID_FIELDS.
+# Of the current request: values of ID_FIELDS.
 ID_FIELDS = ("request_id", "trace_id")
 LINE_IDS: ContextVar[Mapping[str, str]] = ContextVar("line_ids", default=MappingProxyType({}))
 
@@ -37,9 +37,9 @@ def configure(log_format: str) -> None:
     """Log INFO and worse in `log_format` (settings.LOG_FORMATS), here and in processes forked from now on."""
     handler = LineHandler(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    # An invalid trace context of a client is no news, and the line would quote it.
+    # Its warnings would quote invalid trace contexts of clients.
     logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
-    # No line shows these: the way of logging's documentation to save their time.
+    # No line shows these; logging's documentation says how to save their time.
     logging._srcfile = None
     logging.raiseExceptions = False  # it would print to sys.stderr, which may be blocked
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -57,7 +57,7 @@ class LineHandler(QueueHandler):
         self.listen()
 
     def listen(self) -> None:
-        """Start a queue and a thread in this process: after a fork, those of its parent are of no use."""
+        """Start a queue and a thread, which a fork does not copy."""
         self.queue = self._records = queue.SimpleQueue()
         self._writer = LineWriter(self._records, self.format)
         self._writer.start()
@@ -82,13 +82,13 @@ class LineHandler(QueueHandler):
 
 
 class LineWriter(QueueListener):
-    """Formats queued records and writes them to stderr, in a thread of its own; reports dropped lines."""
+    """Writes queued records to stderr in a thread of its own; reports dropped lines."""
 
     def __init__(self, records: queue.SimpleQueue[Any], line_of: Callable[[logging.LogRecord], str]) -> None:
         super().__init__(records)
         self._records = records
         self._line_of = line_of
-        self._lock = threading.Lock()  # guards the number below
+        self._lock = threading.Lock()  # guards _dropped
         self._dropped = 0  # lines not yet reported
 
     def dequeue(self, block: bool) -> Any:
@@ -115,7 +115,7 @@ class LineWriter(QueueListener):
     def _format(self, record: logging.LogRecord) -> str:
         try:
             return self._line_of(record)
-        except Exception as error:  # must not end the thread: nothing would be logged any more
+        except Exception as error:  # the thread must go on
             return self._line_of(log.makeRecord(log.name, logging.ERROR, "", 0, "%s: %s", (record.msg, error), None))
 
     def count_dropped(self, lines: int) -> None:
@@ -154,13 +154,13 @@ class JsonLines(JsonFormatter):
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of the line; python-json-logger calls this."""
-        if not log_data["message"]:  # a dict was logged: its fields say it all
+        if not log_data["message"]:  # a dict was logged
             del log_data["message"], log_data["logger"]
         return log_data
 
 
 class TextLines(logging.Formatter):
-    """Time, level and message. A traceback is indented, so that none of its lines looks like an event."""
+    """Time, level and message; lines of a traceback are indented."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = JsonLines.default_time_format

@@ -76,23 +76,19 @@ class RequestRecord:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of the log line in their order, without empty ones."""
+        """Return the fields of the log line, without empty ones."""
         fields: dict[str, Any] = {
             "request_id": self.request_id,
             "trace_id": self.trace_id,
             "method": self.method,
-            "path": self.path if len(self.path) <= MAX_SHOWN_CHARACTERS else shown(self.path),
+            "path": shown(self.path),
             "status": self.status,
             "outcome": self.outcome,
             "bytes": self.size_bytes,
             "seconds": round(self.seconds, 4),
         }
-        if self.model_version is not None:
-            fields["model_version"] = self.model_version
-        if self.source is not None:
-            fields["source"] = self.source
-        if self.pictures is not None:
-            fields["pictures"] = self.pictures
+        optional = {"model_version": self.model_version, "source": self.source, "pictures": self.pictures}
+        fields |= {name: value for name, value in optional.items() if value is not None}
         for stage, seconds in list(self.stages.items()):  # a thread that outlasts the request may add one now
             fields[f"{stage}_seconds"] = round(seconds, 4)
         if self.cause is not None:
@@ -118,16 +114,15 @@ RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
 class RequestLine(dict[str, Any]):
-    """The fields of a request as a log message."""
+    """The fields of a request as a log message: JSON, or text with the main fields first."""
 
     def __str__(self) -> str:
-        """Return the main fields as words, the others by name."""
         words = ("method", "path", "status", "outcome")
         named = (f"{name}={value}" for name, value in self.items() if name not in words)
         return " ".join([*(str(self[name]) for name in words), *named])
 
 
-@lru_cache(maxsize=1024)  # looking up labels takes as long as counting
+@lru_cache(maxsize=1024)  # the lookup of labels takes as long as counting
 def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Counter, Histogram]:
     version = "" if model_version is None else str(model_version)
     return REQUESTS.labels(resource, outcome, version), REQUEST_SECONDS.labels(resource, outcome)
@@ -135,13 +130,14 @@ def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Cou
 
 @contextmanager
 def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = True) -> Iterator[RequestRecord]:
-    """Yield the record of a request with the headers `carrier`; it ends with the `with` block.
+    """Yield the record of a request, which ends with the `with` block.
 
-    Their names are in lower case. With `recorded` False the request gets no span.
+    `carrier` has headers by their lower-case names. Without `recorded`, the request gets no span.
     """
     began_s = time.monotonic()
-    asked = carrier.get(REQUEST_ID, "")
-    request_id = asked if REQUEST_ID_ALLOWED.fullmatch(asked) else f"{getrandbits(64):016x}"
+    request_id = carrier.get(REQUEST_ID, "")
+    if not REQUEST_ID_ALLOWED.fullmatch(request_id):
+        request_id = f"{getrandbits(64):016x}"
     span = server_span(method, carrier, recorded=recorded)
     record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
     token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))

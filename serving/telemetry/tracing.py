@@ -1,6 +1,6 @@
 """W3C trace context in and out, and spans if the OpenTelemetry SDK is installed and has an endpoint.
 
-opentelemetry-api alone, which every image has (0.2 MB, 25 ms to import), passes on what came in and records nothing.
+Without the SDK, opentelemetry-api (0.2 MB, 25 ms to import) passes the trace context on and records nothing.
 """
 
 import logging
@@ -15,7 +15,6 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, T
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-EXPORTER = "OTEL_TRACES_EXPORTER"
 
 TRACER = trace.get_tracer("ringo")
 PROPAGATOR = TraceContextTextMapPropagator()
@@ -24,40 +23,34 @@ log = logging.getLogger(__name__)
 _exporting = False  # set once, before this process serves requests
 
 
-def export_traces(service: str) -> bool:
-    """Send spans of this process as `service` to where OpenTelemetry's own variables say; return whether it does.
+def export_traces(service: str) -> None:
+    """Send spans of this process as `service` to the endpoint of OpenTelemetry's variables, if any.
 
-    Call it after the fork. These variables are often set for a whole cluster, so an unusable one is only a warning.
+    Call it after the fork. The variables are often set for a whole cluster, so a missing SDK is only a warning.
     """
     global _exporting
-    named = next((name for name in ENDPOINTS if os.environ.get(name)), None)
-    exporter = os.environ.get(EXPORTER) or ("otlp" if named else "none")
-    if exporter == "none":
-        return False
-    if exporter != "otlp":
-        log.warning("%s is %r; spans are sent by otlp alone, so none are.", EXPORTER, exporter)
-        return False
+    endpoint = next((name for name in ENDPOINTS if os.environ.get(name)), None)
+    if endpoint is None or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError:
-        log.warning("%s is set, but requirements/telemetry.txt is not installed: no span is sent.", named or EXPORTER)
-        return False
+        log.warning("%s is set, but requirements/telemetry.txt is not installed: no span is sent.", endpoint)
+        return
     os.environ.setdefault("OTEL_SERVICE_NAME", service)
     provider = TracerProvider(resource=Resource.create({"service.namespace": "ringo"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     _exporting = True
-    return True
 
 
 def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Span:
-    """Return the span of a request that came with the headers, or metadata, `carrier`, with a valid trace id.
+    """Return the span of a request with the headers or gRPC metadata `carrier`.
 
-    The trace is the client's, if it sent a valid `traceparent`, else a new one. Without an SDK, or if not `recorded`,
-    the span records nothing.
+    Its trace is that of a valid `traceparent`, else a new one. It records nothing without an SDK or `recorded`.
     """
     parent = PROPAGATOR.extract(carrier) if "traceparent" in carrier else Context()
     if recorded and _exporting:
@@ -66,14 +59,8 @@ def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Spa
         span = trace.get_current_span(parent)
     if span.get_span_context().is_valid:
         return span
-    return NonRecordingSpan(
-        SpanContext(
-            trace_id=getrandbits(128),
-            span_id=getrandbits(64),
-            is_remote=False,
-            trace_flags=TraceFlags(TraceFlags.DEFAULT),  # not sampled
-        )
-    )
+    not_sampled = TraceFlags(TraceFlags.DEFAULT)
+    return NonRecordingSpan(SpanContext(getrandbits(128), getrandbits(64), is_remote=False, trace_flags=not_sampled))
 
 
 def child_span(name: str, attributes: Mapping[str, str | int]) -> AbstractContextManager[object]:
