@@ -6,10 +6,11 @@ from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from serving.errors import RingoError
 from serving.gateway.pages import PROBES, add_pages, add_probes
-from serving.gateway.problems import answer_with_problems
+from serving.gateway.problems import domain_problem, http_problem
 from serving.gateway.responses import ImageResponses
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
@@ -63,7 +64,8 @@ def create_app(settings: Settings) -> Flask:
     monitor = ModelMonitor(client)
     threading.Thread(target=monitor.watch, args=(threading.Event(),), name="monitor", daemon=True).start()
     responses = ImageResponses(settings, client, monitor)
-    answer_with_problems(app)
+    app.register_error_handler(RingoError, domain_problem)
+    app.register_error_handler(HTTPException, http_problem)
 
     @app.before_request
     def check_token() -> None:

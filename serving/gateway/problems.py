@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from flask import Flask, Response, request
+from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import (
@@ -46,12 +46,6 @@ ANSWERS: dict[type[RingoError], Answer] = {
     Overloaded: Answer(503, "overloaded", "The service takes no more work for now", retry_after_s=1),
     ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
 }
-
-
-def answer_with_problems(app: Flask) -> None:
-    """Let `app` turn each exception into a problem."""
-    app.register_error_handler(RingoError, domain_problem)
-    app.register_error_handler(HTTPException, http_problem)
 
 
 def domain_problem(error: RingoError) -> Response:

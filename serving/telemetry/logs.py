@@ -10,10 +10,9 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from logging.handlers import QueueHandler, QueueListener
 from types import MappingProxyType
 from typing import Any
 
@@ -47,32 +46,28 @@ def configure(log_format: str) -> None:
     atexit.register(handler.drain)
 
 
-class LineHandler(QueueHandler):
-    """Queues records for the thread that writes them; drops and counts them while the queue is full."""
+class LineHandler(logging.Handler):
+    """Queues records for a thread that writes them to stderr; drops them while the queue is full."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
-        self._records: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        super().__init__(self._records)
+        super().__init__()
         self.setFormatter(formatter)
         self.listen()
 
     def listen(self) -> None:
         """Start a queue and a thread, which a fork does not copy."""
-        self.queue = self._records = queue.SimpleQueue()
-        self._writer = LineWriter(self._records, self.format)
-        self._writer.start()
+        self._records = queue.SimpleQueue[Any]()
+        self._count_lock = threading.Lock()  # guards _dropped
+        self._dropped = 0  # lines not yet reported
+        threading.Thread(target=self._write_records, name="log", daemon=True).start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return `record` with the LINE_IDS of this thread; logging calls this."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue `record` with the LINE_IDS of this thread; logging calls this."""
         record.__dict__.update(LINE_IDS.get())
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Queue `record`; logging calls this."""
         if self._records.qsize() < MAX_QUEUED:
             self._records.put(record)
         else:
-            self._writer.count_dropped(1)
+            self._count_dropped(1)
 
     def drain(self) -> None:
         """Wait until all queued lines are written, at most EXIT_S."""
@@ -80,62 +75,48 @@ class LineHandler(QueueHandler):
         self._records.put(written)
         written.wait(EXIT_S)
 
+    def _write_records(self) -> None:
+        """Write queued records forever, those of GATHER_S together, and set queued events."""
+        while True:
+            batch = [self._records.get()]
+            time.sleep(GATHER_S)
+            with suppress(queue.Empty):
+                while len(batch) < MAX_QUEUED:
+                    batch.append(self._records.get_nowait())
+            lines = [self._line_of(entry) for entry in batch if isinstance(entry, logging.LogRecord)]
+            try:
+                _write(lines)
+                self._report_dropped()
+            except OSError:  # the reader has closed the pipe
+                self._count_dropped(len(lines))
+            for written in batch:
+                if isinstance(written, threading.Event):
+                    written.set()
 
-class LineWriter(QueueListener):
-    """Writes queued records to stderr in a thread of its own; reports dropped lines."""
-
-    def __init__(self, records: queue.SimpleQueue[Any], line_of: Callable[[logging.LogRecord], str]) -> None:
-        super().__init__(records)
-        self._records = records
-        self._line_of = line_of
-        self._lock = threading.Lock()  # guards _dropped
-        self._dropped = 0  # lines not yet reported
-
-    def dequeue(self, block: bool) -> Any:
-        """Return the next record, with all that are queued GATHER_S later."""
-        batch = [self._records.get(block)]
-        time.sleep(GATHER_S)
-        with suppress(queue.Empty):
-            while len(batch) < MAX_QUEUED:
-                batch.append(self._records.get_nowait())
-        return batch
-
-    def handle(self, record: Any) -> None:
-        """Write the lines of a batch of records, then set the events in it."""
-        lines = [self._format(entry) for entry in record if isinstance(entry, logging.LogRecord)]
+    def _line_of(self, record: logging.LogRecord) -> str:
         try:
-            _write(lines)
-            _write([self._format(report) for report in self._take_reports()])
-        except OSError:  # the reader has closed the pipe
-            self.count_dropped(len(lines))
-        for written in record:
-            if isinstance(written, threading.Event):
-                written.set()
-
-    def _format(self, record: logging.LogRecord) -> str:
-        try:
-            return self._line_of(record)
+            return self.format(record)
         except Exception as error:  # the thread must go on
-            return self._line_of(log.makeRecord(log.name, logging.ERROR, "", 0, "%s: %s", (record.msg, error), None))
+            return self.format(log.makeRecord(log.name, logging.ERROR, "", 0, "%s: %s", (record.msg, error), None))
 
-    def count_dropped(self, lines: int) -> None:
-        """Count `lines` that are lost."""
-        with self._lock:
+    def _count_dropped(self, lines: int) -> None:
+        with self._count_lock:
             self._dropped += lines
         with suppress(ModuleNotFoundError):  # the embedded model server has no metrics
             from serving.telemetry.metrics import LOG_LINES_DROPPED  # reads PROMETHEUS_MULTIPROC_DIR when imported
 
             LOG_LINES_DROPPED.inc(lines)
 
-    def _take_reports(self) -> list[logging.LogRecord]:
-        with self._lock:
+    def _report_dropped(self) -> None:
+        with self._count_lock:
             dropped, self._dropped = self._dropped, 0
-        text = "%d log lines were dropped, as stderr was blocked or closed; read it faster."
-        return [log.makeRecord(log.name, logging.WARNING, "", 0, text, (dropped,), None)] if dropped else []
+        if dropped:
+            text = "%d log lines were dropped, as stderr was blocked or closed; read it faster."
+            _write([self._line_of(log.makeRecord(log.name, logging.WARNING, "", 0, text, (dropped,), None))])
 
 
 def _write(lines: list[str]) -> None:
-    """Write `lines` to stderr, past sys.stderr: the end of Python would wait for its lock."""
+    """Write `lines` to stderr, past sys.stderr, whose lock the end of Python waits for."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     while data:
         data = data[os.write(STDERR, data) :]

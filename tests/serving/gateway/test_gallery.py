@@ -38,45 +38,35 @@ def browser():
 
 
 @contextmanager
-def clean(page, *, faults=()):
-    """Fail after the `with` block on errors of `page` that `faults` does not name, and on requests to other hosts.
-
-    Chromium writes violations of the Content-Security-Policy to the console.
-    """
-    wrong = []
-    listeners = {
-        "console": lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None,
-        "pageerror": lambda error: wrong.append(str(error)),
-        "request": lambda request: urlsplit(request.url).hostname == "127.0.0.1" or wrong.append(request.url),
-    }
-    for event, listener in listeners.items():
-        page.on(event, listener)
-    yield page
-    for event, listener in listeners.items():
-        page.remove_listener(event, listener)
-    assert [text for text in wrong if not any(fault in text for fault in faults)] == []
-
-
-@contextmanager
 def visiting(browser, gateway, *, faults=(), **look):
-    """Yield a blank page in a new context with the options `look`."""
-    with (
-        browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(look or WIDE)) as context,
-        clean(context.new_page(), faults=faults) as page,
-    ):
+    """Yield a blank page in a new context with the options `look`.
+
+    Afterwards, fail on requests to other hosts and on errors in the console that `faults` does not name. Chromium
+    writes violations of the Content-Security-Policy to the console.
+    """
+    errors = []
+
+    def check_message(message):
+        if message.type in ("error", "warning") and not any(fault in message.text for fault in faults):
+            errors.append(message.text)
+
+    def check_request(request):
+        if urlsplit(request.url).hostname != "127.0.0.1":
+            errors.append(request.url)
+
+    with browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(look or WIDE)) as context:
+        page = context.new_page()
+        page.on("console", check_message)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", check_request)
         yield page
+    assert errors == []
 
 
 # One page for most tests: a new one takes half a second, and loads all images again.
 @pytest.fixture(scope="module")
-def wide(browser, gateway):
-    with visiting(browser, gateway, **WIDE) as page:
-        yield page
-
-
-@pytest.fixture
-def page(wide):
-    with clean(wide) as page:
+def page(browser, gateway):
+    with visiting(browser, gateway) as page:
         yield page
 
 
@@ -150,14 +140,6 @@ def test_seed_is_refused_in_a_sentence_when_it_is_invalid(page, text):
     field.press("Enter")
     assert field.evaluate("field => field.validationMessage") == f"A seed is a whole number from 0 to {MAX_SEED}."
     expect(page.get_by_role("dialog")).to_be_hidden()
-
-
-def test_copy_button_copies_the_text_of_its_field(page):
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.goto("/?seed=42")
-    page.get_by_role("button", name="Copy curl").click()
-    expect(page.locator("#copy-status")).to_have_text("Copied.")
-    assert page.evaluate("navigator.clipboard.readText()") == page.get_by_label("curl", exact=True).input_value()
 
 
 def test_slider_draws_the_frames_of_a_morph_that_is_loaded_once(page):

@@ -20,10 +20,6 @@ def test_png_has_text_chunks_when_the_text_is_not_latin(pixels):
         assert image.info == {"Model": "林檎"}
 
 
-def test_bytes_are_the_same_when_the_array_is_in_fortran_order(pixels):
-    assert encode(np.asfortranarray(pixels), "png", FACTS) == encode(pixels, "png", FACTS)
-
-
 def test_bytes_are_those_of_this_renderer_version(pixels):
     """If this fails after an upgrade, raise RENDERER_VERSION: the bytes of all images are different."""
     digests = {3: "5a0444215206f9490bb9f86448dcd8149c53b605f18d0c30749160a83472f03a"}

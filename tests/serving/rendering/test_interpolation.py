@@ -12,11 +12,6 @@ def angle(a, b):
     return np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_slerp_is_the_latents_bit_for_bit_at_both_ends():
-    assert slerp(A, B, 0.0).tobytes() == A.tobytes()
-    assert slerp(A, B, 1.0).tobytes() == B.tobytes()
-
-
 @pytest.mark.parametrize("t", [0.1, 0.5])
 def test_angle_of_slerp_grows_evenly(t):
     a, b = A / np.linalg.norm(A), B / np.linalg.norm(B)
