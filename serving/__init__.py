@@ -1,1 +1,1 @@
-"""Turn a seed into a picture: the gateway, and the embedded model server behind it."""
+"""From a seed to an image: gateway, batch server, model server."""

@@ -20,7 +20,7 @@ GRPC_ENVIRONMENT = {
 
 
 def main(argv: list[str]) -> int:
-    """Run a command and return its exit status; 2 and a sentence on stderr if a setting is invalid."""
+    """Run a command and return its exit status, 2 for invalid settings."""
     parser = argparse.ArgumentParser(
         prog="python -m serving",
         description="Turn seeds into images.",
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_command(chosen: argparse.Namespace, argv: list[str]) -> int:
-    """Import and run one command: the gateway must not load the TensorFlow of the model server."""
+    """Import and run one command: the gateway must not load TensorFlow."""
     if chosen.command == "model-server":
         from serving.model_server.server import main as serve_model
 

@@ -1,4 +1,4 @@
-"""Errors between a seed and an image, without a protocol: each service maps them to its own statuses."""
+"""Errors between a seed and an image, without a protocol."""
 
 MAX_SHOWN_CHARACTERS = 64  # three times the longest seed
 
@@ -8,9 +8,9 @@ class RingoError(Exception):
 
 
 class InvalidRequest(RingoError):
-    """A field of the request is invalid; `field` and `value` are cut to MAX_SHOWN_CHARACTERS.
+    """A field of the request is invalid or missing.
 
-    `value` is None if the field is missing.
+    `value` is None if the field is missing; both are cut to MAX_SHOWN_CHARACTERS.
     """
 
     def __init__(self, field: str, value: str | None, allowed: str) -> None:
@@ -30,7 +30,7 @@ class UnknownVersion(RingoError):
 
 
 class ModelUnavailable(RingoError):
-    """No model server answers, or it has no version of the model loaded: retry soon."""
+    """No model server has a version of the model ready."""
 
 
 class ModelTimeout(RingoError):
@@ -38,11 +38,11 @@ class ModelTimeout(RingoError):
 
 
 class Overloaded(RingoError):
-    """The service is at a limit, or the model server is: retry later."""
+    """The service or its model server is at a limit."""
 
 
 class ModelMismatch(RingoError):
-    """The response of the model server does not fit the SavedModel contract: an operator's error."""
+    """The model server's response does not fit the SavedModel contract."""
 
 
 class ClientGone(RingoError):

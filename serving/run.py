@@ -34,11 +34,11 @@ Children = dict[str, subprocess.Popen[bytes]]  # by name, in the order of their 
 
 
 class RunError(Exception):
-    """A child has ended or is not ready in time; the text is one sentence."""
+    """A child has ended or is not ready in time."""
 
 
 def run(settings: Settings) -> int:
-    """Run model server and gateway until a signal, or until one of them ends.
+    """Run model server and gateway until a signal, or until one ends.
 
     Returns 0 after SIGINT or SIGTERM, 1 if a child ended or was not ready in time. Raises SettingsError before
     anything is started.
@@ -88,7 +88,7 @@ def _require_free_ports(settings: Settings) -> None:
 
 
 def _require_model(settings: Settings) -> None:
-    """Raise SettingsError if there is no version to load: TensorFlow Serving would wait silently."""
+    """Raise SettingsError without a version: TensorFlow Serving would wait silently."""
     folder = settings.model_base_path
     try:
         versions = version_folders(folder)
@@ -99,7 +99,7 @@ def _require_model(settings: Settings) -> None:
 
 
 def model_server_command(settings: Settings) -> list[str]:
-    """Return the command of TensorFlow Serving, or of the embedded model server if that is not installed."""
+    """Return the command of TensorFlow Serving, else of the embedded model server."""
     host, port = settings.model_server_address
     base_path = settings.model_base_path.resolve()  # TensorFlow Serving takes no relative path
     genuine = shutil.which("tensorflow_model_server")
@@ -140,7 +140,7 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
 
 
 def _start(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, which Ctrl-C does not reach; it ends with this process."""
+    """Start a child that Ctrl-C does not reach; it ends with us."""
     die_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, env=environ)
 
@@ -154,7 +154,7 @@ def _require_alive(children: Children) -> None:
 
 
 def _reachable(host: str) -> str:
-    """Return the name by which this machine reaches a server that listens on `host`."""
+    """Return the local name of a server that listens on `host`."""
     return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
 
 
@@ -195,7 +195,7 @@ def _announce(settings: Settings) -> None:
 
 
 def _end(children: Children, *, timeout_s: float) -> None:
-    """End the children, the last started first: the gateway drains while its model server still answers."""
+    """End the children, the gateway first: it drains with its model server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for child in reversed(children.values()):

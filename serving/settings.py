@@ -17,7 +17,7 @@ MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
 
 
 class SettingsError(Exception):
-    """A setting is invalid; the text is one sentence with the variable, its value and the allowed values.
+    """A setting is invalid; the text names variable, value and allowed values.
 
     None for the value says that there is no such variable: a mistyped name may hold a secret.
     """
@@ -64,7 +64,7 @@ class Settings:
 
     @property
     def model_server_address(self) -> tuple[str, int]:
-        """Host and port of the model server; an IPv6 address without its brackets."""
+        """Host, without brackets, and port of the model server."""
         host, _, port = self.model_server.rpartition(":")
         return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -86,7 +86,7 @@ class Settings:
 
 
 def read_setting(variable: str, text: str) -> object:
-    """Return the value of `text` for `variable`; raise SettingsError if it is invalid."""
+    """Return the value of `text` for `variable`, or raise SettingsError."""
     read, allowed = READERS[variable.removeprefix(PREFIX).lower()]
     try:
         text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
@@ -109,7 +109,7 @@ def _path(text: str) -> Path:
 
 
 def integer_reader(low: int, high: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers; it raises ValueError beyond `low` to `high`."""
+    """Return a reader of whole numbers from `low` to `high`."""
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
@@ -120,7 +120,7 @@ def integer_reader(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds_reader(high: float) -> Callable[[str], float]:
-    """Return a reader of seconds; it raises ValueError unless they are above 0 and at most `high`."""
+    """Return a reader of seconds above 0, up to `high`."""
 
     def read(text: str) -> float:
         # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
@@ -132,7 +132,7 @@ def seconds_reader(high: float) -> Callable[[str], float]:
 
 
 def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
-    """Return `read` for argparse; if it raises ValueError, the message says what is `allowed`."""
+    """Return `read` for argparse, with an error that names `allowed`."""
 
     def parse_value(value: str) -> T:
         try:

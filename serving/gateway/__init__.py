@@ -1,1 +1,1 @@
-"""The HTTP gateway: one image per URL, the web page and the API's description."""
+"""The HTTP gateway: images, the web page and the API's description."""

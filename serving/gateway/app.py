@@ -57,7 +57,7 @@ OBSERVED_HEADERS = {
 
 
 def create_app(settings: Settings) -> Flask:
-    """Return the gateway, with a channel and a thread: call this after the fork."""
+    """Return the gateway; it starts a thread, so call after the fork."""
     app = Flask(__name__)
     app.url_map.merge_slashes = False  # it redirects //generate to the Host of the request
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)

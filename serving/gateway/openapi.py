@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of the gateway, built from the parameters of its queries."""
+"""The OpenAPI 3.1 description of the gateway, built from its queries."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING
@@ -169,7 +169,7 @@ def _operation(summary: str, mimetype: str, schema: dict[str, Any], refusals: Se
 
 
 def _page(summary: str, mimetype: str, schema: dict[str, Any], refusals: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the operation of a page that may be cached but must be revalidated."""
+    """Return the operation of a page that must be revalidated."""
     operation = _operation(summary, mimetype, schema, refusals)
     operation["responses"] |= NOT_MODIFIED
     return operation | {"parameters": [IF_NONE_MATCH]}

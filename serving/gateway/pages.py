@@ -1,4 +1,4 @@
-"""Pages for people and programs, and the probes: all routes that are not images."""
+"""Pages for people and programs, and the probes."""
 
 import re
 from dataclasses import replace
@@ -63,12 +63,12 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
 
     @app.get("/livez")
     def livez() -> Response:
-        """Answer 200 without the model server: a restart of the gateway does not repair that."""
+        """Answer 200: a restart does not repair a missing model server."""
         return Response("alive\n", mimetype="text/plain")
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Answer 200 if the model server had a version ready a second ago, else a problem."""
+        """Answer 200 if a version was ready a second ago."""
         version = monitor.versions()[-1]
         monitor.require_model()
         check = monitor.latest_check(version) or monitor.golden_check(version, deadline_s=responses.deadline_s())
@@ -76,7 +76,7 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
 
 
 def render_gallery(model_name: str, version: int | None) -> str:
-    """Return the page with the first images of `version`, or without images for None."""
+    """Return the page with the first images of `version`, if any."""
 
     def pinned(query: Query) -> str:
         return canonical_url(replace(query, version=version))
@@ -94,7 +94,7 @@ def render_gallery(model_name: str, version: int | None) -> str:
 
 
 def revalidated(response: Response) -> Response:
-    """Return `response` with an ETag of its content, or 304 if the client has it."""
+    """Return `response` with an ETag of its content, or 304."""
     response.headers["Cache-Control"] = REVALIDATE
     response.add_etag()
     response.make_conditional(request)
@@ -102,12 +102,12 @@ def revalidated(response: Response) -> Response:
 
 
 def code_marked(text: str) -> Markup:
-    """Return `text` as HTML, with backticks as code, the only Markdown of the descriptions."""
+    """Return `text` as HTML, with text in backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def model_card(folder: Path) -> str | None:
-    """Return the model card in `folder`, None if this machine lacks the model."""
+    """Return the model card in `folder`, if any."""
     try:
         return (folder / "model_card.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Errors as HTTP problems (RFC 9457): one table from domain errors to statuses."""
+"""Errors as HTTP problems (RFC 9457), by one table."""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def domain_problem(error: RingoError) -> Response:
 
 
 def http_problem(error: HTTPException) -> Response:
-    """Return the problem of an HTTP error with werkzeug's headers; 500 for other exceptions."""
+    """Return the problem of an HTTP error, with werkzeug's headers."""
     if error.code is not None and error.code < 500:
         current_record().outcome = error.name.lower().replace(" ", "_")  # not_found
     response = problem(error.code or 500, kind="about:blank", title=error.name, detail=error.description or "")

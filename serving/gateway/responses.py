@@ -1,4 +1,4 @@
-"""From the URL of an image to its response: 200 or 304, with ETag, permanent URL and Cache-Control."""
+"""From the URL of an image to its response, 200 or 304."""
 
 import hashlib
 import secrets
@@ -30,7 +30,7 @@ NOT_CACHED = "no-store"
 
 
 class ImageResponses:
-    """Responds to the current request with an image of the model behind `client`; thread-safe."""
+    """Responds to the current request with an image of the model; thread-safe."""
 
     def __init__(self, settings: Settings, client: ModelClient, monitor: ModelMonitor) -> None:
         self._settings = settings
@@ -42,7 +42,7 @@ class ImageResponses:
         self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_WITH_TOKEN
 
     def respond(self, resource: type[Query]) -> Response:
-        """Return the image that the URL describes, or 304 if the client has it."""
+        """Return the image of the URL, or 304."""
         requested = read_query(resource, request.args)
         query = requested if requested.format else replace(requested, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
@@ -61,7 +61,7 @@ class ImageResponses:
         return response
 
     def golden_check(self, version: int) -> GoldenCheck:
-        """Return the latest check of `version`; the first call renders the golden images."""
+        """Return the latest check of `version`; without one, render the golden images."""
         check = self._monitor.latest_check(version)
         if check is not None:
             return check
@@ -73,7 +73,7 @@ class ImageResponses:
         return time.monotonic() + self._settings.predict_timeout_s
 
     def _respond(self, query: Query, version: int, cache_control: str) -> Response:
-        """Return the image of `version`, or 304; `query` has a seed and a format."""
+        """Return the image of `query`, with seed and format, or 304."""
         query, record = replace(query, version=version), current_record()
         record.path = url = canonical_url(query)
         if self._monitor.knows(version):
@@ -115,7 +115,7 @@ class ImageResponses:
 
     @contextmanager
     def _model_slot(self) -> Iterator[None]:
-        """Hold one of the slots for requests that wait for the model, or raise at once."""
+        """Hold a slot for a call of the model, or raise."""
         self._monitor.require_model()
         with self._in_flight.slot():
             if client_has_gone(request.environ.get("gunicorn.socket")):
@@ -140,7 +140,7 @@ class ImageResponses:
         return Response(image, 304 if image is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
     def _etag(self, url: str, check: GoldenCheck) -> str:
-        """Return the ETag: the fingerprint, and a digest of model, URL and encoder settings."""
+        """Return the ETag: fingerprint, and digest of model, URL and encoders."""
         named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION), check.model))
         return f"{check.fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
@@ -168,7 +168,7 @@ def _record_source(source: str) -> None:
 
 
 def _negotiated_format(resource: type[Query]) -> str:
-    """Return the format of `resource` that `Accept` prefers; raise NotAcceptable if it admits none."""
+    """Return the format that `Accept` prefers, or raise NotAcceptable."""
     offered = mimetypes(resource)
     liked = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else offered[0]
     if liked is None:

@@ -1,4 +1,4 @@
-"""The gateway's process: gunicorn with its own `gthread` worker, configured here and nowhere else."""
+"""The gateway's process: gunicorn with its own `gthread` worker."""
 
 import gc
 import math
@@ -77,7 +77,7 @@ class _Gunicorn(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Application:
-        """Return the WSGI application; gunicorn calls this in each worker, after the fork."""
+        """Return the WSGI application; gunicorn calls this in each worker."""
         from serving.gateway.app import create_app
         from serving.gateway.pages import PROBES
         from serving.telemetry.metrics import build_metrics_app
@@ -88,7 +88,7 @@ class _Gunicorn(BaseApplication):
         gc.freeze()  # a collection of the objects so far takes 20 ms
 
         def by_port(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            """Serve metrics on the metrics port, the gateway on its own, and probes on both."""
+            """Serve metrics and the gateway by port, and probes on both."""
             private = environ["SERVER_PORT"] == metrics_port and environ["PATH_INFO"] not in PROBES
             return (metrics if private else gateway)(environ, start_response)
 
@@ -100,7 +100,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def _forget_worker(arbiter: Any, worker: Any) -> None:
-    """Remove the gauges of a worker that has ended; gunicorn calls this in its first process."""
+    """Remove the gauges of a worker that has ended; gunicorn calls this."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]

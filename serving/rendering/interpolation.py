@@ -9,11 +9,11 @@ Latent = npt.NDArray[np.float32]
 
 
 def slerp(start: Latent, end: Latent, t: float) -> Latent:
-    """Return the latent float32[D] at `t`, from 0 (`start`, bit for bit) to 1 (`end`, bit for bit).
+    """Return the latent float32[D] at `t` between `start` and `end`.
 
-    Spherical (White 2016, "Sampling Generative Networks"): halfway on a straight line a latent would be shorter than
-    those of the training. Sums are exact before they are rounded (math.fsum): no order of summation, which differs
-    between processors, changes an image.
+    At 0 and 1 it is `start` and `end`, bit for bit. Halfway on a straight line a latent would be shorter than those of
+    the training (White 2016, "Sampling Generative Networks"). Sums are exact before they are rounded (math.fsum): the
+    order of summation, which differs between processors, changes no image.
     """
     a, b = start.astype(np.float64), end.astype(np.float64)
     cosine = _dot(a, b) / math.sqrt(_dot(a, a) * _dot(b, b))

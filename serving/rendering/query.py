@@ -36,7 +36,7 @@ class Parameter:
 
 
 def whole_number(low: int, high: int, description: str) -> Parameter:
-    """Return a parameter for integers from `low` to `high`, with one spelling each."""
+    """Return a parameter for integers from `low` to `high`."""
 
     def read(text: str) -> int:
         if not re.fullmatch("0|[1-9][0-9]{0,18}", text) or not low <= int(text) <= high:
@@ -188,7 +188,7 @@ RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
 
 
 def parameters(resource: type[Q]) -> Iterator[tuple[Field[Any], Parameter]]:
-    """Yield the fields of `resource` with their parameters, in the order of a URL."""
+    """Yield the fields of `resource` with their parameters, in URL order."""
     for entry in fields(resource):
         yield entry, entry.metadata["parameter"]
 
@@ -221,7 +221,7 @@ def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
 
 
 def check_canvas(query: Query, size: int) -> None:
-    """Raise InvalidRequest if tiles with `size` pixels on the longer side exceed MAX_PIXELS."""
+    """Raise InvalidRequest if tiles of `size` pixels exceed MAX_PIXELS."""
     columns, rows = query.tiles
     if columns * rows * size**2 > MAX_PIXELS:
         allowed = f"what gives at most {MAX_PIXELS} pixels in all, for {columns} x {rows} pictures"
@@ -230,7 +230,7 @@ def check_canvas(query: Query, size: int) -> None:
 
 @lru_cache(maxsize=1024)  # a response takes four: 8 us each, of 180 for a cached image
 def canonical_url(query: Query) -> str:
-    """Return path and query string of `query`: parameters in their order, without defaults."""
+    """Return path and query string of `query`, without defaults."""
     values = {
         entry.name: parameter.write(getattr(query, entry.name))
         for entry, parameter in parameters(type(query))

@@ -1,4 +1,4 @@
-"""Renderer: from a query to the bytes of its image, with a cache and shared Predict calls."""
+"""Renderer: from a query to the bytes of its image."""
 
 import contextlib
 import math
@@ -45,11 +45,12 @@ class ImageKey:
 
 
 class Renderer:
-    """Renders queries whose version, format and seed are decided; thread-safe.
+    """Renders queries with a version, a format and a seed; thread-safe.
 
     An LRU cache of `cache_bytes` holds encoded images and the model's pixels. Concurrent requests for one image share
     its rendering, cached or not. Requests for single images share at most `model_calls` Predict calls at a time.
-    All methods raise what ModelClient does, and ConnectionChanged if the connection of `check` has ended.
+    All methods raise the errors of ModelClient, and ConnectionChanged if the connection of `check` has ended. Deadlines
+    are of time.monotonic.
     """
 
     def __init__(self, client: ModelClient, model_name: str, *, cache_bytes: int, model_calls: int) -> None:
@@ -69,14 +70,14 @@ class Renderer:
         return encoded
 
     def render(self, query: Query, check: GoldenCheck, *, deadline_s: float = math.inf) -> bytes:
-        """Return the encoded image of `query` by `deadline_s` (time.monotonic); may raise Overloaded, too."""
+        """Return the encoded image of `query`; may raise Overloaded, too."""
         key = ImageKey(check.fingerprint, check.model, query)
 
         def render() -> bytes:
             encoded: list[bytes] = []
 
             def encode_early(pixels: Pixels) -> Pixels:
-                """Encode a small image in the thread that has its pixels; a large one would hold up others."""
+                """Encode a small image in the thread that has its pixels."""
                 if (query.size or max(pixels.shape)) ** 2 < LARGE_PIXELS:
                     encoded.append(self._encode(query, [pixels], deadline_s))
                 return pixels
@@ -91,9 +92,9 @@ class Renderer:
     def render_many(
         self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float = math.inf
     ) -> Iterator[bytes]:
-        """Yield what `render` returns for each of `queries`, in order.
+        """Yield the images of `queries` in order, with one Predict call.
 
-        One Predict call serves all of them; each image is encoded when the iterator reaches it.
+        Each image is encoded when the iterator reaches it.
         """
         tiles = self._pixels([seed_of(query) for query in queries], check, deadline_s=deadline_s)
         for query, pixels in zip(queries, tiles, strict=True):
@@ -118,7 +119,7 @@ class Renderer:
 
     @contextlib.contextmanager
     def _room(self, pixels: int, deadline_s: float) -> Iterator[None]:
-        """Let one large image at a time be encoded; raise Overloaded if the wait is too long."""
+        """Admit one large image at a time; raise Overloaded after LARGE_WAIT_S."""
         if pixels < LARGE_PIXELS:
             yield
             return
@@ -135,7 +136,7 @@ class Renderer:
     def _tiles(
         self, query: Query, check: GoldenCheck, deadline_s: float, on_pixels: Callable[[Pixels], Pixels]
     ) -> Sequence[Pixels]:
-        """Return the model's pixels of each tile of `query`; those of a single image go through `on_pixels`."""
+        """Return the pixels of each tile; one image goes through `on_pixels`."""
         match query:
             case Picture():
                 return self._pixels([seed_of(query)], check, on_pixels, deadline_s=deadline_s)
@@ -156,7 +157,7 @@ class Renderer:
         *,
         deadline_s: float = math.inf,
     ) -> list[Pixels]:
-        """Return the model's pixels of each seed; one Predict call serves all that are not cached.
+        """Return the pixels of each seed, with at most one Predict call.
 
         On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
         others an image may depend on its batch.

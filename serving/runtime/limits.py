@@ -8,7 +8,7 @@ from serving.errors import Overloaded, Stopping
 
 
 class ConcurrencyLimit:
-    """Admits at most `limit` calls at a time, and none once it is closed; thread-safe."""
+    """Admits at most `limit` calls at a time, none when closed; thread-safe."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
@@ -19,7 +19,7 @@ class ConcurrencyLimit:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold a slot for the `with` block; raise Overloaded or Stopping if there is none."""
+        """Hold a slot for the `with` block, or raise Overloaded or Stopping."""
         with self._changed:
             if self._closed:
                 raise Stopping("This server is stopping; send the request to another one.")
@@ -34,7 +34,7 @@ class ConcurrencyLimit:
                 self._changed.notify_all()
 
     def close(self, timeout_s: float) -> None:
-        """Admit no more calls, and wait up to `timeout_s` for those under way."""
+        """Admit no more calls; wait up to `timeout_s` for the others."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._in_use, timeout_s)

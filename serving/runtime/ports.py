@@ -1,4 +1,4 @@
-"""Listen on a port, or say in one sentence why that is not possible."""
+"""Listening sockets, and one sentence if a port cannot be used."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""TLS files and the bearer token, checked alike by the gateway and the batch server."""
+"""TLS files and the bearer token of gateway and batch server."""
 
 import hmac
 import ssl

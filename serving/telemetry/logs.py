@@ -1,4 +1,4 @@
-"""Log lines on stderr, as text or JSON, written by a thread of its own.
+"""Log lines on stderr, as text or JSON, from one thread.
 
 A blocked stream, such as a full pipe, costs lines; it blocks no request and no exit.
 """
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def configure(log_format: str) -> None:
-    """Log INFO and worse in `log_format` (settings.LOG_FORMATS), here and in processes forked from now on."""
+    """Log INFO and worse in `log_format`, also in processes forked later."""
     handler = LineHandler(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     # Its warnings would quote invalid trace contexts of clients.
@@ -47,7 +47,7 @@ def configure(log_format: str) -> None:
 
 
 class LineHandler(logging.Handler):
-    """Queues records for a thread that writes them to stderr; drops them while the queue is full."""
+    """Queues records for a thread that writes them; drops some if full."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -116,14 +116,14 @@ class LineHandler(logging.Handler):
 
 
 def _write(lines: list[str]) -> None:
-    """Write `lines` to stderr, past sys.stderr, whose lock the end of Python waits for."""
+    """Write `lines` past sys.stderr, whose lock Python's end waits for."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     while data:
         data = data[os.write(STDERR, data) :]
 
 
 class JsonLines(JsonFormatter):
-    """One JSON object per line, in ASCII. A message that is a dict is merged into it."""
+    """One JSON object per line, in ASCII; dict messages are merged."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the gateway and the batch server, summed over gunicorn's workers.
+"""Prometheus metrics of gateway and batch server, summed over workers.
 
 Each worker writes its counts to files in PROMETHEUS_MULTIPROC_DIR; the worker that is scraped sums them up. The library
 reads that variable at import, so gateway/server.py sets it first and imports this module after the fork.
@@ -55,7 +55,7 @@ GOLDEN_DIFFERING = Gauge(
 
 
 def build_metrics_app() -> Callable[[Any, Any], Iterable[bytes]]:
-    """Return the WSGI application that serves the metrics of all workers on any path."""
+    """Return the WSGI application that serves the metrics of all workers."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # a single process
         return make_wsgi_app()
     registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""The record of one request: its ids, the time of each stage, and its outcome.
+"""The record of a request: its ids, stages and outcome.
 
 When the request ends, it is counted, its span is closed, and one line is logged. Of what the client sent, that line
 holds only a valid request id and, for unknown resources, the path.
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class RequestRecord:
-    """The facts logged, counted and traced of one request; its handler fills them in."""
+    """The facts logged, counted and traced of one request."""
 
     method: str
     request_id: str
@@ -114,7 +114,7 @@ RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
 class RequestLine(dict[str, Any]):
-    """The fields of a request as a log message: JSON, or text with the main fields first."""
+    """The fields of a request as a log message."""
 
     def __str__(self) -> str:
         words = ("method", "path", "status", "outcome")
@@ -170,7 +170,7 @@ def current_record() -> RequestRecord:
 
 @contextmanager
 def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
-    """Record the time of the `with` block as a stage, and as a span with `attributes`."""
+    """Record the `with` block as a stage, and as a span."""
     began_s = time.monotonic()
     try:
         with child_span(name, attributes):
@@ -180,7 +180,7 @@ def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
 
 
 def record_stage(name: Stage, seconds: float) -> None:
-    """Record a stage of `seconds`, in the metrics and in the current request, if any."""
+    """Record `seconds` of a stage in metrics and current request."""
     STAGE_SECONDS.labels(name).observe(seconds)
     record = find_record()
     if record is not None:

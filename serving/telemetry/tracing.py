@@ -1,4 +1,4 @@
-"""W3C trace context in and out, and spans if the OpenTelemetry SDK is installed and has an endpoint.
+"""W3C trace context in and out, and spans for an OpenTelemetry collector.
 
 Without the SDK, opentelemetry-api (0.2 MB, 25 ms to import) passes the trace context on and records nothing.
 """
@@ -24,7 +24,7 @@ _exporting = False  # set once, before this process serves requests
 
 
 def export_traces(service: str) -> None:
-    """Send spans of this process as `service` to the endpoint of OpenTelemetry's variables, if any.
+    """Send spans of `service` to the endpoint of OpenTelemetry's variables.
 
     Call it after the fork. The variables are often set for a whole cluster, so a missing SDK is only a warning.
     """
@@ -48,7 +48,7 @@ def export_traces(service: str) -> None:
 
 
 def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Span:
-    """Return the span of a request with the headers or gRPC metadata `carrier`.
+    """Return the span of a request with headers or metadata `carrier`.
 
     Its trace is that of a valid `traceparent`, else a new one. It records nothing without an SDK or `recorded`.
     """
@@ -64,12 +64,12 @@ def server_span(name: str, carrier: Mapping[str, str], *, recorded: bool) -> Spa
 
 
 def child_span(name: str, attributes: Mapping[str, str | int]) -> AbstractContextManager[object]:
-    """Return a context manager that makes a `with` block a child span, if spans are exported."""
+    """Return a context manager for a child span, if spans are exported."""
     return TRACER.start_as_current_span(name, attributes=attributes) if _exporting else nullcontext()
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the gRPC metadata of the current trace: traceparent, and tracestate if present."""
+    """Return the current trace as gRPC metadata."""
     carrier: dict[str, str] = {}
     PROPAGATOR.inject(carrier)
     return tuple(carrier.items())
