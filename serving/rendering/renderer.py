@@ -26,18 +26,8 @@ LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
 
 @dataclass(frozen=True)
-class PixelsKey:
-    """Key of the model's pixels for one seed."""
-
-    fingerprint: str
-    model: str
-    version: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class ImageKey:
-    """Key of the bytes of an encoded image."""
+    """Key of an encoded image, or of the model's pixels if `query` has no format."""
 
     fingerprint: str
     model: str
@@ -162,17 +152,17 @@ class Renderer:
         On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
         others an image may depend on its batch.
         """
-        keys = [PixelsKey(check.fingerprint, check.model, check.version, seed) for seed in seeds]
+        keys = {seed: ImageKey(check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
         with self._lock:
-            found = {key: self._cache[key] for key in keys if key in self._cache}
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
+            found = {seed: self._cache[key] for seed, key in keys.items() if key in self._cache}
+        missing = [seed for seed in keys if seed not in found]
         if len(missing) == 1 and check.fingerprint == VERIFIED:
-            rendered = [self._batcher.predict(check, missing[0].seed, on_pixels, deadline_s=deadline_s)]
+            rendered = [self._batcher.predict(check, missing[0], on_pixels, deadline_s=deadline_s)]
         else:
-            rendered = self._generate(check, [key.seed for key in missing], deadline_s) if missing else []
-        for key, pixels in zip(missing, rendered, strict=True):
-            found[key] = self._keep(key, pixels.copy())  # a view would keep the whole batch in memory
-        return [found[key] for key in keys]
+            rendered = self._generate(check, missing, deadline_s) if missing else []
+        for seed, pixels in zip(missing, rendered, strict=True):
+            found[seed] = self._keep(keys[seed], pixels.copy())  # a view would keep the whole batch in memory
+        return [found[seed] for seed in seeds]
 
     def _generate(self, check: GoldenCheck, seeds: Sequence[int], deadline_s: float) -> list[Pixels]:
         images = self._client.generate(check.version, seeds, deadline_s=deadline_s)

@@ -219,16 +219,6 @@ def test_axe_finds_no_accessibility_problem(browser, gateway, look):
             assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == [], url
 
 
-def test_wall_has_its_first_images_when_scripts_are_off(browser, gateway):
-    with visiting(browser, gateway, java_script_enabled=False) as page:
-        page.goto("/")
-        expect(page.locator("noscript")).to_be_visible()
-        expect(page.get_by_role("button")).to_have_count(0)
-        assert page.locator("#wall img").count() == 60
-        href = tile(page, 3).get_attribute("href")
-    assert gateway.ask(href).body == gateway.ask("/generate?seed=3").body
-
-
 def test_page_waits_for_a_model_when_none_is_ready(browser, tmp_path):
     with (
         FakeModelServer(model_name="tabby-cats", state="LOADING") as server,

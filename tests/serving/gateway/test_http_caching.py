@@ -28,10 +28,6 @@ def test_if_none_match_gives_304_when_it_names_the_etag(gateway, template):
     assert gateway.ask(URLS[0], If_None_Match=template.format(etag)).status == 304
 
 
-def test_star_does_not_match_an_unknown_version(gateway):
-    assert gateway.ask(f"{URLS[0]}&version=99", If_None_Match="*").status == 404
-
-
 @pytest.mark.parametrize("headers", [{"If_Match": '"other"'}, {"If_None_Match": '"other"'}])
 def test_image_is_sent_when_the_etag_differs(gateway, headers):
     reply = gateway.ask(URLS[0], **headers)
