@@ -1,6 +1,5 @@
 """Callbacks of training: progress, history, image grids, checkpoints and signals."""
 
-import csv
 import io
 import os
 import platform
@@ -86,16 +85,11 @@ class History(StepCallback):
     def __init__(self, folder: Path, every: int, first_step: int) -> None:
         super().__init__(first_step)
         self.path, self.every = folder / "history.csv", every
-        self.pending: list[dict[str, float]] = []
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:  # a killed run may have rows after its last checkpoint
-                rows = [row for row in csv.DictReader(file) if is_complete(row) and int(row["step"]) <= first_step]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path, text.getvalue())
+        self.pending: list[list[float]] = []
+        rows = zip(*read_curves(self.path).values(), strict=True)
+        # A killed run may have rows after its last checkpoint.
+        lines = [",".join(COLUMNS), *(format_row(*row) for row in rows if row[0] <= first_step)]
+        write_atomically(self.path, "\n".join(lines) + "\n")
         self.summaries: Any = None
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -107,36 +101,29 @@ class History(StepCallback):
 
         Raises TrainingError if a loss is not finite. This comes before the checkpoint, so the last good one remains.
         """
-        self.pending.append({name: float(logs[name]) for name in COLUMNS[1:]})
-        if not np.isfinite(list(self.pending[-1].values())).all():
+        self.pending.append([float(logs[name]) for name in COLUMNS[1:]])
+        if not np.isfinite(self.pending[-1]).all():
             raise TrainingError(
                 f"The losses of batch {self.step} are not finite; start a new run with a smaller --learning-rate. "
                 "The last checkpoint is from before."
             )
         if self.step % self.every:
             return
-        means = {name: float(np.mean([row[name] for row in self.pending])) for name in COLUMNS[1:]}
+        means = np.mean(self.pending, axis=0)
         self.pending.clear()
-        with self.path.open("a", newline="") as file:
-            row = {"step": str(self.step), **{name: f"{value:.6g}" for name, value in means.items()}}
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        with self.path.open("a") as file:
+            file.write(format_row(self.step, *means) + "\n")
         if self.summaries is not None:
             import tensorflow as tf
 
             with self.summaries.as_default(step=self.step):
-                for name, value in means.items():
+                for name, value in zip(COLUMNS[1:], means, strict=True):
                     tf.summary.scalar(name, value)
 
 
-def is_complete(row: dict[str, str]) -> bool:
-    """Return whether every column of a row of history.csv has a number.
-
-    A full disk truncates the last row.
-    """
-    try:
-        return len([float(row[name]) for name in COLUMNS]) == len(row)
-    except (KeyError, TypeError, ValueError):
-        return False
+def format_row(step: float, *losses: float) -> str:
+    """Return a row of history.csv."""
+    return ",".join([f"{step:.0f}", *(f"{loss:.6g}" for loss in losses)])
 
 
 class Grids(StepCallback):

@@ -31,7 +31,6 @@ from training.fit.plan import (
     choose_length,
     choose_networks,
     choose_refinement,
-    expected_kid,
     format_duration,
 )
 from training.records import read_batches_done
@@ -64,13 +63,10 @@ def resume_run(
     config = replace(previous, **flags)
     config.check_resumable(previous)
     done = read_batches_done(run / "checkpoint.npz")
-    if config.steps < done < previous.steps:
+    if config.steps < done:
         raise ConfigError(
             f"--steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
         )
-    if config.steps < done:  # the run was extended after this command was first used
-        print(f"{run} has {done:,} batches already, more than --steps {config.steps:,}, and keeps them.")
-        config = replace(config, steps=done)
     print(f"{run} is at batch {done:,} of {config.steps:,}. Settings without a flag come from its config.json.")
     if dry_run:
         return True
@@ -180,18 +176,14 @@ def measure_steps(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: 
 
 
 def print_plan(plan: Plan, machine: Machine, step_times: StepTimes | None) -> None:
-    """Print choices with their reasons, duration and expected KID."""
+    """Print the choices with their reasons, and the duration."""
     print(f"settings for {machine}")
     print(plan.format_table())
     if step_times is None:
         print("The progress line `fit:` shows the remaining time.", flush=True)
         return
     seconds = step_times.run_seconds(plan.config.steps, plan.config.first_refining_step)
-    print(
-        f"This takes about {format_duration(seconds)}. Photos of single apples reach a KID x1000 of about "
-        f"{expected_kid(plan.config):.0f} (0 is as good as photos); more varied photos end higher.",
-        flush=True,
-    )
+    print(f"This takes about {format_duration(seconds)}.", flush=True)
 
 
 def report_end(done: int, run: Path, config: TrainingConfig) -> bool:

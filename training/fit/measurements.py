@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -12,11 +13,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.config import TrainingConfig
-from training.errors import RecordError
 from training.fit.callbacks import Checkpoints, StepCallback
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images
-from training.records import write_atomically
+from training.records import read_curves, write_atomically
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Measurement:
     step: int
     kid_x1000: float
     std: float  # standard deviation, also times 1000
-    minutes: float  # of training so far, over all resumes
+    minutes: float = math.nan  # of training so far, over all resumes
 
 
 class KeepBest(StepCallback):
@@ -89,19 +89,6 @@ class KeepBest(StepCallback):
 
 
 def read_measurements(path: Path) -> list[Measurement]:
-    """Return the rows of kid.csv, an empty list without a file.
-
-    Raises RecordError if the file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="") as file:
-            return [
-                Measurement(
-                    int(row["step"]), float(row["kid_x1000"]), float(row["std"]), float(row.get("minutes", "nan"))
-                )
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read ({error}); restore it from a backup, or delete it.") from error
+    """Return the rows of kid.csv, an empty list without a file."""
+    rows = zip(*read_curves(path).values(), strict=True)
+    return [Measurement(int(step), *figures) for step, *figures in rows]

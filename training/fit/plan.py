@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from training.config import IMAGE_SIZES, PLAIN_SETTINGS, TrainingConfig
 
 CHOSEN_FIELDS = (
@@ -34,10 +32,6 @@ PLAIN_TRAINING_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
 PLAIN_EPOCHS = 300
 REFINING_SHARE = 2 / 3  # of the images of a run: 128,000 of 192,000
 GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
-
-# Training images and KID x1000, measured with 7,180 photos of apples on white at 64 px (LOG.md, 2026-11-28).
-EXPECTED_KID = ((16_000, 15.1), (48_000, 9.3), (168_000, 3.6), (208_000, 3.0))
-EXPECTED_KID_PLAIN = ((60_000, 137.0), (120_000, 65.0), (312_000, 23.6))
 
 MAX_HOURS = 10  # one night; --steps overrides it
 
@@ -208,12 +202,6 @@ def choose_refinement(config: TrainingConfig, source_size: int | None) -> tuple[
     if source_size == config.image_size:
         return (start,)
     return (start, Choice("refining_learning_rate", config.learning_rate, "new layers start from random weights"))
-
-
-def expected_kid(config: TrainingConfig) -> float:
-    """Return the KID x1000 to expect, for apples at 64 px."""
-    images, kids = zip(*(EXPECTED_KID_PLAIN if config.discriminator == "plain" else EXPECTED_KID), strict=True)
-    return float(np.exp(np.interp(np.log(config.steps * config.batch_size), np.log(images), np.log(kids))))
 
 
 def format_duration(seconds: float) -> str:

@@ -30,9 +30,8 @@ from training.model.replicas import count_replicas, distribute_batches
 from training.records import read_batches_done, read_record, write_atomically, write_record
 
 KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measurement uses the same seeds and photos
-LATENT_BATCHES = 16  # drawn together
 
-BuildKeepBest = Callable[[GAN, Checkpoints], list[KeepBest]]
+MeasureKID = Callable[[NDArray[np.uint8]], tuple[float, float]]
 
 
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None = None) -> int:
@@ -55,16 +54,16 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
     enable_determinism(config)
     run.mkdir(parents=True, exist_ok=True)
     gan = prepare_gan(photos, split, run, config, grow_from)
-    build_keep_best, stop = prepare_keep_best(photos, split, run, config), StopOnSignal()
+    measure_kid, stop = build_kid(photos, split, run, config), StopOnSignal()
     with stop.handle_signals():
-        done = train_stage(gan, photos, split, run, build_keep_best, stop)
+        done = train_stage(gan, photos, split, run, measure_kid, stop)
         if done == gan.last_step < config.steps and not stop.received:
             print(f"Batch {done:,}: the refining stage starts with a new discriminator.", flush=True)
             average = gan.ema_generator
             gan = build_gan(config, refining=True)
             gan.copy_generator_weights(average)
             set_feature_statistics(gan, photos, split)
-            done = train_stage(gan, photos, split, run, build_keep_best, stop)
+            done = train_stage(gan, photos, split, run, measure_kid, stop)
     if done < config.steps:
         cause = stop.received.name if stop.received else "The model"
         print(f"{cause} stopped training at batch {done} of {config.steps}; rerun the same command to resume.")
@@ -121,33 +120,18 @@ def enable_determinism(config: TrainingConfig) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def prepare_keep_best(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> BuildKeepBest:
-    """Return a function that builds the callback for KID.
-
-    It returns an empty list if `config` turns KID off, or if the feature network is not installed.
-    """
-    if not config.keep_best:
-        return lambda gan, checkpoints: []
-    try:
-        measure_kid = build_kid(photos, split, run / "photos")
-    except FeatureWeightsMissing as error:
-        print(f"{error}. Without it, KID is not measured and the run keeps its last checkpoint.")
-        return lambda gan, checkpoints: []
-    return lambda gan, checkpoints: [KeepBest(run, config, gan.step, gan.ema_generator, measure_kid, checkpoints)]
-
-
 def train_stage(
-    gan: GAN, photos: Photos, split: Split, run: Path, build_keep_best: BuildKeepBest, stop: StopOnSignal
+    gan: GAN, photos: Photos, split: Split, run: Path, measure_kid: MeasureKID | None, stop: StopOnSignal
 ) -> int:
     """Train `gan` to the end of its stage; return the batches done."""
     config, first_step = gan.config, gan.step
     checkpoints = Checkpoints(run, config.checkpoint_every_s, first_step)
-    keep_best = build_keep_best(gan, checkpoints)
+    savers: list[keras.callbacks.Callback] = [checkpoints]
+    if measure_kid is not None:
+        savers.append(KeepBest(run, config, first_step, gan.ema_generator, measure_kid, checkpoints))
     if first_step >= gan.last_step:
-        for callback in keep_best:  # a kill may have interrupted the measurement of the last batch
-            callback.set_model(gan)
-            checkpoints.set_model(gan)
-            callback.on_train_begin()
+        # A kill may have interrupted the measurement of the last batch.
+        keras.callbacks.CallbackList(savers, model=gan).on_train_begin()
         if first_step >= config.steps:
             print(f"{run} is at batch {first_step} already: no batch is left to train.")
         return first_step
@@ -165,25 +149,30 @@ def train_stage(
                 stop,
                 progress,
                 History(run, config.log_every, first_step),
-                checkpoints,
-                *keep_best,
+                *savers,
                 Grids(run, config.grid_every, first_step, gan.ema_generator),
             ],
         )
     return gan.step
 
 
-def build_kid(photos: Photos, split: Split, cache_dir: Path) -> Callable[[NDArray[np.uint8]], tuple[float, float]]:
+def build_kid(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> MeasureKID | None:
     """Return a function from images to their KID and its standard deviation.
 
-    Images are uint8[N, S, S, 3]; KID compares them with the training photos. Raises FeatureWeightsMissing if the
-    feature network is not installed.
+    Images are uint8[N, S, S, 3]; KID compares them with the training photos. Returns None if `config` turns KID off, or
+    if the feature network is not installed.
     """
-    extract = build_extractor()
+    if not config.keep_best:
+        return None
+    try:
+        extract = build_extractor()
+    except FeatureWeightsMissing as error:
+        print(f"{error}. Without it, KID is not measured and the run keeps its last checkpoint.")
+        return None
 
     @cache
     def training_features() -> NDArray[np.float32]:
-        return features_of_photos(extract, photos, cache_dir)[split.training]
+        return features_of_photos(extract, photos, run / "photos")[split.training]
 
     return lambda images: kernel_distance(training_features(), extract(images), subsets=KID_SUBSETS)
 
@@ -200,22 +189,12 @@ def iterate_batches(
     """
     batches_per_epoch = len(rows) // config.batch_size
     order = np.empty(0, np.intp)
-    for step, latents in enumerate(iterate_latents(config, first_step), first_step):
+    for step in count(first_step):
         epoch, position = divmod(step, batches_per_epoch)
         if position == 0 or len(order) == 0:
             order = np.random.default_rng((config.seed, 0, epoch)).permutation(rows)
         batch_rows = order[position * config.batch_size :][: config.batch_size]
-        yield pixels[batch_rows], latents
-
-
-def iterate_latents(config: TrainingConfig, first_step: int) -> Iterator[NDArray[np.float32]]:
-    """Yield latents float32[batch_size, latent_dim] from batch `first_step` on.
-
-    They depend on the number of the batch. LATENT_BATCHES are drawn together: after a step, the CPU caches are cold,
-    and a single draw costs 0.5 ms.
-    """
-    shape = (LATENT_BATCHES, config.batch_size, config.latent_dim)
-    for first in count(first_step, LATENT_BATCHES):
-        generators = [np.random.default_rng((config.seed, 1, first + offset)) for offset in range(LATENT_BATCHES)]
-        seeds = [generator.integers(MAX_SEED, size=config.batch_size, endpoint=True) for generator in generators]
-        yield from sample_latents(np.concatenate(seeds), config.latent_dim).reshape(shape)
+        latent_seeds = np.random.default_rng((config.seed, 1, step)).integers(
+            MAX_SEED, size=config.batch_size, endpoint=True
+        )
+        yield pixels[batch_rows], sample_latents(latent_seeds, config.latent_dim)

@@ -1,6 +1,5 @@
 """The GAN: both networks, their training step and the moving average."""
 
-import math
 from typing import Any
 
 import keras
@@ -227,28 +226,12 @@ def build_gan(config: TrainingConfig, *, refining: bool = False) -> GAN:
     keras.utils.set_random_seed(config.seed)
     gan = GAN(config, refining=refining)
     rate = config.refining_learning_rate if refining else config.learning_rate
-    optimizer = keras.optimizers.Adam(
-        LateCosine(rate, rate * config.final_rate_fraction, gan.last_step - gan.first_step),
-        config.beta_1,
-        config.beta_2,
+    half = max(gan.last_step - gan.first_step, 1) / 2
+    # Keras calls it a warm-up, but the rate is constant in the first half, because it starts at its target.
+    schedule = keras.optimizers.schedules.CosineDecay(
+        rate, half, alpha=config.final_rate_fraction, warmup_target=rate, warmup_steps=half
     )
+    optimizer = keras.optimizers.Adam(schedule, config.beta_1, config.beta_2)
     optimizer.build(gan.trainable_variables)
     gan.compile(optimizer=optimizer, jit_compile=config.jit_compile and count_replicas() == 1)
     return gan
-
-
-@keras.saving.register_keras_serializable(package="ringo")
-class LateCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """`first` for half of `steps`, then a half cosine down to `last`."""
-
-    def __init__(self, first: float, last: float, steps: int) -> None:
-        self.first, self.last, self.steps = first, last, steps
-
-    def __call__(self, step: Tensor) -> Tensor:
-        """Return the learning rate at `step`, a float32 scalar."""
-        progress = ops.clip(2.0 * ops.cast(step, "float32") / self.steps - 1.0, 0.0, 1.0)  # of the second half
-        return self.last + (self.first - self.last) * 0.5 * (1.0 + ops.cos(math.pi * progress))
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"first": self.first, "last": self.last, "steps": self.steps}

@@ -79,11 +79,6 @@ class UpsampleConv(layers.Layer):
             x = ops.average_pool(x, 2, strides=1, padding="valid")
         return x
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Return the shape with height and width doubled."""
-        batch, height, width, _ = input_shape
-        return (batch, 2 * height, 2 * width, self.filters)  # type: ignore[operator]
-
 
 def _normalise_and_activate(x: Any, size: int) -> Any:
     # 0.9: with 0.99 the statistics lag 100 steps behind the weights
@@ -146,7 +141,3 @@ class MinibatchStandardDeviation(layers.Layer):
         deviation = ops.mean(ops.sqrt(variance + 1e-8))  # 1e-8: the gradient of the root is infinite at 0
         channel = ops.broadcast_to(deviation, (*ops.shape(x)[:-1], 1))
         return ops.concatenate([x, channel], axis=-1)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Return the shape with one more channel."""
-        return (*input_shape[:-1], input_shape[-1] + 1)  # type: ignore[operator]

@@ -11,11 +11,9 @@ import pytest
 from tests.conftest import ROOT, command, draw_photo, with_backend
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.fit.machine import measure_step_s
-from training.model.gan import build_gan
+from training.model.checkpoints import load_generator
 
-FEW_IMAGES = ("--evaluate-count", "50")
-QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain")
+QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
 
 def fit(photos, run, *flags):
@@ -39,28 +37,21 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_fit_points_to_the_progress_line_when_the_run_is_short(photos, tmp_path, capsys):
-    assert fit(photos, tmp_path / "run", "--steps", "1", "--no-keep-best") == 0
-    captured = capsys.readouterr()
-    assert "The progress line `fit:` shows the remaining time." in captured.out
-    assert "\rfit: " in captured.err
-
-
 def test_same_command_resumes_with_the_settings_of_the_run(photos, tmp_path, capsys):
     run = tmp_path / "run"
-    assert fit(photos, run, "--steps", "2", "--seed", "3", *FEW_IMAGES) == 0
+    assert fit(photos, run, "--steps", "1", "--seed", "3") == 0
+    assert "The progress line `fit:` shows the remaining time." in capsys.readouterr().out
     first_config = config_of(run)
     assert (first_config["image_size"], first_config["batch_size"], first_config["seed"]) == (32, 16, 3)
     # This machine would choose another limit, but the run keeps its own.
     config = TrainingConfig(**first_config | {"memory_limit_mib": 77})
     (run / "config.json").write_text(config.to_json())
-    capsys.readouterr()
-    assert fit(photos, run, "--steps", "3", *FEW_IMAGES) == 0
+    assert fit(photos, run, "--steps", "2") == 0
     output = capsys.readouterr().out
-    assert "Resuming at batch 2." in output
+    assert "Resuming at batch 1." in output
     assert "settings for" not in output
-    assert "All 3 batches are done." in output
-    assert config_of(run) == first_config | {"memory_limit_mib": 77, "steps": 3}
+    assert "All 2 batches are done." in output
+    assert config_of(run) == first_config | {"memory_limit_mib": 77, "steps": 2}
 
 
 def test_dry_run_changes_nothing_when_the_run_exists(photos, small_run, capsys):
@@ -70,20 +61,18 @@ def test_dry_run_changes_nothing_when_the_run_exists(photos, small_run, capsys):
     assert {p: p.stat().st_mtime_ns for p in small_run.rglob("*")} == before
 
 
-def test_fit_changes_nothing_when_more_steps_are_done_already(photos, small_run, tmp_path, capsys):
-    run, moved_photos = shutil.copytree(small_run, tmp_path / "run"), shutil.copytree(photos, tmp_path / "moved")
-    assert fit(moved_photos, run, "--steps", "3") == 0
-    output = capsys.readouterr().out
-    assert f"{run} has 4 batches already, more than --steps 3, and keeps them." in output
-    assert "All 4 batches are done." in output
-    assert config_of(run) == config_of(small_run)
-
-
-def test_measuring_does_not_change_later_weights():
-    config = TrainingConfig(image_size=32, discriminator="plain", batch_size=2, jit_compile=False)
-    before = build_gan(config).get_weights()
-    assert 0 < measure_step_s(config) < 60
-    assert all(np.array_equal(a, b) for a, b in zip(before, build_gan(config).get_weights(), strict=True))
+def test_run_keeps_the_layers_of_its_source_when_grown(photos, small_run, tmp_path):
+    run = tmp_path / "grown"
+    assert fit(photos, run, "--steps", "1", "--grow-from", str(small_run), "--learning-rate", "1e-8") == 0
+    assert config_of(run)["image_size"] == 64
+    grown, source = load_generator(run).network, load_generator(small_run).network
+    for name in ("dense", "upsample_conv_8", "upsample_conv_16"):
+        kernels = [network.get_layer(name).get_weights()[0] for network in (source, grown)]
+        np.testing.assert_allclose(*kernels, atol=1e-5)
+    text = (run / "grown_from.json").read_text()
+    record = json.loads(text)
+    assert (record["run"], record["batch"], record["config"]["image_size"]) == ("small", 4, 32)
+    assert str(small_run) not in text
 
 
 def test_fit_does_not_import_keras_when_photos_are_too_few(folder, tmp_path):
@@ -101,8 +90,8 @@ def keep_photos(count):
     return delete_others
 
 
-def plan_nine_steps(folder):
-    config = TrainingConfig(**config_of(folder / "run") | {"steps": 9})
+def enlarge(folder):
+    config = TrainingConfig(**config_of(folder / "run") | {"image_size": 128})
     (folder / "run" / "config.json").write_text(config.to_json())
 
 
@@ -119,31 +108,34 @@ def change_nothing(folder):
     [
         (change_nothing, "run", ("--batch-size", "9"), "batch_size is 9, but the run began with 8"),
         (keep_photos(55), "run", (), "The photos, their names or their decoding differ from those in"),
-        (plan_nine_steps, "run", ("--steps", "3"), "run is at batch 4 of 9; set it to 4 or more."),
+        (change_nothing, "run", ("--steps", "3"), "run is at batch 4 of 4; set it to 4 or more."),
         (truncate("photos.json"), "run", (), "photos.json"),
         (truncate("config.json"), "run", (), "config.json"),
         (truncate("checkpoint.npz"), "run", (), "checkpoint.npz"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
-        (change_nothing, "file/run", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
         (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(0), "new", ("--dry-run",), "has no files"),
         (change_nothing, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
+        (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
+        (change_nothing, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
+        (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
 )
 def test_fit_is_refused_with_one_sentence_and_writes_nothing(
-    photos, small_run, tmp_path, capsys, change, out, flags, sentence
+    photos, small_run, tmp_path, monkeypatch, capsys, change, out, flags, sentence
 ):
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(small_run, tmp_path / "run")
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     change(tmp_path)
+    monkeypatch.chdir(tmp_path)
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert fit(tmp_path / "photos", tmp_path / out, "--steps", "5", *flags) == 2
+    assert fit("photos", out, "--steps", "5", *flags) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("python -m training fit: ")
     assert sentence in captured.err

@@ -16,24 +16,12 @@ def augment_with(images, **options) -> np.ndarray:
     return np.asarray(augment(images, keras.random.SeedGenerator(1), **options))
 
 
-def test_images_stay_unchanged_when_augmentation_is_off(images):
-    np.testing.assert_allclose(augment_with(images), images, atol=1e-6)
-
-
 def test_flip_mirrors_about_half_of_the_images(images):
     out = augment_with(images, flip=True)
     is_mirrored = np.abs(out - images[:, :, ::-1]).max((1, 2, 3)) < 1e-6
     is_unchanged = np.abs(out - images).max((1, 2, 3)) < 1e-6
     assert (is_mirrored | is_unchanged).all()
     assert 16 < is_mirrored.sum() < 48
-
-
-def test_shift_moves_the_image_and_reflects_the_border(images):
-    out = augment_with(images, translate_fraction=0.25, translate_probability=1.0)
-    for before, after in zip(images, out, strict=True):
-        padded = np.pad(before, ((4, 4), (4, 4), (0, 0)), mode="symmetric")
-        windows = [padded[y : y + 16, x : x + 16] for y in range(9) for x in range(9)]
-        assert min(np.abs(after - window).max() for window in windows) < 1e-6
 
 
 def test_shift_frequency_matches_its_probability(images):

@@ -1,17 +1,15 @@
-import subprocess
-import sys
 from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tests.conftest import ROOT, with_backend
 from training.config import TrainingConfig
 from training.errors import CheckpointError
 from training.fit.run import iterate_batches
 from training.model.checkpoints import load_checkpoint, save_checkpoint
-from training.model.gan import LateCosine, build_gan
+from training.model.gan import build_gan
 
 CONFIG = TrainingConfig(
     image_size=32, discriminator="plain", beta_1=0.5, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False
@@ -35,37 +33,18 @@ def trained():
     return gan
 
 
-def test_step_changes_both_networks_and_the_moving_average(trained):
-    fresh = build_gan(CONFIG)
-    for part in ("generator", "discriminator", "ema_generator"):
-        assert np.abs(weights(getattr(trained, part)) - weights(getattr(fresh, part))).max() > 0, part
-
-
-def test_moving_average_has_the_current_normalisation_statistics(trained):
+def test_moving_average_differs_from_first_and_current_weights(trained):
+    first = build_gan(CONFIG).generator.weights
     statistics = {id(v) for v in trained.generator.non_trainable_variables}
-    for average, current in zip(trained.ema_generator.weights, trained.generator.weights, strict=True):
-        is_equal = np.array_equal(average, current)
-        assert is_equal == (id(current) in statistics), current.path
-
-
-def build_plain_gan():
-    """Return a GAN without noise; its optimizer only subtracts the gradient."""
-    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))
-    rng = np.random.default_rng(3)
-    for network in (gan.generator, gan.discriminator):
-        weights = [
-            rng.uniform(0.5, 1.5, w.shape) if len(w.shape) == 1 else rng.normal(0, 0.05, w.shape)
-            for w in network.weights
-        ]
-        network.set_weights(weights)
-    gan.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=keras.backend.backend() == "jax")
-    return gan
+    for before, average, current in zip(first, trained.ema_generator.weights, trained.generator.weights, strict=True):
+        assert not np.array_equal(average, before), current.path
+        assert np.array_equal(average, current) == (id(current) in statistics), current.path
 
 
 def test_step_moves_each_network_down_the_gradient_of_its_loss():
-    import tensorflow as tf
-
-    gan, batch = build_plain_gan(), next(iterate_batches(PIXELS, ROWS, CONFIG, 0))
+    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))  # without noise
+    gan.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
+    batch = next(iterate_batches(PIXELS, ROWS, CONFIG, 0))
     with tf.GradientTape(persistent=True) as tape:
         generator_loss, discriminator_loss, _ = gan.compute_losses(*batch)
     for network, loss in ((gan.generator, generator_loss), (gan.discriminator, discriminator_loss)):
@@ -112,50 +91,16 @@ def test_batch_depends_on_its_number_alone():
         assert np.array_equal(expected, actual)
 
 
-def test_batches_hold_training_photos_only():
-    source = iterate_batches(PIXELS, ROWS[5:], CONFIG, 0)
-    photos = {next(source)[0][i].tobytes() for _ in range(30) for i in range(CONFIG.batch_size)}
-    assert photos == {photo.tobytes() for photo in PIXELS[5:]}
-
-
-def test_epoch_repeats_no_photo():
-    source = iterate_batches(PIXELS, ROWS, CONFIG, 0)
-    photos = np.concatenate([next(source)[0] for _ in range(len(PIXELS) // CONFIG.batch_size)])
-    assert len(np.unique(photos.reshape(len(photos), -1), axis=0)) == len(photos)
+def test_epoch_holds_each_training_photo_once():
+    source = iterate_batches(PIXELS, ROWS[4:], CONFIG, 0)
+    photos = [photo.tobytes() for _ in range(2) for photo in next(source)[0]]
+    assert sorted(photos) == sorted(photo.tobytes() for photo in PIXELS[4:])
 
 
 def test_learning_rate_falls_in_the_second_half_of_a_run():
-    rate = LateCosine(5e-4, 5e-5, 1000)
-    assert [float(rate(step)) for step in (0, 500, 750, 1000)] == pytest.approx([5e-4, 5e-4, 2.75e-4, 5e-5])
-
-
-STEP_SCRIPT = """
-import numpy as np
-from tests.training.model.test_gan import CONFIG, PIXELS, ROWS, build_plain_gan, train
-from training.fit.run import iterate_batches
-gan = build_plain_gan()
-print(*(float(v) for v in gan.compute_losses(*next(iterate_batches(PIXELS, ROWS, CONFIG, 0)))[:2]))
-train(gan, 0, 1)
-for network in (gan.generator, gan.discriminator):
-    print(*(float(np.linalg.norm(np.asarray(w))) for w in network.trainable_variables))
-"""
-
-
-def test_backends_agree_on_losses_and_step():
-    processes = {
-        backend: subprocess.Popen(
-            [sys.executable, "-c", STEP_SCRIPT],
-            env=with_backend(backend),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for backend in ("tensorflow", "jax")
-    }
-    results = {}
-    for backend, process in processes.items():
-        stdout, stderr = process.communicate(timeout=200)
-        assert process.returncode == 0, stderr
-        results[backend] = np.array(stdout.split(), float)
-    np.testing.assert_allclose(results["jax"], results["tensorflow"], rtol=1e-3)
+    gan = build_gan(replace(CONFIG, steps=1000, learning_rate=5e-4, final_rate_fraction=0.1))
+    rates = []
+    for step in (0, 499, 750, 1000):
+        gan.optimizer.iterations.assign(step)
+        rates.append(float(gan.optimizer.learning_rate))
+    assert rates == pytest.approx([5e-4, 5e-4, 2.75e-4, 5e-5])
