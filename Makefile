@@ -18,6 +18,7 @@ OVERLAY ?= local
 SOAK_MINUTES ?= 30
 # Each overlay with the Jobs that work on it (gpu has its own training).
 K8S_SETS := local+train+paint+roll-back+load gpu+paint+roll-back+load production+train+paint-tls+roll-back+load canary+paint
+K8S_RELEASES := 1.35.0 1.36.0 1.37.0
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 
 .DEFAULT_GOAL := help
@@ -47,12 +48,13 @@ lint: .venv/dev $(STUBS) ## check style, types and import layers
 	$(BIN)/hadolint Dockerfile.serve Dockerfile.train
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive serving training
 
-policy: .venv-policy/ready ## check manifests, Dockerfiles and workflows with checkov; needs kubectl
+policy: .venv-policy/ready .venv/dev ## check manifests, Dockerfiles and workflows; needs kubectl
 	@rm -rf build/policy && mkdir -p build/policy
 	@for set in $(K8S_SETS); do overlay=$${set%%+*}; jobs=$$(echo "$${set#*+}" | tr + ' '); \
 		{ kubectl kustomize "k8s/overlays/$$overlay" && \
 		  for job in $$jobs; do echo --- && kubectl kustomize "k8s/jobs/$$job" || exit; done; } \
 		  > "build/policy/$$overlay.yaml" || exit; done
+	for release in $(K8S_RELEASES); do $(BIN)/kubernetes-validate --strict --quiet -k $$release build/policy/*.yaml || exit; done
 	.venv-policy/bin/checkov --framework kubernetes --directory build/policy
 	.venv-policy/bin/checkov --framework dockerfile --file Dockerfile.serve Dockerfile.train
 	.venv-policy/bin/checkov --framework github_actions --directory .github

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, SHIPPED, wait_until
 from tests.deploy.test_containers import ENGINE, MODEL, TRAIN, engine
-from tests.deploy.test_manifests import KUSTOMIZE, render_all
+from tests.deploy.test_manifests import BUILD, render
 from tests.gateway_process import free_port
 
 READY_LIMIT_S = 300  # TensorFlow's first import from a cold disk is slow
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(
         not (ENGINE and ENGINE.endswith("podman")), reason="no podman; `make images ENGINE=podman` runs these"
     ),
-    pytest.mark.skipif(KUSTOMIZE is None, reason="neither kubectl nor kustomize is on the PATH"),
+    pytest.mark.skipif(BUILD is None, reason="neither kubectl nor kustomize is on the PATH"),
     pytest.mark.timeout(2 * READY_LIMIT_S),
 ]
 
@@ -80,18 +80,9 @@ def expand_variables(container: dict, configs: list[dict]) -> None:
 def gateway(tmp_path_factory) -> Iterator[str]:
     """The address of a gateway that is ready."""
     folder, port = tmp_path_factory.mktemp("play"), free_port()
-    engine(
-        "build",
-        "-q",
-        "-f",
-        ROOT / "tests/deploy/Dockerfile.model-server",
-        "--build-arg",
-        f"TRAIN={TRAIN}",
-        "-t",
-        STAND_IN,
-        ROOT,
-    )
-    manifests = render_all(ROOT / "k8s", ["overlays/local"])["overlays/local"]
+    dockerfile = ROOT / "tests" / "deploy" / "Dockerfile.model-server"
+    engine("build", "-q", "-f", dockerfile, "--build-arg", f"TRAIN={TRAIN}", "-t", STAND_IN, ROOT)
+    manifests = render(ROOT / "k8s" / "overlays" / "local")
     try:
         engine("network", "create", NETWORK)
         prepare_volume()

@@ -1,4 +1,4 @@
-"""The locks of requirements/ hold what the images import."""
+"""The locks in requirements/ contain the packages that the images import."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_training_image_has_what_the_embedded_model_server_imports():
+def test_training_lock_contains_all_imports_of_the_model_server():
     lock = (ROOT / "requirements" / "train.txt").read_text(encoding="utf-8")
     locked = set(re.findall("^([a-z0-9-]+)==", lock, re.MULTILINE))
     packages = {
