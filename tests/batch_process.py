@@ -1,4 +1,4 @@
-"""The batch server as it runs: a process of its own, asked over gRPC."""
+"""The batch server as a process of its own, with gRPC stubs."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @dataclass(frozen=True)
 class Batch:
-    """The process, which a test may end by its terminate() or kill(), and stubs of one channel to it."""
+    """The process, which a test may end, and stubs of one channel to it."""
 
     target: str
     metrics_port: int
@@ -54,7 +54,7 @@ def batch_request(seeds: range | list[int], **options: Any) -> Any:
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
-    """Return status code and sentence of the error that `call()` raises, and its google.rpc details by name."""
+    """Return code, message and google.rpc details of the error that `call()` raises."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     status = rpc_status.from_call(caught.value)
@@ -75,9 +75,9 @@ def batch_for(
     ready: bool = True,
     **settings: Any,
 ) -> Iterator[Batch]:
-    """Run the batch server for the model server at `target` until the `with` block ends; serving, unless not `ready`.
+    """Run the batch server until the `with` block ends; wait for a model if `ready`.
 
-    Port and metrics port are free ones where `settings` names none.
+    Ports are free ones unless `settings` names them.
     """
     settings = {"batch_port": free_port(), "batch_metrics_port": free_port(), "model_server": target} | settings
     log = folder / "batch.log"

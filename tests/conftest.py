@@ -1,4 +1,4 @@
-"""What several test files share: photos, a small run and its export; servers; waiting without sleeping blindly."""
+"""Fixtures and helpers of several test files: photos, a small run and its export, servers, waiting."""
 
 import os
 import subprocess
@@ -14,30 +14,29 @@ from PIL import Image
 
 from serving.run import ALLOCATOR
 
-# Before anything imports TensorFlow or grpc, here and in child processes: the surroundings that the product makes for
-# itself, whatever those of the developer are.
+# The product's own environment, set before TensorFlow or grpc is imported, here and in child processes.
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1", **ALLOCATOR}
 for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "KERAS_BACKEND"):
     os.environ.pop(name, None)
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: int(version.name))
-VERSION = 3  # of the made-up model: neither the first that there can be nor what a default would be
-LIMIT_S = 60.0  # of any one wait, on a machine that has other things to do
+VERSION = 3  # of the fake model: neither the first possible one nor a default
+LIMIT_S = 60.0  # of one wait, on a busy machine
 
 
 def with_backend(name: str) -> dict[str, str]:
-    """Return our environment for a process with that backend of Keras; what JAX compiles here need not be fast."""
+    """Return the environment of a process with a Keras backend; JAX compiles without optimisation."""
     unoptimised = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if name == "jax" else {}
     return {**os.environ, "KERAS_BACKEND": name, **unoptimised}
 
 
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
-    """Return as soon as `condition()` is true; fail with `what` after `limit_s`."""
+    """Return when `condition()` is true; fail with `what` after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {limit_s} s"
-        time.sleep(0.01)  # the poll's interval, not a guess at how long the thing takes
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
 
 
 def draw_photo(seed: int, size: int = 40) -> Image.Image:
-    """A round fruit of some colour on white, with a little noise so that no two files are alike."""
+    """Return a round fruit on white, with noise so that no two files are equal."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size - 0.5
     inside = (x**2 + y**2 < rng.uniform(0.1, 0.2))[..., None]
@@ -112,7 +111,7 @@ def small_model(small_run, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model_server():
-    """A model server whose pictures are made up, with version 3 of a model."""
+    """A fake model server with version 3 of a model."""
     from tests.fake_model_server import FakeModelServer
 
     with FakeModelServer(version=VERSION) as server:
@@ -121,7 +120,7 @@ def model_server():
 
 @pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory):
-    """A gateway for it, with the settings by default."""
+    """A gateway for `model_server`, with default settings."""
     from tests.gateway_process import gateway_for
 
     with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
@@ -130,7 +129,7 @@ def gateway(model_server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batch(model_server, tmp_path_factory):
-    """A batch server for it, likewise."""
+    """A batch server for `model_server`, with default settings."""
     from tests.batch_process import batch_for
 
     with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
@@ -146,5 +145,5 @@ def folder(tmp_path: Path) -> Path:
 
 
 def command(*words: object) -> list[str]:
-    """`python -m ...` with this interpreter."""
+    """Return the command `python -m` with `words` for this interpreter."""
     return [sys.executable, "-m", *map(str, words)]

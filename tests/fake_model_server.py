@@ -1,6 +1,6 @@
-"""A model server on a real socket that speaks as TensorFlow Serving does, with pictures by integer arithmetic.
+"""A fake TensorFlow Serving on a real socket, whose images are computed by integer arithmetic.
 
-Run as a program, it takes the flags of the genuine tensorflow_model_server that `serving.run` gives.
+As a program, it accepts the flags that `serving.run` passes to tensorflow_model_server.
 """
 
 import argparse
@@ -25,17 +25,17 @@ from serving.model_client.messages import (
     types_pb2,
 )
 
-INSIDE = "node 7 of 10.0.0.1"  # the text that goes with a StatusError, none of the caller's business
+INSIDE = "node 7 of 10.0.0.1"  # the message of a StatusError, which no client may see
 HEIGHT, WIDTH = 6, 8
 
 
 def picture(seed: int, version: int = 1) -> np.ndarray:
-    """Return uint8[HEIGHT, WIDTH, 3], a different one for any two seeds, or versions, that a test uses."""
+    """Return uint8[HEIGHT, WIDTH, 3], different for any two seeds or versions of a test."""
     return pictures_of(latents([seed]), version)[0]
 
 
 def latents(seeds: Sequence[int]) -> np.ndarray:
-    """Return float32[N, 3]; of a length and two directions, as slerp wants them."""
+    """Return float32[N, 3] of different lengths and directions, as slerp needs."""
     numbers = np.array([seed % 65521 for seed in seeds], np.float32)
     return np.stack([numbers, np.ones_like(numbers), numbers % 7], axis=1)
 
@@ -48,7 +48,7 @@ def pictures_of(latents: np.ndarray, version: int) -> np.ndarray:
 
 
 def golden(version: int) -> np.ndarray:
-    """Return uint8[64, 32], the digests of what the exporter would have seen of seeds 0 to 63."""
+    """Return uint8[64, 32], the digests of the images of seeds 0 to 63."""
     digests = [hashlib.sha256(picture(seed, version).tobytes()).digest() for seed in range(64)]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(64, 32)
 
@@ -61,9 +61,9 @@ FIELDS = {"uint8": (types_pb2.DT_UINT8, "int_val"), "int64": (types_pb2.DT_INT64
 def answer(
     request: Any, *, version: int, as_content: bool = False, images: np.ndarray | None = None
 ) -> predict_pb2.PredictResponse:
-    """Return the response to `request`: in typed fields, as TensorFlow Serving's default is, or in tensor_content.
+    """Return the response to `request`, in typed fields as by default, or in tensor_content.
 
-    `images` replaces what `generate` would give.
+    `images` replaces the images of `generate`.
     """
     (tensor,) = request.inputs.values()
     shape = [dim.size for dim in tensor.tensor_shape.dim]
@@ -94,7 +94,7 @@ def answer(
 
 
 class StatusError(Exception):
-    """Makes the fake answer this status."""
+    """Raised by a `reply` to send this status."""
 
     def __init__(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -104,9 +104,9 @@ class StatusError(Exception):
 class FakeModelServer(
     prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
 ):
-    """Serves one version of a model while the `with` block lasts; `reply` answers Predict or raises StatusError.
+    """Serves one version of a model in a `with` block; set `version` for a hot swap.
 
-    Set `version` to another and that one is served from then on. `max_connection_age_s` is when it ends connections.
+    `reply` returns the response to a Predict request or raises StatusError.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FakeModelServer(
         self.state = state
         self.reply = reply or (lambda request: answer(request, version=self.version))
         self.requests: list[Any] = []
-        self.metadata: list[dict[str, str]] = []  # that came with them
+        self.metadata: list[dict[str, str]] = []  # of each request
         self._is_free = threading.Event()
         self._is_free.set()
         # Servers on one port share its connections: SO_REUSEPORT is gRPC's default.
@@ -143,12 +143,12 @@ class FakeModelServer(
         self.stop()
 
     def stop(self) -> None:
-        """Close every connection and the port; again does nothing."""
+        """Close all connections and the port; may be called again."""
         self._server.stop(grace=None).wait(timeout=5)
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Answer no Predict call before the end of the `with` block."""
+        """Delay all Predict calls until the `with` block ends."""
         self._is_free.clear()
         try:
             yield
@@ -190,7 +190,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with FakeModelServer(port=chosen.port, model_name=chosen.model_name):
         ended.wait(timeout=300)  # seconds; the tests' own limit
-    sys.exit(143)  # what the genuine one's end by SIGTERM looks like to a shell
+    sys.exit(143)  # as tensorflow_model_server after SIGTERM
 
 
 if __name__ == "__main__":

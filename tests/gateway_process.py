@@ -1,4 +1,4 @@
-"""The gateway as it runs: gunicorn in a process of its own, asked over HTTP."""
+"""The gateway as a process of its own, with an HTTP client."""
 
 import http.client
 import json
@@ -37,26 +37,23 @@ class Gateway:
     log: Path
 
     def ask(self, path: str, method: str = "GET", *, port: int | None = None, **headers: str) -> Reply:
-        """Answer one request; `If_None_Match="..."` sends the header of that name."""
+        """Send one request; `If_None_Match="..."` is the header If-None-Match."""
         with closing(http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=LIMIT_S)) as connection:
             connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
 
     def metric(self, line: str) -> float:
-        """Return the value that Prometheus is told of `line`, a name with its labels; 0 if it isn't told of any."""
+        """Return the value of `line`, a metric with its labels; 0 if there is none."""
         lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
-        return sum(float(told.removeprefix(line)) for told in lines if told.startswith(f"{line} "))
+        return sum(float(found.removeprefix(line)) for found in lines if found.startswith(f"{line} "))
 
     def lines(self) -> list[dict[str, object]]:
-        """Return what has been logged; only of a gateway that logs JSON."""
+        """Return the log lines of a gateway with RINGO_LOG_FORMAT=json."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def line_of(self, reply: Reply) -> dict[str, object]:
-        """Return the one line that tells what came of the request that got `reply`, once it is there.
-
-        Others bear its id, too: of a model server that is gone, if this request was the first to find out.
-        """
+        """Wait for the log line with the outcome of the request of `reply`, and return it."""
 
         def found() -> list[dict[str, object]]:
             own = reply.headers["X-Request-ID"]
@@ -77,22 +74,22 @@ class Gateway:
         return worker
 
 
-# Below 32768, from where on the system takes one for each connection that anybody makes: what is free up there may be
-# taken before a gateway listens, as happened once. Those who run tests side by side have their own.
+# Below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before a gateway
+# listens. Each process of pytest-xdist has ports of its own.
 PORTS_EACH = 1_000
 FIRST_PORT = 20_000 + PORTS_EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _ports = cycle(range(FIRST_PORT, FIRST_PORT + PORTS_EACH))
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that nobody takes by chance."""
+    """Return a port that no program listens on."""
     while True:
         with suppress(SettingsError), listen("127.0.0.1", next(_ports), variable="", value="") as taken:
             return taken.getsockname()[1]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Return ours without the developer's RINGO_ variables, with `settings`; 9100 may be taken by anybody."""
+    """Return the environment with `settings` as its only RINGO_ variables, and a free metrics port."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("RINGO_")}
     settings = {"metrics_port": free_port()} | settings
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}

@@ -1,4 +1,4 @@
-"""A DNS server with one name, which can be taken away, for gRPC targets such as dns://127.0.0.1:PORT/NAME:PORT."""
+"""A DNS server for gRPC targets such as dns://127.0.0.1:PORT/NAME:PORT."""
 
 import socket
 import struct
@@ -11,7 +11,7 @@ A_RECORD = 1
 
 
 class NameServer:
-    """Answers that the name, whichever it is, has the address 127.0.0.1; or, while `is_away`, that there is none."""
+    """Resolves every name to 127.0.0.1, or no name while `is_away`."""
 
     def __init__(self) -> None:
         self.is_away = False

@@ -1,4 +1,4 @@
-"""What Prometheus is told, as it reads it."""
+"""The metrics of a server, as Prometheus reads them."""
 
 import http.client
 from contextlib import closing

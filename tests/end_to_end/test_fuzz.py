@@ -1,8 +1,4 @@
-"""Made-up input at every door: nothing crashes, hangs, or answers with what nobody foresaw.
-
-Each test sends some; `make fuzz` sends 5,000 files, 5,000 messages and 5,000 heads, and has test_openapi.py send 20,000
-requests.
-"""
+"""Random messages, HTTP heads and photos: no crash, no hang, no undocumented response. `make fuzz` sends more."""
 
 import os
 import re
@@ -35,21 +31,23 @@ options = st.builds(
     format=st.integers(0, 5) | int32,
     model_version=st.none() | st.just(1) | int64,
 )
-singles = st.builds(api.GenerateRequest, seed=st.none() | seed, options=st.none() | options)
-batches = st.builds(
-    api.GenerateBatchRequest,
-    range=st.builds(api.SeedRange, start=seed, end=seed),
-    options=st.none() | options,
-) | st.builds(
-    api.GenerateBatchRequest,
-    list=st.builds(api.SeedList, seeds=st.lists(seed, max_size=70)),
-    options=st.none() | options,
-)
+seeds = st.builds(api.SeedRange, start=seed, end=seed) | st.builds(api.SeedList, seeds=st.lists(seed, max_size=70))
+
+
+def batch_of(seeds, options) -> api.GenerateBatchRequest:
+    which = "range" if isinstance(seeds, api.SeedRange) else "list"
+    return api.GenerateBatchRequest(options=options, **{which: seeds})
+
+
+messages = (
+    st.builds(api.GenerateRequest, seed=st.none() | seed, options=st.none() | options)
+    | st.builds(batch_of, seeds, st.none() | options)
+).map(lambda message: message.SerializeToString())
 
 
 @st.composite
 def mangled(draw, of):
-    """Bytes of `of`, with some of them exchanged, cut away or put in."""
+    """Draw bytes of `of` and replace, remove or insert some of them."""
     changed = bytearray(draw(of))
     for _ in range(draw(st.integers(0, 5))):
         place = draw(st.integers(0, len(changed)))
@@ -59,14 +57,12 @@ def mangled(draw, of):
 
 calls = st.tuples(
     st.sampled_from(["Generate", "GenerateBatch", "DescribeModel"]),
-    (singles | batches).map(lambda message: message.SerializeToString())
-    | mangled((singles | batches).map(lambda message: message.SerializeToString()))
-    | st.binary(max_size=100),
+    messages | mangled(messages) | st.binary(max_size=100),
 )
 
 
 @pytest.mark.timeout(TIME_S)
-def test_the_batch_server_answers_any_message_with_pictures_or_with_what_is_wrong_with_it(batch):
+def test_batch_server_answers_or_refuses_any_message(batch):
     codes = set()
 
     @settings(max_examples=MESSAGES, **STEADY)
@@ -78,7 +74,7 @@ def test_the_batch_server_answers_any_message_with_pictures_or_with_what_is_wron
         answers = batch.channel.unary_stream(f"/ringo.v1.PictureService/{method}")(message, timeout=LIMIT_S)
         code, details = "OK", ""
         try:
-            next(answers)  # the first picture of many is enough
+            next(answers)  # the first image of many is enough
             answers.cancel()
         except grpc.RpcError as error:
             code, details = error.code().name, error.details()
@@ -98,7 +94,7 @@ SIZES = st.sampled_from([0, 1, 2, 3, 64, 65, 128, 2**20, 2**31, 2**62, -1])
 
 @st.composite
 def predictions(draw):
-    """Requests for the model server: tensors of any type, shape and content, as themselves or mangled."""
+    """Draw a request of the model server with a tensor of any type, shape and content."""
     asked = generate(draw(st.lists(int64, max_size=3))) if draw(st.booleans()) else from_latents(shape=[2, 128])
     (name,) = asked.inputs
     tensor = asked.inputs[name]
@@ -119,7 +115,7 @@ def predictions(draw):
 
 
 @pytest.mark.timeout(TIME_S)
-def test_the_embedded_model_server_answers_any_request_and_goes_on(tmp_path):
+def test_embedded_model_server_keeps_serving_after_any_request(tmp_path):
     port, log = free_port(), tmp_path / "log"
     flags = ("--model_base_path", SHIPPED.parent, "--port", port)
     with log.open("wb") as stderr:
@@ -147,41 +143,37 @@ def test_the_embedded_model_server_answers_any_request_and_goes_on(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
-LINES = st.sampled_from(
-    [
-        *("Accept: image/webp;q=0.5, */*;q=0.1", 'If-None-Match: W/"a", "proved-0"', "Range: bytes=0-9,20-"),
-        *("Content-Length: 0", "Content-Length: 3", "Transfer-Encoding: chunked", "Expect: 100-continue"),
-        *("Authorization: Bearer x", "Host: a:b:c", "Connection: keep-alive", "Upgrade: h2c", "Cookie: a=b"),
-        *("If-Modified-Since: Mon, 01 Jan 2024 00:00:00 GMT", 'If-Match: "a"', "Access-Control-Request-Method: PUT"),
-    ]
-)
-TARGETS = st.sampled_from(
-    [
-        *(
-            "/generate?seed=1",
-            "/grid?seeds=1,2-9&columns=3",
-            "/morph?start=1&end=2",
-            "/animation?start=1&end=2&frames=2",
-        ),
-        *("/", "/about", "/docs", "/openapi.json", "/livez", "/readyz", "/static/gallery.css", "*"),
-    ]
-)
+LINES = """\
+Accept: image/webp;q=0.5, */*;q=0.1
+If-None-Match: W/"a", "proved-0"
+Range: bytes=0-9,20-
+Content-Length: 0
+Content-Length: 3
+Transfer-Encoding: chunked
+Expect: 100-continue
+Authorization: Bearer x
+Host: a:b:c
+Upgrade: h2c
+If-Modified-Since: Mon, 01 Jan 2024 00:00:00 GMT
+Access-Control-Request-Method: PUT
+"""
+TARGETS = "/generate?seed=1 /grid?seeds=1,2-9&columns=3 /morph?start=1&end=2 / /about /openapi.json /livez /readyz *"
 heads = st.builds(
-    lambda target, method, lines: request(target, method=method, headers="".join(line + "\r\n" for line in lines)),
-    TARGETS,
+    lambda target, method, lines: request(target, method=method, headers="".join(lines)),
+    st.sampled_from(TARGETS.split()),
     st.sampled_from(["GET", "GET", "HEAD", "OPTIONS", "POST"]),
-    st.lists(LINES, max_size=4),
+    st.lists(st.sampled_from([f"{line}\r\n" for line in LINES.splitlines()]), max_size=4),
 )
 
 
 @pytest.mark.timeout(TIME_S)
-def test_the_gateway_answers_any_head_with_what_was_asked_or_what_is_wrong_with_it(gateway):
+def test_gateway_answers_or_refuses_any_head(gateway):
     statuses = set()
 
     @settings(max_examples=HEADS, **STEADY)
     @given(heads | mangled(heads))
     def send(head):
-        # What follows completes a head that is torn, or else ends the connection.
+        # The second request completes a head that is cut off, or else ends the connection.
         status, _, body = answer_to(gateway.port, head + request("/livez"))
         assert status < 499, body
         assert b"Traceback" not in body
@@ -195,7 +187,7 @@ def test_the_gateway_answers_any_head_with_what_was_asked_or_what_is_wrong_with_
 
 
 @pytest.mark.timeout(TIME_S)
-def test_the_photo_loader_accounts_for_any_file(tmp_path):
+def test_photo_loader_accounts_for_any_file(tmp_path):
     noise = Image.effect_noise((24, 20), 60).convert("RGB")
     for picture_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"):
         noise.save(tmp_path / picture_format, picture_format)

@@ -1,4 +1,4 @@
-"""Clients that ask as long as a test needs them, and note what became of every request."""
+"""Clients that send requests for as long as a test needs them, and record each outcome."""
 
 import hashlib
 import http.client
@@ -6,37 +6,37 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-PAUSE_S = 0.01  # after a connection that was refused or broke off: no client comes back faster
-CLIENT_TIMEOUT_S = 30.0  # three times the longest that the gateway waits by default: beyond it something hangs
+PAUSE_S = 0.01  # of a client after a connection that was refused or broke off
+CLIENT_TIMEOUT_S = 30.0  # three times the gateway's longest wait by default: beyond it something hangs
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request; `status` is None where no whole answer came, and `error` says why."""
+    """The outcome of one request; `status` is None if the response was not complete, and `error` is the reason."""
 
-    url: str
     begun_s: float  # by time.monotonic
     took_s: float
     status: int | None
-    kind: str | None = None  # the Content-Type
-    address: str | None = None  # the Content-Location, which pins version, seed and options
-    digest: str | None = None  # SHA-256 of the body
-    etag: str | None = None
-    retry_after: str | None = None
-    error: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""  # SHA-256 of the body
+    error: str = ""
 
     @property
     def ended_s(self) -> float:
         return self.begun_s + self.took_s
 
+    @property
+    def permanent_url(self) -> str:
+        return self.headers["Content-Location"]
+
 
 @dataclass
 class Load:
-    """The outcomes so far; clients add to it while the `with` block of `clients_asking` or `offered` lasts."""
+    """The outcomes so far; clients add to them until the `with` block of `clients_asking` ends."""
 
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -50,81 +50,72 @@ class Load:
 
     @property
     def failed(self) -> list[Outcome]:
-        """Whatever is not a picture: refused, broken off, or never answered."""
         return [outcome for outcome in self.outcomes if outcome.status != 200]
 
-    def digests(self) -> dict[str | None, set[str | None]]:
-        """Return the different bytes that came for each address: one each, where no byte is wrong."""
-        found: dict[str | None, set[str | None]] = {}
+    def digests(self, header: str = "Content-Location") -> dict[str, set[str]]:
+        """Return the digests of all images, by the value of `header`: one each unless a byte is wrong."""
+        found: dict[str, set[str]] = {}
         for outcome in self.answered:
-            found.setdefault(outcome.address, set()).add(outcome.digest)
+            found.setdefault(outcome.headers[header], set()).add(outcome.digest)
         return found
 
 
 def percentile(outcomes: list[Outcome], percent: float) -> float:
-    """Return how many seconds the fastest `percent` of `outcomes` took at most."""
+    """Return the longest duration of the fastest `percent` of `outcomes`, in seconds."""
     times = sorted(outcome.took_s for outcome in outcomes)
     return times[max(0, math.ceil(len(times) * percent / 100) - 1)]
 
 
-class Client:
-    """One connection that is kept open, and opened anew after a failure; the failed request is not repeated."""
+def pause(seconds: float) -> None:
+    """Wait for a duration where no condition can be polled: the length of a load."""
+    threading.Event().wait(seconds)
 
-    def __init__(self, port: int, *, timeout_s: float = CLIENT_TIMEOUT_S) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
 
-    def ask(self, url: str) -> Outcome:
-        begun_s = time.monotonic()
-        try:
-            self._connection.request("GET", url)
-            response = self._connection.getresponse()
-            body = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            return Outcome(url, begun_s, time.monotonic() - begun_s, None, error=repr(error))
-        took_s = time.monotonic() - begun_s
-        names = ("Content-Type", "Content-Location", "ETag", "Retry-After")
-        kind, address, etag, retry_after = (response.headers[name] for name in names)
-        digest = hashlib.sha256(body).hexdigest()
-        return Outcome(url, begun_s, took_s, response.status, kind, address, digest, etag, retry_after)
+def new_connection(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=CLIENT_TIMEOUT_S)
 
-    def close(self) -> None:
-        self._connection.close()
+
+def send(connection: http.client.HTTPConnection, url: str) -> Outcome:
+    """Send one request, without a retry; `connection` stays open unless the request fails."""
+    begun_s = time.monotonic()
+    try:
+        connection.request("GET", url)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        return Outcome(begun_s, time.monotonic() - begun_s, None, error=repr(error))
+    took_s = time.monotonic() - begun_s
+    return Outcome(begun_s, took_s, response.status, response.headers, hashlib.sha256(body).hexdigest())
 
 
 def ask(port: int, url: str) -> Outcome:
-    """Ask once, over a connection of its own."""
-    client = Client(port)
-    try:
-        return client.ask(url)
-    finally:
-        client.close()
+    """Send one request over a connection of its own."""
+    with closing(new_connection(port)) as connection:
+        return send(connection, url)
 
 
 @contextmanager
 def clients_asking(port: int, clients: int, url_of: Callable[[int], str], *, per_second: float = 0) -> Iterator[Load]:
-    """Let `clients` ask for `url_of` 0, 1, 2 ... while the `with` block lasts.
+    """Let `clients` request `url_of` 0, 1, 2 ... until the `with` block ends.
 
-    Each asks again as soon as it is answered; with `per_second`, at that rate together, however long answers take: what
-    comes too late for its time, because all clients wait, is asked as soon as one is free.
+    Each sends its next request after a response. With `per_second`, all together keep this rate; requests that are late
+    because all clients wait are sent as soon as one is free.
     """
     load, ended, numbers = Load(), threading.Event(), itertools.count()
     begun_s = time.monotonic()
 
-    def work() -> None:
-        client = Client(port)
-        while True:
-            number = next(numbers)
-            wait_s = begun_s + number / per_second - time.monotonic() if per_second else 0
-            if ended.wait(max(wait_s, 0)) if wait_s > 0 else ended.is_set():
-                break
-            outcome = client.ask(url_of(number))
-            load.outcomes.append(outcome)
-            if outcome.status is None:
-                ended.wait(PAUSE_S)
-        client.close()
+    def send_requests() -> None:
+        with closing(new_connection(port)) as connection:
+            while not ended.is_set():
+                number = next(numbers)
+                if per_second and ended.wait(max(0, begun_s + number / per_second - time.monotonic())):
+                    break
+                load.outcomes.append(send(connection, url_of(number)))
+                if load.outcomes[-1].status is None:
+                    ended.wait(PAUSE_S)
 
-    threads = [threading.Thread(target=work, name=f"client-{number}") for number in range(clients)]
+    threads = [threading.Thread(target=send_requests, name=f"client-{number}") for number in range(clients)]
     for thread in threads:
         thread.start()
     try:

@@ -1,28 +1,34 @@
-"""Model servers and gateways as processes of their own, to be killed, stopped and replaced while others ask them."""
+"""Model servers as processes that tests kill, stop and start again."""
 
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, wait_until
 from tests.gateway_process import free_port
 
+BUNDLED = SHIPPED.parent
+
 
 class ModelServer:
-    """A model server on one port, whose process comes and goes."""
+    """A model server on one port, whose process can end and start again."""
 
-    def __init__(self, words: Sequence[object]) -> None:
+    def __init__(self, models: Path | None) -> None:
         self.port = free_port()
         self.target = f"127.0.0.1:{self.port}"
-        self._words = [str(self.port) if word == "PORT" else word for word in words]
+        if models is None:
+            program = ("tests.fake_model_server",)
+        else:
+            program = ("serving", "model-server", "--model_base_path", models, "--file_system_poll_wait_seconds", 0.2)
+        self._command = command(*program, "--port", self.port, "--model_name", "apple")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start a process, and return once it listens."""
-        self._process = subprocess.Popen(command(*self._words), cwd=ROOT, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command, cwd=ROOT, stderr=subprocess.DEVNULL)
         wait_until(lambda: listens(self.port), "a model server that listens")
 
     def signal(self, number: signal.Signals) -> None:
@@ -33,7 +39,7 @@ class ModelServer:
         return Path("/proc", str(self._process.pid))
 
     def kill(self) -> None:
-        """End the process by SIGKILL; without one, do nothing."""
+        """End the process by SIGKILL, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(LIMIT_S)
@@ -41,14 +47,14 @@ class ModelServer:
 
 
 def listens(port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
-def model_server(*words: object) -> Iterator[ModelServer]:
-    """Run `python -m` with `words`, PORT standing for its port; by default a fake that needs no TensorFlow."""
-    server = ModelServer(words or ("tests.fake_model_server", "--port", "PORT", "--model_name", "apple"))
+def model_server(models: Path | None = None) -> Iterator[ModelServer]:
+    """Run the embedded model server on the versions in `models`, or a fake one without TensorFlow."""
+    server = ModelServer(models)
     try:
         server.start()
         yield server
@@ -56,22 +62,8 @@ def model_server(*words: object) -> Iterator[ModelServer]:
         server.kill()
 
 
-def embedded(base_path: Path = SHIPPED.parent) -> tuple[object, ...]:
-    """Return the words that run the embedded model server on the versions in `base_path`."""
-    return (
-        "serving",
-        "model-server",
-        "--port",
-        "PORT",
-        "--model_base_path",
-        base_path,
-        "--file_system_poll_wait_seconds",
-        "0.2",
-    )
-
-
 def resident_kb(process: Path) -> int:
-    """Return how much memory the process with this folder in /proc has."""
+    """Return the resident memory of the process with this folder in /proc."""
     (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1])
 

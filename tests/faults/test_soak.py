@@ -1,4 +1,4 @@
-"""As much as fits well, for as long as somebody has patience: SOAK_MINUTES, half an hour by default."""
+"""A load of 70 % of the capacity for SOAK_MINUTES, half an hour by default."""
 
 import os
 import time
@@ -6,19 +6,18 @@ import time
 import pytest
 
 from tests.conftest import wait_until
-from tests.faults.load import clients_asking, percentile
-from tests.faults.processes import embedded, model_server, open_files, resident_kb
-from tests.faults.test_overload import wait_for
+from tests.faults.load import clients_asking, pause, percentile
+from tests.faults.processes import BUNDLED, model_server, open_files, resident_kb
 from tests.gateway_process import gateway_for
 
 SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
-SHARE = 0.7  # of what fits
+SHARE = 0.7  # of the capacity
 WARM_UP_S = 20.0
 SAMPLES = 20
 
 
 def mixed(number: int) -> str:
-    """Return one of many addresses: most of them new, some asked for before, some of several pictures."""
+    """Return a URL: mostly of a new image, sometimes of a cached one or of several."""
     match number % 10:
         case 0:
             return f"/grid?seeds={number}-{number + 3}"
@@ -30,17 +29,17 @@ def mixed(number: int) -> str:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(SOAK_S + 300)
-def test_at_70_percent_of_what_fits_nothing_fails_and_nothing_grows(tmp_path):
-    with model_server(*embedded()) as server, gateway_for(server.target, tmp_path) as gateway:
+def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
+    with model_server(BUNDLED) as server, gateway_for(server.target, tmp_path) as gateway:
         wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        with clients_asking(gateway.port, 16, mixed) as most:  # which also fills the cache
-            wait_for(WARM_UP_S)
+        with clients_asking(gateway.port, 16, mixed) as most:  # this fills the cache, too
+            pause(WARM_UP_S)
         per_second = len(most.answered) / WARM_UP_S
         worker, samples = gateway.worker(), []
         with clients_asking(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
             began_s = time.monotonic()
             while time.monotonic() < began_s + SOAK_S:
-                wait_for(SOAK_S / SAMPLES)
+                pause(SOAK_S / SAMPLES)
                 samples.append((resident_kb(worker), open_files(worker), resident_kb(server.folder())))
         assert gateway.worker() == worker
     memory, files, of_model = zip(*samples, strict=True)
@@ -54,4 +53,4 @@ def test_at_70_percent_of_what_fits_nothing_fails_and_nothing_grows(tmp_path):
     assert not load.failed, load.failed[0]
     assert memory[-1] < 1.05 * memory[1]
     assert of_model[-1] < 1.05 * of_model[1]
-    assert max(files) <= files[1] + 4  # a look and a probe may be under way
+    assert max(files) <= files[1] + 4  # a refresh and a probe may be in flight
