@@ -36,10 +36,7 @@ def shades(tmp_path_factory):
 def check_no_request_failed(load: Load, versions: set[int]) -> None:
     assert not load.failed, (len(load.failed), load.failed[0])
     assert {version_of(outcome) for outcome in load.answered} == versions
-    digests = load.digests()
-    assert max(map(len, digests.values())) == 1
-    of_seed_7 = [found for url, found in digests.items() if "seed=7&" in url]
-    assert len(set.union(*of_seed_7)) == len(of_seed_7) == len(versions)  # each version renders other pixels
+    assert max(map(len, load.digests().values())) == 1
 
 
 def test_no_request_fails_or_mixes_versions_in_a_hot_swap(tmp_path):
