@@ -22,7 +22,7 @@ def render_other_bytes(request):
     return response
 
 
-def test_no_image_has_an_etag_of_other_bytes_when_connections_change_replicas(tmp_path):
+def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
     with (
         FakeModelServer(max_connection_age_s=1) as verified,
         FakeModelServer(port=verified.port, reply=render_other_bytes, max_connection_age_s=1) as other,
