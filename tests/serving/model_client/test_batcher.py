@@ -14,7 +14,7 @@ from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer, latents, pictures_of
 from tests.gateway_process import Gateway, Reply, gateway_for
 
-BUSY, WAITING = 1000, range(2000, 2008)
+BUSY, WAITING = 1000, range(2000, 2009)
 ASKED = 'ringo_pictures_total{source="model"}'
 
 
@@ -27,19 +27,19 @@ def calls_of(server: FakeModelServer) -> list[list[int]]:
 
 @contextmanager
 def asked_while_busy(
-    server: FakeModelServer, folder: Path, waiting: range = WAITING, **settings: object
+    server: FakeModelServer, folder: Path, **settings: object
 ) -> Iterator[tuple[Gateway, list[Reply]]]:
     """Yield the responses to requests that waited for a busy model."""
     with (
         gateway_for(server.target, folder, model_calls=1, **settings) as gateway,
-        ThreadPoolExecutor(1 + len(waiting)) as pool,
+        ThreadPoolExecutor(1 + len(WAITING)) as pool,
     ):
         wait_until(lambda: gateway.ask("/readyz").status == 200, "gateway ready")
         with server.holding():
             pool.submit(gateway.ask, f"/generate?seed={BUSY}")
             wait_until(lambda: calls_of(server), "the first call")
-            others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in waiting]
-            wait_until(lambda: gateway.metric(ASKED) == 1 + len(waiting), "all requests to wait")
+            others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
+            wait_until(lambda: gateway.metric(ASKED) == 1 + len(WAITING), "all requests to wait")
         replies = [other.result(LIMIT_S) for other in others]
         yield gateway, replies
 
@@ -50,17 +50,11 @@ def server():
         yield server
 
 
-def test_requests_share_the_next_call_when_the_model_is_busy(server, tmp_path):
+def test_requests_share_an_even_batch_when_the_model_is_busy(server, tmp_path):
     with asked_while_busy(server, tmp_path, cache_mb=0) as (gateway, replies):
-        assert calls_of(server) == [[BUSY], list(WAITING)]
+        assert [len(call) for call in calls_of(server)] == [1, 8, 1]
         alone = [gateway.ask(f"/generate?seed={seed}").body for seed in WAITING]
     assert [reply.body for reply in replies] == alone
-
-
-def test_batch_is_even_when_three_requests_wait(server, tmp_path):
-    with asked_while_busy(server, tmp_path, range(2000, 2003)) as (_, replies):
-        assert [reply.status for reply in replies] == [200] * 3
-    assert [len(call) for call in calls_of(server)] == [1, 2, 1]
 
 
 def refusing(signature: str, code: grpc.StatusCode):
@@ -86,7 +80,7 @@ def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, tmp_path)
     server.reply = refusing("generate", grpc.StatusCode.RESOURCE_EXHAUSTED)
     with asked_while_busy(server, tmp_path) as (_, replies):
         assert [reply.status for reply in replies] == [503] * len(WAITING)
-    assert len(calls_of(server)) == 2
+    assert len(calls_of(server)) == 3
 
 
 def test_each_request_gets_its_own_image_or_a_timeout_under_load():
