@@ -71,7 +71,7 @@ class Servable:
         try:
             array: NDArray[Any] = tf.make_ndarray(proto)
             return array
-        except (TypeError, OverflowError) as error:
+        except (KeyError, TypeError, OverflowError) as error:  # make_ndarray's, of odd dtypes and values
             raise ValueError("The TensorProto can't be parsed.") from error
 
     @staticmethod

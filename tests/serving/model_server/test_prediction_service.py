@@ -82,6 +82,7 @@ REFUSED = [
         for proto in (
             {"tensor_content": b"abc"},
             {"dtype": types_pb2.DT_INVALID},
+            {"dtype": types_pb2.DT_RESOURCE},
             {"shape": [-1, LATENT_DIM], "tensor_content": bytes(4 * LATENT_DIM)},
             {"shape": [2**62, 2**62], "float_val": [1]},
         )
