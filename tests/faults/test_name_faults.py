@@ -19,7 +19,9 @@ def test_first_image_comes_within_5_s_after_the_name_is_back(tmp_path, away_s):
     with (
         name_server() as names,
         model_server() as server,
-        gateway_for(f"dns://127.0.0.1:{names.port}/model-server.test:{server.port}", tmp_path, cache_mb=0) as gateway,
+        gateway_for(
+            f"dns://127.0.0.1:{names.server_address[1]}/model-server.test:{server.port}", tmp_path, cache_mb=0
+        ) as gateway,
     ):
         assert gateway.ask("/generate?seed=1").status == 200
         names.is_away = True
