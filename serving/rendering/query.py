@@ -224,7 +224,7 @@ def check_canvas(query: Query, size: int) -> None:
     """Raise InvalidRequest if tiles of `size` pixels exceed MAX_PIXELS."""
     columns, rows = query.tiles
     if columns * rows * size**2 > MAX_PIXELS:
-        allowed = f"what gives at most {MAX_PIXELS} pixels in all, for {columns} x {rows} pictures"
+        allowed = f"a size that gives at most {MAX_PIXELS} pixels in {columns} x {rows} images"
         raise InvalidRequest("size", str(size), allowed)
 
 

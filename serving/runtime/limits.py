@@ -13,7 +13,7 @@ class ConcurrencyLimit:
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
         self._calls = calls
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = threading.Condition()  # guards the fields below
         self._in_use = 0
         self._closed = False
 

@@ -23,7 +23,7 @@ class SingleFlight(Generic[K, V]):
         self._flights: dict[K, Future[V]] = {}
 
     def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
-        """Return the result of `make`, or of the call for `key` that is under way; raise what it raises.
+        """Return the result of `make`, or of the call for `key` in progress.
 
         A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout. A leader's timeout is not shared
         with its followers: one of them starts again.

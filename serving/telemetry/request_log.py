@@ -1,7 +1,7 @@
 """The record of a request: its ids, stages and outcome.
 
-When the request ends, it is counted, its span is closed, and one line is logged. Of what the client sent, that line
-holds only a valid request id and, for unknown resources, the path.
+When the request ends, it is counted, its span is closed, and one line is logged. Text of the client in that line is a
+valid request id and, for unknown resources, the path only.
 """
 
 import contextvars

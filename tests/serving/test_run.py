@@ -73,14 +73,6 @@ def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
         yield Running(process, out.read_text())
 
 
-def test_run_prints_the_url_of_an_image_when_it_is_ready(surroundings, tmp_path):
-    with (
-        running(surroundings, tmp_path) as run,
-        build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply,
-    ):
-        assert reply.read().startswith(b"\x89PNG")
-
-
 def test_run_is_ready_when_clients_need_certificates_and_a_token(surroundings, tmp_path):
     ca, paths = trustme.CA(), {name: tmp_path / name for name in ("TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA")}
     server = ca.issue_cert("localhost")
@@ -91,8 +83,10 @@ def test_run_is_ready_when_clients_need_certificates_and_a_token(surroundings, t
         assert run.url.startswith("https://")
 
 
-def test_run_ends_with_status_0_and_all_its_processes_on_sigint(surroundings, tmp_path):
+def test_run_serves_the_url_that_it_prints_until_sigint_ends_all(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
+        with build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply:
+            assert reply.read().startswith(b"\x89PNG")
         family = all_below(run.process.pid)
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(LIMIT_S) == 0
