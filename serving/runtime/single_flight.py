@@ -40,21 +40,17 @@ class SingleFlight(Generic[K, V]):
                 raise ModelTimeout("The deadline passed while another request rendered this image; try again later.")
             with suppress(ModelTimeout):
                 return flight.result()
-            with self._lock:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
         try:
-            made = make()
+            try:
+                result = make()
+            finally:  # before the followers wake up: one of them may start again
+                with self._lock:
+                    del self._flights[key]
         except BaseException as error:
             entry.set_exception(error)
             raise
-        else:
-            entry.set_result(made)
-            return made
-        finally:
-            with self._lock:
-                if self._flights.get(key) is entry:
-                    del self._flights[key]
+        entry.set_result(result)
+        return result
 
 
 def seconds_until(deadline_s: float) -> float | None:
