@@ -88,7 +88,7 @@ def load_here(folder: str, cache: str, limit: int) -> None:
 
     at_rest = peak_mib()
     begin = time.perf_counter()
-    load_photos(Path(folder), TRAINED_SIZE, cache_dir=Path(cache), memory_limit_bytes=limit, progress=False)
+    load_photos(Path(folder), TRAINED_SIZE, cache_dir=Path(cache), memory_limit_bytes=limit)
     seconds = time.perf_counter() - begin
     print(json.dumps({"seconds": round(seconds, 3), "added_mib": round(peak_mib() - at_rest, 1)}))
 

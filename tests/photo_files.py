@@ -21,7 +21,6 @@ def load(folder: Path, image_size: int = SIDE, *, in_memory: bool = True, cache_
         image_size,
         cache_dir=cache_dir or folder.parent / "cache",
         memory_limit_bytes=ANY_AMOUNT if in_memory else 0,
-        progress=False,
     )
 
 

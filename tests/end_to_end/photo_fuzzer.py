@@ -38,7 +38,7 @@ def main() -> None:
 
         def show(content: bytes) -> None:
             (folder / "broken").write_bytes(content)
-            photos = load_photos(folder, 32, cache_dir=folder, memory_limit_bytes=2**20, progress=False)
+            photos = load_photos(folder, 32, cache_dir=folder, memory_limit_bytes=2**20)
             assert photos.summary.files == 2 == photos.summary.used + sum(photos.summary.skipped.values())
             assert photos.pixels.shape == (photos.summary.used, 32, 32, 3)
             assert "good.png" in photos.files or photos.summary.used == 1  # the same picture came first

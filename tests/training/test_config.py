@@ -1,10 +1,12 @@
-from dataclasses import fields
+import json
+from dataclasses import asdict, fields
 
 import pytest
 
 from training.__main__ import build_parser
-from training.config import DISCRIMINATOR_CHANNELS, GENERATOR_CHANNELS, IMAGE_SIZES, TrainingConfig
-from training.errors import ConfigError
+from training.config import DISCRIMINATOR_CHANNELS, GENERATOR_CHANNELS, IMAGE_SIZES, TrainingConfig, read_config
+from training.errors import ConfigError, RecordError
+from training.records import write_record
 
 
 @pytest.mark.parametrize(
@@ -47,15 +49,40 @@ def test_image_size_has_a_short_flag_and_a_long_one(flag):
     assert build_parser().parse_args(["fit", "--photos", "p", "--out", "r", flag, "128"]).image_size == 128
 
 
-def test_config_is_equal_after_json():
+def test_config_is_equal_after_json(tmp_path):
     config = TrainingConfig(image_size=128, learning_rate=3e-4, flip=False)
-    assert TrainingConfig.from_json(config.to_json()) == config
+    write_record(tmp_path / "config.json", asdict(config))
+    assert read_config(tmp_path / "config.json") == config
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"colour": "red"}', '{"steps": null}'])
-def test_config_is_refused_when_json_is_damaged(text):
-    with pytest.raises(ConfigError, match=r"^config\.json is not a valid configuration"):
-        TrainingConfig.from_json(text)
+VALID = json.dumps(asdict(TrainingConfig()))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "cannot be read (Input data was truncated)"),
+        ("[]", "cannot be read (Expected `object`, got `array`)"),
+        (VALID.encode("utf-16"), "cannot be read (JSON is malformed: invalid character (byte 0))"),
+        (VALID[:-1] + ', "colour": ' + "[" * 200_000, "cannot be read (maximum recursion depth exceeded"),
+        (VALID[:-1] + ', "colour": 1}', "has the unknown setting 'colour'"),
+        (VALID.replace('"flip": true, ', ""), "lacks the setting 'flip'"),
+        (VALID.replace('"flip": true', '"flip": "no"'), "cannot be read (Expected `bool`, got `str` - at `$.flip`)"),
+        (VALID.replace('"seed": 0', '"seed": "70"'), "cannot be read (Expected `int`, got `str` - at `$.seed`)"),
+        (VALID.replace('"seed": 0', '"seed": 62.5'), "cannot be read (Expected `int`, got `float` - at `$.seed`)"),
+        (VALID.replace('"seed": 0', '"seed": -1'), "cannot be read (seed is -1; set it to a value from 0 to"),
+        (VALID.replace('"beta_1": 0.0', '"beta_1": 1e999'), "cannot be read (Number out of range - at `$.beta_1`)"),
+        (VALID.replace('"beta_1": 0.0', '"beta_1": NaN'), "cannot be read (JSON is malformed: invalid character"),
+    ],
+)
+def test_config_is_refused_in_one_sentence_when_json_is_invalid(tmp_path, content, fault):
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecordError) as raised:
+        read_config(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path} {fault}")
+    assert message.endswith("; restore it from a backup.")
 
 
 def test_resume_is_allowed_when_only_free_settings_differ():

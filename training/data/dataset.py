@@ -1,17 +1,34 @@
 """The photos of a run and their split, loaded without Keras."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from training.config import TrainingConfig
-from training.data.holdout import Split, split_photos
+from training.data.holdout import PhotoGroup, Split, split_photos
 from training.data.photos import Photos, load_photos
 from training.errors import TrainingError
 from training.records import read_record
 
 MIN_PHOTOS = 50  # with fewer, the discriminator memorises them within minutes, and the generator copies them
+
+
+@dataclass(frozen=True)
+class PhotosRecord:
+    """The content of photos.json in a run or a version."""
+
+    files: int
+    used: int
+    skipped: dict[str, int]  # reason to count
+    pixels_sha256: str
+    held_out: int
+    held_out_arcs: tuple[PhotoGroup, ...]  # the key of existing runs and versions
+    folder: str | None = None  # of a run; a version does not disclose it
+    batch: int | None = None  # of a version: batches done at its checkpoint
+
+    def has_photos_of(self, other: "PhotosRecord") -> bool:
+        """Return whether both have equal photos, split alike."""
+        return (self.pixels_sha256, self.held_out_arcs) == (other.pixels_sha256, other.held_out_arcs)
 
 
 def check_output_folder(out: Path) -> None:
@@ -59,14 +76,12 @@ def split_run_photos(photos: Photos, run: Path, config: TrainingConfig) -> Split
     """
     split = split_photos(photos.files, config.holdout_fraction)
     check_batch_size(len(split.training), len(split.held_out), config.batch_size)
-    record_file = run / "photos.json"
-    if record_file.exists():
-        previous, current = read_record(record_file), describe_photos(photos, split)
-        if any(previous.get(name) != current[name] for name in ("pixels_sha256", "held_out_arcs")):
-            raise TrainingError(
-                f"The photos, their names or their decoding differ from those in {record_file}; "
-                "restore the photos, or choose a new --out."
-            )
+    record_file, record = run / "photos.json", describe_photos(photos, split)
+    if record_file.exists() and not record.has_photos_of(read_record(record_file, PhotosRecord)):
+        raise TrainingError(
+            f"The photos, their names or their decoding differ from those in {record_file}; "
+            "restore the photos, or choose a new --out."
+        )
     return split
 
 
@@ -79,11 +94,11 @@ def check_batch_size(training: int, held_out: int, batch_size: int) -> None:
         )
 
 
-def describe_photos(photos: Photos, split: Split) -> dict[str, Any]:
-    """Return the content of photos.json."""
-    return {
+def describe_photos(photos: Photos, split: Split) -> PhotosRecord:
+    """Return the content of photos.json for a run."""
+    return PhotosRecord(
         **asdict(photos.summary),
-        "pixels_sha256": photos.sha256,
-        "held_out": len(split.held_out),
-        "held_out_arcs": [asdict(group) for group in split.groups],  # the key of existing runs and versions
-    }
+        pixels_sha256=photos.sha256,
+        held_out=len(split.held_out),
+        held_out_arcs=split.groups,
+    )

@@ -1,11 +1,8 @@
 """One photo file as a square RGB image, or a skip reason."""
 
 import contextlib
-import errno
 import hashlib
 import io
-import os
-import stat
 import struct
 import warnings
 from collections.abc import Callable
@@ -63,7 +60,7 @@ def read_photo(
     Adds the SHA-256 of a usable file to `digests`. A file with a digest from `digests` is a copy.
     """
     try:
-        stream = _open_regular(path)
+        stream = path.open("rb")
     except OSError:
         return SkipReason.UNREADABLE
     with stream, warnings.catch_warnings():
@@ -154,15 +151,3 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             if converted := ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB"):
                 return converted
     return image.convert("RGB")
-
-
-def _open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file; raise OSError for anything else.
-
-    A FIFO may have replaced the file meanwhile, and opening it would wait forever.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
-    return os.fdopen(descriptor, "rb")

@@ -71,9 +71,7 @@ class _File:
     stamp: tuple[int, ...] = ()  # changes with the file: read permission, bytes, modification time in ns
 
 
-def load_photos(
-    folder: Path, image_size: int, *, cache_dir: Path, memory_limit_bytes: int, progress: bool = True
-) -> Photos:
+def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_bytes: int) -> Photos:
     """Return every usable photo in `folder` and below.
 
     Photos are cropped to the centre square and resized to `image_size`. Hidden files and folders are ignored. Each
@@ -85,10 +83,10 @@ def load_photos(
     files = _find_files(folder)
     max_photos = sum(file.skip_reason is None for file in files)
     if max_photos * image_size * image_size * 3 > memory_limit_bytes:
-        return _load_through_cache(folder, files, image_size, cache_dir, progress)
+        return _load_through_cache(folder, files, image_size, cache_dir)
     pixels = np.empty((max_photos, image_size, image_size, 3), np.uint8)
     rows = iter(pixels)
-    names, summary = _decode(folder, files, image_size, lambda photo: np.copyto(next(rows), photo), progress)
+    names, summary = _decode(folder, files, image_size, lambda photo: np.copyto(next(rows), photo))
     pixels.flags.writeable = False
     return Photos(pixels[: len(names)], names, summary)
 
@@ -102,11 +100,11 @@ def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> ND
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     pixels: list[NDArray[np.uint8]] = []
-    _decode(folder, shuffled, image_size, pixels.append, progress=False, max_photos=count)
+    _decode(folder, shuffled, image_size, pixels.append, max_photos=count)
     return np.stack(pixels)
 
 
-def measure_photos(folder: Path, image_size: int, *, progress: bool = True) -> tuple[int, ...]:
+def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     """Return the shorter side, in pixels, of every apparently usable file.
 
     It reads headers and detects copies but decodes nothing, so files with damaged pixels still count.
@@ -114,15 +112,11 @@ def measure_photos(folder: Path, image_size: int, *, progress: bool = True) -> t
     Raises PhotosError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
-    _process_files(folder, _find_files(folder), image_size, _shorter_side, sides.append, progress)
+    _process_files(folder, _find_files(folder), image_size, lambda image: min(image.size), sides.append)
     return tuple(sides)
 
 
-def _shorter_side(image: Image.Image) -> int:
-    return min(image.size)
-
-
-def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache_dir: Path, progress: bool) -> Photos:
+def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache_dir: Path) -> Photos:
     stamps = [(file.name, file.stamp) for file in files]
     determined_by = [_CACHE_LAYOUT, PIL.__version__, image_size, str(folder.resolve()), stamps]
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:32]
@@ -137,7 +131,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
             new_entry.mkdir()
             # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
             with (new_entry / "pixels.u8").open("wb") as out:
-                names, summary = _decode(folder, files, image_size, lambda photo: out.write(photo.tobytes()), progress)
+                names, summary = _decode(folder, files, image_size, lambda photo: out.write(photo.tobytes()))
             index = {"files": names, "summary": dataclasses.asdict(summary)}
             (new_entry / "index.json").write_text(json.dumps(index), encoding="utf-8")
             try:
@@ -231,7 +225,6 @@ def _decode(
     files: list[_File],
     image_size: int,
     store: Callable[[NDArray[np.uint8]], object],
-    progress: bool,
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
     """Pass the pixels of each usable photo to `store`; see `_process_files`."""
@@ -239,7 +232,7 @@ def _decode(
     def read(image: Image.Image) -> NDArray[np.uint8]:
         return np.asarray(crop_square(image, image_size))
 
-    return _process_files(folder, files, image_size, read, store, progress, max_photos)
+    return _process_files(folder, files, image_size, read, store, max_photos)
 
 
 def _process_files(
@@ -248,7 +241,6 @@ def _process_files(
     image_size: int,
     read: Callable[[Image.Image], Result],
     store: Callable[[Result], object],
-    progress: bool,
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
     """Pass the result of `read` for each usable photo to `store`.
@@ -259,7 +251,7 @@ def _process_files(
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
     digests: set[bytes] = set()
-    for file in tqdm(files, "photos", unit=" files", disable=not progress, delay=PROGRESS_DELAY_S):
+    for file in tqdm(files, "photos", unit=" files", delay=PROGRESS_DELAY_S):
         result = file.skip_reason or read_photo(file.path, image_size, read, digests)
         if isinstance(result, SkipReason):
             skipped[result] += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import check_output_folder
+from training.data.dataset import PhotosRecord, check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
 from training.data.photos import Photos, load_photos
 from training.errors import TrainingError
@@ -23,6 +23,7 @@ from training.records import read_curves, write_record
 
 FIRST_SEED = 10_000  # beyond the seeds of `fit`, which chooses the best checkpoint by its own
 MIN_COUNT = 50  # with fewer, KID's deviation exceeds the difference between good and bad models
+MEMORY_LIMIT_BYTES = 2 * 2**30  # for decoded photos; beyond it they stay on disk
 NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
 GRID_SEEDS = 100
 INTERPOLATED_SEEDS, INTERPOLATION_STEPS = ((0, 1), (2, 3), (4, 5), (6, 7)), 10  # not selected, like the grid's
@@ -45,10 +46,8 @@ def evaluate(
     count: int = 1900,
     checkpoint: str = "best",
     networks: str = "efficientnet-lite0",
-    weights: Path | None = None,
     licence: str | None = None,
     attribution: str | None = None,
-    memory_limit_mib: int = 2048,
 ) -> Evaluation:
     """Compare `count` images of `model` with photos; write the results to `out`.
 
@@ -59,13 +58,16 @@ def evaluate(
     by default it quotes the model card.
 
     Raises:
-        TrainingError: `model` is neither, `out` is a file, photos are fewer than MIN_COUNT, or weights are missing.
+        TrainingError: `model` is neither, `out` is a file, photos are fewer than MIN_COUNT, or a network is missing.
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
-    extractors = build_extractors(networks, weights, image_size=generator.image_size)
+    extractors = build_extractors(networks, image_size=generator.config.image_size)
     photos = load_photos(
-        photos_folder, generator.image_size, cache_dir=out / "photos", memory_limit_bytes=memory_limit_mib * 2**20
+        photos_folder,
+        generator.config.image_size,
+        cache_dir=out / "photos",
+        memory_limit_bytes=MEMORY_LIMIT_BYTES,
     )
     count = min(count, len(photos.pixels))
     if count < MIN_COUNT:
@@ -83,7 +85,7 @@ def evaluate(
         copies, image_pairs, held_out_pairs = check_copies(photos, images, first.photos, first.images, split, seeds)
     evaluation = summarise_results(generator, photos, photos_folder, seeds, feature_sets, split, copies, remarks)
     write_record(out / "evaluation.json", asdict(evaluation))
-    data = summarise_data(generator, photos, split, model / "model_card.md", licence, attribution)
+    data = summarise_data(generator.photos_record, split, model / "model_card.md", licence, attribution)
     write_report(out / "report.html", build_report(model, generator, evaluation, data, image_pairs, held_out_pairs))
     return evaluation
 
@@ -121,12 +123,8 @@ def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split 
 
     The split is None if `photos` are not those of the training.
     """
-    split = split_photos(photos.files, generator.config.get("holdout_fraction", 0.0))
-    record = generator.photos_record
-    if record is None:
-        return split, ("The version has no record of its training photos, so all photos count as training photos.",)
-    groups = [asdict(group) for group in split.groups]
-    if record.get("pixels_sha256") != photos.sha256 or record.get("held_out_arcs") != groups:
+    split = split_photos(photos.files, generator.config.holdout_fraction)
+    if not generator.photos_record.has_photos_of(describe_photos(photos, split)):
         return None, ("The photos differ from those of the training, so copies cannot be checked.",)
     if split.groups and len(split.held_out) < MIN_COUNT:
         return split, (
@@ -196,36 +194,31 @@ def build_report(
         interpolations=[interpolate(generator, first, last) for first, last in INTERPOLATED_SEEDS],
         losses=read_curves(model / "history.csv"),
         kid=read_curves(model / "kid.csv"),
-        config=generator.config,
+        config=asdict(generator.config),
         data=data,
     )
 
 
 def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Interpolation:
     """Return the images interpolated between two seeds."""
-    start, end = sample_latents(np.array([first, last]), generator.latent_dim)
+    start, end = sample_latents(np.array([first, last]), generator.config.latent_dim)
     return Interpolation(first, last, generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS)))
 
 
 def summarise_data(
-    generator: GeneratorUnderTest,
-    photos: Photos,
+    record: PhotosRecord,
     split: Split | None,
     model_card: Path,
     licence: str | None,
     attribution: str | None,
 ) -> DataSummary:
-    """Return counts, licence and attribution of the training photos.
-
-    Without a record of the training, the counts are those of `photos`.
-    """
-    record = generator.photos_record or asdict(photos.summary)
+    """Return counts, licence and attribution of the training photos."""
     quotes = quote_model_card(model_card)
     return DataSummary(
-        files=record["files"],
-        used=record["used"],
-        skipped=record["skipped"],
-        held_out=split.describe() if split else f"{record.get('held_out', 0):,} photos.",
+        files=record.files,
+        used=record.used,
+        skipped=record.skipped,
+        held_out=split.describe() if split else f"{record.held_out:,} photos.",
         licence=licence or quotes.get("licence", "not stated"),
         attribution=attribution or quotes.get("attribution", "not stated"),
     )

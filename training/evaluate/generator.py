@@ -1,13 +1,14 @@
 """The generator under test: that of a run, or an exported version."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.config import TrainingConfig
+from training.data.dataset import PhotosRecord
 from training.errors import TrainingError
 from training.model.checkpoints import load_generator
 from training.model.latents import sample_latents
@@ -21,15 +22,13 @@ class GeneratorUnderTest:
 
     name: str
     batch: int | None
-    image_size: int
-    latent_dim: int
     images_from_latents: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
-    config: dict[str, Any]  # config.json; empty if missing
-    photos_record: dict[str, Any] | None  # photos.json; without it, all photos count as training photos
+    config: TrainingConfig
+    photos_record: PhotosRecord
 
     def generate_images(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images uint8[N, S, S, 3] of `seeds` int64[N]."""
-        return self.images_from_latents(sample_latents(seeds, self.latent_dim))
+        return self.images_from_latents(sample_latents(seeds, self.config.latent_dim))
 
 
 def is_version(model: Path) -> bool:
@@ -53,11 +52,9 @@ def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTes
     return GeneratorUnderTest(
         name=model.resolve().name,
         batch=trained.batch,
-        image_size=trained.config.image_size,
-        latent_dim=trained.config.latent_dim,
         images_from_latents=lambda latents: images_from_latents(trained.network, latents),
-        config=asdict(trained.config),
-        photos_record=read_record(model / "photos.json"),
+        config=trained.config,
+        photos_record=read_record(model / "photos.json", PhotosRecord),
     )
 
 
@@ -66,27 +63,20 @@ def _load_version(version: Path) -> GeneratorUnderTest:
 
     try:
         signature = tf.saved_model.load(str(version)).signatures["serving_default"]
-        latent_dim = signature.structured_input_signature[1]["latents"].shape[1]
-        image_size = signature.structured_outputs["images"].shape[1]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         raise TrainingError(
-            f"{version} has no signature `serving_default` from latents to images ({error}); "
-            "name a version written by `export`."
+            f"{version} has no signature `serving_default` ({error}); name a version written by `export`."
         ) from error
 
     def run_signature(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         batches = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))
         return np.concatenate([signature(latents=tf.constant(batch))["images"].numpy() for batch in batches])
 
-    config_file, photos_file = version / "config.json", version / "photos.json"
-    has_records = config_file.is_file() and photos_file.is_file()  # early versions have none
-    photos_record = read_record(photos_file) if has_records else None
+    photos_record = read_record(version / "photos.json", PhotosRecord)
     return GeneratorUnderTest(
         name=f"{version.resolve().parent.name}, version {version.resolve().name}",
-        batch=int(photos_record["batch"]) if photos_record else None,
-        image_size=image_size,
-        latent_dim=latent_dim,
+        batch=photos_record.batch,
         images_from_latents=run_signature,
-        config=read_record(config_file) if has_records else {},
+        config=read_record(version / "config.json", TrainingConfig),  # older versions lack newer settings
         photos_record=photos_record,
     )

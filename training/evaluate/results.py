@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from training.errors import RecordError
 from training.records import read_record
 
 SMALL = 32  # pixels; images are compared at this size, because finer detail would hide similarity
@@ -148,27 +146,4 @@ def read_evaluation(path: Path) -> Evaluation:
 
     Raises RecordError if it is damaged or of another layout.
     """
-    record = read_record(path)
-    try:
-        copies, coverage, held_out = record["copies"], record["coverage"], record["against_held_out"]
-        record |= {
-            "against_all": Distances(**record["against_all"]),
-            "against_held_out": held_out and Distances(**held_out),
-            "other_features": tuple(map(_read_feature_distances, record["other_features"])),
-            "copies": copies and _read_copy_check(copies),
-            "coverage": Coverage(**coverage | {"missing": tuple(coverage["missing"])}),
-            "remarks": tuple(record["remarks"]),
-        }
-        return Evaluation(**record)
-    except (KeyError, TypeError) as error:
-        raise RecordError(f"{path} has another layout ({error}); run `evaluate` again.") from error
-
-
-def _read_feature_distances(record: Mapping[str, Any]) -> FeatureDistances:
-    held_out = record["against_held_out"]
-    return FeatureDistances(record["features"], Distances(**record["against_all"]), held_out and Distances(**held_out))
-
-
-def _read_copy_check(record: Mapping[str, Any]) -> CopyCheck:
-    parts = {name: part and NearestDistances(**part) for name, part in record.items() if name != "verdict"}
-    return CopyCheck(**parts, verdict=Verdict(**record["verdict"]))
+    return read_record(path, Evaluation, remedy="run `evaluate` again")

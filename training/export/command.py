@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,8 @@ def export(
                 checks=checks,
                 faults=faults,
             )
-            write_atomically(folder / "config.json", generator.config.to_json())
-            # Without the path of the photo folder, which is private.
-            photos = {name: value for name, value in record.photos.items() if name != "folder"}
-            write_record(folder / "photos.json", {**photos, "batch": record.steps})
+            write_record(folder / "config.json", asdict(generator.config))
+            write_record(folder / "photos.json", asdict(replace(record.photos, folder=None, batch=record.steps)))
             write_digests(folder)
             return folder.rename(to / str(version))
     except (OSError, tf.errors.OpError) as error:
@@ -169,7 +168,6 @@ def verify(generator: TrainedGenerator, servable: Servable, folder: Path) -> Exp
     largest_difference = check_saved_model(generator, folder, seeds)
     return ExportChecks(
         largest_difference=largest_difference,
-        batch_sizes=MAX_BATCH_SIZE,
         seeds=len(seeds),
         sequential=servable.sequential,
         threads=os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of"),

@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import keras
 
 from training.config import TrainingConfig
+from training.data.dataset import PhotosRecord
 from training.errors import ExportError
 from training.evaluate.results import Evaluation, read_evaluation
 from training.fit.measurements import Measurement, read_measurements
+from training.fit.run import SourceRecord
 from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
-from training.records import read_record
+from training.records import ComputeRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class ExportChecks:
     """Results of the verification at export."""
 
     largest_difference: int  # of pixels from 0 to 255, to the Keras generator
-    batch_sizes: int  # every size from 1 to this gives the pixels of size 1
-    seeds: int  # number of random seeds
+    seeds: int  # number of random seeds; every batch size up to it gives the floats of size 1
     sequential: bool  # whether the graph runs the rows of a batch one by one
     threads: str  # per TensorFlow operation, during verification
 
@@ -58,12 +58,12 @@ class RunRecord:
 
     config: TrainingConfig
     steps: int
-    photos: dict[str, Any]
+    photos: PhotosRecord
     measurement: Measurement | None  # KID of this checkpoint during training
     measurements: list[Measurement]  # of all checkpoints
     evaluation: Evaluation | None  # of this checkpoint
-    compute: dict[str, Any]  # compute.json; empty if missing
-    source: dict[str, Any]  # grown_from.json, of the run it grew from; empty for other runs
+    compute: ComputeRecord
+    source: SourceRecord | None  # the run it grew from, if any
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
@@ -72,16 +72,17 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
     Raises RecordError if a file is missing or damaged.
     """
     steps, measurements = generator.batch, read_measurements(run / "kid.csv")
-    evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    evaluation_file, source_file = run / "evaluation.json", run / "grown_from.json"
+    evaluation = read_evaluation(evaluation_file) if evaluation_file.exists() else None
     return RunRecord(
         config=generator.config,
         steps=steps,
-        photos=read_record(run / "photos.json"),
+        photos=read_record(run / "photos.json", PhotosRecord),
         measurement=next((row for row in measurements if row.step == steps), None),
         measurements=measurements,
         evaluation=evaluation if evaluation and evaluation.batch == steps else None,
-        compute=read_record(run / "compute.json") if (run / "compute.json").exists() else {},
-        source=read_record(run / "grown_from.json") if (run / "grown_from.json").exists() else {},
+        compute=read_record(run / "compute.json", ComputeRecord),
+        source=read_record(source_file, SourceRecord) if source_file.exists() else None,
     )
 
 
@@ -143,10 +144,10 @@ The signature `generate` maps seeds to images, `sample` maps seeds to latents by
 latents to images, and `golden` returns digests of the pixels of a few seeds."""
 
 
-def _describe_data(photos: Mapping[str, Any]) -> str:
-    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos["skipped"].items())
-    held_out = f"; {photos['held_out']:,} held out of training" if photos.get("held_out") else ""
-    return f"{photos['used']:,} photos of {photos['files']:,} files{skipped}{held_out}."
+def _describe_data(photos: PhotosRecord) -> str:
+    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos.skipped.items())
+    held_out = f"; {photos.held_out:,} held out of training" if photos.held_out else ""
+    return f"{photos.used:,} photos of {photos.files:,} files{skipped}{held_out}."
 
 
 def _describe_training(run: RunRecord) -> str:
@@ -157,31 +158,27 @@ def _describe_training(run: RunRecord) -> str:
         last = run.measurements[-1].step  # config.json has the planned number
         kid = f"KID x1000 {run.measurement.kid_x1000} ± {run.measurement.std} against the training photos"
         sentences.append(f"The best of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}.")
-    sentences += _describe_duration(run.compute, "The run")
-    if run.source:
-        config = run.source["config"]
-        source_images = run.source["batch"] * config["batch_size"]
+    sentences.append(f"The run {_describe_duration(run.compute)}.")
+    if source := run.source:
         sentences += [
-            f"It grew from the run {run.source['run']}: {config['image_size']} px, {source_images:,} images, "
-            f"`--steps {config['steps']} --refine-from {config['refine_from']}`.",
-            *_describe_duration(run.source, "That run"),
+            f"It grew from the run {source.run}: {source.config.image_size} px, "
+            f"{source.batch * source.config.batch_size:,} images, "
+            f"`--steps {source.config.steps} --refine-from {source.config.refine_from}`.",
+            f"That run {_describe_duration(source)}.",
         ]
     return " ".join(sentences)
 
 
-def _describe_duration(compute: Mapping[str, Any], subject: str) -> list[str]:
-    if "training_s" not in compute:
-        return []
-    hours, minutes = divmod(round(compute["training_s"] / 60), 60)
-    machine = f"{compute['machine']} with {compute['processors']} processors"
-    return [f"{subject} took {hours} h {minutes} min on {machine} ({compute['backend']})."]
+def _describe_duration(compute: ComputeRecord) -> str:
+    hours, minutes = divmod(round(compute.training_s / 60), 60)
+    return f"took {hours} h {minutes} min on {compute.machine} with {compute.processors} processors ({compute.backend})"
 
 
 def _describe_checks(checks: ExportChecks) -> str:
     rows = "Rows run one by one." if checks.sequential else "All rows run at once; odd batches have one more row."
     return f"""\
 - The fused generator differs from the Keras one by at most {checks.largest_difference}/255 ({checks.seeds} seeds).
-- Every batch size from 1 to {checks.batch_sizes} gives the floats of batch size 1, bit for bit ({checks.seeds} seeds).
+- Every batch size from 1 to {checks.seeds} gives the floats of batch size 1, bit for bit ({checks.seeds} seeds).
   {rows} Verified on {platform.machine()} with {checks.threads} threads per operation; use as many in a model server."""
 
 

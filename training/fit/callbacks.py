@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from training.evaluate.plots import draw_losses
 from training.fit.plots import animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid
-from training.records import read_curves, read_record, write_atomically, write_record
+from training.records import ComputeRecord, read_curves, read_record, write_atomically, write_record
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
 GRID_SEEDS = np.arange(64)  # the same in every grid, so the images of a seed can be compared over the run
@@ -191,7 +192,9 @@ class Checkpoints(StepCallback):
         super().__init__(first_step)
         self.path, self.interval_s = folder / "checkpoint.npz", interval_s
         self.compute = folder / "compute.json"
-        self.training_s = read_record(self.compute)["training_s"] if first_step > 0 and self.compute.exists() else 0.0
+        self.training_s = 0.0
+        if first_step > 0 and self.compute.exists():
+            self.training_s = read_record(self.compute, ComputeRecord).training_s
         self.saved_at_s = time.monotonic()
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -213,13 +216,13 @@ class Checkpoints(StepCallback):
         save_checkpoint(self.model, self.path)
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
-        record = {
-            "training_s": round(self.training_s, 3),
-            "backend": keras.backend.backend(),
-            "machine": platform.machine(),
-            "processors": os.cpu_count(),
-        }
-        write_record(self.compute, record)
+        record = ComputeRecord(
+            training_s=round(self.training_s, 3),
+            backend=keras.backend.backend(),
+            machine=platform.machine(),
+            processors=os.cpu_count() or 1,
+        )
+        write_record(self.compute, asdict(record))
 
 
 class StopOnSignal(keras.callbacks.Callback):

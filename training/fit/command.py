@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.backend import import_backend
-from training.config import IMAGE_SIZES, TrainingConfig
+from training.config import IMAGE_SIZES, TrainingConfig, read_config
 from training.data.dataset import (
     MIN_PHOTOS,
     check_batch_size,
@@ -59,7 +59,7 @@ def resume_run(
     photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
 ) -> bool:
     """Resume `run` with the settings of its config.json and `flags`; see `fit`."""
-    previous = TrainingConfig.from_json((run / "config.json").read_text(encoding="utf-8"))
+    previous = read_config(run / "config.json")
     config = replace(previous, **flags)
     config.check_resumable(previous)
     done = read_batches_done(run / "checkpoint.npz")
@@ -123,7 +123,7 @@ def read_source(run: Path, flags: Mapping[str, Any]) -> TrainingConfig:
     for file in (config_file, run / "checkpoint.npz"):
         if not file.is_file():
             raise ConfigError(f"--grow-from {run} has no {file.name}; set it to the --out folder of a finished `fit`.")
-    source = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
+    source = read_config(config_file)
     size = flags.get("image_size", source.image_size)
     if size < source.image_size:
         raise ConfigError(

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import TrainingConfig
+from training.config import TrainingConfig, read_config
 from training.data.dataset import describe_photos
 from training.data.holdout import Split
 from training.data.photos import Photos
@@ -27,7 +26,7 @@ from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.projected import STATISTICS_PHOTOS
 from training.model.replicas import count_replicas, distribute_batches
-from training.records import read_batches_done, read_record, write_atomically, write_record
+from training.records import ComputeRecord, read_batches_done, read_record, write_record
 
 KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measurement uses the same seeds and photos
 
@@ -77,7 +76,7 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     """
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
-        config.check_resumable(TrainingConfig.from_json(config_file.read_text(encoding="utf-8")))
+        config.check_resumable(read_config(config_file))
     gan = build_gan(config, refining=config.is_refining(read_batches_done(checkpoint)))
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
@@ -85,19 +84,28 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
         if grow_from is not None:
             source = load_generator(grow_from)
             gan.copy_generator_weights(source.network)
-            write_record(run / "grown_from.json", describe_source(grow_from, source))
+            write_record(run / "grown_from.json", asdict(describe_source(grow_from, source)))
         set_feature_statistics(gan, photos, split)
-    write_record(run / "photos.json", describe_photos(photos, split))
-    write_atomically(config_file, config.to_json())
+    write_record(run / "photos.json", asdict(describe_photos(photos, split)))
+    write_record(config_file, asdict(config))
     if not checkpoint.exists():
         draw_network(gan.generator, run)
     return gan
 
 
-def describe_source(run: Path, source: TrainedGenerator) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SourceRecord(ComputeRecord):
+    """The content of grown_from.json: the run that another run grew from."""
+
+    run: str  # its name
+    batch: int  # batches done at the checkpoint
+    config: TrainingConfig
+
+
+def describe_source(run: Path, source: TrainedGenerator) -> SourceRecord:
     """Return the content of grown_from.json for the source run `run`."""
-    compute = read_record(run / "compute.json") if (run / "compute.json").exists() else {}
-    return {"run": run.resolve().name, "batch": source.batch, **compute, "config": asdict(source.config)}
+    compute = asdict(read_record(run / "compute.json", ComputeRecord))
+    return SourceRecord(**compute, run=run.resolve().name, batch=source.batch, config=source.config)
 
 
 def set_feature_statistics(gan: GAN, photos: Photos, split: Split) -> None:

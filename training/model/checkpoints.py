@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import keras
 import numpy as np
 
-from training.config import TrainingConfig
+from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError
 from training.model.gan import GAN
 from training.model.networks import build_generator
@@ -89,7 +89,7 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
             raise CheckpointError(
                 f"{run} has no {file.name}; name the --out folder of a `fit` that has saved a checkpoint."
             )
-    config = TrainingConfig.from_json(config_file.read_text(encoding="utf-8"))
+    config = read_config(config_file)
     network = build_generator(config.latent_dim, config.generator_channels)
     path = best if which == "best" and best.is_file() else checkpoint
     _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)

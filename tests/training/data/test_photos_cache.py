@@ -17,7 +17,7 @@ def test_pixels_are_a_read_only_map_on_disk_when_over_the_limit(folder: Path, sp
     save_photo(folder / "a")
     limit_bytes = SIDE * SIDE * 3 + spare_bytes
     cache_dir = folder.parent / "cache"
-    photos = load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=limit_bytes, progress=False)
+    photos = load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=limit_bytes)
     assert isinstance(photos.pixels, np.memmap) == cache_dir.exists() == on_disk
     assert not photos.pixels.flags.writeable
 
@@ -88,13 +88,6 @@ def test_cache_is_removed_when_the_disk_is_full(folder: Path, tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_photos_are_refused_when_the_cache_folder_is_a_file(folder: Path, tmp_path: Path) -> None:
-    save_photo(folder / "a")
-    (tmp_path / "cache").touch()
-    with pytest.raises(PhotosError, match=r"Cannot cache the decoded photos in '.*/cache' \(File exists\)"):
-        load(folder, in_memory=False)
 
 
 def test_memory_does_not_grow_with_photos_when_cached_on_disk(folder: Path) -> None:

@@ -18,11 +18,6 @@ def test_frechet_distance_matches_the_formula_for_normal_sets():
     assert distance == pytest.approx(8 * 0.5**2 + 8 * 1.0**2, rel=0.02)
 
 
-def test_frechet_distance_is_symmetric():
-    a, b = normal(500), normal(500, mean=1.0, seed=1)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
-
-
 def test_kernel_distance_is_near_0_when_distributions_are_equal():
     mean, deviation = kernel_distance(normal(2000), normal(2000, seed=1))
     assert abs(mean) < 2 * deviation
@@ -36,10 +31,6 @@ def test_kernel_distance_is_unbiased_when_samples_are_small():
 def test_kernel_distance_grows_with_the_difference():
     near, far = (kernel_distance(normal(1000), normal(1000, mean=m, seed=1))[0] for m in (0.2, 0.6))
     assert 0 < near < far
-
-
-def test_kernel_distance_is_equal_when_called_twice():
-    assert kernel_distance(normal(300), normal(300, seed=1)) == kernel_distance(normal(300), normal(300, seed=1))
 
 
 def test_nearest_rows_match_a_plain_search():
