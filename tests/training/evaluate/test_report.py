@@ -3,11 +3,13 @@
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from training.evaluate.report import DataSummary, Interpolation, Pairs, Report, write_report
+from training.data.dataset import PhotosRecord
+from training.evaluate.report import Interpolation, Pairs, Report, write_report
 from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, NearestDistances, Verdict
 from training.records import read_curves
 
@@ -42,11 +44,13 @@ EVALUATION = Evaluation(
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
     remarks=("One sees apples.",),
 )
-DATA = DataSummary(60, 57, {"copy of another file": 3}, "12 photos are held out.", "CC0-1.0", "somebody")
+PHOTOS = PhotosRecord(60, 57, {"copy of another file": 3}, pixels_sha256="", held_out=12, held_out_arcs=())
 FULL = Report(
     EVALUATION,
     random_images(100),
-    DATA,
+    PHOTOS,
+    held_out_photos="12 photos are held out.",
+    rights={"Attribution": "somebody"},
     generated=pairs(FAR),
     held_out=pairs(FAR, "held.jpg"),
     interpolations=[Interpolation(3, 9, random_images(7))],
@@ -55,11 +59,19 @@ FULL = Report(
         "step": STEPS[:3] * 500,
         "kid_x1000": np.array([300.0, 40.0, -1.0]),
         "std": np.ones(3),
-        "minutes": np.array([np.nan, 5, 8]),
+        "minutes": np.array([2, 5, 8]),
     },
     config={"batch_size": 16, "flip": True},
 )
-BARE = Report(replace(EVALUATION, batch=None, against_held_out=None, copies=None), random_images(100), DATA)
+BARE = replace(
+    FULL,
+    evaluation=replace(EVALUATION, batch=None, against_held_out=None, copies=None),
+    rights={},
+    generated=None,
+    held_out=None,
+    losses={},
+    kid={},
+)
 
 
 class Page(HTMLParser):
@@ -93,26 +105,30 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag in tags]
 
 
-@pytest.fixture
-def page(tmp_path):
-    def write(report: Report) -> Page:
-        write_report(tmp_path / "report.html", report)
-        return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-
-    return write
+def render(report: Report, folder: Path) -> Page:
+    write_report(folder / "report.html", report)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def hostile() -> Report:
     named = replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2)
     coverage = Coverage(HOSTILE, 0.25, {HOSTILE: 1.0}, {HOSTILE: 0.0}, (HOSTILE,))
     evaluation = replace(EVALUATION, model=HOSTILE, photos=HOSTILE, coverage=coverage, remarks=(HOSTILE,))
-    data = DataSummary(60, 57, {HOSTILE: 3}, HOSTILE, HOSTILE, HOSTILE)
-    return replace(FULL, evaluation=evaluation, config={HOSTILE: HOSTILE}, data=data, generated=named)
+    photos, texts = replace(PHOTOS, skipped={HOSTILE: 3}), {HOSTILE: HOSTILE}
+    return replace(
+        FULL, evaluation=evaluation, photos=photos, held_out_photos=HOSTILE, config=texts, rights=texts, generated=named
+    )
 
 
-@pytest.mark.parametrize("report", [FULL, BARE, hostile()], ids=["full", "bare", "hostile"])
-def test_report_loads_nothing_from_outside(page, report):
-    found = page(report)
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Page]:
+    reports = {"full": FULL, "bare": BARE, "hostile": hostile()}
+    return {name: render(report, tmp_path_factory.mktemp(name)) for name, report in reports.items()}
+
+
+@pytest.mark.parametrize("name", ["full", "bare", "hostile"])
+def test_report_loads_nothing_from_outside(pages, name):
+    found = pages[name]
     assert found.all("script", "iframe", "object") == []
     assert "url(" not in found.style
     assert "@import" not in found.style
@@ -123,19 +139,19 @@ def test_report_loads_nothing_from_outside(page, report):
                 assert value.startswith(("data:", "#"))
 
 
-def test_report_shows_untrusted_names_as_text(page):
-    assert page(hostile()).text.count("<script>alert('x')</script>\"><img src=http://evil.example/>\\udcff") == 14
+def test_report_shows_untrusted_names_as_text(pages):
+    hostile_text = "<script>alert('x')</script>\"><img src=http://evil.example/>\\udcff"
+    assert pages["hostile"].text.count(hostile_text) == 14
 
 
-def test_report_shows_100_seeds_and_every_image_has_an_alternative_text(page):
-    images = page(FULL).all("img")
+def test_report_shows_100_seeds_and_every_image_has_an_alternative_text(pages):
+    images = pages["full"].all("img")
     assert [image["alt"] for image in images[:100]] == [f"seed {seed}" for seed in range(100)]
     assert all(image["alt"] for image in images)
 
 
-@pytest.mark.parametrize("report", [FULL, BARE], ids=["full", "bare"])
-def test_report_headings_descend_by_one_level_and_the_contents_link_them(page, report):
-    found = page(report)
+def test_report_headings_descend_by_one_level_and_the_contents_link_them(pages):
+    found = pages["full"]
     levels = [int(tag[1]) for tag, _ in found.elements if tag in ("h1", "h2", "h3")]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -143,39 +159,31 @@ def test_report_headings_descend_by_one_level_and_the_contents_link_them(page, r
     assert [a["href"] for a in found.all("a")] == [f"#{heading['id']}" for heading in found.all("h2")]
 
 
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "Not checked for copies.",
+def test_report_states_each_missing_part(pages):
+    for sentence in (
         "Distances to the training photos were not measured, so copies are not checked.",
-        "No images were interpolated.",
         "The run folder has no measurements of KID",
         "The history of losses is not available",
-        "The settings of the run are not available.",
-    ],
-)
-def test_report_states_each_missing_part(page, sentence):
-    assert sentence in page(BARE).text
-    assert sentence not in page(FULL).text
+    ):
+        assert sentence in pages["bare"].text
+        assert sentence not in pages["full"].text
 
 
 @pytest.mark.parametrize(
-    ("report", "level", "words"),
-    [(FULL, "good", "It is new. See 15."), (BARE, "unknown", "Not checked for copies.")],
-    ids=["full", "bare"],
+    ("name", "level", "words"),
+    [("full", "good", "It is new. See 15."), ("bare", "unknown", "Not checked for copies.")],
 )
-def test_report_begins_with_the_verdict_on_copies(page, report, level, words):
-    found = page(report)
-    assert {"class": f"verdict {level}"} in found.all("div")
-    assert found.text.split(" In short ")[2].startswith(words)
+def test_report_begins_with_the_verdict_on_copies(pages, name, level, words):
+    assert {"class": f"verdict {level}"} in pages[name].all("div")
+    assert pages[name].text.split(" In short ")[2].startswith(words)
 
 
 def charts(found: Page) -> list[str | None]:
     return [image["alt"] for image in found.all("img") if image["src"].startswith("data:image/svg+xml")]
 
 
-def test_report_charts_distances_kid_and_losses_and_states_their_numbers(page):
-    found = page(FULL)
+def test_report_charts_distances_kid_and_losses_and_states_their_numbers(pages):
+    found = pages["full"]
     assert charts(found) == [
         "Chart: Histogram of distances",
         "Chart: KID × 1000 by batch and minutes of training",
@@ -183,18 +191,16 @@ def test_report_charts_distances_kid_and_losses_and_states_their_numbers(page):
     ]
     for sentence in (
         "Medians: generated images 15, held-out photos 15.",
-        "From 300 at batch 500 to -1 at batch 1,500 after 8 minutes. The lowest is -1 at batch 1,500 after 8 minutes.",
+        "From 300 at batch 500 after 2 minutes to -1 at batch 1,500 after 8 minutes.",
+        "The lowest is -1 at batch 1,500 after 8 minutes.",
         "Batches 1 to 1,000: generator from 1 to 0.001, discriminator from 1 to 0.001,",
     ):
         assert sentence in found.text
 
 
-def test_report_states_a_single_measurement_without_a_chart(page):
+def test_report_charts_a_single_measurement(tmp_path):
     first = {name: {column: values[:1] for column, values in getattr(FULL, name).items()} for name in ("kid", "losses")}
-    found = page(replace(BARE, **first))
-    assert charts(found) == []
-    assert "KID × 1000 was measured once: 300 ± 1 at batch 500." in found.text
-    assert "Batch 1: generator 1, discriminator 1, D(real) 1, D(generated) 1." in found.text
+    assert len(charts(render(replace(BARE, **first), tmp_path))) == 2
 
 
 @pytest.mark.parametrize(
