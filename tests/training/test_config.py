@@ -38,12 +38,6 @@ def test_every_config_field_is_a_flag_with_help(capsys):
         assert f.metadata["help"] in output
 
 
-def test_flag_is_none_when_omitted():
-    options = build_parser().parse_args(["fit", "--photos", "p", "--out", "r", "--no-flip"])
-    values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
-    assert {name: value for name, value in values.items() if value is not None} == {"flip": False}
-
-
 @pytest.mark.parametrize("flag", ["--size", "--image-size"])
 def test_image_size_has_a_short_flag_and_a_long_one(flag):
     assert build_parser().parse_args(["fit", "--photos", "p", "--out", "r", flag, "128"]).image_size == 128

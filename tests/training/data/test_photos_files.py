@@ -48,7 +48,6 @@ BAD_FILES = {
         SkipReason.TOO_LARGE,
     ),
     "more pixels than Pillow raises at": (write_content(png_that_claims(100_000, 100_000)), SkipReason.TOO_LARGE),
-    "thumbnail": (write_content(encoded(solid("RGB", ORANGE, (7, 40)), "PNG")), SkipReason.TOO_SMALL),
     "half a png": (write_content(PHOTO_PNG[: len(PHOTO_PNG) // 2]), SkipReason.DAMAGED),
     "half a jpeg": (write_content(PHOTO_JPEG[: len(PHOTO_JPEG) // 2]), SkipReason.DAMAGED),
     "png without pixels": (write_content(png_that_claims(SIDE, SIDE)), SkipReason.DAMAGED),
@@ -108,17 +107,6 @@ def test_every_file_is_used_or_skipped_in_a_fixed_order_of_reasons(mixed_folder:
     assert summary.used == 2
     assert summary.files == len(BAD_FILES) + 2 == summary.used + sum(summary.skipped.values())
     assert list(summary.skipped) == [reason.value for reason in SkipReason if reason.value in summary.skipped]
-
-
-def test_summary_table_has_every_count(folder: Path) -> None:
-    save_photo(folder / "a")
-    save_photo(folder / "b")
-    assert load(folder).summary.format_table().splitlines() == [
-        f"photos in {folder}",
-        "  files found           2",
-        "  used                  1",
-        "  copy of another file  1",
-    ]
 
 
 @pytest.mark.parametrize(("short_side", "used"), [(SIDE // MAX_ENLARGEMENT, 1), (SIDE // MAX_ENLARGEMENT - 1, 0)])

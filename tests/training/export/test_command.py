@@ -41,23 +41,18 @@ def run_generate(signatures, seeds) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("signature", "expected_input", "expected_outputs"),
+    ("signature", "inputs", "outputs"),
     [
-        ("serving_default", ("latents", tf.float32, [None, 128]), [("images", tf.uint8, [None, 32, 32, 3])]),
-        ("generate", ("seeds", tf.int64, [None]), [("images", tf.uint8, [None, 32, 32, 3])]),
-        ("sample", ("seeds", tf.int64, [None]), [("latents", tf.float32, [None, 128])]),
-        ("golden", ("index", tf.int64, [None]), [("seeds", tf.int64, [None]), ("digests", tf.uint8, [None, 32])]),
+        ("serving_default", {"latents": (tf.float32, [None, 128])}, {"images": (tf.uint8, [None, 32, 32, 3])}),
+        ("generate", {"seeds": (tf.int64, [None])}, {"images": (tf.uint8, [None, 32, 32, 3])}),
+        ("sample", {"seeds": (tf.int64, [None])}, {"latents": (tf.float32, [None, 128])}),
+        ("golden", {"index": (tf.int64, [None])}, {"seeds": (tf.int64, [None]), "digests": (tf.uint8, [None, 32])}),
     ],
 )
-def test_signatures_match_the_contract(signatures, signature, expected_input, expected_outputs):
+def test_signatures_match_the_contract(signatures, signature, inputs, outputs):
     function = signatures[signature]
-    assert [(s.name, s.dtype, s.shape.as_list()) for s in function.structured_input_signature[1].values()] == [
-        expected_input
-    ]
-    outputs = function.structured_outputs
-    assert {(name, s.dtype, *s.shape.as_list()) for name, s in outputs.items()} == {
-        (n, d, *s) for n, d, s in expected_outputs
-    }
+    for specs, expected in ((function.structured_input_signature[1], inputs), (function.structured_outputs, outputs)):
+        assert {name: (spec.dtype, spec.shape.as_list()) for name, spec in specs.items()} == expected
 
 
 def test_sample_equals_ringo_latent_1_bits_for_1000_seeds(signatures):
@@ -126,7 +121,7 @@ def test_golden_digests_match_the_pixels_of_64_seeds(signatures):
         assert digest.tobytes() == hashlib.sha256(run_generate(signatures, [seed]).tobytes()).digest()
 
 
-@pytest.mark.parametrize("index", [[], [3], [63, 0, 63], [64, -1, 2**62], range(65)])
+@pytest.mark.parametrize("index", [[], [63, 0, 63, 64, -1, 2**62]])
 def test_golden_returns_one_row_per_index(signatures, index):
     seeds, digests = read_golden(signatures, range(64))
     rows = np.asarray(index, np.int64) % 64
@@ -159,14 +154,8 @@ def test_card_names_licence_attribution_and_hyperparameters(small_model, small_r
     config = read_config(small_run / "config.json")
     hyperparameters = [f"| {f.name} | {getattr(config, f.name)} |" for f in fields(config) if f.metadata["fixed"]]
     assert len(hyperparameters) > 10
-    for fact in (
-        "license: CC0-1.0",
-        "drawn by the tests",
-        "4 batches of 8: 32 images",
-        "The run took 0 h",
-        *hyperparameters,
-    ):
-        assert fact in card
+    facts = ("license: CC0-1.0", "drawn by the tests", "4 batches of 8: 32 images", "The run took 0 h")
+    assert [fact for fact in (*facts, *hyperparameters) if fact not in card] == []
 
 
 def test_card_shows_the_image_of_a_known_fault(small_model, small_run):
