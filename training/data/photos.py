@@ -176,40 +176,32 @@ def _find_files(folder: Path) -> list[_File]:
     Raises PhotosError if `folder` itself cannot be listed.
     """
     _check_folder(folder)
-    visited: set[Path] = set()
+    visited: set[str] = set()
     files: list[_File] = []
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        real = current.resolve()
-        if real in visited:
+
+    def add_unreadable_folder(error: OSError) -> None:
+        files.append(_File(Path(error.filename), os.path.relpath(error.filename, folder), SkipReason.UNREADABLE))
+
+    for root, subfolders, names in os.walk(folder, onerror=add_unreadable_folder, followlinks=True):
+        if (real := os.path.realpath(root)) in visited:
+            subfolders.clear()
             continue
         visited.add(real)
-        try:
-            paths = sorted(path for path in current.iterdir() if not path.name.startswith("."))
-        except OSError:
-            files.append(_File(current, str(current.relative_to(folder)), SkipReason.UNREADABLE))
-            continue
-        subfolders = []
-        for path in paths:
-            if file := _inspect(path, str(path.relative_to(folder))):
-                files.append(file)
-            else:
-                subfolders.append(path)
-        pending += reversed(subfolders)  # popped by name, so the same one of two links is always followed
+        # In order, so the same one of two links is always followed.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        paths = [Path(root, name) for name in names if not name.startswith(".")]
+        files += [_inspect(path, str(path.relative_to(folder))) for path in paths]
     return sorted(files, key=lambda file: file.name)
 
 
-def _inspect(path: Path, name: str) -> _File | None:
-    """Return the file at `path` without opening it; None for a folder."""
+def _inspect(path: Path, name: str) -> _File:
+    """Return the file at `path` without opening it."""
     try:
         status = path.stat()
     except PermissionError:
         return _File(path, name, SkipReason.UNREADABLE)
     except OSError:  # a link without a target, or to itself
         return _File(path, name, SkipReason.BROKEN_LINK)
-    if stat.S_ISDIR(status.st_mode):
-        return None
     reason = None
     if status.st_size == 0:
         reason = SkipReason.EMPTY

@@ -171,19 +171,22 @@ def test_fault_is_refused_when_seed_or_text_is_missing(text):
         Fault.parse(text)
 
 
-def write_card_with(evaluation: Evaluation, run: Path, folder: Path) -> str:
-    copied = folder / "run"
-    shutil.copytree(run, copied)
-    write_record(copied / "evaluation.json", asdict(evaluation))
-    record = read_run(copied, load_generator(copied))
-    folder.joinpath("1").mkdir()
+@pytest.fixture
+def run(small_run, tmp_path) -> Path:
+    """Return a copy of the small run."""
+    return Path(shutil.copytree(small_run, tmp_path / "run"))
+
+
+def write_card(run: Path, evaluation: Evaluation = EVALUATION) -> str:
+    write_record(run / "evaluation.json", asdict(evaluation))
+    record = read_run(run, load_generator(run))
     checks = ExportChecks(largest_difference=0, seeds=64, sequential=False, threads="2")
-    write_model_card(folder / "1", record, model_name="fruit", licence="", attribution="", checks=checks, faults=[])
-    return (folder / "1" / "model_card.md").read_text(encoding="utf-8")
+    write_model_card(run, record, model_name="fruit", licence="", attribution="", checks=checks, faults=[])
+    return (run / "model_card.md").read_text(encoding="utf-8")
 
 
-def test_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
-    card = write_card_with(replace(EVALUATION, batch=4), small_run, tmp_path)
+def test_card_quotes_the_evaluation_of_its_checkpoint(run):
+    card = write_card(run, replace(EVALUATION, batch=4))
     for row in (
         "| KID x1000, against all photos | 43.58 ± 2.5 (1,900 images, 1,900 photos) |",
         "| FID, against all photos | 42.49 (1,900 of each) |",
@@ -194,29 +197,25 @@ def test_card_quotes_the_evaluation_of_its_checkpoint(small_run, tmp_path):
         assert row in card
 
 
-def test_card_omits_the_evaluation_of_another_checkpoint(small_run, tmp_path):
-    assert "Not evaluated." in write_card_with(EVALUATION, small_run, tmp_path)
+def test_card_omits_the_evaluation_of_another_checkpoint(run):
+    assert "Not evaluated." in write_card(run)
 
 
-def test_card_counts_finished_batches_not_planned_ones(small_run, tmp_path):
-    run = tmp_path / "unfinished"
-    shutil.copytree(small_run, run)
+def test_card_counts_finished_batches_not_planned_ones(run):
     write_record(run / "config.json", asdict(replace(read_config(run / "config.json"), steps=9000)))
     (run / "kid.csv").write_text("step,kid_x1000,std\n2,50.0,1.0\n4,30.0,1.0\n")
-    card = write_card_with(EVALUATION, run, tmp_path)
-    assert "4 batches of 8: 32 images. The best of 2 checkpoints measured in 4 batches: KID x1000 30.0" in card
+    summary = "4 batches of 8: 32 images. The best of 2 checkpoints measured in 4 batches: KID x1000 30.0"
+    assert summary in write_card(run)
 
 
-def test_card_names_the_source_run_when_grown(small_run, tmp_path):
-    run = tmp_path / "grown"
-    shutil.copytree(small_run, run)
+def test_card_names_the_source_run_when_grown(run):
     config = TrainingConfig(image_size=32, batch_size=4, steps=9, refine_from=7)
     source = SourceRecord(3700, "jax", "x86_64", 2, run="seedling", batch=9, config=config)
     write_record(run / "grown_from.json", asdict(source))
     assert (
         "It grew from the run seedling: 32 px, 36 images, `--steps 9 --refine-from 7`. "
         "That run took 1 h 2 min on x86_64 with 2 processors (jax)."
-    ) in write_card_with(EVALUATION, run, tmp_path)
+    ) in write_card(run)
 
 
 def test_version_records_its_photos_but_not_their_folder(small_model, small_run):
@@ -227,9 +226,7 @@ def test_version_records_its_photos_but_not_their_folder(small_model, small_run)
     assert all(folder.encode() not in file.read_bytes() for file in version.rglob("*") if file.is_file())
 
 
-def test_load_generator_takes_the_best_checkpoint_by_default(small_run, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+def test_load_generator_takes_the_best_checkpoint_by_default(run):
     with np.load(run / "checkpoint.npz") as file:
         np.savez(run / "best.npz", **dict(file) | {"step": np.array(2)})
     assert [load_generator(run, which).batch for which in ("best", "last")] == [2, 4]
