@@ -53,7 +53,7 @@ class SkipReason(StrEnum):
 
 
 def read_photo(
-    path: Path, image_size: int, read: Callable[[Image.Image], Result], digests: set[bytes]
+    path: Path, image_size: int, read: Callable[[Image.Image, int], Result], digests: set[bytes]
 ) -> Result | SkipReason:
     """Return the result of `read` for the photo, or a skip reason.
 
@@ -77,7 +77,7 @@ def read_photo(
             stream.seek(position)  # Pillow continues to read here
             if digest in digests:
                 return SkipReason.COPY
-            result = read(image)
+            result = read(image, image_size)
         except MemoryError:
             raise  # a fault of the machine, not of the file
         except UnidentifiedImageError:
@@ -90,8 +90,11 @@ def read_photo(
     return result
 
 
-def crop_square(image: Image.Image, image_size: int) -> Image.Image:
-    """Return the upright centre square in sRGB, with white for transparent pixels."""
+def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """Return the upright centre square as uint8[S, S, 3] in sRGB.
+
+    Transparent pixels become white.
+    """
     image.draft(None, (JPEG_OVERSAMPLING * image_size, JPEG_OVERSAMPLING * image_size))  # affects JPEG only
     image.load()
     profile = image.info.get("icc_profile")
@@ -101,7 +104,7 @@ def crop_square(image: Image.Image, image_size: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return _to_srgb(image, profile)  # after the resize: thousands of times fewer pixels to convert
+    return np.asarray(_to_srgb(image, profile))  # after the resize: thousands of times fewer pixels to convert
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

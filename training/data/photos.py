@@ -86,7 +86,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
         return _load_through_cache(folder, files, image_size, cache_dir)
     pixels = np.empty((max_photos, image_size, image_size, 3), np.uint8)
     rows = iter(pixels)
-    names, summary = _decode(folder, files, image_size, lambda photo: np.copyto(next(rows), photo))
+    names, summary = _process_files(folder, files, image_size, crop_square, lambda photo: np.copyto(next(rows), photo))
     pixels.flags.writeable = False
     return Photos(pixels[: len(names)], names, summary)
 
@@ -100,7 +100,7 @@ def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> ND
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     pixels: list[NDArray[np.uint8]] = []
-    _decode(folder, shuffled, image_size, pixels.append, max_photos=count)
+    _process_files(folder, shuffled, image_size, crop_square, pixels.append, max_photos=count)
     return np.stack(pixels)
 
 
@@ -112,7 +112,7 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     Raises PhotosError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
-    _process_files(folder, _find_files(folder), image_size, lambda image: min(image.size), sides.append)
+    _process_files(folder, _find_files(folder), image_size, lambda image, _: min(image.size), sides.append)
     return tuple(sides)
 
 
@@ -131,7 +131,9 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
             new_entry.mkdir()
             # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
             with (new_entry / "pixels.u8").open("wb") as out:
-                names, summary = _decode(folder, files, image_size, lambda photo: out.write(photo.tobytes()))
+                names, summary = _process_files(
+                    folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
+                )
             index = {"files": names, "summary": dataclasses.asdict(summary)}
             (new_entry / "index.json").write_text(json.dumps(index), encoding="utf-8")
             try:
@@ -212,26 +214,11 @@ def _inspect(path: Path, name: str) -> _File:
     return _File(path, name, reason, (os.access(path, os.R_OK), status.st_size, status.st_mtime_ns))
 
 
-def _decode(
-    folder: Path,
-    files: list[_File],
-    image_size: int,
-    store: Callable[[NDArray[np.uint8]], object],
-    max_photos: int | None = None,
-) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Pass the pixels of each usable photo to `store`; see `_process_files`."""
-
-    def read(image: Image.Image) -> NDArray[np.uint8]:
-        return np.asarray(crop_square(image, image_size))
-
-    return _process_files(folder, files, image_size, read, store, max_photos)
-
-
 def _process_files(
     folder: Path,
     files: list[_File],
     image_size: int,
-    read: Callable[[Image.Image], Result],
+    read: Callable[[Image.Image, int], Result],
     store: Callable[[Result], object],
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:

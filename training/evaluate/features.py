@@ -5,7 +5,7 @@ comparable only with each other, not with those of Inception in papers.
 """
 
 import hashlib
-import os
+import io
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
+from training.records import write_atomically
 
 # Input sizes in pixels, as in the networks' training. Without Lite1, which the discriminator uses.
 NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
@@ -99,15 +100,11 @@ def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> N
     key = hashlib.sha256(f"{photos.sha256} {extract.name}".encode()).hexdigest()[:32]
     cached = cache_dir / f".features-{key}.npy"  # hidden, so a cache inside the photo folder is ignored there
     if cached.exists():
-        with cached.open("rb") as file:
-            features: NDArray[np.float32] = np.load(file)
-            return features
+        features: NDArray[np.float32] = np.load(cached)
+        return features
     features = extract(photos.pixels, progress=True)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_name(cached.name + ".part")
-    with partial.open("wb") as file:
-        np.save(file, features)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(cached)
+    content = io.BytesIO()
+    np.save(content, features)
+    write_atomically(cached, content.getvalue())
     return features

@@ -169,15 +169,6 @@ def test_report_states_each_missing_part(pages):
         assert sentence not in pages["full"].text
 
 
-@pytest.mark.parametrize(
-    ("name", "level", "words"),
-    [("full", "good", "It is new. See 15."), ("bare", "unknown", "Not checked for copies.")],
-)
-def test_report_begins_with_the_verdict_on_copies(pages, name, level, words):
-    assert {"class": f"verdict {level}"} in pages[name].all("div")
-    assert pages[name].text.split(" In short ")[2].startswith(words)
-
-
 def charts(found: Page) -> list[str | None]:
     return [image["alt"] for image in found.all("img") if image["src"].startswith("data:image/svg+xml")]
 
