@@ -30,55 +30,39 @@ def check_copies(
 
     `seeds` are those of `images` uint8[N, S, S, 3]. The pairs show each closest image with its nearest training photo.
     """
-    training_features = photo_features[split.training]
-    small_photos, names = shrink(photos.pixels), [f"seed {seed}" for seed in seeds]
-    image_pairs = _find_closest(images, names, shrink(images), photos, small_photos, split.training)
-    by_features = find_nearest(image_features, training_features)[1]
-    held_out_pairs = held_out_by_features = None
-    if len(split.held_out):
-        pixels, names = photos.pixels[split.held_out], [photos.files[row] for row in split.held_out]
-        held_out_pairs = _find_closest(
-            pixels, names, small_photos[split.held_out], photos, small_photos, split.training
+    small_training, training_features = shrink(photos.pixels)[split.training], photo_features[split.training]
+
+    def find_closest(pixels: NDArray[np.uint8], names: Sequence[str]) -> Pairs:
+        nearest, distances = find_nearest(shrink(pixels), small_training)
+        closest = np.argsort(distances, kind="stable")[:MAX_PAIRS]
+        neighbours = split.training[nearest[closest]]
+        return Pairs(
+            images=pixels[closest],
+            names=[names[row] for row in closest],
+            nearest=photos.pixels[neighbours],
+            nearest_names=[photos.files[row] for row in neighbours],
+            distances=distances[closest],
+            all_distances=distances,
         )
+
+    image_pairs = find_closest(images, [f"seed {seed}" for seed in seeds])
+    by_features = find_nearest(image_features, training_features)[1]
+    held_out_pairs = held_out_by_pixels = held_out_by_features = None
+    if len(split.held_out):
+        held_out_pairs = find_closest(photos.pixels[split.held_out], [photos.files[row] for row in split.held_out])
+        held_out_by_pixels = held_out_pairs.all_distances
         held_out_by_features = find_nearest(photo_features[split.held_out], training_features)[1]
-    held_out_by_pixels = held_out_pairs.all_distances if held_out_pairs else None
-    verdict = combine_verdicts(
-        assess_distances(image_pairs.all_distances, held_out_by_pixels),
-        assess_distances(by_features, held_out_by_features, space="features"),
-    )
     check = CopyCheck(
         images_by_pixels=_summarise(image_pairs.all_distances),
         held_out_by_pixels=_summarise(held_out_by_pixels) if held_out_by_pixels is not None else None,
         images_by_features=_summarise(by_features),
         held_out_by_features=_summarise(held_out_by_features) if held_out_by_features is not None else None,
-        verdict=verdict,
+        verdict=combine_verdicts(
+            assess_distances(image_pairs.all_distances, held_out_by_pixels),
+            assess_distances(by_features, held_out_by_features, space="features"),
+        ),
     )
     return check, image_pairs, held_out_pairs
-
-
-def _find_closest(
-    images: NDArray[np.uint8],
-    names: Sequence[str],
-    small_images: Features,
-    photos: Photos,
-    small_photos: Features,
-    training: NDArray[np.intp],
-) -> Pairs:
-    """Return the MAX_PAIRS of `images` that are closest to a `training` photo.
-
-    `training` are row numbers of `photos`. Distances are between `small_images` and `small_photos`.
-    """
-    nearest, distances = find_nearest(small_images, small_photos[training])
-    closest = np.argsort(distances, kind="stable")[:MAX_PAIRS]
-    neighbours = training[nearest[closest]]
-    return Pairs(
-        images=images[closest],
-        names=[names[row] for row in closest],
-        nearest=photos.pixels[neighbours],
-        nearest_names=[photos.files[row] for row in neighbours],
-        distances=distances[closest],
-        all_distances=distances,
-    )
 
 
 def shrink(images: NDArray[np.uint8]) -> Features:
