@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.conftest import ROOT, command, draw_photo, with_backend
 from training.__main__ import main
 from training.config import TrainingConfig
 from training.model.checkpoints import load_generator
+from training.records import write_record
 
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
@@ -45,7 +47,7 @@ def test_same_command_resumes_with_the_settings_of_the_run(photos, tmp_path, cap
     assert (first_config["image_size"], first_config["batch_size"], first_config["seed"]) == (32, 16, 3)
     # This machine would choose another limit, but the run keeps its own.
     config = TrainingConfig(**first_config | {"memory_limit_mib": 77})
-    (run / "config.json").write_text(config.to_json())
+    write_record(run / "config.json", asdict(config))
     assert fit(photos, run, "--steps", "2") == 0
     output = capsys.readouterr().out
     assert "Resuming at batch 1." in output
@@ -92,7 +94,7 @@ def keep_photos(count):
 
 def enlarge(folder):
     config = TrainingConfig(**config_of(folder / "run") | {"image_size": 128})
-    (folder / "run" / "config.json").write_text(config.to_json())
+    write_record(folder / "run" / "config.json", asdict(config))
 
 
 def truncate(name):

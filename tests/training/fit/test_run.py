@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from training.fit.callbacks import Checkpoints, History, StopOnSignal
 from training.fit.measurements import KeepBest, read_measurements
 from training.fit.run import build_kid, train_stage
 from training.model.gan import build_gan
+from training.records import ComputeRecord, write_record
 
 SMALL = "--image-size 32 --discriminator plain --batch-size 8 --log-every 1 --checkpoint-every-s 0"
 QUICK = ("--no-keep-best", "--no-jit-compile")
@@ -122,7 +124,7 @@ def test_history_drops_rows_that_are_truncated_or_past_the_checkpoint(small_run,
 
 def test_training_time_adds_up_when_a_run_resumes(small_gan, tmp_path):
     simulate_training(small_gan, tmp_path, 0, 1, [0.03])
-    (tmp_path / "compute.json").write_text('{"training_s": 1000.0}')
+    write_record(tmp_path / "compute.json", asdict(ComputeRecord(1000.0, "jax", "x86_64", 2)))
     simulate_training(small_gan, tmp_path, 1, 2, [0.04])
     assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
 from training.model.losses import hinge_discriminator_loss, hinge_generator_loss
 from training.model.projected import ProjectedDiscriminator
+from training.records import write_record
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -157,7 +158,7 @@ def test_fit_is_refused_when_the_source_run_is_unusable(photos, staged_run, tmp_
 def test_fit_is_refused_when_size_is_below_the_source_run(photos, staged_run, tmp_path, capsys):
     larger = tmp_path / "larger"
     shutil.copytree(staged_run, larger)
-    (larger / "config.json").write_text(replace(CONFIG, image_size=128).to_json())
+    write_record(larger / "config.json", asdict(replace(CONFIG, image_size=128)))
     assert fit(photos, tmp_path / "run", "--grow-from", larger) == 2
     assert "--size 32 is smaller than the 128 px" in capsys.readouterr().err
 
