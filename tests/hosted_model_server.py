@@ -19,7 +19,7 @@ from serving.model_client.messages import (
     types_pb2,
 )
 from serving.model_server.prediction_service import PredictionService
-from serving.model_server.server import start_server
+from serving.model_server.server import Listener, start_server
 from serving.model_server.versions import VersionState, VersionWatcher
 from tests.conftest import LIMIT_S
 
@@ -127,14 +127,14 @@ class Hosted:
 
 
 @contextmanager
-def hosting(base_path: Path) -> Iterator[Hosted]:
+def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     from serving.model_server.servable import load
 
     watcher = VersionWatcher(base_path, load, poll_interval_s=POLL_INTERVAL_S)
     watcher.poll()
     watcher.start()
-    service = PredictionService(watcher, "apple")
-    server, port = start_server(service)
+    service = PredictionService(watcher, "apple", typed_fields=typed_fields)
+    server, port = start_server(service, Listener())
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -155,7 +155,12 @@ def statuses(hosted: Hosted) -> list[Any]:
 def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
     methods = {
         "PredictRequest": hosted.predictions.Predict,
+        "GetModelMetadataRequest": hosted.predictions.GetModelMetadata,
         "GetModelStatusRequest": hosted.models.GetModelStatus,
+        "ClassificationRequest": hosted.predictions.Classify,
+        "RegressionRequest": hosted.predictions.Regress,
+        "MultiInferenceRequest": hosted.predictions.MultiInference,
+        "ReloadConfigRequest": hosted.models.HandleReloadConfigRequest,
     }
     with pytest.raises(grpc.RpcError) as refused:
         methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S)

@@ -1,25 +1,37 @@
-"""Predict and GetModelStatus of TensorFlow Serving; its other methods are UNIMPLEMENTED.
+"""TensorFlow Serving's PredictionService and ModelService, as far as its clients here need them.
 
-Status codes, and most messages, are those of TensorFlow Serving, in its order.
+Status codes and messages are those of the real server, checked in its order. What runs the graphs is given.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.model_client.messages import get_model_status_pb2, predict_pb2
+from serving.model_client.messages import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    predict_pb2,
+    regression_pb2,
+    types_pb2,
+)
 from serving.model_server.versions import VersionWatcher
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.model_server.servable import Servable
 
 DEFAULT_SIGNATURE = "serving_default"  # what an empty signature name means
+METADATA_FIELD = "signature_def"  # the only one there is
 # TensorFlow Serving has no limit unless it batches. Forty bytes can claim a million rows of zeros, whose images are
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
 MAX_ROWS = 16_384
+EXAMPLE_METHODS = MappingProxyType({"classify": "classification", "regress": "regression"})
 UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)
@@ -37,24 +49,32 @@ class Refusal(Exception):
 class PredictionService:
     """Answers for the versions of `watcher` as the model `model_name`. Threads may share it."""
 
-    def __init__(self, watcher: "VersionWatcher[Servable]", model_name: str) -> None:
+    def __init__(self, watcher: "VersionWatcher[Servable]", model_name: str, *, typed_fields: bool) -> None:
         self._watcher = watcher
         self._model_name = model_name
+        self._typed_fields = typed_fields
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Return the methods of both services, for a grpc.Server."""
+        """Return all methods of both services, for a grpc.Server."""
+        predictions = {
+            "Predict": handler(self.predict, predict_pb2.PredictRequest),
+            "GetModelMetadata": handler(self.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest),
+            "Classify": handler(self.classify, classification_pb2.ClassificationRequest),
+            "Regress": handler(self.regress, regression_pb2.RegressionRequest),
+            "MultiInference": handler(self.multi_inference, inference_pb2.MultiInferenceRequest),
+        }
+        models = {
+            "GetModelStatus": handler(self.get_model_status, get_model_status_pb2.GetModelStatusRequest),
+            "HandleReloadConfigRequest": handler(refuse_config, model_management_pb2.ReloadConfigRequest),
+        }
         return (
-            grpc.method_handlers_generic_handler(
-                "tensorflow.serving.PredictionService", {"Predict": handler(self.predict, predict_pb2.PredictRequest)}
-            ),
-            grpc.method_handlers_generic_handler(
-                "tensorflow.serving.ModelService",
-                {"GetModelStatus": handler(self.get_model_status, get_model_status_pb2.GetModelStatusRequest)},
-            ),
+            grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", predictions),
+            grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", models),
         )
 
     def predict(self, request: Message) -> Message:
-        """Return a PredictResponse of the requested or newest version; or raise Refusal."""
+        """Return a PredictResponse of the version that `request` names, or else of the newest; or raise Refusal."""
+        check_spec(request)
         version, servable = self._find(request.model_spec)
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         if name not in servable.signature_defs:
@@ -62,6 +82,7 @@ class PredictionService:
         signature = servable.signature_defs[name]
         inputs = decode_inputs(signature, request.inputs, servable.decode)
         chosen = choose_outputs(signature, request.output_filter)
+        check_dtypes(signature, request.inputs)
         check_rows(request.inputs)
         try:
             outputs = servable.run(name, inputs)
@@ -74,11 +95,28 @@ class PredictionService:
         response.model_spec.version.value = version
         response.model_spec.signature_name = name
         for alias in chosen:
-            servable.encode(outputs[alias], response.outputs[alias])
+            servable.encode(outputs[alias], response.outputs[alias], typed_fields=self._typed_fields)
+        return response
+
+    def get_model_metadata(self, request: Message) -> Message:
+        """Return a version's signatures in a GetModelMetadataResponse, or raise Refusal."""
+        check_spec(request)
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != METADATA_FIELD:
+                raise invalid(f"Metadata field {field} is not supported")
+        version, servable = self._find(request.model_spec)
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.name = self._model_name
+        response.model_spec.version.value = version
+        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
+        response.metadata[METADATA_FIELD].Pack(signatures)
         return response
 
     def get_model_status(self, request: Message) -> Message:
-        """Return the state of the requested or of all versions; or raise Refusal."""
+        """Return the state of the version that `request` names, or of every version ever seen; or raise Refusal."""
+        check_spec(request)
         spec = request.model_spec
         statuses = self._watcher.snapshot.statuses if spec.name == self._model_name else {}
         versions = [spec.version.value] if spec.HasField("version") else sorted(statuses, reverse=True)
@@ -95,8 +133,35 @@ class PredictionService:
             added.status.error_message = error or ""
         return response
 
+    def classify(self, request: Message) -> Message:
+        """Raise Refusal: no signature of the contract classifies."""
+        check_spec(request)
+        self._refuse_examples(request.model_spec, "classification")
+
+    def regress(self, request: Message) -> Message:
+        """Raise Refusal: no signature of the contract regresses."""
+        check_spec(request)
+        self._refuse_examples(request.model_spec, "regression")
+
+    def multi_inference(self, request: Message) -> Message:
+        """Raise Refusal, for the first task in `request`."""
+        task = request.tasks[0] if request.tasks else inference_pb2.InferenceTask()
+        kinds = {f"tensorflow/serving/{verb}": kind for verb, kind in EXAMPLE_METHODS.items()}
+        self._find(task.model_spec)
+        if task.method_name not in kinds:
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
+        self._refuse_examples(task.model_spec, kinds[task.method_name])
+
+    def _refuse_examples(self, spec: Message, kind: str) -> NoReturn:
+        """Refuse a request with tf.Examples for the signature that `spec` names."""
+        _, servable = self._find(spec)
+        name = spec.signature_name or DEFAULT_SIGNATURE
+        if name not in servable.signature_defs:
+            raise invalid(f"No signature was found with the name: {name}")
+        raise invalid(f"No {kind} inputs found in SignatureDef: {servable.signature_defs[name]}")
+
     def _find(self, spec: Message) -> "tuple[int, Servable]":
-        """Return the requested or newest version, and its servable."""
+        """Return the version that `spec` names, and its servable, which stays usable when it is unloaded."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):
@@ -110,22 +175,32 @@ class PredictionService:
 
 
 def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.RpcMethodHandler:
-    """Return a handler that calls `respond`; an unexpected error is INTERNAL."""
+    """Return a handler that ends a call with what `respond` returns or refuses, or INTERNAL if it fails."""
 
     def answer(request: bytes, context: grpc.ServicerContext) -> Message:
         try:
             return respond(request_class.FromString(request))
         except Refusal as refusal:
             code, text = refusal.code, str(refusal)
-        except DecodeError:  # gRPC itself would log a traceback
+        except DecodeError:  # said by gRPC itself, it would be a traceback in the log for each
             code, text = grpc.StatusCode.INTERNAL, f"The bytes are no {request_class.DESCRIPTOR.name}."
-        except Exception:  # its text may name paths and nodes, so it is in the log only
+        except Exception:  # its text may name paths and nodes, so it stays in our log
             log.exception("a call failed")
             code, text = grpc.StatusCode.INTERNAL, "The model server failed on this call; its log says why."
         return context.abort(code, text)  # raises
 
     return grpc.unary_unary_rpc_method_handler(
-        answer, response_serializer=lambda response: response.SerializeToString()
+        answer,
+        response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+def refuse_config(request: Message) -> Message:
+    """Raise Refusal: this server takes no other configuration than its command line."""
+    raise invalid(
+        "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
+        if request.config.WhichOneof("config") is None
+        else "The embedded model server takes its configuration from the command line alone."
     )
 
 
@@ -134,28 +209,59 @@ def invalid(text: str) -> Refusal:
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
+def check_spec(request: Message) -> None:
+    """Refuse a request that names no model at all."""
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+
+
 def decode_inputs(
     signature: Message, protos: Mapping[str, Message], decode: Callable[[Message], Any]
 ) -> dict[str, Any]:
-    """Return the tensors of a request by name: exactly those of `signature`. Shapes are for the graph to check."""
-    if set(protos) != set(signature.inputs):
-        raise invalid(f"The signature takes {names(signature.inputs)}; the request has {names(protos)}.")
+    """Return the tensors of a request by name: exactly those that `signature` asks for."""
+    sent, wanted = set(protos), set(signature.inputs)
+    if len(sent) != len(wanted):
+        raise invalid(
+            f"input size does not match signature: {len(sent)}!={len(wanted)} len({names(sent)}) != "
+            f"len({names(wanted)}). Sent extra: {names(sent - wanted)}. "
+            f"Missing but required: {names(wanted - sent)}."
+        )
     tensors = {}
-    for alias, proto in protos.items():
+    for alias in sorted(wanted):
+        if alias not in sent:
+            raise invalid(
+                f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in request "
+                f"and no default value provided. Inputs expected to be in the request {names(sent)}, or default "
+                "input alias set: "
+            )
         try:
-            tensors[alias] = decode(proto)
+            tensors[alias] = decode(protos[alias])
         except ValueError as error:
             raise invalid(f"tensor parsing error: {alias}") from error
     return tensors
 
 
 def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str]:
-    """Return the names of the outputs in `output_filter`, all if it is empty."""
+    """Return the names of the outputs to answer with: those in `output_filter`, or all if it is empty."""
+    chosen: list[str] = []
     for alias in output_filter:
         if alias not in signature.outputs:
-            expected = f"Outputs expected to be in the set {names(signature.outputs)}."
-            raise invalid(f"output tensor alias not found in signature: {alias} {expected}")
-    return list(output_filter) or sorted(signature.outputs)
+            raise invalid(
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {names(signature.outputs)}."
+            )
+        if alias in chosen:
+            raise invalid(f"duplicate output tensor alias: {alias}")
+        chosen.append(alias)
+    return chosen or sorted(signature.outputs)
+
+
+def check_dtypes(signature: Message, protos: Mapping[str, Message]) -> None:
+    """Refuse tensors of other dtypes than `signature` has; shapes are for the graph's kernels to refuse."""
+    for index, alias in enumerate(sorted(signature.inputs)):
+        wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
+        if sent != wanted:
+            raise invalid(f"Expects arg[{index}] to be {dtype_name(wanted)} but {dtype_name(sent)} is provided")
 
 
 def check_rows(protos: Mapping[str, Message]) -> None:
@@ -164,6 +270,11 @@ def check_rows(protos: Mapping[str, Message]) -> None:
         if proto.tensor_shape.dim and proto.tensor_shape.dim[0].size > MAX_ROWS:
             rows = proto.tensor_shape.dim[0].size
             raise invalid(f"Task size {rows} is larger than maximum input batch size {MAX_ROWS}")
+
+
+def dtype_name(dtype: int) -> str:
+    """Return TensorFlow's name for a DataType: "float" for DT_FLOAT."""
+    return str(types_pb2.DataType.Name(dtype)).removeprefix("DT_").lower()
 
 
 def names(aliases: Iterable[str]) -> str:

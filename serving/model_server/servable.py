@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -22,13 +25,34 @@ MAX_WARM_UP_REQUESTS = 1000  # TensorFlow Serving reads no more, either
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
 MAX_INPUT_ELEMENTS = 2**22
 
+TYPED_FIELDS = MappingProxyType(
+    {
+        "float32": "float_val",
+        "float64": "double_val",
+        "bool": "bool_val",
+        "uint8": "int_val",
+        "int8": "int_val",
+        "uint16": "int_val",
+        "int16": "int_val",
+        "int32": "int_val",
+        "uint32": "uint32_val",
+        "int64": "int64_val",
+        "uint64": "uint64_val",
+    }
+)
+
+PLAIN_DTYPES = MappingProxyType(
+    {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS if name != "bool"}
+)
+
+log = logging.getLogger(__name__)
 # It would have us take tf.saved_model.load, which gives functions where we want a session.
 logging.getLogger("tensorflow").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The callable of a signature, with the names of its inputs and outputs."""
+    """What runs a signature, from the inputs of these names to the outputs of those, and keeps the session open."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -59,32 +83,51 @@ class Servable:
 
     @staticmethod
     def decode(proto: Any) -> NDArray[Any]:
-        """Return the tensor of a TensorProto: missing values repeat the last one, or are 0 if there is none.
+        """Return the tensor of a TensorProto: numbers as they lie in it, all else read by TensorFlow's own C++.
+
+        Missing values repeat the last one, or are 0 where there is none.
 
         Raises:
             ValueError: it has no dtype, its shape is negative or above MAX_INPUT_ELEMENTS, or its content is of another
                 length than the shape says.
         """
         shape = [dim.size for dim in proto.tensor_shape.dim]
-        if min(shape, default=0) < 0 or prod(shape) > MAX_INPUT_ELEMENTS:
-            raise ValueError(f"The shape {shape} is negative or above {MAX_INPUT_ELEMENTS} elements.")
+        if prod(shape) > MAX_INPUT_ELEMENTS:
+            raise ValueError(f"The tensor has more than {MAX_INPUT_ELEMENTS} elements.")
+        content, dtype = proto.tensor_content, PLAIN_DTYPES.get(proto.dtype)
+        if dtype is not None and min(shape, default=0) >= 0 and len(content) == prod(shape) * dtype.itemsize:
+            return np.frombuffer(content, dtype).reshape(shape)
         try:
-            array: NDArray[Any] = tf.make_ndarray(proto)
+            array: NDArray[Any] = tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy()
             return array
-        except (KeyError, TypeError, OverflowError) as error:  # make_ndarray's, of odd dtypes and values
+        except (TypeError, tf.errors.InvalidArgumentError) as error:
             raise ValueError("The TensorProto can't be parsed.") from error
 
     @staticmethod
-    def encode(array: NDArray[Any], proto: Any) -> None:
-        """Write `array` into `proto`, in `tensor_content`: for 64 images 30 times as fast as in typed fields."""
-        proto.CopyFrom(tf.make_tensor_proto(array))
+    def encode(array: NDArray[Any], proto: Any, *, typed_fields: bool) -> None:
+        """Write `array` into the empty TensorProto `proto`: in `tensor_content` or in typed fields.
+
+        For 64 pictures of 128 x 128 the former takes 5 ms and the latter 150 ms.
+        """
+        dtype = tf.as_dtype(array.dtype)
+        field = TYPED_FIELDS.get(dtype.name)
+        if field is None:  # text, for one
+            proto.CopyFrom(tf.make_tensor_proto(array))
+            return
+        proto.dtype = dtype.as_datatype_enum
+        for size in array.shape:
+            proto.tensor_shape.dim.add(size=size)
+        if typed_fields:
+            getattr(proto, field).extend(array.ravel().tolist())
+        else:
+            proto.tensor_content = array.tobytes()
 
 
 def load(folder: Path) -> Servable:
-    """Return the SavedModel in `folder`, after its own warm-up requests.
+    """Return the SavedModel in `folder`, warmed up with the requests that lie beside its graph.
 
-    Raises whatever TensorFlow does for a SavedModel or a warm-up file that can't be read, and ValueError for a model
-    that refuses its own warm-up requests.
+    A warm-up file that can't be read is logged and left out. Raises whatever TensorFlow does for a SavedModel that
+    can't be loaded, and ValueError for one that can't answer its own warm-up requests: it would answer nobody.
     """
     saved_model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graphs = [graph for graph in saved_model.meta_graphs if TAG in graph.meta_info_def.tags]
@@ -99,7 +142,7 @@ def load(folder: Path) -> Servable:
 
 
 def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
-    """Return the callable of each signature.
+    """Return what runs each signature.
 
     A session, as in TensorFlow Serving, in the thread that asks: a lone picture takes 2.2 ms, by a function 3.0. The
     single-threaded executor is as fast, but optimises no loop: its rows come out with other last bits. The public
@@ -124,15 +167,19 @@ def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
 
 
 def _warm_up_requests(file: Path) -> list[Any]:
-    """Return the PredictRequests in `file`, none if there is no such file."""
+    """Return the PredictRequests in `file`: none if there is no such file, or if it can't be read."""
     if not file.is_file():
         return []
-    records = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_REQUESTS).as_numpy_iterator()
-    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    try:
+        records = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_REQUESTS).as_numpy_iterator()
+        logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    except (tf.errors.OpError, DecodeError) as error:
+        log.warning("the warm-up requests in %s can't be read: %s", file, error)
+        return []
     return [entry.predict_log.request for entry in logs if entry.HasField("predict_log")]
 
 
 def _kernel_text(message: str) -> str:
-    """Return the kernel's message, without stack, node and function."""
+    """Return what the kernel said, without what TensorFlow in Python wraps around it: stack, node and function."""
     said = message.split("\n\t [[")[0].split(" [Op:")[0].strip().splitlines()[-1]
     return re.sub(r"^\{\{\w+ .*?\}\} ", "", said)

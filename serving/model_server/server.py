@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,14 @@ from serving.telemetry.logs import configure as configure_logging
 if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.model_server.servable import Servable
 
-MAX_CONCURRENT_CALLS = 256  # the last of them waits 8 s at 30 ms an image
-# Threads of one operation. With 4 and 8, oneDNN splits sums by the size of the batch, so last bits depend on the batch.
-# With 2, two concurrent calls of one image each take 1.6 times as long on two cores.
+MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
+# Threads to one operation. With 4 and 8, oneDNN splits sums by the size of the batch, and the last bit of a picture
+# depends on its company. With 2 it doesn't, but two calls at a time of one picture each take 1.6 times as long on two
+# cores, and larger batches as long. More cores are used by more calls at a time, or by more replicas.
 INTRA_OP_THREADS = 1
-STOP_GRACE_S = 10.0  # the default timeout of a gateway
-WAIT_STEP_S = 60.0  # of the wait for a first version, which has no limit
-MAX_POLL_INTERVAL_S = 3600.0  # more is a mistake of milliseconds for seconds
+STOP_GRACE_S = 10.0  # as long as a gateway waits for an answer by default
+WAIT_STEP_S = 60.0  # for a first version we wait as long as it takes, in steps of this
+MAX_POLL_INTERVAL_S = 3600.0  # an hour: whoever writes more has mistaken milliseconds for seconds
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
@@ -44,16 +46,13 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", -1),
 )
 
-# Flags of TensorFlow Serving that this server accepts: it lacks them, or does so always.
+# Flags of TensorFlow Serving for what this server lacks, or does in one way.
 WITHOUT_EFFECT = (
     "rest_api_port",
     "monitoring_config_file",
     "enable_model_warmup",
     "max_num_load_retries",
     "tensorflow_intra_op_parallelism",
-    "grpc_channel_arguments",
-    "enable_grpc_healthcheck_service",  # always
-    "enable_serialization_as_tensor_content",  # always
 )
 
 SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse: this server has no package with its messages
@@ -64,35 +63,57 @@ HEALTH = grpc.method_handlers_generic_handler(
 log = logging.getLogger(__name__)
 
 
-def start_server(
-    service: PredictionService, *, host: str = "127.0.0.1", port: int = 0, max_threads: int = 8
-) -> tuple[grpc.Server, int]:
-    """Return a running server for `service` and its port. Raises SettingsError if it can't listen there."""
-    # gRPC's own error lacks the reason.
+@dataclass(frozen=True)
+class Listener:
+    """Where and how the server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # a free one
+    socket_path: str = ""  # of a unix socket besides, as TensorFlow Serving has it
+    max_threads: int = 8
+    channel_arguments: tuple[tuple[str, int | str], ...] = ()
+    has_health_check: bool = False
+
+
+def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.Server, int]:
+    """Return a running server for `service` and its port. Raises SettingsError for a port that is taken."""
+    host, port = listener.host, listener.port
+    # grpc would print a line of its own, and keep the reason to itself.
     listen(host, port, variable="--port", value=str(port), host_variable="--host").close()
     server = grpc.server(
-        ThreadPoolExecutor(max_threads, thread_name_prefix="call"),
-        handlers=(*service.handlers(), HEALTH),
-        options=SERVER_OPTIONS,
+        ThreadPoolExecutor(listener.max_threads, thread_name_prefix="call"),
+        handlers=(*service.handlers(), *([HEALTH] if listener.has_health_check else [])),
+        options=(*SERVER_OPTIONS, *listener.channel_arguments),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # beyond: RESOURCE_EXHAUSTED
     )
+    if listener.socket_path:
+        server.add_insecure_port(f"unix:{listener.socket_path}")
     bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     server.start()
     return server, bound
 
 
-def serve(model_name: str, base_path: Path, *, host: str, port: int, max_threads: int, poll_interval_s: float) -> None:
+def serve(
+    *,
+    model_name: str,
+    base_path: Path,
+    listener: Listener,
+    poll_interval_s: float,
+    typed_fields: bool,
+) -> None:
     """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
 
     No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
-    Raises SettingsError if it can't listen on host and port.
+
+    Raises:
+        SettingsError: nothing can listen on the host and port of `listener`.
     """
-    # Its errors in the log are remarks; real ones are raised.
+    # What it logs as errors are remarks; real ones are raised. What it says while it is imported comes all the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
-    from serving.model_server.servable import load  # imports TensorFlow, 3 s: after a check of the command line
+    from serving.model_server.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
 
-    gc.freeze()  # TensorFlow is 380,000 objects: a full collection would hold up a call for 0.2 s
+    gc.freeze()  # TensorFlow is 380,000 objects: every now and then a call would wait 0.2 s for a look at all of them
 
     watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)
     watcher.poll()
@@ -102,9 +123,9 @@ def serve(model_name: str, base_path: Path, *, host: str, port: int, max_threads
     try:
         while not watcher.wait_for(lambda snapshot: bool(snapshot.servables), timeout_s=WAIT_STEP_S):
             pass
-        service = PredictionService(watcher, model_name)
-        server, bound = start_server(service, host=host, port=port, max_threads=max_threads)
-        log.info("serving %s on %s:%d", model_name, host, bound)
+        service = PredictionService(watcher, model_name, typed_fields=typed_fields)
+        server, bound = start_server(service, listener)
+        log.info("serving %s on %s:%d", model_name, listener.host, bound)
         try:
             server.wait_for_termination()
         finally:
@@ -117,7 +138,7 @@ def serve(model_name: str, base_path: Path, *, host: str, port: int, max_threads
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m serving model-server` and return its exit status: 0 after SIGTERM or SIGINT, 1 for a taken port.
 
-    Raises SystemExit(2) after one sentence on stderr if `argv` is not valid.
+    Raises SystemExit(2) after one sentence on stderr if there is something wrong with `argv`.
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
@@ -126,12 +147,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(
-            arguments.model_name,
-            arguments.model_base_path,
-            host=arguments.host,
-            port=arguments.port,
-            max_threads=arguments.grpc_max_threads,
+            model_name=arguments.model_name,
+            base_path=arguments.model_base_path,
+            listener=Listener(
+                arguments.host,
+                arguments.port,
+                arguments.grpc_socket_path,
+                arguments.grpc_max_threads,
+                arguments.grpc_channel_arguments,
+                arguments.enable_grpc_healthcheck_service,
+            ),
             poll_interval_s=arguments.file_system_poll_wait_seconds,
+            typed_fields=not arguments.enable_serialization_as_tensor_content,
         )
     except SettingsError as error:
         print(error, file=sys.stderr)
@@ -157,11 +184,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
     add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
     add("--grpc_max_threads", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
+    add("--grpc_socket_path", default="", metavar="PATH", help="listen on a unix socket besides")
+    add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
     add("--file_system_poll_wait_seconds", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
     add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
+    for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
+        add(f"--{name}", type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
     for name in WITHOUT_EFFECT:
-        add(f"--{name}", nargs="?", help="accepted, without effect here")
+        add(f"--{name}", help="taken, and without effect here")
     return parser.parse_args(argv)
+
+
+def read_boolean(value: str) -> bool:
+    """Return what `value` says, as TensorFlow Serving reads it; raise ValueError for other words."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if value.lower() not in words:
+        raise ValueError
+    return words[value.lower()]
+
+
+def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
+    """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; raise ValueError if there are none."""
+    pairs = [part.split("=", 1) for part in value.split(",") if part]
+    return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
 
 
 def folder(value: str) -> Path:

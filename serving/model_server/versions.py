@@ -1,4 +1,7 @@
-"""The version folders of one model: the newest is loaded, and replaces the old one when it is available."""
+"""The numbered folders of one model, followed: the newest is loaded, and the old one serves until the new one does.
+
+What loads a folder is given; nothing here knows TensorFlow or gRPC.
+"""
 
 import logging
 import re
@@ -17,10 +20,12 @@ S = TypeVar("S")  # a servable: whatever the given loader returns
 
 
 class VersionState(IntEnum):
-    """The state of a version, with the numbers of TensorFlow Serving's ModelVersionStatus.State."""
+    """Where a version is in its life; the numbers are those of TensorFlow Serving's ModelVersionStatus.State."""
 
+    START = 10
     LOADING = 20
     AVAILABLE = 30
+    UNLOADING = 40
     END = 50
 
 
@@ -34,7 +39,7 @@ class VersionStatus:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot(Generic[S]):
-    """The versions at one moment; it keeps its servables alive."""
+    """What holds at one moment. Whoever keeps it keeps its servables, also when they are unloaded meanwhile."""
 
     statuses: Mapping[int, VersionStatus]  # of every version ever seen
     servables: Mapping[int, S]  # of the versions that are AVAILABLE
@@ -44,7 +49,7 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 class VersionWatcher(Generic[S]):
-    """Serves the newest version in `base_path` that `load` can load; polls.
+    """Serves the newest version folder in `base_path` that `load` can load, and looks again every `poll_interval_s`.
 
     A version is unloaded only after another is AVAILABLE, or when no version folder is left. One that `load` raised
     for ends at once and is tried again only when its folder changes. A base path that can't be listed changes nothing.
@@ -63,12 +68,12 @@ class VersionWatcher(Generic[S]):
 
     @property
     def snapshot(self) -> Snapshot[S]:
-        """The current snapshot."""
+        """What holds now."""
         with self._changed:
             return self._snapshot
 
     def wait_for(self, holds: Callable[[Snapshot[S]], bool], *, timeout_s: float) -> bool:
-        """Return True when `holds` is true of the snapshot, False after `timeout_s`."""
+        """Return True as soon as `holds` is true of the snapshot, or False after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: holds(self._snapshot), timeout_s)
 
@@ -82,7 +87,7 @@ class VersionWatcher(Generic[S]):
         self._thread.join(timeout_s)
 
     def poll(self) -> None:
-        """List the folders once, and load or unload versions; not thread-safe."""
+        """Look once, and return when what was found is acted upon. Never from two threads at a time."""
         try:
             folders = version_folders(self._base_path)
         except OSError as error:
@@ -93,21 +98,23 @@ class VersionWatcher(Generic[S]):
         served = self._load_newest(folders)
         for version in self.snapshot.servables:
             if not folders or (served is not None and version != served):
+                self._set(version, VersionState.UNLOADING)
                 self._set(version, VersionState.END)
 
     def _load_newest(self, folders: Mapping[int, Path]) -> int | None:
-        """Return the newest version that can be loaded, None if all are broken."""
+        """Return the newest of `folders` that is AVAILABLE, loading it if need be, or None if all are broken."""
         for version in sorted(folders, reverse=True):
             if version in self.snapshot.servables:
                 return version
-            # Before loading, so that a change during the load leads to another try.
+            # Before loading: what changes while it loads is a reason to try again.
             seen = fingerprint(folders[version])
             if self._broken.get(version) == seen:
                 continue
+            self._set(version, VersionState.START)
             self._set(version, VersionState.LOADING)
             try:
                 servable = self._load(folders[version])
-            except Exception as error:  # the served version must go on
+            except Exception as error:  # whatever is wrong with it must not stop the version that serves
                 log.exception("version %d in %s can't be loaded", version, folders[version])
                 self._broken[version] = seen
                 self._set(version, VersionState.END, error=f"{type(error).__name__}: {error}")
@@ -137,7 +144,7 @@ class VersionWatcher(Generic[S]):
         while not self._stop.is_set():
             try:
                 self.poll()
-            except Exception:  # the watcher must go on
+            except Exception:  # a dead watcher would freeze the model for ever without a sign
                 log.exception("a look at %s failed", self._base_path)
             self._stop.wait(self._poll_interval_s)
 
@@ -152,7 +159,7 @@ def version_folders(base_path: Path) -> dict[int, Path]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return names, inodes and times in `folder`: another value after any change."""
+    """Return what differs after `folder` or anything in it was renamed, written to, or replaced by its like."""
     found = []
     for path in (folder, *sorted(folder.rglob("*"))):
         try:

@@ -1,13 +1,25 @@
-"""Responses and refusals of the embedded model server."""
+"""Status codes and messages of the embedded model server, as measured on TensorFlow Serving."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
-from serving.model_client.messages import get_model_status_pb2, predict_pb2, types_pb2
+from serving.model_client.messages import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    predict_pb2,
+    regression_pb2,
+    types_pb2,
+)
+from serving.model_server.versions import VersionState
 from tests.conftest import LIMIT_S
 from tests.hosted_model_server import (
     INVALID,
@@ -17,30 +29,94 @@ from tests.hosted_model_server import (
     from_latents,
     generate,
     hosting,
+    images,
+    publish,
     refusal_of,
     save_model,
+    statuses,
     tensor,
 )
 
 
 @pytest.fixture(scope="module")
-def hosted(tmp_path_factory) -> Iterator[Hosted]:
+def saved_model(tmp_path_factory) -> Path:
+    """A SavedModel with shade 10."""
+    folder = tmp_path_factory.mktemp("saved") / "10"
+    save_model(folder, 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hosted(saved_model, tmp_path_factory) -> Iterator[Hosted]:
     """Version 7 of apple, which no test changes."""
     base_path = tmp_path_factory.mktemp("hosted")
-    save_model(base_path / "7", 10)
+    publish(saved_model, base_path, "7")
     with hosting(base_path) as hosted:
         yield hosted
 
 
-def test_response_names_version_and_signature_when_the_request_does_not(hosted):
+def test_a_response_names_model_version_and_signature_even_if_the_request_left_them_empty(hosted):
     spec = hosted.predict(from_latents()).model_spec
     assert (spec.name, spec.version.value, spec.signature_name) == ("apple", 7, "serving_default")
+
+
+def test_generate_is_serving_default_after_sample(hosted):
+    request = generate([3, 5, 2**62])
+    pictures = images(hosted.predict(request))
+    request.model_spec.signature_name = "sample"
+    latents = hosted.predict(request).outputs["latents"]
+    again = from_latents()
+    again.inputs["latents"].CopyFrom(latents)
+    assert pictures.shape == (3, 2, 2, 3)
+    assert (images(hosted.predict(again)) == pictures).all()
+
+
+def test_tensor_content_and_typed_fields_mean_the_same(hosted):
+    latents = np.linspace(0, 1, 2 * LATENT_DIM, dtype=np.float32)
+    content = hosted.predict(from_latents(tensor_content=latents.tobytes()))
+    assert content == hosted.predict(from_latents(float_val=latents))
+
+
+@pytest.mark.parametrize(
+    ("values", "meant"), [([], 0.0), ([0.25], 0.25)], ids=["none are zeros", "the last is repeated"]
+)
+def test_fewer_values_than_the_shape_says_are_filled_up(hosted, values, meant):
+    full = from_latents(float_val=[meant] * 2 * LATENT_DIM)
+    assert hosted.predict(from_latents(float_val=values)) == hosted.predict(full)
+
+
+def test_no_rows_give_no_rows(hosted):
+    assert images(hosted.predict(generate([]))).shape == (0, 2, 2, 3)
+
+
+def test_typed_fields_on_request_carry_the_same_images(saved_model, tmp_path, hosted):
+    publish(saved_model, tmp_path, "7")
+    with hosting(tmp_path, typed_fields=True) as typed:
+        response = typed.predict(generate([1, 2]))
+    assert not response.outputs["images"].tensor_content
+    assert (images(response) == images(hosted.predict(generate([1, 2])))).all()
 
 
 def test_concurrent_calls_agree(hosted):
     with ThreadPoolExecutor(8) as pool:
         responses = list(pool.map(hosted.predict, [generate([1, 2, 3])] * 200))
     assert all(response == responses[0] for response in responses)
+
+
+def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "apple"
+    response = hosted.predictions.GetModelMetadata(request, timeout=LIMIT_S)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    seeds = signatures.signature_def["generate"].inputs["seeds"]
+    assert (response.model_spec.name, response.model_spec.version.value) == ("apple", 7)
+    assert (seeds.dtype, [dim.size for dim in seeds.tensor_shape.dim]) == (types_pb2.DT_INT64, [-1])
+
+
+def test_the_status_of_a_loaded_version_is_available(hosted):
+    (status,) = statuses(hosted)
+    assert (status.version, status.state, status.status.error_code) == (7, VersionState.AVAILABLE, 0)
 
 
 def spec(request: Any, *, version: int | None = None, **fields: Any) -> Any:
@@ -60,73 +136,104 @@ def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
     return request
 
 
+def status_of(**fields: Any) -> Any:
+    return spec(get_model_status_pb2.GetModelStatusRequest(), **fields)
+
+
+def metadata_of(*fields: str, name: str = "apple") -> Any:
+    return spec(get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields), name=name)
+
+
 FLOATS = tensor(types_pb2.DT_FLOAT, [1, LATENT_DIM])
 INTS = tensor(types_pb2.DT_INT32, [1], int_val=[1])
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+NAMED = {"model_spec": {"name": "apple"}}
+REGRESSION = {**NAMED, "method_name": "tensorflow/serving/regress"}
+NEW_CONFIG = {"model_config_list": {"config": [{"name": "other", "base_path": "/tmp"}]}}
 
-# Statuses as TensorFlow Serving, and most messages: request, status, beginning of the sentence
+# Measured on TensorFlow Serving: request, status, beginning of the sentence
 REFUSED = [
-    (predict_pb2.PredictRequest(), INVALID, "ModelSpec has no name specified."),
+    (predict_pb2.PredictRequest(), INVALID, "Missing ModelSpec"),
+    (spec(generate([1]), name="", version_label="stable"), INVALID, "ModelSpec has no name specified."),
     (spec(generate([1]), version_label="stable"), INVALID, "Unrecognized servable version label: stable"),
     (spec(generate([1]), name="nope"), NOT_FOUND, "Servable not found for request: Latest(nope)"),
-    (generate([1], version=0), NOT_FOUND, "Servable not found for request: Specific(apple, 0)"),
+    (spec(generate([1]), name="nope", version=7), NOT_FOUND, "Servable not found for request: Specific(nope, 7)"),
+    *(
+        (generate([1], version=version), NOT_FOUND, f"Servable not found for request: Specific(apple, {version})")
+        for version in (99, 0, -1)
+    ),
     (spec(inputs(), signature_name="nosig"), PRECONDITION, 'Serving signature key "nosig" not found.'),
-    (from_latents(shape=[2**17, LATENT_DIM]), INVALID, "Task size 131072 is larger than maximum input batch size"),
-    (inputs(), INVALID, "The signature takes {latents}; the request has {}."),
-    (inputs(latents=FLOATS, noise=FLOATS), INVALID, "The signature takes {latents}; the request has {latents,noise}."),
-    (spec(inputs(seeds=INTS), signature_name="generate"), INVALID, "Type mismatch: actual int32 vs. expect int64"),
+    (
+        from_latents(shape=[2**17, LATENT_DIM]),
+        INVALID,
+        "Task size 131072 is larger than maximum input batch size 16384",
+    ),
+    (inputs(), INVALID, "input size does not match signature: 0!=1 len({}) != len({latents})."),
+    (inputs(latents=FLOATS, noise=FLOATS), INVALID, "input size does not match signature: 2!=1 len({latents,noise})"),
+    (inputs(noise=FLOATS), INVALID, "Signature input alias: latents(feed name: serving_default_latents:0) not found"),
+    (spec(inputs(seeds=INTS), signature_name="generate"), INVALID, "Expects arg[0] to be int64 but int32 is provided"),
+    (from_latents(dtype=types_pb2.DT_DOUBLE), INVALID, "Expects arg[0] to be float but double is provided"),
     (from_latents(shape=[2, 9]), INVALID, "Matrix size-incompatible: In[0]: [2,9], In[1]: [8,12]"),
     (from_latents(shape=[LATENT_DIM]), INVALID, "In[0] ndims must be >= 2"),
     *(
         (from_latents(**proto), INVALID, "tensor parsing error: latents")
         for proto in (
-            {"tensor_content": b"abc"},
-            {"dtype": types_pb2.DT_INVALID},
-            {"dtype": types_pb2.DT_RESOURCE},
-            {"shape": [-1, LATENT_DIM], "tensor_content": bytes(4 * LATENT_DIM)},
-            {"shape": [2**62, 2**62], "float_val": [1]},
+            *({"tensor_content": content} for content in (b"abc", bytes(100))),
+            *({"dtype": dtype} for dtype in (types_pb2.DT_INVALID, 200)),
+            *(
+                {"shape": shape, "float_val": [1]}
+                for shape in ([-2, LATENT_DIM], [2**40, LATENT_DIM], [2**26, LATENT_DIM], [2**62, 2**62])
+            ),
         )
     ),
     (inputs(latents=FLOATS, output_filter=["nope"]), INVALID, "output tensor alias not found in signature: nope Out"),
-    (
-        spec(get_model_status_pb2.GetModelStatusRequest(), name="nope"),
-        NOT_FOUND,
-        "Could not find any versions of model nope",
-    ),
-    (
-        spec(get_model_status_pb2.GetModelStatusRequest(), name="apple", version=99),
-        NOT_FOUND,
-        "Could not find version 99 of model apple",
-    ),
+    (inputs(latents=FLOATS, output_filter=["images"] * 2), INVALID, "duplicate output tensor alias: images"),
+    (get_model_status_pb2.GetModelStatusRequest(), INVALID, "Missing ModelSpec"),
+    (status_of(name="nope"), NOT_FOUND, "Could not find any versions of model nope"),
+    (status_of(name="apple", version=99), NOT_FOUND, "Could not find version 99 of model apple"),
+    (get_model_metadata_pb2.GetModelMetadataRequest(), INVALID, "Missing ModelSpec"),
+    (metadata_of(), INVALID, "GetModelMetadataRequest must specify at least one metadata_field"),
+    (metadata_of("x"), INVALID, "Metadata field x is not supported"),
+    (metadata_of("signature_def", name="nope"), NOT_FOUND, "Servable not found for request: Latest(nope)"),
+    (classification_pb2.ClassificationRequest(**NAMED), INVALID, "No classification inputs found in SignatureDef: "),
+    (regression_pb2.RegressionRequest(**NAMED), INVALID, "No regression inputs found in SignatureDef: "),
+    (inference_pb2.MultiInferenceRequest(), INVALID, "ModelSpec has no name specified."),
+    (inference_pb2.MultiInferenceRequest(tasks=[REGRESSION]), INVALID, "No regression inputs found in SignatureDef: "),
 ]
 
 
 @pytest.mark.parametrize(("request_", "code", "sentence"), REFUSED)
-def test_model_server_refuses_invalid_requests(hosted, request_, code, sentence):
+def test_model_server_refuses_what_tensorflow_serving_refuses(hosted, request_, code, sentence):
     found, details = refusal_of(hosted, request_)
     assert (found, details[: len(sentence)]) == (code, sentence)
 
 
-def test_embedded_model_server_cannot_be_reconfigured(hosted):
-    with grpc.insecure_channel(hosted.target) as channel:
-        call = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
-        with pytest.raises(grpc.RpcError) as refused:
-            call(b"", timeout=LIMIT_S)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+@pytest.mark.parametrize("config", [{}, NEW_CONFIG])
+def test_embedded_model_server_cannot_be_reconfigured(hosted, config):
+    code, _ = refusal_of(hosted, model_management_pb2.ReloadConfigRequest(config=config))
+    assert code is INVALID
+    assert [status.version for status in statuses(hosted)] == [7]
 
 
-def test_bytes_that_are_no_request_are_internal_without_a_traceback(hosted, caplog):
+@pytest.mark.parametrize(
+    "method", ["PredictionService/Predict", "PredictionService/GetModelMetadata", "ModelService/GetModelStatus"]
+)
+def test_bytes_that_are_no_request_are_internal_and_leave_no_traceback(hosted, caplog, method):
     with grpc.insecure_channel(hosted.target) as channel:
-        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        call = channel.unary_unary(f"/tensorflow.serving.{method}")
         with pytest.raises(grpc.RpcError) as refused:
             call(b"\xff", timeout=LIMIT_S)
     assert refused.value.code() is grpc.StatusCode.INTERNAL
-    assert refused.value.details() == "The bytes are no PredictRequest."
+    assert refused.value.details() == f"The bytes are no {method.rpartition('/')[2]}Request."
     assert "Traceback" not in caplog.text
 
 
-def test_an_unexpected_error_is_internal_and_its_cause_is_in_the_log_only(hosted, caplog):
+def test_what_nobody_foresaw_is_internal_and_its_cause_stays_on_the_server(hosted, caplog):
     init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but nothing that can be run
     code, message = refusal_of(hosted, init)
-    assert (code, message) == (grpc.StatusCode.INTERNAL, "The model server failed on this call; its log says why.")
+    assert (code, message) == (
+        grpc.StatusCode.INTERNAL,
+        "The model server failed on this call; its log says why.",
+    )
+    assert "Traceback" in caplog.text
     assert "__saved_model_init_op" in caplog.text

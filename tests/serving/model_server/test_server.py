@@ -1,4 +1,4 @@
-"""The embedded model server: changes of versions, and the process."""
+"""The embedded model server: what it hosts when, and the process itself."""
 
 import json
 import shutil
@@ -14,12 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.model_client.messages import prediction_service_pb2_grpc
-from serving.model_server.prediction_service import PredictionService
-from serving.model_server.server import main, start_server
+from serving.model_server.server import main
 from serving.model_server.versions import VersionState
-from serving.settings import SettingsError
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
-from tests.gateway_process import free_port
+from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
     NOT_FOUND,
     Hosted,
@@ -82,7 +80,7 @@ def test_a_broken_version_ends_with_an_error_and_the_old_one_serves(swapped, sav
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-def test_a_version_gets_no_traffic_when_its_warm_up_fails(swapped, saved_models):
+def test_a_version_that_fails_its_own_warm_up_takes_no_traffic(swapped, saved_models):
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -96,7 +94,7 @@ def test_a_version_gets_no_traffic_when_its_warm_up_fails(swapped, saved_models)
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-def test_nothing_is_found_when_all_versions_are_removed(swapped, saved_models):
+def test_with_all_versions_removed_nothing_is_found_until_one_returns(swapped, saved_models):
     withdraw(swapped.base_path, "1")
     swapped.wait_for(1, VersionState.END)
     assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
@@ -105,20 +103,20 @@ def test_nothing_is_found_when_all_versions_are_removed(swapped, saved_models):
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-FLAGS = [  # those of k8s/base/model-server/deployment.yaml
-    *("--rest_api_port=8501", "--monitoring_config_file=/none", "--enable_model_warmup=true"),
-    *("--enable_grpc_healthcheck_service=true", "--grpc_max_threads=64", "--max_num_load_retries=0"),
-    *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
-    "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
-]
-
-
-def test_process_serves_when_a_version_comes_and_ends_on_sigterm(saved_models, tmp_path):
+def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_models, tmp_path):
     port, log, base_path = free_port(), tmp_path / "log", tmp_path / "models"
-    own = [f"--port={port}", f"--model_base_path={base_path}", "--file_system_poll_wait_seconds=0.05"]
+    flags = (
+        "--port",
+        port,
+        "--model_base_path",
+        base_path,
+        "--file_system_poll_wait_seconds",
+        "0.05",
+        "--log-format",
+        "json",
+    )
     with log.open("w") as stderr:
-        words = command("serving", "model-server", *own, "--log-format=json", *FLAGS)
-        process = subprocess.Popen(words, cwd=ROOT, stderr=stderr)
+        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
     with ended_afterwards(process):
         wait_until(lambda: f"waiting for a version of apple in {base_path}" in log.read_text(), "a line that it waits")
         with pytest.raises(ConnectionRefusedError):
@@ -128,9 +126,7 @@ def test_process_serves_when_a_version_comes_and_ends_on_sigterm(saved_models, t
         wait_until(lambda: f"serving apple on 127.0.0.1:{port}" in log.read_text(), "a line that it serves")
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
-            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
-            assert response.status == health_pb2.HealthCheckResponse.SERVING
+            assert stub.Predict(from_latents(), timeout=LIMIT_S).model_spec.version.value == 1
         process.terminate()
         assert process.wait(LIMIT_S) == 0
     assert "Traceback" not in log.read_text()
@@ -138,9 +134,32 @@ def test_process_serves_when_a_version_comes_and_ends_on_sigterm(saved_models, t
     assert {json.loads(line)["level"] for line in ours} == {"INFO", "WARNING"}
 
 
-def test_start_names_the_host_when_it_is_of_another_machine():
-    with pytest.raises(SettingsError, match="--host is"):
-        start_server(PredictionService(None, "apple"), host="192.0.2.1")
+def test_flags_of_tensorflow_serving_are_taken(saved_models, tmp_path):
+    publish(saved_models[10], tmp_path, "1")
+    log, socket_path = tmp_path / "log", tmp_path / "model-server.sock"
+    flags = [
+        *("--port=0", "--model_name=apple", f"--model_base_path={tmp_path}", f"--grpc_socket_path={socket_path}"),
+        *("--rest_api_port=8501", "--monitoring_config_file=/none", "--enable_model_warmup=true"),
+        *("--enable_grpc_healthcheck_service=true", "--grpc_max_threads=64", "--max_num_load_retries=0"),
+        *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
+    ]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
+    with ended_afterwards(process):
+        wait_until(lambda: "serving apple on" in log.read_text(), "a line that it serves")
+        with grpc.insecure_channel(f"unix:{socket_path}") as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
+            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_process_ends_with_one_sentence_when_its_host_is_another_machine(saved_models, tmp_path):
+    publish(saved_models[10], tmp_path, "1")
+    done = run_serving("model-server", "--host", "192.0.2.1", "--port", "0", "--model_base_path", tmp_path)
+    sentence = "--host is '192.0.2.1'; allowed is a name or address of this machine: Cannot assign requested address."
+    assert (done.returncode, sentence in done.stderr.splitlines()) == (1, True)
 
 
 PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seconds above 0, up to 3600"
@@ -149,15 +168,15 @@ PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seco
 @pytest.mark.parametrize(
     ("flag", "value", "allowed"),
     [
-        ("--port", "65536", PORT),
-        ("--file_system_poll_wait_seconds", "0", SECONDS),
+        *(("--port", value, PORT) for value in ("65536", "-1", "http")),
+        *(("--file_system_poll_wait_seconds", value, SECONDS) for value in ("0", "-1", "nan", "soon")),
         ("--grpc_max_threads", "0", "a whole number from 1 to 1024"),
         ("--model_name", " ", "the name of a model"),
         ("--host", "", "the name or address to listen on"),
         ("--model_base_path", __file__, "a folder, which may be yet to come"),
     ],
 )
-def test_command_names_flag_and_value_when_it_is_invalid(flag, value, allowed, capsys):
+def test_command_line_is_refused_with_flag_value_and_what_is_allowed(flag, value, allowed, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([f"{flag}={value}"])
     assert f"argument {flag}: {value!r} is not valid; allowed is {allowed}." in capsys.readouterr().err

@@ -23,7 +23,17 @@ def states(watcher: VersionWatcher[str]) -> dict[int, str]:
     return {version: status.state.name for version, status in watcher.snapshot.statuses.items()}
 
 
-def test_the_older_version_serves_when_the_newest_is_removed(watcher, tmp_path):
+def test_a_snapshot_keeps_what_is_unloaded(watcher, tmp_path):
+    write_version(tmp_path, "1", "old")
+    watcher.poll()
+    before = watcher.snapshot
+    withdraw(tmp_path, "1")
+    watcher.poll()
+    assert before.servables == {1: "old"}
+    assert watcher.snapshot.servables == {}
+
+
+def test_the_newest_removed_gives_back_to_the_older(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     write_version(tmp_path, "2", "new")
     watcher.poll()
@@ -33,7 +43,15 @@ def test_the_older_version_serves_when_the_newest_is_removed(watcher, tmp_path):
     assert states(watcher) == {1: "AVAILABLE", 2: "END"}
 
 
-def test_the_served_version_stays_when_only_broken_ones_are_left(watcher, tmp_path):
+def test_of_broken_versions_the_next_older_is_served(watcher, tmp_path):
+    write_version(tmp_path, "1", "old")
+    write_version(tmp_path, "2", None)
+    watcher.poll()
+    assert watcher.snapshot.servables == {1: "old"}
+    assert "FileNotFoundError" in str(watcher.snapshot.statuses[2].error)
+
+
+def test_the_version_that_serves_stays_if_only_broken_ones_are_left(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     watcher.poll()
     withdraw(tmp_path, "1")
@@ -42,32 +60,37 @@ def test_the_served_version_stays_when_only_broken_ones_are_left(watcher, tmp_pa
     assert watcher.snapshot.servables == {1: "old"}
 
 
-def test_a_broken_version_is_tried_again_only_when_a_file_in_it_changes(tmp_path):
+def test_a_broken_version_is_not_tried_again(tmp_path):
     tried = []
+    watcher = VersionWatcher(tmp_path, lambda folder: tried.append(folder) or 1 / 0, poll_interval_s=POLL_INTERVAL_S)
+    write_version(tmp_path, "1", None)
+    watcher.poll()
+    watcher.poll()
+    assert tried == [tmp_path / "1"]
 
+
+def test_a_broken_version_is_tried_again_when_a_file_further_below_changes(tmp_path):
     def load(folder):
-        tried.append(folder.name)
         return (folder / "variables" / "data").read_text() or 1 / 0
 
     watcher = VersionWatcher(tmp_path, load, poll_interval_s=POLL_INTERVAL_S)
     (tmp_path / "1" / "variables").mkdir(parents=True)
     (tmp_path / "1" / "variables" / "data").touch()
     watcher.poll()
-    watcher.poll()
-    assert (tried, watcher.snapshot.servables) == (["1"], {})
+    assert watcher.snapshot.servables == {}
     (tmp_path / "1" / "variables" / "data").write_text("mended")
     watcher.poll()
     assert watcher.snapshot.servables == {1: "mended"}
 
 
-@pytest.mark.parametrize("name", ["1a", "-1", ".2", "²", "9" * 19])
-def test_a_folder_is_ignored_when_its_name_is_no_version(watcher, tmp_path, name):
+@pytest.mark.parametrize("name", ["abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20])
+def test_folders_whose_names_are_no_versions_are_ignored(watcher, tmp_path, name):
     write_version(tmp_path, name, "model")
     watcher.poll()
     assert watcher.snapshot.statuses == {}
 
 
-def test_versions_stay_when_the_base_path_vanishes(watcher, tmp_path):
+def test_a_base_path_that_vanishes_changes_nothing(watcher, tmp_path):
     base_path = tmp_path / "models"
     base_path.mkdir()
     write_version(base_path, "1", "model")
