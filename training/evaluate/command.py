@@ -61,10 +61,7 @@ def evaluate(
     generator = load_generator_under_test(model, checkpoint)
     extractors = build_extractors(networks, image_size=generator.config.image_size)
     photos = load_photos(
-        photos_folder,
-        generator.config.image_size,
-        cache_dir=out / "photos",
-        memory_limit_bytes=MEMORY_LIMIT_BYTES,
+        photos_folder, generator.config.image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES
     )
     count = min(count, len(photos.pixels))
     if count < MIN_COUNT:

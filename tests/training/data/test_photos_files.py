@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.photo_files import (
-    ORANGE,
-    SIDE,
-    encoded,
-    load,
-    png_that_claims,
-    save_photo,
-    solid,
-)
+from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid
 from training.data.decoding import MAX_ENLARGEMENT, MAX_PIXELS, SkipReason
 from training.errors import PhotosError
 

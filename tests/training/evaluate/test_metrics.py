@@ -34,10 +34,8 @@ def test_kernel_distance_grows_with_the_difference():
 
 
 def test_nearest_rows_match_a_plain_search():
-    points, among = (
-        normal(NEAREST_BATCH + 100) + 1000,
-        normal(300, seed=1) + 1000,
-    )  # far from 0, where cancellation is worst
+    # Far from 0, where cancellation is worst.
+    points, among = normal(NEAREST_BATCH + 100) + 1000, normal(300, seed=1) + 1000
     differences = np.sqrt(((points[:, None] - among) ** 2).mean(axis=2))
     rows, distances = find_nearest(points.astype(np.float32), among.astype(np.float32))
     assert rows.tolist() == differences.argmin(axis=1).tolist()
