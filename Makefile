@@ -92,7 +92,7 @@ bench: .venv-bench/ready $(STUBS) ## measure speed and memory, and write docs/be
 
 stubs: .venv/serve $(STUBS) ## generate serving/pb from proto/
 
-images: .venv/dev ## build and test the container images, with podman or docker
+images: .venv/dev $(STUBS) ## build and test the container images, with podman or docker
 	@test -n "$(ENGINE)" || { echo "Neither podman nor docker is on the PATH; install one."; exit 2; }
 	$(BUILD) -f Dockerfile.serve --target model -t docker.io/library/ringo-model:$(VERSION) .
 	$(BUILD) -f Dockerfile.serve --target serve -t docker.io/library/ringo-serve:$(VERSION) .
