@@ -5,9 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from serving.runtime.limits import raise_open_files
 from serving.settings import Settings, SettingsError
 
 INVALID = 2  # argparse's exit status for it, too
+MIN_FILES, FILES = 128, 4096  # open ones: TensorFlow and gRPC take 30 to 60, each connection one
 
 # gRPC reads both when it is imported.
 GRPC_ENVIRONMENT = {
@@ -40,6 +42,7 @@ def main(argv: list[str]) -> int:
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
+        raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import http.client
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from serving.model_server.versions import version_folders
-from serving.runtime.ports import listen
+from serving.runtime.ports import listen, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 
@@ -44,7 +46,7 @@ def run(settings: Settings) -> int:
     anything is started.
     """
     check_tls(settings)
-    _require_free_ports(settings)
+    settings = _with_addresses(settings)
     _require_model(settings)
     # A background job of a shell would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,7 +54,8 @@ def run(settings: Settings) -> int:
     children: Children = {}
     try:
         children["model server"] = _start(model_server_command(settings))
-        _wait_until(lambda: _listens(settings.model_server_address), children)  # once it has loaded a version
+        host, port = settings.model_server_address
+        _wait_until(lambda: _listens(reachable(host), port), children)  # once it has loaded a version
         children["gateway"] = _start(
             [sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ)
         )
@@ -70,11 +73,15 @@ def run(settings: Settings) -> int:
         _end(children, timeout_s=settings.predict_timeout_s + DRAIN_MARGIN_S)
 
 
-def _require_free_ports(settings: Settings) -> None:
+def _with_addresses(settings: Settings) -> Settings:
+    """Return `settings` with addresses for names; raise SettingsError if a port is not free.
+
+    A name may stand for several addresses, and for each another program may listen.
+    """
     host, port = settings.model_server_address
     # All at once, so that no two are equal.
     with (
-        listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
+        listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)) as gateway,
         listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
         listen(
             host,
@@ -82,9 +89,10 @@ def _require_free_ports(settings: Settings) -> None:
             variable="RINGO_MODEL_SERVER",
             value=settings.model_server,
             host_variable="The host in RINGO_MODEL_SERVER",
-        ),
+        ) as model_server,
     ):
-        pass
+        addresses = gateway.getsockname()[0], model_server.getsockname()[0]
+    return replace(settings, host=addresses[0], model_server=with_port(addresses[1], port))
 
 
 def _require_model(settings: Settings) -> None:
@@ -133,10 +141,12 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
 
     One worker per core: two on two cores serve 1.8 times as many cached images as one. They share the model calls.
     """
+    host, port = settings.model_server_address
+    addresses = {"RINGO_HOST": settings.host, "RINGO_MODEL_SERVER": with_port(reachable(host), port)}
     cores = os.cpu_count() or 1
     workers = settings.workers if "RINGO_WORKERS" in environ else min(cores, MAX_WORKERS)
     calls = max(1, settings.model_calls // workers)
-    return {"RINGO_WORKERS": str(workers), "RINGO_MODEL_CALLS": str(calls), **ALLOCATOR, **environ}
+    return {"RINGO_WORKERS": str(workers), "RINGO_MODEL_CALLS": str(calls), **ALLOCATOR, **environ, **addresses}
 
 
 def _start(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -153,9 +163,9 @@ def _require_alive(children: Children) -> None:
             raise RunError(f"The {name} {how}: ending the rest.")
 
 
-def _reachable(host: str) -> str:
-    """Return the local name of a server that listens on `host`."""
-    return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
+def reachable(host: str) -> str:
+    """Return the address for clients on this machine of a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _wait_until(passed: Callable[[], bool], children: Children) -> None:
@@ -167,9 +177,9 @@ def _wait_until(passed: Callable[[], bool], children: Children) -> None:
         time.sleep(POLL_INTERVAL_S)
 
 
-def _listens(address: tuple[str, int]) -> bool:
+def _listens(host: str, port: int) -> bool:
     try:
-        socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
+        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
     except OSError:
         return False
     return True
@@ -177,8 +187,8 @@ def _listens(address: tuple[str, int]) -> bool:
 
 def _is_ready(settings: Settings) -> bool:
     if settings.tls_certificate is not None:  # a probe over TLS may need a client certificate
-        return _listens((_reachable(settings.host), settings.metrics_port))
-    connection = http.client.HTTPConnection(_reachable(settings.host), settings.metrics_port, timeout=PROBE_TIMEOUT_S)
+        return _listens(reachable(settings.host), settings.metrics_port)
+    connection = http.client.HTTPConnection(reachable(settings.host), settings.metrics_port, timeout=PROBE_TIMEOUT_S)
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/readyz")
@@ -189,8 +199,9 @@ def _is_ready(settings: Settings) -> bool:
 
 def _announce(settings: Settings) -> None:
     scheme = "http" if settings.tls_certificate is None else "https"
-    url = f"{scheme}://{_reachable(settings.host)}:{settings.port}/generate?seed=42"
-    print(f"Ready: {url}", f"  curl '{url.removeprefix('http://')}' -o {settings.model_name}.png", sep="\n")
+    url = f"{scheme}://{with_port(reachable(settings.host), settings.port)}/generate?seed=42"
+    file = shlex.quote(f"{settings.model_name}.png")
+    print(f"Ready: {url}", f"  curl '{url.removeprefix('http://')}' -o {file}", sep="\n")
     print("Ctrl-C ends it.", flush=True)
 
 

@@ -1,6 +1,7 @@
 """Settings of the servers, read once from environment variables."""
 
 import argparse
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8080
-    model_server: str = "localhost:8500"
+    model_server: str = "127.0.0.1:8500"
     model_name: str = "apple"
     model_base_path: Path = Path("models/apple")
     # An image takes tens of milliseconds on two cores. 10 s outlast a queue of hundreds, and end before the 15 to 30 s
@@ -156,11 +157,21 @@ def read_log_format(text: str) -> str:
     return text
 
 
-def _target(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    return f"{read_text(host)}:{integer_reader(1, 65535)(port)}"
+def read_target(text: str) -> str:
+    """Return `text`, a gRPC target with port; raise ValueError for URLs, spaces, and IPv6 without brackets."""
+    found = TARGET.fullmatch(text)
+    if found is None:
+        raise ValueError
+    for _, ipv6, port in ADDRESS.findall(found["addresses"]):
+        integer_reader(1, 65535)(port)
+        if ipv6:
+            ipaddress.IPv6Address(ipv6)
+    return text
 
 
+ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
+TARGET = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
+TARGET_ALLOWED = "host:port of a gRPC server without http://, an IPv6 address in brackets"
 PORT = (integer_reader(1, 65535), "a whole number from 1 to 65535")
 SECONDS = (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}")
 PEM_FILE = (_path, "the path of a PEM file")
@@ -168,7 +179,7 @@ PEM_FILE = (_path, "the path of a PEM file")
 READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "host": (read_text, "the name or address to listen on"),
     "port": PORT,
-    "model_server": (_target, "host:port of a model server's gRPC"),
+    "model_server": (read_target, TARGET_ALLOWED),
     "model_name": (read_text, "the name of a model"),
     "model_base_path": (_path, "the path of a folder"),
     "predict_timeout_s": SECONDS,

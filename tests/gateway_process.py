@@ -4,7 +4,7 @@ import http.client
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
@@ -95,22 +95,22 @@ def environment(**settings: object) -> dict[str, str]:
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
-def run_serving(*words: object, cwd: Path = ROOT, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Run `python -m serving` with `words` and RINGO_ `settings` to its end."""
-    env = environment(**settings)
-    return subprocess.run(
-        command("serving", *words), env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
+def run_serving(
+    *words: object, cwd: Path = ROOT, wrapper: Sequence[str] = (), **settings: object
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m serving` with `words` and RINGO_ `settings` to its end; `wrapper` is a command that runs it."""
+    whole, env = [*wrapper, *command("serving", *words)], environment(**settings)
+    return subprocess.run(whole, env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @contextmanager
-def gateway_for(target: str, folder: Path, **settings: object) -> Iterator[Gateway]:
-    """Run the gateway for the model server at `target` until the `with` block ends."""
+def gateway_for(target: str, folder: Path, *, wrapper: Sequence[str] = (), **settings: object) -> Iterator[Gateway]:
+    """Run the gateway for the model server at `target` until the `with` block ends; `wrapper` as for run_serving."""
     port, metrics_port = free_port(), free_port()
     log = folder / "gateway.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            command("serving", "gateway"),
+            [*wrapper, *command("serving", "gateway")],
             env=environment(port=port, metrics_port=metrics_port, model_server=target, **settings),
             stderr=stderr,
             cwd=ROOT,

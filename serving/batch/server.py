@@ -19,7 +19,7 @@ from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.renderer import Renderer
-from serving.runtime.ports import listen
+from serving.runtime.ports import free_address, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings
 from serving.telemetry.logs import configure as configure_logging
@@ -61,7 +61,7 @@ def serve(settings: Settings) -> None:
     check_tls(settings)
     ports = {"RINGO_BATCH_PORT": settings.batch_port, "RINGO_BATCH_METRICS_PORT": settings.batch_metrics_port}
     for variable, port in ports.items():  # gRPC and prometheus_client have no such messages
-        listen(settings.host, port, variable=variable, value=str(port)).close()
+        host = free_address(settings.host, port, variable=variable, value=str(port))
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -75,8 +75,8 @@ def serve(settings: Settings) -> None:
     )
     health_servicer = health.HealthServicer()
     set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
-    server = build_server(settings, service, health_servicer)
-    start_http_server(settings.batch_metrics_port, settings.host)
+    server = build_server(settings, with_port(host, settings.batch_port), service, health_servicer)
+    start_http_server(settings.batch_metrics_port, host)
     ended = threading.Event()
     threading.Thread(target=monitor.watch, args=(ended,), name="monitor", daemon=True).start()
     threading.Thread(target=watch_health, args=(monitor, health_servicer, ended), name="health", daemon=True).start()
@@ -99,8 +99,10 @@ def serve(settings: Settings) -> None:
         service.close()
 
 
-def build_server(settings: Settings, service: PictureService, health_servicer: health.HealthServicer) -> grpc.Server:
-    """Return the server with its services and its port, not yet started."""
+def build_server(
+    settings: Settings, address: str, service: PictureService, health_servicer: health.HealthServicer
+) -> grpc.Server:
+    """Return the server with its services at `address`, not yet started."""
     interceptors: list[grpc.ServerInterceptor] = [WellFormedInterceptor()]
     if settings.token is not None:
         interceptors.insert(0, TokenInterceptor(settings.token, open_to_all=health.SERVICE_NAME))
@@ -112,8 +114,7 @@ def build_server(settings: Settings, service: PictureService, health_servicer: h
     picture_service_pb2_grpc.add_PictureServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address, credentials = f"{host}:{settings.batch_port}", build_credentials(settings)
+    credentials = build_credentials(settings)
     if credentials is None:
         server.add_insecure_port(address)
     else:

@@ -2,10 +2,8 @@
 
 import gc
 import math
-import os
 import shutil
 import ssl
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,19 @@ from typing import Any
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
 
-from serving.runtime.ports import listen
+from serving.runtime.limits import raise_open_files
+from serving.runtime.ports import BACKLOG, listen
 from serving.runtime.security import check_tls
 from serving.settings import Settings
+from serving.telemetry import worker_files
 from serving.telemetry.logs import configure as configure_logging
 
-SHARED_MEMORY = "/dev/shm"
 KEEPALIVE_S = 75  # longer than the 60 s of nginx and most load balancers
 DRAIN_MARGIN_S = 5  # on top of the longest request
 SPARE_THREADS = 16  # for responses without the model: cached images, 304, pages, probes and refusals
+MAX_CONNECTIONS, MIN_CONNECTIONS = 1000, 16  # of a worker
+IDLE_FILES = 48  # open in an idle worker: 26, more with a trace collector
+FILES_PER_WORKER = 2  # of gunicorn
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # of WSGI
 
@@ -32,28 +34,32 @@ def serve(settings: Settings) -> None:
     Raises SettingsError if a port is not free or a TLS file is not usable.
     """
     check_tls(settings)
-    # gunicorn tries a taken port five times, with a log line each; this check gives one sentence.
-    with (
+    others = IDLE_FILES + FILES_PER_WORKER * settings.workers
+    connections = raise_open_files(others + MIN_CONNECTIONS, others + MAX_CONNECTIONS) - others
+    # gunicorn itself would try a taken port five times, with a log line each.
+    sockets = [
         listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
         listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
-    ):
-        pass
-    # Workers write their counts here. serving/telemetry/metrics.py reads the variable when each worker imports it.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ringo-metrics-", dir=SHARED_MEMORY)
+    ]
+    folder = worker_files.create_folder(settings.workers)
     configure_logging(settings.log_format)
-    _Gunicorn(settings).run()
+    _Gunicorn(settings, [f"fd://{listener.detach()}" for listener in sockets], connections, folder).run()
 
 
 class _Gunicorn(BaseApplication):
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, bind: list[str], connections: int, folder: Path) -> None:
         self.settings = settings
+        self.bind = bind
+        self.connections = connections
+        self.folder = folder
         super().__init__()
 
     def load_config(self) -> None:
         settings = self.settings
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         options = {
-            "bind": [f"{host}:{settings.port}", f"{host}:{settings.metrics_port}"],
+            "bind": self.bind,
+            "backlog": BACKLOG,
+            "worker_connections": self.connections,
             "worker_class": "gthread",
             "workers": settings.workers,
             "threads": settings.max_in_flight + SPARE_THREADS,
@@ -64,17 +70,23 @@ class _Gunicorn(BaseApplication):
             "ca_certs": _text(settings.tls_client_ca),
             "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
             # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers.
-            "worker_tmp_dir": SHARED_MEMORY,
+            "worker_tmp_dir": str(self.folder),
             "logger_class": _Log,
             "errorlog": None,  # gunicorn's lines go to the root logger
-            "child_exit": _forget_worker,
-            "on_exit": _remove_counts,
+            "pre_fork": self._number,
+            "post_fork": lambda arbiter, worker: worker_files.use(self.folder, worker.number),
+            "on_exit": lambda arbiter: shutil.rmtree(self.folder, ignore_errors=True),
             # By default, gunicorn takes SCRIPT_NAME from the headers of trusted proxies.
             "forwarded_allow_ips": "",
             "control_socket_disable": True,  # a remote control in $HOME, on by default
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    def _number(self, arbiter: Any, worker: Any) -> None:
+        """Give `worker` the lowest free number; gunicorn calls this before the fork."""
+        taken = {other.number for other in arbiter.WORKERS.values()}
+        worker.number = min(set(range(len(taken) + 1)) - taken)
 
     def load(self) -> Application:
         """Return the WSGI application; gunicorn calls this in each worker."""
@@ -97,17 +109,6 @@ class _Gunicorn(BaseApplication):
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _forget_worker(arbiter: Any, worker: Any) -> None:
-    """Remove the gauges of a worker that has ended; gunicorn calls this."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
-
-
-def _remove_counts(arbiter: Any) -> None:
-    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 class _Log(glogging.Logger):

@@ -16,7 +16,7 @@ import grpc
 
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
-from serving.runtime.ports import listen
+from serving.runtime.ports import free_address, with_port
 from serving.settings import (
     LOG_FORMATS,
     SettingsError,
@@ -77,9 +77,9 @@ class Listener:
 
 def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.Server, int]:
     """Return a running server for `service` and its port. Raises SettingsError for a port that is taken."""
-    host, port = listener.host, listener.port
     # grpc would print a line of its own, and keep the reason to itself.
-    listen(host, port, variable="--port", value=str(port), host_variable="--host").close()
+    port = listener.port
+    host = free_address(listener.host, port, variable="--port", value=str(port), host_variable="--host")
     server = grpc.server(
         ThreadPoolExecutor(listener.max_threads, thread_name_prefix="call"),
         handlers=(*service.handlers(), *([HEALTH] if listener.has_health_check else [])),
@@ -88,7 +88,7 @@ def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.S
     )
     if listener.socket_path:
         server.add_insecure_port(f"unix:{listener.socket_path}")
-    bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    bound = server.add_insecure_port(with_port(host, port))
     server.start()
     return server, bound
 

@@ -24,7 +24,15 @@ from serving.paint.manifest import Manifest
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
-from serving.settings import MAX_TIMEOUT_S, flag, integer_reader, read_text, seconds_reader
+from serving.settings import (
+    MAX_TIMEOUT_S,
+    TARGET_ALLOWED,
+    flag,
+    integer_reader,
+    read_target,
+    read_text,
+    seconds_reader,
+)
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
@@ -221,9 +229,12 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_connection_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    target, max_s = "dns:///localhost:9090", 100 * MAX_TIMEOUT_S
+    target, max_s = "127.0.0.1:9090", 100 * MAX_TIMEOUT_S
     add(
-        "--target", type=flag(read_text, "a gRPC target"), default=target, help=f"the batch servers (default: {target})"
+        *("--target",),
+        type=flag(read_target, TARGET_ALLOWED),
+        default=target,
+        help=f"the batch servers (default: {target})",
     )
     add("--streams", type=_whole(1, 64), default=4, help="concurrent calls (default: 4)")
     patience = flag(seconds_reader(max_s), f"a number of seconds above 0, up to {max_s:g}")

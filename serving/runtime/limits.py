@@ -1,10 +1,12 @@
-"""ConcurrencyLimit: refuses calls beyond a limit at once instead of queueing them."""
+"""Limits of concurrent calls and of open files."""
 
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serving.errors import Overloaded, Stopping
+from serving.settings import SettingsError
 
 
 class ConcurrencyLimit:
@@ -38,3 +40,17 @@ class ConcurrencyLimit:
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._in_use, timeout_s)
+
+
+def raise_open_files(needed: int, wanted: int) -> int:
+    """Return how many files may be open, at most `wanted`, after raising the soft limit as far as allowed.
+
+    Raises SettingsError for fewer than `needed`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if most < needed:
+        raise SettingsError("ulimit -n", str(most), f"a limit of at least {needed} open files")
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most

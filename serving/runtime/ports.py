@@ -1,4 +1,4 @@
-"""Listening sockets, and one sentence if a port cannot be used."""
+"""Listening sockets and their addresses, and one sentence if a port cannot be used."""
 
 import errno
 import os
@@ -12,16 +12,17 @@ OUR_HOST = "a name or address of this machine"
 
 
 def listen(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> socket.socket:
-    """Return a socket that listens on `host` and `port`.
+    """Return a socket that listens on `host` and `port`: of both families for `::`, else of one address.
 
     Raises SettingsError: in the name of the `variable` whose `value` chose the port if that is taken or not ours, and
     of `host_variable` if the host is not this machine.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # create_server would lose the reason why the name has no address.
-        (*_, address), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-        return socket.create_server(address, family=family, backlog=BACKLOG)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # localhost is 127.0.0.1
+        both_families = address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both_families)
     except (socket.gaierror, UnicodeError) as error:  # UnicodeError: not a name at all, such as 64 letters
         reason = getattr(error, "strerror", "not a valid name")
         raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
@@ -30,3 +31,14 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
         raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
+
+
+def free_address(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> str:
+    """Return the address to bind for `host`, never a name: a name may stand for several. Raises as `listen` does."""
+    with listen(host, port, variable=variable, value=value, host_variable=host_variable) as taken:
+        return str(taken.getsockname()[0])
+
+
+def with_port(host: str, port: int) -> str:
+    """Return `host`:`port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -103,7 +103,7 @@ class LineHandler(logging.Handler):
         with self._count_lock:
             self._dropped += lines
         with suppress(ModuleNotFoundError):  # the embedded model server has no metrics
-            from serving.telemetry.metrics import LOG_LINES_DROPPED  # reads PROMETHEUS_MULTIPROC_DIR when imported
+            from serving.telemetry.metrics import LOG_LINES_DROPPED  # must be imported after the fork
 
             LOG_LINES_DROPPED.inc(lines)
 

@@ -1,7 +1,7 @@
 """Prometheus metrics of gateway and batch server, summed over workers.
 
-Each worker writes its counts to files in PROMETHEUS_MULTIPROC_DIR; the worker that is scraped sums them up. The library
-reads that variable at import, so gateway/server.py sets it first and imports this module after the fork.
+Several workers count in files (worker_files.py), and the one that is scraped sums them up: import this module after the
+fork.
 
 No label holds text of a client: resources and outcomes are fixed, and versions are loaded ones.
 """

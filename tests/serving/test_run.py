@@ -2,10 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
@@ -92,6 +93,18 @@ def test_run_serves_the_url_that_it_prints_until_sigint_ends_all(surroundings, t
         assert run.process.wait(LIMIT_S) == 0
     assert len(family) == 2 + min(os.cpu_count(), MAX_WORKERS)  # model server, gunicorn, a worker per core
     assert alive(family) == set()
+
+
+def test_run_serves_its_own_images_when_others_listen_on_its_ports_of_ipv6(surroundings, tmp_path):
+    ports = [int(surroundings[f"RINGO_{name}"].rpartition(":")[2]) for name in ("PORT", "METRICS_PORT", "MODEL_SERVER")]
+    with ExitStack() as strangers:
+        for port in ports:  # they accept, and say nothing
+            strangers.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
+        with (
+            running(surroundings, tmp_path) as run,
+            build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply,
+        ):
+            assert reply.read().startswith(b"\x89PNG")
 
 
 def test_run_leaves_no_process_when_it_is_killed(surroundings, tmp_path):

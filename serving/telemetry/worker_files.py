@@ -1,0 +1,60 @@
+"""Files in memory where the workers of one gateway count, so that any of them can be scraped for all.
+
+The whole folder is allocated before the workers start: a write to a mapped page that no longer fits into /dev/shm
+would kill the worker with SIGBUS. One worker counts in its own memory.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from prometheus_client import values
+
+from serving.settings import SettingsError
+
+SHARED_MEMORY = "/dev/shm"
+KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # as prometheus_client names its files
+GAUGES = KINDS[2:]
+FILE_BYTES = 2**19  # 140 pairs of resource and outcome, at 3.6 kB for each in the histogram
+
+
+def create_folder(workers: int) -> Path:
+    """Return a folder in memory, else in $TMPDIR, with room for the counts of `workers`.
+
+    Raises SettingsError if none has the room.
+    """
+    for parent in (SHARED_MEMORY, None):
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="ringo-", dir=parent))
+        except OSError as error:
+            failed = error
+            continue
+        try:
+            for number in range(workers if workers > 1 else 0):
+                for kind in KINDS:
+                    with (folder / f"{kind}_{number}.db").open("wb") as file:
+                        os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+        except OSError as error:
+            failed = error
+            shutil.rmtree(folder)
+        else:
+            return folder
+    mebibytes = workers * len(KINDS) * FILE_BYTES // 2**20
+    reason = os.strerror(failed.errno or 0)
+    room = f"a folder that has room for {mebibytes} MiB, as {SHARED_MEMORY} has not: {reason}"
+    raise SettingsError("TMPDIR", os.environ.get("TMPDIR", "/tmp"), room)
+
+
+def use(folder: Path, number: int) -> None:
+    """Count in the files of worker `number` in `folder`, if there are any; the gauges of its predecessor end.
+
+    Call it in the worker, before serving/telemetry/metrics.py is imported.
+    """
+    if not (folder / f"{KINDS[0]}_{number}.db").exists():
+        return
+    for kind in GAUGES:
+        with (folder / f"{kind}_{number}.db").open("r+b") as file:
+            file.write(bytes(FILE_BYTES))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]

@@ -1,0 +1,75 @@
+"""A gateway on a machine with little: shared memory that fills, few open files, addresses of others."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+import pytest
+
+from serving.telemetry.worker_files import FILE_BYTES, KINDS
+from tests.batch_process import batch_for
+from tests.conftest import LIMIT_S, wait_until
+from tests.gateway_process import free_port, gateway_for, run_serving
+from tests.scrape import value
+
+NEED_KB = 2 * len(KINDS) * FILE_BYTES // 1024  # of two workers
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """Return a command that runs `script` before the command behind it."""
+    return ("sh", "-c", f'{script} && exec "$@"', "sh")
+
+
+@pytest.mark.parametrize(
+    ("mount", "workers"), [("size=4k", 1), ("size=4k", 2), ("ro", 1), ("ro", 2), (f"size={NEED_KB + 64}k", 2)]
+)
+def test_gateway_serves_and_counts_when_shared_memory_is_full_or_read_only(model_server, tmp_path, mount, workers):
+    wrapper = ("unshare", "--mount", *shell(f"mount -t tmpfs -o {mount} tmpfs /dev/shm"))
+    if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    with gateway_for(model_server.target, tmp_path, wrapper=wrapper, workers=workers) as gateway:
+        wait_until(lambda: len(gateway.workers()) == workers, "workers")
+        with suppress(OSError), Path(f"/proc/{gateway.process.pid}/root/dev/shm/others").open("wb", 0) as others:
+            while others.write(bytes(4096)):
+                pass
+        os.kill(int(gateway.workers()[0].name), signal.SIGKILL)
+        wait_until(lambda: "SIGKILL" in gateway.log.read_text(), "the end of a worker")
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        paths = ["/generate?seed=1", "/grid", "/nothing", "/generate?seed=x", "/about", "/morph?start=1&end=2"] * 5
+        assert {gateway.ask(path).status for path in paths} == {200, 404, 400}
+        assert value(gateway.metrics_port, "ringo_requests_total", resource="grid", outcome="answered") == 5
+    assert "SIGBUS" not in gateway.log.read_text()
+    assert "Traceback" not in gateway.log.read_text()
+
+
+def test_all_clients_are_served_when_few_files_may_be_open(model_server, tmp_path):
+    with gateway_for(model_server.target, tmp_path, wrapper=shell("ulimit -n 200")) as gateway, ExitStack() as stack:
+        statuses = set()
+        for _ in range(300):
+            client = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)
+            stack.enter_context(closing(client)).request("GET", "/generate?seed=1")
+            statuses.add(client.getresponse().status)
+    assert statuses == {200}
+
+
+@pytest.mark.parametrize("part", ["gateway", "batch", "model-server", "run", "verify"])
+def test_command_names_the_number_of_files_when_too_few_may_be_open(part):
+    words = (part, "x.png") if part == "verify" else (part,)
+    done = run_serving(*words, wrapper=shell("ulimit -n 100"), port=free_port())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ulimit -n is '100'; allowed is a limit of at least 128 open files.\n"
+
+
+def test_both_services_listen_on_both_families_when_the_host_is_all_of_ipv6(model_server, tmp_path):
+    with (
+        gateway_for(model_server.target, tmp_path, host="::") as gateway,
+        batch_for(model_server.target, tmp_path, host="::") as batch,
+    ):
+        ports = (gateway.port, gateway.metrics_port, int(batch.target.rpartition(":")[2]), batch.metrics_port)
+        for port in ports:
+            for address in ("127.0.0.1", "::1"):
+                socket.create_connection((address, port), timeout=LIMIT_S).close()
