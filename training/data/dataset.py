@@ -24,6 +24,7 @@ class PhotosRecord:
     held_out: int
     held_out_arcs: tuple[PhotoGroup, ...]  # the key of existing runs and versions
     folder: str | None = None  # of a run; a version does not disclose it
+    fates: dict[str, str] | None = None  # of a run: each file to "trained on", "held out" or why it is skipped
     batch: int | None = None  # of a version: batches done at its checkpoint
 
     def has_photos_of(self, other: "PhotosRecord") -> bool:
@@ -96,8 +97,9 @@ def check_batch_size(training: int, held_out: int, batch_size: int) -> None:
 
 def describe_photos(photos: Photos, split: Split) -> PhotosRecord:
     """Return the content of photos.json for a run."""
+    fates = dict.fromkeys(photos.files, "trained on") | {photos.files[row]: "held out" for row in split.held_out}
     return PhotosRecord(
-        **asdict(photos.summary),
+        **asdict(photos.summary) | {"fates": photos.summary.fates | fates},
         pixels_sha256=photos.sha256,
         held_out=len(split.held_out),
         held_out_arcs=split.groups,

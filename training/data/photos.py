@@ -14,7 +14,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from training.errors import PhotosError
 
 PROGRESS_DELAY_S = 1.0  # a small folder finishes before its bar appears
 
-_CACHE_LAYOUT = 4  # raise it whenever the same file would give other pixels, or the cache other files
+_CACHE_LAYOUT = 5  # raise it whenever the same file would give other pixels, or the cache other files
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class PhotoSummary:
     files: int
     used: int
     skipped: dict[str, int]  # reason to count, without zeros, in the order of SkipReason
+    fates: dict[str, str] = field(default_factory=dict)  # each skipped file to its reason
 
     def format_table(self) -> str:
         """Return the counts as aligned text, without a final newline."""
@@ -229,18 +230,21 @@ def _process_files(
     """
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
+    fates: dict[str, str] = {}
     digests: set[bytes] = set()
     for file in tqdm(files, "photos", unit=" files", delay=PROGRESS_DELAY_S):
         result = file.skip_reason or read_photo(file.path, image_size, read, digests)
+        name = _printable(file.name)
         if isinstance(result, SkipReason):
             skipped[result] += 1
+            fates[name] = result.value
         else:
             store(result)
-            used.append(_printable(file.name))
+            used.append(name)
             if len(used) == max_photos:
                 break
     counts = {reason.value: skipped[reason] for reason in SkipReason if skipped[reason]}
-    summary = PhotoSummary(_printable(str(folder)), len(files), len(used), counts)
+    summary = PhotoSummary(_printable(str(folder)), len(files), len(used), counts, fates)
     if not used:
         raise _no_usable_photo(summary)
     return tuple(used), summary

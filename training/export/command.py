@@ -73,7 +73,8 @@ def export(
                 faults=faults,
             )
             write_record(folder / "config.json", asdict(generator.config))
-            write_record(folder / "photos.json", asdict(replace(record.photos, folder=None, batch=record.steps)))
+            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)
+            write_record(folder / "photos.json", asdict(photos))
             write_digests(folder)
             return folder.rename(to / str(version))
     except (OSError, tf.errors.OpError) as error:

@@ -55,6 +55,7 @@ def test_bad_file_is_skipped_with_its_reason(folder: Path, kind: str) -> None:
     photos = load(folder)
     assert photos.files == ("a good photo",)
     assert photos.summary.skipped == {reason.value: 1}
+    assert photos.summary.fates == {"photo.jpg": reason.value}
 
 
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

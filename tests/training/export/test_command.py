@@ -220,8 +220,8 @@ def test_card_names_the_source_run_when_grown(run):
 
 def test_version_records_its_photos_but_not_their_folder(small_model, small_run):
     version, record = small_model / "1", json.loads((small_run / "photos.json").read_text(encoding="utf-8"))
-    folder = record.pop("folder")
-    assert json.loads((version / "photos.json").read_text(encoding="utf-8")) == record | {"folder": None, "batch": 4}
+    folder, of_version = record.pop("folder"), {"folder": None, "fates": None, "batch": 4}
+    assert json.loads((version / "photos.json").read_text(encoding="utf-8")) == record | of_version
     assert (version / "config.json").read_text() == (small_run / "config.json").read_text()
     assert all(folder.encode() not in file.read_bytes() for file in version.rglob("*") if file.is_file())
 

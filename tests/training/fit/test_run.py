@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -239,12 +240,14 @@ def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(small_gan, tm
     ) in capsys.readouterr().out
 
 
-def test_photos_json_records_the_held_out_photos(small_run):
+def test_photos_json_records_the_fate_of_each_file_and_held_out_groups(small_run):
     record = json.loads((small_run / "photos.json").read_text(encoding="utf-8"))
     (group,) = record["held_out_arcs"]
     first, last = (int(Path(group[end]).stem) for end in ("first", "last"))
     assert group["photos"] == record["held_out"] == 6
     assert (last - first) % 56 == 5
+    assert Counter(record["fates"].values()) == {"trained on": 50, "held out": 6}
+    assert record["fates"][group["first"]] == "held out"
 
 
 def test_checkpoint_is_kept_when_losses_are_not_finite(small_gan, tmp_path):
