@@ -10,15 +10,17 @@ class RingoError(Exception):
 class InvalidRequest(RingoError):
     """A field of the request is invalid or missing.
 
-    `value` is None if the field is missing; both are cut to MAX_SHOWN_CHARACTERS.
+    `value` is None if the field is missing; both are cut to MAX_SHOWN_CHARACTERS. `fault` says what is wrong and what
+    to do, where there is more to say than that other values are allowed.
     """
 
-    def __init__(self, field: str, value: str | None, allowed: str) -> None:
+    def __init__(self, field: str, value: str | None, allowed: str, fault: str = "") -> None:
         self.field = _shown(field)
         self.value = None if value is None else _shown(value)
         self.allowed = allowed
+        self.fault = fault
         refused = f"{self.field} is missing" if value is None else f"{self.field}={self.value!r} is not valid"
-        super().__init__(f"{refused}; allowed is {allowed}.")
+        super().__init__(f"{self.field}={self.value!r} {fault}." if fault else f"{refused}; allowed is {allowed}.")
 
 
 class NotAuthenticated(RingoError):

@@ -34,6 +34,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    path_prefix: str = ""
     model_server: str = "127.0.0.1:8500"
     model_name: str = "apple"
     model_base_path: Path = Path("models/apple")
@@ -169,6 +170,12 @@ def read_target(text: str) -> str:
     return text
 
 
+def _path_prefix(text: str) -> str:
+    if not re.fullmatch("(/[A-Za-z0-9._~-]+)*", text):
+        raise ValueError
+    return text
+
+
 ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 TARGET = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
 TARGET_ALLOWED = "host:port of a gRPC server without http://, an IPv6 address in brackets"
@@ -179,6 +186,7 @@ PEM_FILE = (_path, "the path of a PEM file")
 READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "host": (read_text, "the name or address to listen on"),
     "port": PORT,
+    "path_prefix": (_path_prefix, "a path such as /ringo, of letters, digits and ._~-, without a slash at its end"),
     "model_server": (read_target, TARGET_ALLOWED),
     "model_name": (read_text, "the name of a model"),
     "model_base_path": (_path, "the path of a folder"),

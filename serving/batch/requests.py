@@ -41,7 +41,16 @@ def read_picture(options: Message, seed: int) -> Picture:
     try:
         return read_query(Picture, MultiDict(texts))
     except InvalidRequest as error:
-        raise InvalidRequest(FIELDS[error.field], error.value, error.allowed) from error
+        raise InvalidRequest(FIELDS[error.field], error.value, error.allowed, error.fault) from error
+
+
+def read_seed(request: Message) -> int:
+    """Return the seed of a GenerateRequest, or that of its name; raise InvalidRequest."""
+    texts = {name: str(getattr(request, name)) for name in ("seed", "name") if request.HasField(name)}
+    seed = read_query(Picture, MultiDict(texts)).seed
+    if seed is None:
+        raise InvalidRequest("seed", None, SEED.allowed)
+    return seed
 
 
 def read_seeds(request: Message) -> Sequence[int]:

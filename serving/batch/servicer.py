@@ -16,12 +16,12 @@ from typing import Any
 import grpc
 
 from serving.batch.calls import answering
-from serving.batch.requests import check_known, read_picture, read_seeds
-from serving.errors import ClientGone, InvalidRequest, Stopping
+from serving.batch.requests import check_known, read_picture, read_seed, read_seeds
+from serving.errors import ClientGone, Stopping
 from serving.model_client.monitor import GoldenCheck, ModelMonitor
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.rendering.encoding import MIMETYPES, RENDERER_VERSION
-from serving.rendering.query import MAX_PIXELS, SEED, Picture
+from serving.rendering.query import MAX_PIXELS, Picture
 from serving.rendering.renderer import Renderer
 from serving.runtime.limits import ConcurrencyLimit
 from serving.telemetry.metrics import PICTURES
@@ -52,9 +52,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         """Return one image before the client's deadline."""
         with answering(context, "Generate") as record, self._singles.slot():
             check_known(request, request.options)
-            if not request.HasField("seed"):
-                raise InvalidRequest("seed", None, SEED.allowed)
-            query, check = self._pinned(request.options, request.seed, deadline_s(context))
+            query, check = self._pinned(request.options, read_seed(request), deadline_s(context))
             record.model_version = query.version
             if not context.is_active():
                 raise ClientGone("The client cancelled the call before the model was asked.")

@@ -1,20 +1,23 @@
 """The Flask application: routes, response headers and request records."""
 
+import re
 import threading
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
 
 from serving.errors import RingoError
+from serving.gateway.openapi import EXTENSIONS, SHORT_URLS
 from serving.gateway.pages import PROBES, add_pages, add_probes
 from serving.gateway.problems import domain_problem, http_problem
 from serving.gateway.responses import ImageResponses
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
-from serving.rendering.query import RESOURCES
+from serving.rendering.query import RESOURCES, Picture
 from serving.runtime.security import require_token
 from serving.settings import Settings
 from serving.telemetry.request_log import ANSWERED, NOT_MODIFIED, current_record, record_request
@@ -48,6 +51,8 @@ PREFLIGHT = {
     "Access-Control-Allow-Headers": "Authorization, If-None-Match, Traceparent, Tracestate, X-Request-ID",
     "Access-Control-Max-Age": "86400",
 }
+# Flask's converters of the parameters in the path of a short URL.
+CONVERTERS = {"seed": "<seed>", "name": "<text:name>", "format": f"<any({','.join(EXTENSIONS)}):format>"}
 # Headers that identify a request, by their WSGI names.
 OBSERVED_HEADERS = {
     "HTTP_X_REQUEST_ID": "x-request-id",
@@ -56,16 +61,34 @@ OBSERVED_HEADERS = {
 }
 
 
+class TextConverter(BaseConverter):
+    """Any text in a path, also with slashes or empty."""
+
+    regex = "(?s:.*)"
+    part_isolating = False
+
+
+class Gateway(Flask):
+    """Flask without the path in its log line of an exception: a path may name a person."""
+
+    def log_exception(self, exc_info: Any) -> None:
+        """Log an exception that no error handler knows."""
+        self.logger.error("A request failed.", exc_info=exc_info)
+
+
 def create_app(settings: Settings) -> Flask:
     """Return the gateway; it starts a thread, so call after the fork."""
-    app = Flask(__name__)
+    app = Gateway(__name__)
     app.url_map.merge_slashes = False  # it redirects //generate to the Host of the request
+    app.url_map.converters["text"] = TextConverter
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     monitor = ModelMonitor(client)
     threading.Thread(target=monitor.watch, args=(threading.Event(),), name="monitor", daemon=True).start()
     responses = ImageResponses(settings, client, monitor)
     app.register_error_handler(RingoError, domain_problem)
     app.register_error_handler(HTTPException, http_problem)
+
+    app.before_request(check_head)
 
     @app.before_request
     def check_token() -> None:
@@ -75,12 +98,25 @@ def create_app(settings: Settings) -> Flask:
     app.before_request(refuse_body)
     for resource in RESOURCES:
         app.add_url_rule(resource.path, resource.path[1:], responses.respond, defaults={"resource": resource})
+    for path in SHORT_URLS:
+        app.add_url_rule(
+            path.format_map(CONVERTERS), Picture.path[1:], responses.respond, defaults={"resource": Picture}
+        )
     add_pages(app, settings, monitor, responses)
     add_probes(app, monitor, responses)
     app.after_request(add_headers)
     app.after_request(complete_record)
-    app.wsgi_app = observing(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = under(settings.path_prefix, observing(app.wsgi_app))  # type: ignore[method-assign]
     return app
+
+
+def check_head() -> Response | None:
+    """Answer `OPTIONS *`, a question about the server as a whole; raise BadRequest for HTTP/1.1 without Host."""
+    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
+        raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
+    if request.method == "OPTIONS" and request.environ["PATH_INFO"] == "*":
+        return Response(headers={"Allow": PREFLIGHT["Access-Control-Allow-Methods"]})
+    return None
 
 
 def refuse_body() -> None:
@@ -107,12 +143,25 @@ def complete_record(response: Response) -> Response:
     record.resource = (request.endpoint or "unknown").removeprefix("/")
     record.status = response.status_code
     if record.path == "-":
-        record.path = quote(request.path)
+        record.path = quote(re.sub("(/name/).*", r"\1-", request.path, flags=re.DOTALL))  # it may be of a person
     if response.status_code < 400:
         record.outcome = NOT_MODIFIED if response.status_code == 304 else ANSWERED
     if request.method != "HEAD":
         record.size_bytes = response.content_length or 0
     return response
+
+
+def under(prefix: str, app: Any) -> Any:
+    """Return a WSGI application that serves `app` below `prefix`, also if a proxy removes it from the path."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ["SCRIPT_NAME"] = prefix
+        if f"{environ['PATH_INFO']}/".startswith(f"{prefix}/"):
+            environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix)
+        answer: Iterable[bytes] = app(environ, start_response)
+        return answer
+
+    return answer
 
 
 def observing(app: Any) -> Any:

@@ -1,14 +1,27 @@
 """The OpenAPI 3.1 description of the gateway, built from its queries."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING
 from typing import Any
 
-from serving.rendering.query import RESOURCES, Query, mimetypes, parameters
+from serving.rendering.query import RESOURCES, STILL, Picture, Query, mimetypes, parameters
+
+# Paths of the image of one seed, for people: with seed or name, and format.
+SHORT_URLS = {
+    "/{seed}.{format}": "The image of one seed.",
+    "/name/{name}.{format}": "The image of one name.",
+    "/random.{format}": "The image of a random seed.",
+}
+IN_PATH = {"seed", "name", "format"}  # parameters that a short URL never has in its query
+EXTENSIONS = (*STILL, "jpg")
 
 INTRODUCTION = """\
 Each seed gives one image. One model version, one seed and one set of options give one SHA-256: alone or in a batch, \
 after a restart, and on every verified replica.
+
+A parameter that is unknown, missing, repeated or out of range gives 400, and the response names it. Values are never \
+clamped.
 
 With `version`, responses of a verified replica are immutable: caches may keep them for a year. Without `version`, the \
 newest version answers, and the response must be revalidated. `Content-Location` is the permanent URL, with every \
@@ -17,9 +30,6 @@ default filled in.
 The `ETag` is computed without running the model. `If-None-Match` gets 304 even while the model server is down. The \
 prefix of the ETag is `proved` on a verified replica: its golden images have the same bytes as on the machine that \
 exported the model. Other replicas have a numeric fingerprint as prefix. Equal ETags mean equal bytes.
-
-A parameter that is unknown, missing, repeated or out of range gives 400, and the response names it. Values are never \
-clamped.
 
 Every response has an `X-Request-ID`. It is that of the request, if this has 1 to 64 letters, digits and `._-`, else a \
 new one. A `traceparent` is passed on to the model server."""
@@ -84,6 +94,21 @@ ABOUT = {
     },
 }
 
+# Of every parameter.
+EXAMPLES: dict[str, int | str] = {
+    "seed": 42,
+    "name": "alice@example.com",
+    "size": 256,
+    "version": 3,
+    "seeds": "7,42,100-115",
+    "columns": 6,
+    "start": 7,
+    "end": 42,
+    "frames": 8,
+}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+ANY_BYTES = "application/octet-stream"  # generators of clients return bytes for this type, and know none of images
+
 IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
@@ -102,11 +127,12 @@ HEADERS = {
 }
 
 
-def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the description; with `open_to_all`, all other paths need a token."""
+def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the description of the API below `path_prefix`; with `open_to_all`, all other paths need a token."""
     text, json_type = {"type": "string"}, "application/json"
     paths = {
         **{resource.path: _image_operation(resource) for resource in RESOURCES},
+        **{path: _image_operation(Picture, path, summary) for path, summary in SHORT_URLS.items()},
         "/about": _page("The model: name, versions and model card.", json_type, ABOUT, OF_MODEL),
         "/openapi.json": _page("This description, for programs (OpenAPI).", json_type, {"type": "object"}),
         "/docs": _page("This description, for people.", "text/html", text),
@@ -116,13 +142,14 @@ def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, An
     described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Ringo", "version": "1", "description": INTRODUCTION, "license": {"name": "Apache-2.0"}},
+        "servers": [{"url": path_prefix or "/"}],
         "paths": {path: {"get": operation} for path, operation in paths.items()},
         "components": {"schemas": {"Problem": PROBLEM}},
     }
     if open_to_all is not None:
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operation in paths.items():
-        operation["operationId"] = path.strip("/").removesuffix(".json")
+        operation["operationId"] = re.sub("[^a-z]+", "_", path.removesuffix(".json")).strip("_")
         operation["responses"] |= _refusals(EVERYWHERE)
         if open_to_all is not None and path not in open_to_all:
             operation["security"] = [{"token": []}]
@@ -130,32 +157,38 @@ def build_openapi(*, open_to_all: Collection[str] | None = None) -> dict[str, An
     return described
 
 
-def _image_operation(resource: type[Query]) -> dict[str, Any]:
-    """Return the operation whose response is an image of `resource`."""
-    query_parameters = []
-    for field, parameter in parameters(resource):
+def _image_operation(resource: type[Query], short_url: str | None = None, summary: str = "") -> dict[str, Any]:
+    """Return the operation whose response is an image of `resource`, at its path or at `short_url`."""
+    described = []
+    for name, field, parameter in parameters(resource):
+        in_path = short_url is not None and name in IN_PATH
+        if in_path and f"{{{name}}}" not in str(short_url):
+            continue
         schema = dict(parameter.schema)
-        if field.default not in (MISSING, None):
+        if in_path and name == "format":
+            schema["enum"] = list(EXTENSIONS)
+        elif field.default not in (MISSING, None):
             schema["default"] = field.default if schema["type"] == "integer" else parameter.write(field.default)
-        query_parameters.append(
+        described.append(
             {
-                "name": field.name,
-                "in": "query",
-                "required": field.default is MISSING,
+                "name": name,
+                "in": "path" if in_path else "query",
+                "required": in_path or field.default is MISSING,
                 "description": parameter.description,
                 "schema": schema,
+                "example": resource.formats[0] if name == "format" else EXAMPLES[name],
             }
         )
     return {
-        "summary": resource.__doc__,
-        "parameters": [*query_parameters, IF_NONE_MATCH],
+        "summary": summary or resource.__doc__,
+        "parameters": [*described, IF_NONE_MATCH],
         "responses": {
             "200": {
                 "description": "The image.",
                 "headers": {
                     name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
                 },
-                "content": {mimetype: {} for mimetype in mimetypes(resource)},  # binary: OpenAPI 3.1 says no more
+                "content": dict.fromkeys([*mimetypes(resource), ANY_BYTES], BINARY),
             },
             **NOT_MODIFIED,
             **_refusals(OF_IMAGES),

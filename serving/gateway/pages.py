@@ -21,7 +21,7 @@ GALLERY_PART = 60  # images: whole rows for every number of columns in gallery.c
 
 def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
     """Add the gallery, /about and the description of the API to `app`."""
-    description = build_openapi(open_to_all=None if settings.token is None else PROBES)
+    description = build_openapi(settings.path_prefix, open_to_all=None if settings.token is None else PROBES)
     description_json = app.json.dumps(description)
     app.add_template_filter(code_marked)
 
@@ -53,6 +53,10 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
     def openapi() -> Response:
         return revalidated(Response(description_json, mimetype="application/json"))
 
+    @app.get("/favicon.ico")
+    def favicon() -> Response:
+        return app.send_static_file("favicon.png")
+
     @app.get("/docs")
     def docs() -> Response:
         return revalidated(Response(render_template("docs.html", api=description), mimetype="text/html"))
@@ -79,7 +83,7 @@ def render_gallery(model_name: str, version: int | None) -> str:
     """Return the page with the first images of `version`, if any."""
 
     def pinned(query: Query) -> str:
-        return canonical_url(replace(query, version=version))
+        return request.script_root + canonical_url(replace(query, version=version))
 
     return render_template(
         "gallery.html",

@@ -80,7 +80,7 @@ def problem(status: int, *, kind: str, title: str, detail: str, more: Mapping[st
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": quote(request.path),
+        "instance": quote(request.script_root + request.path),
         "request_id": current_record().request_id,
         **(more or {}),
     }

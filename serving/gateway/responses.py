@@ -7,16 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from urllib.parse import unquote_to_bytes
 
 from flask import Response, request
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import NotAcceptable
 from werkzeug.http import dump_options_header, quote_etag
 
-from serving.errors import ClientGone, UnknownVersion
+from serving.errors import ClientGone, InvalidRequest, UnknownVersion
+from serving.gateway.openapi import ANY_BYTES, IN_PATH
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import GoldenCheck, ModelMonitor
 from serving.rendering.encoding import MIMETYPES, RENDERER_VERSION
-from serving.rendering.query import MAX_SEED, Picture, Query, canonical_url, check_canvas, mimetypes, read_query
+from serving.rendering.query import NAME, Picture, Query, canonical_url, check_canvas, mimetypes, read_query
 from serving.rendering.renderer import Renderer
 from serving.runtime.limits import ConcurrencyLimit
 from serving.settings import Settings
@@ -27,6 +30,7 @@ REVALIDATE = "no-cache"  # may be cached but must be revalidated: the newest ver
 IMMUTABLE = "public, max-age=31536000, immutable"  # a year, the longest that RFC 9111 suggests
 IMMUTABLE_WITH_TOKEN = IMMUTABLE.replace("public", "private")  # shared caches must not serve it without the token
 NOT_CACHED = "no-store"
+RANDOM_SEEDS = 2**53  # JavaScript's numbers are exact below
 
 
 class ImageResponses:
@@ -41,12 +45,12 @@ class ImageResponses:
         self._in_flight = ConcurrencyLimit(settings.max_in_flight, "requests")
         self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_WITH_TOKEN
 
-    def respond(self, resource: type[Query]) -> Response:
-        """Return the image of the URL, or 304."""
-        requested = read_query(resource, request.args)
+    def respond(self, resource: type[Query], **in_path: str) -> Response:
+        """Return the image of the URL, with the parameters `in_path` if it is a short one, or 304."""
+        requested = read_query(resource, _arguments(in_path))
         query = requested if requested.format else replace(requested, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
-            query = replace(query, seed=secrets.randbelow(MAX_SEED + 1))
+            query = replace(query, seed=secrets.randbelow(RANDOM_SEEDS))
         if query.version is not None:
             response = self._respond(query, query.version, self._immutable)
         else:
@@ -128,7 +132,7 @@ class ImageResponses:
             "ETag": quote_etag(self._etag(url, check)),
             # Only verified bytes may be cached for a year: other replicas have the same.
             "Cache-Control": cache_control if check.fingerprint == VERIFIED else REVALIDATE,
-            "Content-Location": url,
+            "Content-Location": request.script_root + url,
             "Ringo-Model-Version": str(query.version),
         }
         if isinstance(query, Picture):
@@ -146,6 +150,22 @@ class ImageResponses:
         """Return the file name for a browser that saves the image: apple-42.png."""
         subject = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
         return f"{self._settings.model_name}-{subject}.{query.format}"
+
+
+def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
+    """Return the parameters of the current URL; raise InvalidRequest if a name is not UTF-8."""
+    arguments = MultiDict(request.args)
+    if in_path:
+        for name in IN_PATH & arguments.keys():
+            raise InvalidRequest(name, arguments[name], "none", "is not allowed in a short URL; leave it out")
+        current_record().path = "/short-url"  # the path may name a person; an image gets its permanent URL here
+        arguments.update(in_path | {"format": in_path["format"].replace("jpg", "jpeg")})
+    if "name" in arguments:
+        try:
+            (request.environ["PATH_INFO"].encode("latin-1") + unquote_to_bytes(request.query_string)).decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("name", arguments["name"], NAME.allowed, "is not UTF-8; encode it") from None
+    return arguments
 
 
 def client_has_gone(connection: socket.socket | None) -> bool:
@@ -168,7 +188,8 @@ def _record_source(source: str) -> None:
 def _negotiated_format(resource: type[Query]) -> str:
     """Return the format that `Accept` prefers, or raise NotAcceptable."""
     offered = mimetypes(resource)
-    liked = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else offered[0]
+    accepted = request.accept_mimetypes
+    liked = accepted.best_match([*offered, ANY_BYTES]) if accepted else offered[0]
     if liked is None:
         raise NotAcceptable(f"{resource.path} has {', '.join(offered)}.")
-    return resource.formats[offered.index(liked)]
+    return resource.formats[0 if liked == ANY_BYTES else offered.index(liked)]

@@ -214,7 +214,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--seeds", type=flag(Seeds.parse, ALLOWED), required=True, help="such as 0:10000 or 7,42,100:116")
+    add("--seeds", type=flag(Seeds.parse, ALLOWED), required=True, help="such as 0-9999 or 7,42,100-115")
     add("--out", type=flag(_path, "the path of a folder"), required=True, help="the folder, with all to resume from")
     size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
     add("--size", type=size, help="pixels of the longer side (default: the model's own)")

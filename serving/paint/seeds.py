@@ -1,15 +1,15 @@
-"""Sets of seeds, as in 7,42,100:116."""
+"""Sets of seeds, as in 7,42,100-115."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Self
 
-from serving.rendering.query import SEED
+from serving.rendering.query import SEED, read_range
 
 MAX_SEEDS = 10**8  # of one run, with 41 bytes each: 4 GB
 ALLOWED = (
-    "seeds and ranges start:end (the end is not among them) between commas, each seed once, as in 7,42,100:116; "
+    "seeds and ranges first-last (both are among them) between commas, each seed once, as in 7,42,100-115; "
     f"at most {MAX_SEEDS:,}"
 )
 
@@ -29,9 +29,8 @@ class Seeds:
         """Return the seeds that `text` names; raise ValueError for anything but ALLOWED."""
         ranges = []
         for term in text.split(","):
-            first, colon, behind = term.partition(":")
-            start = SEED.read(first)
-            ranges.append(range(start, SEED.read(behind) if colon else start + 1))
+            first, colon, behind = term.partition(":")  # as in earlier releases, without its end
+            ranges.append(range(SEED.read(first), SEED.read(behind)) if colon else read_range(term))
         if sum(part.stop - part.start for part in ranges) > MAX_SEEDS:  # of a part alone, len() may overflow
             raise ValueError
         return cls(ranges)

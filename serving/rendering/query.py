@@ -3,11 +3,14 @@
 The fields define how a query is read from a URL, checked, written as a URL and described by OpenAPI.
 """
 
+import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import lru_cache
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
@@ -17,6 +20,7 @@ from serving.errors import InvalidRequest
 from serving.rendering.encoding import MIMETYPES
 
 MAX_SEED = 2**63 - 1  # of int64; versions are int64, too
+MAX_NAME_BYTES = 256  # as many as most mail servers take of an address
 MAX_TILES = 64  # images of a response: one request to the model server
 MAX_PIXELS = 2**20  # of a response: one image of the largest size, or 64 of 128
 
@@ -28,7 +32,7 @@ MOVING = ("webp", "gif")
 class Parameter:
     """A parameter of a query: its reader, writer and description."""
 
-    read: Callable[[str], Any]  # raises ValueError for invalid text
+    read: Callable[[str], Any]  # raises ValueError for invalid text, with the `fault` of InvalidRequest or nothing
     allowed: str
     schema: Mapping[str, Any]  # of JSON Schema, for OpenAPI
     description: str
@@ -48,18 +52,34 @@ def whole_number(low: int, high: int, description: str) -> Parameter:
     return Parameter(read, allowed, schema, description)
 
 
+def seed_of_name(name: str) -> int:
+    """Return the seed of `name` by ringo-name/1 (docs/ringo-name-1.md); raise ValueError if it has none."""
+    text = unicodedata.normalize("NFC", name).encode()
+    if len(text) > MAX_NAME_BYTES:
+        raise ValueError(f"has {len(text)} bytes in UTF-8; at most {MAX_NAME_BYTES} are allowed")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise ValueError("has a control character; remove it")
+    if not text:
+        raise ValueError
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def read_range(term: str) -> range:
+    """Return the seeds of `term`, one seed or first-last; raise ValueError."""
+    first, dash, last = term.partition("-")
+    start = SEED.read(first)
+    stop = SEED.read(last) if dash else start
+    if stop < start:
+        raise ValueError(f"runs backwards at {term}; write {stop}-{start}")
+    return range(start, stop + 1)
+
+
 def _read_seeds(text: str) -> tuple[int, ...]:
-    seeds: list[int] = []
-    for term in text.split(","):
-        first, dash, last = term.partition("-")
-        start = SEED.read(first)
-        stop = SEED.read(last) if dash else start
-        if not 0 <= stop - start < MAX_TILES:
-            raise ValueError
-        seeds.extend(range(start, stop + 1))
-        if len(seeds) > MAX_TILES:
-            raise ValueError
-    return tuple(seeds)
+    ranges = [read_range(term) for term in text.split(",")]
+    count = sum(part.stop - part.start for part in ranges)  # len() of one may overflow
+    if count > MAX_TILES:
+        raise ValueError(f"is {count} seeds; at most {MAX_TILES} are allowed")
+    return tuple(chain(*ranges))
 
 
 def _write_seeds(seeds: Sequence[int]) -> str:
@@ -90,6 +110,12 @@ def file_format(names: Sequence[str]) -> Parameter:
 
 
 SEED = whole_number(0, MAX_SEED, "The seed. Default: a random one, given in `Ringo-Seed`.")
+NAME = Parameter(
+    seed_of_name,
+    f"a text of 1 to {MAX_NAME_BYTES} bytes in UTF-8 without control characters",
+    {"type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES, "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]+$"},
+    "Any text instead of a seed, such as an e-mail address: 1 to 256 bytes of UTF-8. Its seed is in `Ringo-Seed`.",
+)
 END = whole_number(0, MAX_SEED, "The seed at this end.")
 SEEDS = Parameter(
     _read_seeds,
@@ -113,9 +139,12 @@ SIZE = whole_number(
 VERSION = whole_number(0, MAX_SEED, "The model version; the response is then immutable. Default: the newest.")
 
 
-def param(parameter: Parameter, default: Any = MISSING) -> Any:
-    """Return a dataclass field for `parameter`, required if it has no default."""
-    return field(default=default, metadata={"parameter": parameter})
+def param(parameter: Parameter, default: Any = MISSING, **others: Parameter) -> Any:
+    """Return a dataclass field for `parameter`, required if it has no default.
+
+    One of the parameters `others` may stand in its place.
+    """
+    return field(default=default, metadata={"parameter": parameter, "others": others})
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,7 @@ class Picture:
     formats: ClassVar[tuple[str, ...]] = STILL
     tiles: ClassVar[tuple[int, int]] = (1, 1)  # columns, rows
 
-    seed: int | None = param(SEED, None)
+    seed: int | None = param(SEED, None, name=NAME)
     size: int | None = param(SIZE, None)
     format: str | None = param(file_format(STILL), None)
     version: int | None = param(VERSION, None)
@@ -187,10 +216,12 @@ Q = TypeVar("Q", bound=Query)
 RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
 
 
-def parameters(resource: type[Q]) -> Iterator[tuple[Field[Any], Parameter]]:
-    """Yield the fields of `resource` with their parameters, in URL order."""
+def parameters(resource: type[Q]) -> Iterator[tuple[str, Field[Any], Parameter]]:
+    """Yield the parameters of `resource`, in URL order: the name, the field it sets, and the parameter."""
     for entry in fields(resource):
-        yield entry, entry.metadata["parameter"]
+        yield entry.name, entry, entry.metadata["parameter"]
+        for name, parameter in entry.metadata["others"].items():
+            yield name, entry, parameter
 
 
 def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
@@ -198,26 +229,34 @@ def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
 
     Raises InvalidRequest for an unknown, missing, repeated or invalid parameter, or too large an image.
     """
-    known = {entry.name: (entry, parameter) for entry, parameter in parameters(resource)}
+    known = {name: (entry, parameter) for name, entry, parameter in parameters(resource)}
     for name in arguments:
         if name not in known:
             raise InvalidRequest(name, arguments[name], f"no parameter but {', '.join(known)}")
-    values = {}
+    values: dict[str, Any] = {}
     for name, (entry, parameter) in known.items():
         texts = arguments.getlist(name)
-        if not texts:
-            if entry.default is MISSING:
-                raise InvalidRequest(name, None, parameter.allowed)
-            continue
-        try:
-            (text,) = texts
-            values[name] = parameter.read(text)
-        except ValueError:
-            raise InvalidRequest(name, ", ".join(texts), parameter.allowed) from None
+        if texts and entry.name in values:
+            raise InvalidRequest(name, texts[0], parameter.allowed, f"was given beside {entry.name}; give one of them")
+        if texts:
+            values[entry.name] = _read_once(name, parameter, texts)
+        elif entry.default is MISSING:
+            raise InvalidRequest(name, None, parameter.allowed)
     query = resource(**values)
     if query.size is not None:
         check_canvas(query, query.size)
     return query
+
+
+def _read_once(name: str, parameter: Parameter, texts: Sequence[str]) -> Any:
+    """Return the value of the one text in `texts`; raise InvalidRequest."""
+    if len(texts) > 1:
+        times = "twice" if len(texts) == 2 else f"{len(texts)} times"
+        raise InvalidRequest(name, ", ".join(texts), parameter.allowed, f"was given {times}; give it once")
+    try:
+        return parameter.read(texts[0])
+    except ValueError as error:
+        raise InvalidRequest(name, texts[0], parameter.allowed, str(error)) from None
 
 
 def check_canvas(query: Query, size: int) -> None:
@@ -232,8 +271,8 @@ def check_canvas(query: Query, size: int) -> None:
 def canonical_url(query: Query) -> str:
     """Return path and query string of `query`, without defaults."""
     values = {
-        entry.name: parameter.write(getattr(query, entry.name))
-        for entry, parameter in parameters(type(query))
+        entry.name: entry.metadata["parameter"].write(getattr(query, entry.name))
+        for entry in fields(query)
         if getattr(query, entry.name) != entry.default
     }
     return f"{query.path}?{urlencode(values, safe=',')}" if values else query.path

@@ -40,7 +40,7 @@ def batch_of(seeds, options) -> api.GenerateBatchRequest:
 
 
 messages = (
-    st.builds(api.GenerateRequest, seed=st.none() | seed, options=st.none() | options)
+    st.builds(api.GenerateRequest, seed=st.none() | seed, name=st.none() | st.text(), options=st.none() | options)
     | st.builds(batch_of, seeds, st.none() | options)
 ).map(lambda message: message.SerializeToString())
 

@@ -174,15 +174,24 @@ def test_if_none_match_gets_304(service, url):
     assert service.ask(url, If_None_Match=service.ask(url).headers["ETag"]).status == 304
 
 
-def test_an_image_without_a_version_is_not_cached(service):
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("/generate?seed=1", "/42.png", f"/42.png?version={VERSION}", f"/random.png?version={VERSION}"),
+        *(f"/name/alice.png?version={VERSION}", f"/generate?name=alice&version={VERSION}"),
+    ],
+)
+def test_an_image_is_not_cached_when_its_url_is_not_permanent(service, url):
     before = image_requests(service)
-    assert {service.ask("/generate?seed=1").status for _ in range(3)} == {200}
+    assert {service.ask(url).status for _ in range(3)} == {200}
     assert image_requests(service) - before == 3
 
 
-def test_a_query_is_in_no_log(service):
-    service.ask("/generate?seed=hush-hush")
-    wait_until(lambda: '"path": "/generate"' in service.proxy.log.read_text(), "a line")
+def test_queries_and_names_are_in_no_log(service):
+    for url in ("/generate?seed=hush", "/name/hush%2Fhush.png", "/name/hush.bmp", "/hush.png", "/generate?name=hush"):
+        service.ask(url)
+    service.ask("/end")
+    wait_until(lambda: '"path": "/end"' in service.proxy.log.read_text(), "a line")
     assert "hush" not in service.proxy.log.read_text() + service.gateway.log.read_text()
 
 

@@ -26,6 +26,10 @@ def many(seeds, **options) -> bytes:
 REFUSED = [
     ("Generate", single(), "INVALID_ARGUMENT", "seed"),
     ("Generate", single(seed=-1), "INVALID_ARGUMENT", "seed"),
+    ("Generate", single(name=""), "INVALID_ARGUMENT", "name"),
+    ("Generate", single(name="a\n"), "INVALID_ARGUMENT", "name"),
+    ("Generate", single(seed=0, name="a"), "INVALID_ARGUMENT", "name"),
+    ("Generate", b"\x1a\x01\xff", "INVALID_ARGUMENT", "message"),
     ("Generate", b"\x7a\x01\x01", "INVALID_ARGUMENT", "GenerateRequest.15"),
     ("Generate", b"\xff" * 9, "INVALID_ARGUMENT", "message"),
     ("GenerateBatch", b"\x12\xff", "INVALID_ARGUMENT", "message"),

@@ -50,6 +50,17 @@ BAD_VALUES = [
     ("/generate?seed={}", "seed", ["-1", "-0", "%2B1", str(2**63), "9" * 3000, "1.5", "1e3", "0x2A", "1_000", "%2042"]),
     ("/generate?seed={}", "seed", ["42%0A", "007", "", "apple", "%EF%BC%94", "%D9%A3", "%FF", "%00", "1&seed=1"]),
     ("/generate?{}", "seed", ["seed"]),
+    (
+        "/generate?name={}",
+        "name",
+        ["", "%00", "a%7F", "%C2%85", "%FF", "a%ED%A0%80", "a" * 257, "%C3%A9" * 129, "a&name=a"],
+    ),
+    ("/generate?seed=1&{}", "name", ["name=a"]),
+    ("/{}", "seed", ["apple.png", "007.webp", "-1.jpg", f"{2**63}.png"]),
+    ("/name/{}.png", "name", ["", "a%0Db", "%FF"]),
+    ("/42.png?{}", "seed", ["seed=42"]),
+    ("/random.png?{}", "name", ["name=a"]),
+    ("/name/alice.png?{}", "format", ["format=png"]),
     ("/generate?size={}", "size", ["15", "1025", "0", "-64", "064", "64.0", "64px", "", "9" * 3000, "64&size=64"]),
     ("/generate?format={}", "format", ["PNG", "gif", "jpg", "image/png", ""]),
     ("/generate?version={}", "version", ["latest", "-1", str(2**63), "01", ""]),
@@ -80,6 +91,10 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (request("/generate?" + "a&" * 2000), 400, "a"),
     (request("/generate%00?seed=1"), 404, None),
     (request("/generate/"), 404, None),
+    (request("/42"), 404, None),
+    (request("/42.gif"), 404, None),
+    (request(host=""), 400, None),
+    (request("/livez", host=""), 400, None),
     (request("/metrics"), 404, None),  # only on the metrics port
     (request("/generate?seed=1&version=99"), 404, None),
     (request("/static/../gateway.py"), 404, None),
@@ -141,6 +156,30 @@ def test_problem_quotes_the_value_and_says_the_allowed_ones(gateway, text, value
     problem = gateway.ask(f"/generate?seed={text}").problem
     assert (problem["type"], problem["value"]) == ("urn:ringo:problem:invalid-request", value)
     assert f"0 to {MAX_SEED}" in problem["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("/grid?seeds=5-2", "seeds='5-2' runs backwards at 5-2; write 2-5."),
+        ("/grid?seeds=7,0-100", "seeds='7,0-100' is 102 seeds; at most 64 are allowed."),
+        ("/generate?seed=1&seed=2", "seed='1, 2' was given twice; give it once."),
+        ("/generate?size=64&size=64&size=64", "size='64, 64, 64' was given 3 times; give it once."),
+        ("/generate?seed=1&name=a", "name='a' was given beside seed; give one of them."),
+        ("/generate?name=%FF", "name='%FF' is not UTF-8; encode it."),
+    ],
+)
+def test_problem_says_what_is_wrong_and_what_to_do(gateway, url, sentence):
+    assert gateway.ask(url).problem["detail"] == sentence
+
+
+def test_options_of_the_whole_server_names_the_methods(gateway):
+    status, headers, body = answer_to(gateway.port, request("*", method="OPTIONS"))
+    assert (status, headers["Allow"], body) == (200, "GET, HEAD, OPTIONS", b"")
+
+
+def test_favicon_is_an_image(gateway):
+    assert gateway.ask("/favicon.ico").headers["Content-Type"] == "image/png"
 
 
 def test_405_names_the_allowed_methods(gateway):

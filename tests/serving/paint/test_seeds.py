@@ -13,7 +13,7 @@ def seeds_of(chosen):
 
 
 def test_ranges_and_single_seeds_are_read_in_any_order():
-    assert list(Seeds.parse("42,7,100:103")) == [7, 42, 100, 101, 102]
+    assert list(Seeds.parse("42,7,100-102,110:112")) == [7, 42, 100, 101, 102, 110, 111]
 
 
 def test_the_largest_range_takes_no_room():

@@ -1,0 +1,114 @@
+"""Names as seeds, and short URLs: the same images by HTTP, by gRPC and by the code in docs/ringo-name-1.md."""
+
+import http.client
+import json
+import random
+import re
+import shutil
+import subprocess
+import unicodedata
+from contextlib import closing
+from urllib.parse import quote
+
+import pytest
+
+from serving.pb.ringo.v1 import picture_service_pb2 as api
+from tests.conftest import LIMIT_S, ROOT, wait_until
+from tests.serving.gateway.test_refused_requests import answer_to
+
+SPECIFICATION = (ROOT / "docs" / "ringo-name-1.md").read_text()
+NODE = shutil.which("node")
+
+
+def code_of(language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", SPECIFICATION, re.DOTALL)
+    return code
+
+
+@pytest.fixture(scope="module")
+def seeds() -> dict[str, int]:
+    """2,000 names from all planes of Unicode, with their seeds by the Python code of the specification."""
+    draw = random.Random(1)
+    space: dict = {}
+    exec(code_of("python"), space)
+    names: set[str] = set()
+    while len(names) < 2000:
+        plane = len(names) % 17 << 16
+        name = "".join(chr(plane + draw.randrange(2**16)) for _ in range(draw.randint(1, 60)))
+        if not {"Cc", "Cs"} & set(map(unicodedata.category, name)):
+            names.add(unicodedata.normalize("NFC", name))
+    return {name: space["seed_of_name"](name) for name in names}
+
+
+def test_names_of_all_planes_have_distinct_seeds_by_http_and_grpc(gateway, batch, seeds):
+    assert len(set(seeds.values())) == 2000
+    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
+        for name, seed in seeds.items():
+            connection.request("HEAD", f"/generate?name={quote(name, safe='')}")
+            response = connection.getresponse()
+            response.read()
+            assert response.headers["Ringo-Seed"] == str(seed)
+            answer = batch.pictures.Generate(api.GenerateRequest(name=name), timeout=LIMIT_S)
+            assert answer.picture.seed == seed
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed: apt-get install nodejs")
+def test_javascript_of_the_specification_gives_the_same_seeds(seeds):
+    program = (
+        f"{code_of('javascript')}\nconst names = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
+        "Promise.all(names.map(seedOfName)).then((seeds) => console.log(seeds.join(' ')));"
+    )
+    done = subprocess.run(
+        [NODE, "-e", program], input=json.dumps(list(seeds)), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == list(map(str, seeds.values()))
+
+
+def test_names_of_the_specification_have_its_seeds(gateway):
+    vectors = dict(re.findall(r"^\| `(\".*\")` \| `(\d+)` \|$", SPECIFICATION, re.MULTILINE))
+    assert len(vectors) >= 10
+    for name, seed in vectors.items():
+        assert gateway.ask(f"/name/{quote(json.loads(name), safe='')}.png").headers["Ringo-Seed"] == seed
+
+
+@pytest.mark.parametrize(
+    ("short", "permanent"),
+    [
+        ("/42.png", "/generate?seed=42&format=png&version=3"),
+        ("/42.webp?size=128", "/generate?seed=42&size=128&format=webp&version=3"),
+        ("/7.jpg", "/generate?seed=7&format=jpeg&version=3"),
+        ("/name/alice.png?version=3", "/generate?seed=1579641300545110103&format=png&version=3"),
+        ("/generate?name=alice&format=webp", "/generate?seed=1579641300545110103&format=webp&version=3"),
+        ("/name/a.png.webp", "/generate?seed=4576652394325073836&format=webp&version=3"),
+    ],
+)
+def test_short_url_gives_the_image_and_its_permanent_url(gateway, short, permanent):
+    reply = gateway.ask(short)
+    assert (reply.status, reply.headers["Content-Location"]) == (200, permanent)
+    pinned = gateway.ask(permanent)
+    assert (pinned.body, pinned.headers["ETag"]) == (reply.body, reply.headers["ETag"])
+
+
+def test_short_url_of_a_random_seed_is_not_cached(gateway):
+    replies = [gateway.ask("/random.png") for _ in range(2)]
+    assert len({reply.headers["Ringo-Seed"] for reply in replies}) == 2
+    assert {reply.headers["Cache-Control"] for reply in replies} == {"no-store"}
+
+
+def test_a_name_is_in_no_log(gateway, batch):
+    urls = [
+        "/generate?name={}",
+        "/generate?name={}&size=x",
+        "/name/{}.png",
+        "/name/{}.bmp",
+        "/{}.png",
+        "/42.png?name={}",
+    ]
+    for url in urls:
+        gateway.ask(url.format("hush@example.com"))
+        answer_to(gateway.port, b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % url.format("hush hush").encode())
+    batch.pictures.Generate(api.GenerateRequest(name="hush"), timeout=LIMIT_S)
+    gateway.ask("/end")
+    wait_until(lambda: "GET /end" in gateway.log.read_text(), "the last line")
+    wait_until(lambda: "Generate" in batch.log.read_text(), "a line")
+    assert "hush" not in gateway.log.read_text() + batch.log.read_text()
