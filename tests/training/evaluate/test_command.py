@@ -38,7 +38,7 @@ def test_features_equal_those_of_onnx_runtime():
 def evaluated(small_run, photos):
     """Return output, results and report of `evaluate` for the small run."""
     with redirect_stdout(io.StringIO()) as output:
-        assert main(["evaluate", str(small_run), "--photos", str(photos)]) == 0
+        assert main(["evaluate", str(small_run), "--photos", str(photos), "--licence", "MIT"]) == 0
     written = small_run / "evaluation.json", small_run / "report.html"
     results = read_evaluation(written[0]), written[1].read_text(encoding="utf-8")
     for file in written:
@@ -79,6 +79,7 @@ def test_evaluate_writes_a_report_and_prints_its_path(evaluated, small_run):
         "The run folder has no measurements of KID",
         '<th scope="row"><bdi>batch_size</bdi></th><td><bdi>8</bdi></td>',
         "Held out of training: 6 of 56 photos",
+        '<th scope="row"><bdi>Licence of these weights</bdi></th><td><bdi>MIT</bdi></td>',
     ):
         assert words.casefold() in page.casefold()
 
@@ -96,7 +97,7 @@ def extractors(monkeypatch) -> list[Extractor]:
     sides = {"Coarse": 16, "Fine": 8}
     networks = [keras.Sequential([keras.Input((32, 32, 3)), AveragePooling2D(n), Flatten()]) for n in sides.values()]
     extractors = [Extractor(name, network) for name, network in zip(sides, networks, strict=True)]
-    monkeypatch.setattr("training.evaluate.command.build_extractors", lambda names, image_size: extractors)
+    monkeypatch.setattr("training.evaluate.command.build_extractors", lambda names, weights, image_size: extractors)
     return extractors
 
 
@@ -114,7 +115,7 @@ def version_evaluated(small_model, photos, tmp_path_factory):
     """Return results, report and changed files for an exported version."""
     version, out = small_model / "1", tmp_path_factory.mktemp("evaluation")
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
-    evaluation = evaluate_in_process(version, photos, out=out)
+    evaluation = evaluate_in_process(version, photos, out=out, rights={"Attribution": "another author"})
     changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
     return evaluation, (out / "report.html").read_text(encoding="utf-8"), changed
 
@@ -131,7 +132,7 @@ def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluate
 def test_report_quotes_the_model_card_when_given_a_version(version_evaluated):
     _, page, _ = version_evaluated
     assert "<bdi>CC0-1.0</bdi>" in page
-    assert "<bdi>drawn by the tests</bdi>" in page
+    assert "<bdi>another author</bdi>" in page  # the argument takes precedence over the card
     assert "The history of losses is not available" in page
     assert "Held out of training: 6 of 56 photos" in page
 
@@ -160,16 +161,30 @@ def test_photo_features_are_cached_after_the_first_evaluation(extractors, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("networks", "sentence"),
+    ("networks", "weights", "sentence"),
     [
-        ("efficientnet-lite0,vgg", "--features 'vgg' is unknown; choose from efficientnet-lite0, "),
-        ("efficientnet-lite1", "--features 'efficientnet-lite1' is unknown"),
-        ("efficientnet-lite0,efficientnet-lite0", "--features names efficientnet-lite0 twice"),
+        ("efficientnet-lite0,vgg", None, "--features 'vgg' is unknown; choose from efficientnet-lite0, "),
+        ("efficientnet-lite1", None, "--features 'efficientnet-lite1' is unknown"),
+        ("efficientnet-lite0,efficientnet-lite0", None, "--features names efficientnet-lite0 twice"),
+        ("efficientnet-lite0", "text.h5", "text.h5 is for --features inception; leave it out."),
+        ("inception", None, "--features inception has no weights; set --weights"),
+        ("inception", "nowhere.h5", "nowhere.h5 does not fit; set --weights to the HDF5 file"),
+        ("inception", "text.h5", "text.h5 does not fit; set --weights to the HDF5 file"),
     ],
 )
-def test_extractors_are_refused_when_unknown_or_repeated(networks, sentence):
+def test_extractors_are_refused_when_unknown_or_without_weights(tmp_path, networks, weights, sentence):
+    (tmp_path / "text.h5").write_text("no weights")
     with pytest.raises(TrainingError, match=re.escape(sentence)):
-        build_extractors(networks)
+        build_extractors(networks, weights and tmp_path / weights)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, while saving
+def test_inception_is_a_feature_network_when_its_weights_are_given(tmp_path):
+    inception = keras.applications.InceptionV3(include_top=False, weights=None, pooling="avg")
+    inception.save_weights(tmp_path / "inception.weights.h5")
+    (extractor,) = build_extractors("inception", tmp_path / "inception.weights.h5")
+    assert extractor.name.startswith("Inception v3 (Keras), weights ")
+    assert extractor.network.output_shape == (None, 2048)
 
 
 def test_each_feature_network_has_its_own_results(extractors, small_run, photos, tmp_path):
