@@ -55,6 +55,9 @@ def add_fit(commands: Subparsers) -> None:
     parser.add_argument(
         "--grow-from", type=Path, metavar="RUN", help="start from the generator of another run, at its size or twice it"
     )
+    parser.add_argument(
+        "--new", action="store_true", help="start over; the folder of the previous run is renamed, and loses nothing"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
     parser.add_argument(
         "--strategy",
@@ -158,7 +161,9 @@ def run_fit(options: Options) -> int:
 
         run_scope = strategy_scope(options.strategy, options.out)
     with run_scope as run:
-        is_finished = fit(options.photos, run, flags, dry_run=options.dry_run, grow_from=options.grow_from)
+        is_finished = fit(
+            options.photos, run, flags, dry_run=options.dry_run, new=options.new, grow_from=options.grow_from
+        )
     return 0 if is_finished else INTERRUPTED
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,15 @@ class TrainingConfig:
 def read_config(path: Path) -> TrainingConfig:
     """Return the configuration in `path`, a config.json.
 
-    Raises RecordError if it is missing or damaged, a value is invalid, or a setting is missing or unknown.
+    A free setting that is newer than the file has its default.
+
+    Raises RecordError if it is missing or damaged, a value is invalid, or a setting is unknown or a fixed one missing.
     """
     config = read_record(path, TrainingConfig)
     names = read_record(path, dict[str, Any]).keys()
-    if differences := sorted(names ^ asdict(config).keys()):
-        name = differences[0]
-        fault = f"has the unknown setting {name!r}" if name in names else f"lacks the setting {name!r}"
-        raise RecordError(f"{path} {fault}; restore it from a backup.")
+    is_fixed = {f.name: f.metadata["fixed"] for f in fields(config)}
+    faults = [f"has the unknown setting {name!r}" for name in names if name not in is_fixed]
+    faults += [f"lacks the setting {name!r}" for name in is_fixed if is_fixed[name] and name not in names]
+    if faults:
+        raise RecordError(f"{path} {faults[0]}; restore it from a backup.")
     return config

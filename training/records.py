@@ -6,10 +6,12 @@ Of checkpoints, it reads the number of batches only, without Keras.
 import csv
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from zipfile import BadZipFile
 
 import msgspec
@@ -31,17 +33,27 @@ class ComputeRecord:
     processors: int
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` atomically, even in a power cut.
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that replaces `path` after the `with` block, even in a power cut.
 
-    Text is written as UTF-8. Raises OSError.
+    Its temporary name is unique, because several processes may write `path`. Raises OSError.
     """
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` atomically; text as UTF-8. Raises OSError."""
+    with open_atomically(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ def small_disk(tmp_path):
 def test_fit_keeps_its_last_checkpoint_when_the_disk_is_full(photos, finished, small_disk):
     run, filler = small_disk / "run", small_disk / "filler"
     process = start_fit(photos, run, *FLAGS)
-    wait_until(lambda: (run / "checkpoint.npz").exists(), "a checkpoint", 240)
+    wait_until(lambda: (run / "compute.json").exists(), "a checkpoint of a batch", 240)
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while process.poll() is None:
             file.write(bytes(2**12))

@@ -49,6 +49,11 @@ def test_config_is_equal_after_json(tmp_path):
     assert read_config(tmp_path / "config.json") == config
 
 
+def test_free_setting_has_its_default_when_config_is_older(tmp_path):
+    write_record(tmp_path / "config.json", {k: v for k, v in asdict(TrainingConfig()).items() if k != "grid_every"})
+    assert read_config(tmp_path / "config.json") == TrainingConfig()
+
+
 VALID = json.dumps(asdict(TrainingConfig()))
 
 

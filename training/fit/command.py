@@ -22,6 +22,7 @@ from training.data.dataset import (
 from training.data.decoding import MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
+from training.fit.folder import check_complete, set_aside
 from training.fit.plan import (
     Machine,
     Plan,
@@ -39,20 +40,30 @@ MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of 
 
 
 def fit(
-    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None = None
+    photos_folder: Path,
+    run: Path,
+    flags: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    new: bool = False,
+    grow_from: Path | None = None,
 ) -> bool:
     """Train until all batches are done; return whether they are.
 
     A signal can stop training before. `flags` are the settings from the command line. A `dry_run` prints the plan,
-    writes no file and returns True. All checks that do not need Keras come before its import, which takes 4 s.
+    writes no file and returns True. A `new` run starts over: it renames the folder of an existing one. All checks that
+    do not need Keras come before its import, which takes 4 s.
 
     Raises:
         TrainingError: the run cannot start or resume. A new run has written no file.
     """
     check_output_folder(run)
     check_run_outside_photos(photos_folder, run)
-    command = resume_run if (run / "config.json").exists() else start_run
-    return command(photos_folder, run, flags, dry_run=dry_run, grow_from=grow_from)
+    if not new:
+        check_complete(run)
+        if (run / "config.json").exists():
+            return resume_run(photos_folder, run, flags, dry_run=dry_run, grow_from=grow_from)
+    return start_run(photos_folder, run, flags, dry_run=dry_run, grow_from=grow_from)
 
 
 def resume_run(
@@ -81,7 +92,7 @@ def resume_run(
 def start_run(
     photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
 ) -> bool:
-    """Plan and start a new run; see `fit`."""
+    """Plan and start a new run; an existing folder is set aside. See `fit`."""
     source = None if grow_from is None else read_source(grow_from, flags)
     source_size = source.image_size if source else None
     plan = Plan(flags if source is None else {"latent_dim": source.latent_dim, **flags})
@@ -110,6 +121,7 @@ def start_run(
     print_plan(plan, machine, step_times)
     if photos is None:
         return True
+    set_aside(run)
     split = split_run_photos(photos, run, plan.config)
     return report_end(train(photos, split, run, plan.config, grow_from), run, plan.config)
 

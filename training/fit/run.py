@@ -19,9 +19,10 @@ from training.errors import FeatureWeightsMissing, TrainingError
 from training.evaluate.features import build_extractor, features_of_photos
 from training.evaluate.metrics import kernel_distance
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
+from training.fit.folder import lock_run
 from training.fit.measurements import KeepBest
 from training.fit.plots import draw_network
-from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator
+from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator, save_checkpoint
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.projected import STATISTICS_PHOTOS
@@ -51,10 +52,10 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
         )
     print(split.describe())
     enable_determinism(config)
-    run.mkdir(parents=True, exist_ok=True)
-    gan = prepare_gan(photos, split, run, config, grow_from)
-    measure_kid, stop = build_kid(photos, split, run, config), StopOnSignal()
-    with stop.handle_signals():
+    stop = StopOnSignal()
+    with lock_run(run), stop.handle_signals():
+        gan = prepare_gan(photos, split, run, config, grow_from)
+        measure_kid = build_kid(photos, split, run, config)
         done = train_stage(gan, photos, split, run, measure_kid, stop)
         if done == gan.last_step < config.steps and not stop.received:
             print(f"Batch {done:,}: the refining stage starts with a new discriminator.", flush=True)
@@ -72,7 +73,8 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
 def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None) -> GAN:
     """Return the GAN of the run's checkpoint, or a new one.
 
-    It also writes config.json, photos.json and generator.png.
+    It also writes config.json, photos.json and generator.png, and the checkpoint of a new run last: a run that was
+    killed has a checkpoint or nothing to lose.
     """
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
@@ -90,6 +92,7 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     write_record(config_file, asdict(config))
     if not checkpoint.exists():
         draw_network(gan.generator, run)
+        save_checkpoint(gan, checkpoint)
     return gan
 
 

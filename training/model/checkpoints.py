@@ -4,7 +4,6 @@ Keras's BackupAndRestore omits the seed generators and deletes its backup on suc
 exact resume, are readable with numpy.load, and are the same on every backend.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError
 from training.model.gan import GAN
 from training.model.networks import build_generator
-from training.records import read_batches_done
+from training.records import open_atomically, read_batches_done
 
 
 def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
@@ -42,16 +41,11 @@ def save_checkpoint(gan: GAN, path: Path) -> None:
     Raises:
         CheckpointError: the disk is full or not writable; an older checkpoint is unchanged.
     """
-    partial = path.with_name(path.name + ".part")
+    arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan)}
     try:
-        with partial.open("wb") as file:
-            arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan)}
+        with open_atomically(path) as file:
             np.savez(file, step=gan.step, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"Cannot write the checkpoint {path}: {error.strerror}; free space or fix permissions, then rerun `fit`."
         ) from error

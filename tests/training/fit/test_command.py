@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import ROOT, command, draw_photo, with_backend
 from training.__main__ import main
 from training.config import TrainingConfig
+from training.fit.folder import lock_run
 from training.model.checkpoints import load_generator
-from training.records import write_record
+from training.records import read_batches_done, write_record
 
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
@@ -101,6 +102,14 @@ def truncate(name):
     return lambda folder: (folder / "run" / name).write_bytes(b"")
 
 
+def remove(pattern):
+    def delete_files(folder):
+        for file in (folder / "run").glob(pattern):
+            file.unlink()
+
+    return delete_files
+
+
 def change_nothing(folder):
     pass
 
@@ -114,6 +123,15 @@ def change_nothing(folder):
         (truncate("photos.json"), "run", (), "photos.json"),
         (truncate("config.json"), "run", (), "config.json"),
         (truncate("checkpoint.npz"), "run", (), "checkpoint.npz"),
+        (
+            remove("checkpoint.npz"),
+            "run",
+            (),
+            "run has history.csv but no checkpoint.npz; restore it from a backup, or",
+        ),
+        (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
+        (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
+        (remove("c*.*"), "run", (), "run has history.csv but no config.json and no checkpoint.npz;"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
@@ -144,6 +162,27 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
     assert captured.err.count("\n") == 1
     assert "Measuring" not in captured.out
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_run, tmp_path, capsys):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with lock_run(run):
+        assert fit(photos, run, "--steps", "5") == 2
+    assert capsys.readouterr().err.endswith(
+        f"Another process trains in {run}; wait until it ends, or choose a new --out.\n"
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "checkpoint.npz").unlink()
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert fit(photos, run, "--new", "--steps", "1", "--seed", "3") == 0
+    assert (config_of(run)["seed"], read_batches_done(run / "checkpoint.npz")) == (3, 1)
+    old = tmp_path / "run-old-1"
+    assert {path.relative_to(old): path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
 def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path):

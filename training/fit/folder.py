@@ -1,0 +1,52 @@
+"""The folder of a run: complete, locked by one process, set aside for a new start."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from training.errors import RecordError, TrainingError
+
+NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
+RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a new start would overwrite them
+
+
+def check_complete(run: Path) -> None:
+    """Raise RecordError if `run` has results, but lacks a file to resume from."""
+    results = [name for name in RESULTS if (run / name).exists()]
+    missing = [name for name in NEEDED_FILES if not (run / name).exists()]
+    if results and missing:
+        raise RecordError(
+            f"{run} has {results[0]} but no {' and no '.join(missing)}; restore it from a backup, "
+            "or start over by --new, which keeps the old files."
+        )
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Create the folder `run`; keep other processes from training in it during a `with` block.
+
+    Raises TrainingError if another process holds the lock.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"Another process trains in {run}; wait until it ends, or choose a new --out."
+            ) from None
+        for partial in run.rglob("*.part"):  # of a process that was killed
+            partial.unlink()
+        yield
+
+
+def set_aside(run: Path) -> None:
+    """Rename the folder `run` if it holds a run, so that a new one can start there."""
+    if not any((run / name).exists() for name in ("config.json", *RESULTS)):
+        return
+    with lock_run(run):
+        old = next(path for n in count(1) if not (path := run.with_name(f"{run.name}-old-{n}")).exists())
+        run.rename(old)
+    print(f"Renamed {run} to {old}.")
