@@ -5,7 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin, TiffTags
 
 from training.data.photos import Photos, load_photos
 
@@ -67,6 +67,21 @@ def two_halves(left: object, right: object, mode: str = "RGB", size: tuple[int, 
     image = solid(mode, right, size)
     image.paste(left, (0, 0, size[0] // 2, size[1]))
     return image
+
+
+def jpeg_with_segment(marker: int, content: bytes) -> bytes:
+    """Return an orange JPEG that begins with an application segment."""
+    jpeg = encoded(solid("RGB", ORANGE), "JPEG", quality=100)
+    return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content + jpeg[2:]
+
+
+def tiff_with_tags(**tags: int) -> bytes:
+    """Return an orange TIFF with more tags, such as t254=1."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in tags.items():
+        directory[int(name[1:])] = value
+        directory.tagtype[int(name[1:])] = TiffTags.LONG
+    return encoded(solid("RGB", ORANGE), "TIFF", tiffinfo=directory)
 
 
 def lab(colour: tuple[int, int, int]) -> Image.Image:

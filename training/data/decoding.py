@@ -1,24 +1,45 @@
 """One photo file as a square RGB image, or a skip reason."""
 
 import contextlib
+import errno
 import hashlib
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 # Detected from content, never from the name. Excluded: EPS and PDF run Ghostscript, TGA has no signature (any file
 # could be one), and one wrong byte in a JPEG 2000 makes Pillow allocate terabytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+HEIC_HEADER = re.compile(rb".{4}ftyp(?:.{4})*?(?:heic|heix|heim|heis|hevc|hevx)", re.DOTALL)
+
+# Most kinds of camera raw are TIFF files whose first page is a thumbnail.
+RAW_SUFFIX = re.compile(
+    r"\.(3fr|arw|cr[23w]|dcr|dng|erf|fff|gpr|iiq|kdc|mef|mos|mrw|n[er][fw]|orf|pef|ra[fw]|rw[2l]|sr[2fw]|x3f)",
+    re.IGNORECASE,
+)
+RAW_HEADER = re.compile(
+    rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|FOVb|\0MRM|IIU\0|IIR[OS]|MMOR|.{4}ftypcrx |.{6}HEAPCCDR", re.DOTALL
+)
+DNG_VERSION, SUB_IFDS, NEW_SUBFILE_TYPE, THUMBNAIL = 50706, 330, 254, 1  # tags of TIFF and DNG, and a value
+HEADER_BYTES = 64
+
+# Pillow refuses a JPEG with an APP0, APP2 or APP14 segment that is too short for its fields. Decoders ignore it.
+SHORT_SEGMENT = re.compile(rb"\xff[\xe0\xee]\0[\x02-\x08]|\xff\xe2\0[\x02-\x0f]")
+COMMENT = b"\xff\xfe"
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 341 MiB decoded; a header of 33 bytes can claim any size
+MAX_JPEG_PIXELS = 2**28  # of phones with 108 or 200 megapixels; decoded at an eighth, they need less than 40 MiB
+MAX_PAGES = 1000  # of a TIFF; a page takes 6 bytes, so a damaged file may have millions
 
 # An uncompressed photo of MAX_PIXELS with 16 bits a channel and transparency has 683 MiB. Without a limit, the digest
 # would read a sparse file of terabytes to its end.
@@ -32,6 +53,10 @@ MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN lea
 
 WHITE_IS_ZERO = 0  # PhotometricInterpretation of TIFF 6.0
 
+# Adobe RGB (1998): its gamma, and the matrix to linear sRGB. Both have the white D65 and differ in green alone.
+ADOBE_GAMMA = 563 / 256
+ADOBE_TO_SRGB = np.array([[1.39836, -0.39836, 0.0], [0.0, 1.0, 0.0], [0.0, -0.04293, 1.04293]])
+
 _BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 Result = TypeVar("Result")
@@ -41,15 +66,39 @@ class SkipReason(StrEnum):
     """Why a file is not used, in the order of reports."""
 
     BROKEN_LINK = "broken link"
+    IO_ERROR = "I/O error; check the disk or network and run the command again"
     SPECIAL = "not a regular file"
     UNREADABLE = "cannot be read"
     EMPTY = "empty file"
+    PAIR = "camera raw or HEIC beside its JPEG"
+    RAW = "camera raw; export it as JPEG"
+    HEIC = "HEIC; run `.venv/bin/python -m pip install pillow-heif` to read it"
     UNKNOWN = "not an image of a known format"
     TOO_HEAVY = f"more than {MAX_FILE_BYTES >> 20:,} MiB"
-    TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+    TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, or {MAX_JPEG_PIXELS:,} in a JPEG"
     TOO_SMALL = f"would be enlarged more than {MAX_ENLARGEMENT} times"
     DAMAGED = "damaged image"
     COPY = "copy of another file"
+
+
+def classify_error(error: OSError) -> SkipReason:
+    """Return the skip reason for an error of the file system."""
+    if isinstance(error, PermissionError):
+        return SkipReason.UNREADABLE
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return SkipReason.BROKEN_LINK
+    return SkipReason.IO_ERROR
+
+
+@cache
+def load_heif() -> str | None:
+    """Return the version of pillow-heif after registering it; None without it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return None
+    pillow_heif.register_heif_opener()
+    return str(pillow_heif.__version__)
 
 
 def read_photo(
@@ -61,14 +110,15 @@ def read_photo(
     """
     try:
         stream = path.open("rb")
-    except OSError:
-        return SkipReason.UNREADABLE
+    except OSError as error:
+        return classify_error(error)
+    Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # Pillow raises beyond twice as many
     with stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the code below checks both
         try:
-            image = Image.open(stream, formats=FORMATS)  # reads the header only
-            if image.width * image.height > MAX_PIXELS:
-                return SkipReason.TOO_LARGE
+            image = _open_image(stream, path.suffix)
+            if isinstance(image, SkipReason):
+                return image
             if min(image.size) * MAX_ENLARGEMENT < image_size:
                 return SkipReason.TOO_SMALL
             position = stream.tell()
@@ -81,13 +131,56 @@ def read_photo(
         except MemoryError:
             raise  # a fault of the machine, not of the file
         except UnidentifiedImageError:
-            return SkipReason.UNKNOWN
+            return SkipReason.RAW if RAW_SUFFIX.fullmatch(path.suffix) else SkipReason.UNKNOWN
         except Image.DecompressionBombError:
             return SkipReason.TOO_LARGE
+        except OSError as error:  # Pillow's own have no number, or that of a seek to a wrong offset
+            return SkipReason.DAMAGED if error.errno in (None, errno.EINVAL) else classify_error(error)
         except Exception:  # Pillow's decoders raise a dozen types on damaged bytes, struct.error to KeyError
             return SkipReason.DAMAGED
     digests.add(digest)
     return result
+
+
+def _open_image(stream: BinaryIO, suffix: str) -> Image.Image | SkipReason:
+    """Return an image without its pixels, or a skip reason.
+
+    `suffix` is that of the file's name. Raises UnidentifiedImageError for unknown formats.
+    """
+    header = stream.read(HEADER_BYTES)
+    if RAW_HEADER.match(header):
+        return SkipReason.RAW
+    heif = load_heif()
+    if heif is None and HEIC_HEADER.match(header):
+        return SkipReason.HEIC
+    formats = FORMATS if heif is None else (*FORMATS, "HEIF")
+    stream.seek(0)
+    try:
+        image = Image.open(stream, formats=formats)
+    except UnidentifiedImageError:
+        if not header.startswith(b"\xff\xd8"):
+            raise
+        stream.seek(0)
+        content = SHORT_SEGMENT.sub(lambda match: COMMENT + match[0][2:], stream.read())
+        image = Image.open(io.BytesIO(content), formats=formats)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        has_thumbnail = SUB_IFDS in tags and tags.get(NEW_SUBFILE_TYPE) == THUMBNAIL
+        if RAW_SUFFIX.fullmatch(suffix) or DNG_VERSION in tags or has_thumbnail:
+            return SkipReason.RAW
+        _seek_largest_page(image)
+    max_pixels = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    return SkipReason.TOO_LARGE if image.width * image.height > max_pixels else image
+
+
+def _seek_largest_page(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Go to the first of the pages with the most pixels."""
+    sizes = []
+    with contextlib.suppress(EOFError, *_BROKEN_EXIF):
+        for page in range(MAX_PAGES):
+            image.seek(page)
+            sizes.append(image.width * image.height)
+    image.seek(sizes.index(max(sizes)))
 
 
 def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
@@ -97,14 +190,19 @@ def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     """
     image.draft(None, (JPEG_OVERSAMPLING * image_size, JPEG_OVERSAMPLING * image_size))  # affects JPEG only
     image.load()
-    profile = image.info.get("icc_profile")
+    profile, is_adobe_rgb = image.info.get("icc_profile"), False
+    with contextlib.suppress(*_BROKEN_EXIF):
+        is_adobe_rgb = _is_adobe_rgb(image.getexif())
     with contextlib.suppress(*_BROKEN_EXIF):  # a photo that may lie on its side is better than no photo
         ImageOps.exif_transpose(image, in_place=True)
     image = _composite_on_white(_to_eight_bits(image))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return np.asarray(_to_srgb(image, profile))  # after the resize: thousands of times fewer pixels to convert
+    # After the resize: thousands of times fewer pixels to convert.
+    if is_adobe_rgb and not profile and image.mode == "RGB":
+        return _adobe_to_srgb(np.asarray(image))
+    return np.asarray(_to_srgb(image, profile))
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -154,3 +252,16 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             if converted := ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB"):
                 return converted
     return image.convert("RGB")
+
+
+def _is_adobe_rgb(exif: Image.Exif) -> bool:
+    """Return whether a camera marked its photo as Adobe RGB (DCF 2.0, "R03")."""
+    index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+    return index in ("R03", b"R03\0") or exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 2
+
+
+def _adobe_to_srgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    linear = (((pixels / 255.0) ** ADOBE_GAMMA) @ ADOBE_TO_SRGB.T).clip(0.0, 1.0)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    rounded: NDArray[np.uint8] = np.rint(255.0 * srgb).astype(np.uint8)
+    return rounded

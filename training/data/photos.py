@@ -24,12 +24,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.decoding import MAX_FILE_BYTES, Result, SkipReason, crop_square, read_photo
+from training.data.decoding import (
+    MAX_FILE_BYTES,
+    RAW_SUFFIX,
+    Result,
+    SkipReason,
+    classify_error,
+    crop_square,
+    load_heif,
+    read_photo,
+)
 from training.errors import PhotosError
 
 PROGRESS_DELAY_S = 1.0  # a small folder finishes before its bar appears
 
-_CACHE_LAYOUT = 5  # raise it whenever the same file would give other pixels, or the cache other files
+_CACHE_LAYOUT = 6  # raise it whenever the same file would give other pixels, or the cache other files
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
 
 def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache_dir: Path) -> Photos:
     stamps = [(file.name, file.stamp) for file in files]
-    determined_by = [_CACHE_LAYOUT, PIL.__version__, image_size, str(folder.resolve()), stamps]
+    determined_by = [_CACHE_LAYOUT, PIL.__version__, load_heif(), image_size, str(folder.resolve()), stamps]
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:32]
     entry = cache_dir / f".photos-{key}"  # hidden, so a cache inside the photo folder is ignored there
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing, or truncated by a crash
@@ -142,7 +151,10 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
             except OSError:
                 if not entry.is_dir():  # else another process was faster, with the same pixels
                     raise
-        return _open_cache(entry, folder, image_size)
+        photos = _open_cache(entry, folder, image_size)
+        if SkipReason.IO_ERROR in summary.skipped:
+            shutil.rmtree(entry)  # the map stays open; the next call reads the files again
+        return photos
     except OSError as error:
         megabytes = len(files) * image_size * image_size * 3 / 1e6
         raise PhotosError(
@@ -183,7 +195,7 @@ def _find_files(folder: Path) -> list[_File]:
     files: list[_File] = []
 
     def add_unreadable_folder(error: OSError) -> None:
-        files.append(_File(Path(error.filename), os.path.relpath(error.filename, folder), SkipReason.UNREADABLE))
+        files.append(_File(Path(error.filename), os.path.relpath(error.filename, folder), classify_error(error)))
 
     for root, subfolders, names in os.walk(folder, onerror=add_unreadable_folder, followlinks=True):
         if (real := os.path.realpath(root)) in visited:
@@ -194,6 +206,15 @@ def _find_files(folder: Path) -> list[_File]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         paths = [Path(root, name) for name in names if not name.startswith(".")]
         files += [_inspect(path, str(path.relative_to(folder))) for path in paths]
+    jpegs = {Path(file.name.casefold()) for file in files if file.skip_reason is None}
+
+    def find_reason(file: _File) -> SkipReason | None:
+        name = Path(file.name.casefold())
+        is_original = RAW_SUFFIX.fullmatch(name.suffix) or name.suffix in (".heic", ".heif", ".hif")
+        is_pair = is_original and any(name.with_suffix(suffix) in jpegs for suffix in (".jpg", ".jpeg"))
+        return SkipReason.PAIR if is_pair else file.skip_reason
+
+    files = [dataclasses.replace(file, skip_reason=find_reason(file)) for file in files]
     return sorted(files, key=lambda file: file.name)
 
 
@@ -201,10 +222,8 @@ def _inspect(path: Path, name: str) -> _File:
     """Return the file at `path` without opening it."""
     try:
         status = path.stat()
-    except PermissionError:
-        return _File(path, name, SkipReason.UNREADABLE)
-    except OSError:  # a link without a target, or to itself
-        return _File(path, name, SkipReason.BROKEN_LINK)
+    except OSError as error:
+        return _File(path, name, classify_error(error))
     reason = None
     if status.st_size == 0:
         reason = SkipReason.EMPTY
@@ -260,7 +279,7 @@ def _no_usable_photo(summary: PhotoSummary) -> PhotosError:
     reason, count = max(summary.skipped.items(), key=lambda item: item[1])
     return PhotosError(
         f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {summary.files:,} files are skipped "
-        f"as {reason!r}; set --photos to another folder."
+        f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.photo_files import (
     GREY,
@@ -13,6 +13,7 @@ from tests.photo_files import (
     SIDE,
     encoded,
     grey_tiff,
+    jpeg_with_segment,
     lab,
     load,
     png_that_claims,
@@ -32,6 +33,14 @@ COLOURS = {
     "CMYK JPEG, inverted by Adobe": (encoded(solid("CMYK", (55, 155, 215, 0)), "JPEG", quality=95), ORANGE),
     "CMYK TIFF": (encoded(solid("CMYK", (55, 155, 215, 0)), "TIFF"), ORANGE),
     "LAB TIFF": (encoded(lab(ORANGE), "TIFF"), ORANGE),
+    "JPEG with a short APP14 segment": (jpeg_with_segment(0xEE, b"Adobe"), ORANGE),
+    "JPEG with a short JFIF segment": (jpeg_with_segment(0xE0, b"JFIF\0"), ORANGE),
+    "JPEG with a short colour profile": (jpeg_with_segment(0xE2, b"ICC_PROFILE\0"), ORANGE),
+    "JPEG of 200 megapixels": (encoded(solid("L", 120, (16320, 12240)), "JPEG"), GREY),
+    "TIFF whose second page is larger": (
+        encoded(solid("RGB", "white", (16, 16)), "TIFF", save_all=True, append_images=[solid("RGB", ORANGE)]),
+        ORANGE,
+    ),
     "grey JPEG": (encoded(solid("L", 120), "JPEG"), GREY),
     "1-bit TIFF": (encoded(solid("1", 0), "TIFF"), (0, 0, 0)),
     "16-bit PNG": (encoded(solid("I;16", 120 * 257), "PNG"), GREY),
@@ -101,6 +110,15 @@ def test_embedded_colour_profile_is_converted_to_srgb(folder: Path, image_format
     red, green, blue = load(folder).pixels[0, 0, 0]
     assert green > 240
     assert max(red, blue) < 25
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_adobe_rgb_is_converted_when_only_exif_states_it(folder: Path, image_format: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a camera"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {ExifTags.Interop.InteropIndex: "R03"}
+    (folder / "photo").write_bytes(encoded(solid("RGB", (150, 100, 40)), image_format, exif=exif, quality=100))
+    np.testing.assert_allclose(load(folder).pixels[0, 0, 0], (167, 100, 29), atol=3)
 
 
 @pytest.mark.parametrize(

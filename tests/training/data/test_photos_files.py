@@ -1,5 +1,7 @@
 """The files of a photo folder: used, skipped and ignored ones."""
 
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid
+from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid, tiff_with_tags
 from training.data.decoding import MAX_ENLARGEMENT, MAX_PIXELS, SkipReason
 from training.errors import PhotosError
 
@@ -34,6 +36,11 @@ BAD_FILES = {
     "terabyte": (make_terabyte, SkipReason.TOO_HEAVY),
     "text": (write_content("りんごの写真".encode()), SkipReason.UNKNOWN),
     "postscript": (write_content(encoded(solid("RGB", ORANGE), "EPS")), SkipReason.UNKNOWN),
+    "Fujifilm raw": (write_content(b"FUJIFILMCCD-RAW 0201"), SkipReason.RAW),
+    "Canon raw": (write_content(b"\0\0\0\x18ftypcrx \0\0\0\1crx isom"), SkipReason.RAW),
+    "DNG": (write_content(tiff_with_tags(t50706=1)), SkipReason.RAW),
+    "raw with a thumbnail in front": (write_content(tiff_with_tags(t254=1, t330=8)), SkipReason.RAW),
+    "HEIC": (write_content(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"), SkipReason.HEIC),
     "signature alone": (write_content(b"\xff\xd8\xff"), SkipReason.UNKNOWN),
     "more pixels than Pillow warns at": (
         write_content(png_that_claims(MAX_PIXELS // 9000 + 1, 9000)),
@@ -56,6 +63,55 @@ def test_bad_file_is_skipped_with_its_reason(folder: Path, kind: str) -> None:
     assert photos.files == ("a good photo",)
     assert photos.summary.skipped == {reason.value: 1}
     assert photos.summary.fates == {"photo.jpg": reason.value}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("other.NEF", SkipReason.RAW),
+        ("photo.nef", SkipReason.PAIR),
+        ("PHOTO.CR3", SkipReason.PAIR),
+        ("photo.heic", SkipReason.PAIR),
+    ],
+)
+def test_raw_is_never_a_second_photo(folder: Path, name: str, reason: SkipReason) -> None:
+    save_photo(folder / "photo.JPG")
+    (folder / name).write_bytes(encoded(solid("RGB", ORANGE), "TIFF"))
+    photos = load(folder)
+    assert (photos.files, photos.summary.skipped) == (("photo.JPG",), {reason.value: 1})
+
+
+class BrokenDisk(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def raise_error(number: int) -> object:
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("operation", "fail"),
+    [
+        ("stat", lambda: raise_error(errno.ESTALE)),
+        ("open", lambda: raise_error(errno.ETIMEDOUT)),
+        ("open", lambda: io.BufferedReader(BrokenDisk())),
+    ],
+    ids=["stale", "timeout", "read"],
+)
+def test_io_error_is_neither_damage_nor_cached(folder: Path, monkeypatch, operation: str, fail) -> None:
+    save_photo(folder / "a")
+    save_photo(folder / "b", shade=91)
+    real = getattr(Path, operation)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, operation, lambda path, *args, **kw: fail() if path.name == "b" else real(path, *args, **kw)
+        )
+        assert load(folder, in_memory=False).summary.skipped == {SkipReason.IO_ERROR.value: 1}
+    assert load(folder, in_memory=False).summary.skipped == {}
 
 
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
