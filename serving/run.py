@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 from serving.model_server.versions import version_folders
+from serving.runtime.output import write_line
 from serving.runtime.ports import listen, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
@@ -112,10 +113,9 @@ def model_server_command(settings: Settings) -> list[str]:
     base_path = settings.model_base_path.resolve()  # TensorFlow Serving takes no relative path
     genuine = shutil.which("tensorflow_model_server")
     if genuine is not None:
-        print(
+        write_line(
             f"Model server: {genuine}. It listens on all interfaces without authentication; "
-            f"block port {port} for other machines.",
-            flush=True,
+            f"block port {port} for other machines."
         )
         return [
             genuine,
@@ -127,7 +127,7 @@ def model_server_command(settings: Settings) -> list[str]:
             "--tensorflow_intra_op_parallelism=1",  # with more, images depend on the size of their batch
             "--enable_serialization_as_tensor_content=true",  # typed fields take four times a client's CPU
         ]
-    print("Model server: the embedded default, as there is no tensorflow_model_server on the PATH", flush=True)
+    write_line("Model server: the embedded default, as there is no tensorflow_model_server on the PATH")
     return [
         *(sys.executable, "-m", "serving", "model-server"),
         *("--host", host, "--port", str(port)),
@@ -201,8 +201,7 @@ def _announce(settings: Settings) -> None:
     scheme = "http" if settings.tls_certificate is None else "https"
     url = f"{scheme}://{with_port(reachable(settings.host), settings.port)}/generate?seed=42"
     file = shlex.quote(f"{settings.model_name}.png")
-    print(f"Ready: {url}", f"  curl '{url.removeprefix('http://')}' -o {file}", sep="\n")
-    print("Ctrl-C ends it.", flush=True)
+    write_line(f"Ready: {url}\n  curl '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends it.")
 
 
 def _end(children: Children, *, timeout_s: float) -> None:

@@ -22,6 +22,7 @@ from serving.model_client.messages import (
     prediction_service_pb2_grpc,
     types_pb2,
 )
+from serving.runtime.connection_failures import connection_failure
 from serving.telemetry.metrics import PREDICT_ROWS
 from serving.telemetry.request_log import find_record, stage
 from serving.telemetry.tracing import trace_metadata
@@ -179,7 +180,9 @@ class ModelClient:
             kind = ERRORS.get(error.code(), ModelMismatch)
             if kind not in (ModelTimeout, Overloaded):
                 kind = ModelUnavailable
-            raise kind(self._sentence(error)) from error
+            found = kind(self._sentence(error))
+            found.add_note(_cause(error))
+            raise found from error
         self._record_status(is_available=True)
         self.read_connection()
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
@@ -241,15 +244,20 @@ class ModelClient:
             found = UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
         else:
             found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
-        cause = f"Predict: {error.code().name}: {error.details()}"
-        found.add_note(cause)  # for the request's log line
+        found.add_note(_cause(error))  # for the request's log line
         if find_record() is None:
-            log.warning("%s", cause)
+            log.warning("%s", _cause(error))
         return found
 
     def _sentence(self, error: grpc.RpcError) -> str:
         """Return the message for the client; the server's own text, with addresses and nodes, is for the log."""
+        if failure := connection_failure(error):
+            return f"The model server at {self._target} does not answer: {failure[0]}."
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."
+
+
+def _cause(error: grpc.RpcError) -> str:
+    return f"The model server: {error.code().name}: {error.details()}"
 
 
 @dataclass(frozen=True)

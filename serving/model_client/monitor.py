@@ -104,8 +104,9 @@ class ModelMonitor:
                 self._versions, self._away = found, None
             after = self._away
             MODEL_SERVER_AWAY.set(after is not None)
-        if after and not before:
-            log.warning("Nothing is asked of the model server until it is back: %s", after)
+        if isinstance(found, RingoError) and after != before:
+            causes = (after, *getattr(found, "__notes__", ()))
+            log.warning("Nothing is asked of the model server until it is back: %s", " ".join(map(str, causes)))
         elif before and not after:
             log.warning("The model server is back.")
 

@@ -3,9 +3,13 @@
 import hashlib
 import math
 import random
+import re
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ from serving.paint.files import Painted
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.query import Picture
-from serving.settings import read_setting
+from serving.runtime.connection_failures import connection_failure
+from serving.runtime.security import check_pem_files
+from serving.settings import ADDRESS, read_setting
 
 SERVICE_CONFIG = """{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -32,7 +38,11 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[::1\]")  # proxies lead elsewhere
 DESCRIBE_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 2.0
+REPORT_AFTER_S, REPORT_EVERY_S = 1.0, 10.0  # of waiting for an image
+REPORT_STEP_S = 0.2
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 DOUBLINGS = 6  # from the first pause to the longest
 
@@ -79,13 +89,17 @@ class Secrets:
 class PictureClient:
     """Client of all replicas behind `target`; thread-safe.
 
-    Transient errors are retried with growing pauses, until no image has come for `patience_s`.
+    Transient errors are retried with growing pauses, until no image has come for `patience_s`. A thread passes to
+    `report` why none comes.
     """
 
-    def __init__(self, target: str, secrets: Secrets, *, patience_s: float) -> None:
-        """Open the channel. Raises PaintingError if one of the PEM files can't be read."""
+    def __init__(
+        self, target: str, secrets: Secrets, *, patience_s: float, report: Callable[[str], object] = lambda text: None
+    ) -> None:
+        """Open the channel. Raises SettingsError if one of the PEM files is not usable."""
         self._target = target
         self._patience_s = patience_s
+        self._is_tls = secrets.ca is not None
         self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
         self._channel = _open_channel(target, secrets)
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
@@ -93,6 +107,9 @@ class PictureClient:
         self._lock = threading.Lock()  # guards what follows
         self._calls: dict[Any, float] = {}  # start of its wait for an image; infinite while it does not wait
         self._last_picture_s = math.inf  # or the start of the first call
+        self._trouble: str | None = f"{target} has not answered yet."
+        self._closed = threading.Event()
+        threading.Thread(target=self._report, args=(report,), name="report", daemon=True).start()
 
     def stop(self) -> None:
         """End all calls, also later ones, with Stopped."""
@@ -112,7 +129,24 @@ class PictureClient:
 
     def close(self) -> None:
         """Close the channel."""
+        self._closed.set()
         self._channel.close()
+
+    def _report(self, report: Callable[[str], object]) -> None:
+        """Report why no image comes, after REPORT_AFTER_S if the cause is known, and every REPORT_EVERY_S."""
+        next_s = REPORT_AFTER_S
+        while not self._closed.wait(REPORT_STEP_S):
+            with self._lock:
+                waited_s, trouble = time.monotonic() - self._last_picture_s, self._trouble
+            if waited_s < REPORT_AFTER_S:
+                next_s = REPORT_AFTER_S
+            elif waited_s >= (next_s if trouble else max(next_s, REPORT_EVERY_S)):
+                next_s = waited_s + REPORT_EVERY_S
+                report(f"No image for {waited_s:.0f} s: {trouble or f'{self._target} is silent.'}")
+
+    def _has_answered(self) -> None:
+        with self._lock:
+            self._trouble = None
 
     def newest_version(self) -> int:
         """Return the newest model version that is loaded. Raises PaintingError or Stopped."""
@@ -126,6 +160,7 @@ class PictureClient:
             except grpc.RpcError as error:
                 attempt = self._back_off(error, attempt)
             else:
+                self._has_answered()
                 return int(described.model_versions[-1])
 
     def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[Painted]:
@@ -169,6 +204,7 @@ class PictureClient:
             for response in call:
                 with self._lock:
                     self._last_picture_s, self._calls[call] = time.monotonic(), math.inf
+                    self._trouble = None
                 yield response.picture
                 with self._lock:
                     self._calls[call] = time.monotonic()
@@ -193,6 +229,13 @@ class PictureClient:
         if self._stopped.is_set():
             raise Stopped from error
         sentence = f"{self._target} answered {error.code().name}: {_shown(error.details() or 'no reason given')}"
+        if failure := connection_failure(error):
+            reason, may_help = failure
+            if not self._is_tls and speaks_tls(self._target):
+                reason, may_help = "it speaks TLS: give --ca", False
+            sentence = f"{self._target} does not answer: {reason}."
+            if not may_help:
+                raise PaintingError(sentence) from error
         if error.code() is grpc.StatusCode.CANCELLED:
             sentence = f"{self._target} sent nothing."
         if error.code() is grpc.StatusCode.NOT_FOUND:
@@ -200,7 +243,7 @@ class PictureClient:
         if error.code() not in TRANSIENT:
             raise PaintingError(sentence) from error
         with self._lock:
-            waited_s = time.monotonic() - self._last_picture_s
+            waited_s, self._trouble = time.monotonic() - self._last_picture_s, sentence
         if waited_s > self._patience_s:
             raise PaintingError(f"No picture has come for {waited_s:.0f} s; {sentence}") from error
         if self._stopped.wait(backoff_s(attempt)):
@@ -215,15 +258,27 @@ def backoff_s(attempt: int) -> float:
 
 
 def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
+    hosts = [host for host, *_ in ADDRESS.findall(target)]
+    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not all(map(LOOPBACK.fullmatch, hosts)))))
     if secrets.ca is None:
-        return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-    parts = []
-    for path in (secrets.ca, secrets.key, secrets.certificate):
-        try:
-            parts.append(path and path.read_bytes())
-        except OSError as error:
-            raise PaintingError(f"{path} can't be read ({error.strerror}).") from error
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=CHANNEL_OPTIONS)
+        return grpc.insecure_channel(target, options=options)
+    check_pem_files({"--certificate": secrets.certificate, "--key": secrets.key}, {"--ca": secrets.ca})
+    parts = [path and path.read_bytes() for path in (secrets.ca, secrets.key, secrets.certificate)]
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=options)
+
+
+def speaks_tls(target: str) -> bool:
+    """Return whether a server at the first address of `target` completes a TLS handshake."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
+    for host, _, port in ADDRESS.findall(target)[:1]:
+        with (
+            suppress(OSError),
+            socket.create_connection((host.strip("[]"), port), timeout=PROBE_TIMEOUT_S) as connection,
+            context.wrap_socket(connection),
+        ):
+            return True
+    return False
 
 
 def _shown(text: str) -> str:

@@ -24,6 +24,7 @@ from serving.paint.manifest import Manifest
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
+from serving.runtime.output import printable, write_line
 from serving.settings import (
     MAX_TIMEOUT_S,
     TARGET_ALLOWED,
@@ -104,14 +105,16 @@ class Work:
     def _stream(self, query: Picture, *, any_version: bool) -> None:
         while seeds := self._next_seeds():
             while seeds:
+                done = 0
                 try:
                     for stored in self.layout.store(self.client.paint(seeds, query)):
                         self._record(stored)
-                        seeds = seeds[len(stored) :]
+                        done += len(stored)
                 except VersionGoneError:
                     if not any_version:
                         raise
                     query = replace(query, version=self.client.newest_version())
+                seeds = seeds[done:]
 
     def _next_seeds(self) -> list[int]:
         with self.lock:
@@ -138,7 +141,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
     with (
         Manifest(chosen.out / chosen.shard.manifest) as manifest,
-        closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s)) as client,
+        closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s, report=_report)) as client,
     ):
         for row in manifest.rows():
             folder.add(row)
@@ -153,7 +156,11 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
                 work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
         manifest.replace(folder.rows())
-    print(f"{len(seeds):,} pictures are in {chosen.out}; {before:,} were there before.")
+    write_line(f"{len(seeds):,} pictures are in {chosen.out}; {before:,} were there before.")
+
+
+def _report(text: str) -> None:
+    tqdm.write(printable(text), file=sys.stderr)  # beside the bar
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
@@ -187,14 +194,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         return INTERRUPTED
     except VersionGoneError as error:
         told = str(error).removesuffix(".")  # with what the server said
-        print(f"{told}. --any-version goes on with the newest; what is painted stays.", file=sys.stderr)
+        print(printable(f"{told}. --any-version goes on with the newest; what is painted stays."), file=sys.stderr)
         return VERSION_GONE
     except PaintingError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "The disk is full" if full else f"{chosen.out} can't be used"
-        print(f"{what}: {error.filename or chosen.out}: {os.strerror(error.errno or 0)}.", file=sys.stderr)
+        print(printable(f"{what}: {error.filename or chosen.out}: {error.strerror}."), file=sys.stderr)
     else:
         return 0
     return FAILED

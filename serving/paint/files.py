@@ -4,15 +4,20 @@ The path of an image depends on its seed alone, so several runs together write t
 place when they are complete.
 """
 
+import errno
+import filecmp
 import hashlib
 import io
 import json
+import os
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 ASIDE = ".part"  # suffix of an incomplete file
 
@@ -34,6 +39,7 @@ class Files:
     out: Path
     suffix: str
     per_folder: int
+    replaceable: set[str] = field(default_factory=set)  # files of the manifest that are damaged or incomplete
 
     def name(self, seed: int) -> str:
         """Return the path of the image of `seed`, relative to the folder."""
@@ -43,7 +49,7 @@ class Files:
         """Yield those of `seeds` whose files exist, with the SHA-256 of each."""
         for seed in seeds:
             try:
-                with (self.out / self.name(seed)).open("rb") as file:
+                with open_file(self.out / self.name(seed)) as file:
                     yield seed, hashlib.file_digest(file, "sha256").hexdigest()
             except FileNotFoundError:
                 continue
@@ -53,59 +59,101 @@ class Files:
         for picture in pictures:
             path = self.out / self.name(picture.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _aside(path) as aside:
+            aside = _aside(path)
+            try:
                 aside.write_bytes(picture.data)
+                _put(aside, path, may_replace=self.name(picture.seed) in self.replaceable)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
             yield [picture]
 
 
 @dataclass(frozen=True)
 class Tars:
-    """One tar for `per_folder` seeds, 000042.tar: of each an image and a .json with its facts."""
+    """One tar for `per_folder` seeds, 000042.tar: of each an image and a .json with its facts.
+
+    An incomplete tar has the suffix ASIDE, and a beginning of its seeds; a rerun appends the others.
+    """
 
     out: Path
     suffix: str
     per_folder: int
+    replaceable: set[str] = field(default_factory=set)  # files of the manifest that are damaged or incomplete
 
     def name(self, seed: int) -> str:
         """Return the path of the tar of `seed`, relative to the folder."""
         return f"{seed // self.per_folder:06d}.tar"
 
+    def is_complete(self, seed: int) -> bool:
+        """Return whether the tar of `seed` is written to its end."""
+        return (self.out / self.name(seed)).exists()
+
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield the seeds in their one tar, with SHA-256; none if damaged."""
-        try:
-            with tarfile.open(self.out / self.name(next(iter(seeds)))) as tar:
-                for member in tar:
-                    stem, _, suffix = member.name.partition(".")
-                    content = tar.extractfile(member)
-                    if suffix == self.suffix and stem.isdecimal() and content is not None:
-                        yield int(stem), hashlib.sha256(content.read()).hexdigest()
-        except (FileNotFoundError, tarfile.TarError):
-            return
+        """Yield the seeds in their one tar, complete or not, with SHA-256; none behind damage."""
+        seed = next(iter(seeds))
+        path = self.out / self.name(seed)
+        with suppress(FileNotFoundError), open_file(path if self.is_complete(seed) else _aside(path)) as file:
+            for member_seed, digest, _ in self._images(file):
+                yield member_seed, digest
 
     def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
-        """Write one tar of `pictures`, then yield them without data. Raises OSError."""
+        """Append `pictures` to their one tar. Raises OSError.
+
+        Yields each without its data when it is written, and the last one when the tar has its name.
+        """
         pictures = iter(pictures)
         first = next(pictures)
         path = self.out / self.name(first.seed)
-        stored = []
-        with _aside(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for picture in chain([first], pictures):
-                facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": picture.sha256}
-                for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
-                    member = tarfile.TarInfo(f"{picture.seed:09d}.{suffix}")  # without owner and time
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                stored.append(replace(picture, data=b""))
-        yield stored
+        written: list[Painted] = []
+        with _aside(path).open("a+b") as file:
+            file.seek(0)
+            file.truncate(max((end for seed, _, end in self._images(file) if seed < first.seed), default=0))
+            file.seek(0, os.SEEK_END)
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for picture in chain([first], pictures):
+                    yield written
+                    facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": picture.sha256}
+                    for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
+                        member = tarfile.TarInfo(f"{picture.seed:09d}.{suffix}")  # without owner and time
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+                    file.flush()
+                    written = [replace(picture, data=b"")]
+        _put(_aside(path), path, may_replace=self.name(first.seed) in self.replaceable)
+        yield written
+
+    def _images(self, file: BinaryIO) -> Iterator[tuple[int, str, int]]:
+        """Yield seed and SHA-256 of each image in a tar, and the offset behind its .json; end at damage."""
+        found: list[tuple[int, str]] = []
+        with suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                stem, _, suffix = member.name.partition(".")
+                content = tar.extractfile(member) if member.isreg() and stem.isdecimal() else None
+                if content is not None and suffix == self.suffix:
+                    found = [(int(stem), hashlib.sha256(content.read()).hexdigest())]
+                elif content is not None and len(content.read()) == member.size:
+                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    for seed, digest in found:
+                        yield seed, digest, end
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; afterwards rename it to `path`, or remove it after an error."""
-    aside = path.with_name(path.name + ASIDE)
-    try:
-        yield aside
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+def open_file(path: Path) -> io.BufferedReader:
+    """Return a regular file, open to read. Raises OSError, also for a FIFO, where open() would wait."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a file of data; move it away", str(path))
+    return file
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ASIDE)
+
+
+def _put(aside: Path, path: Path, *, may_replace: bool) -> None:
+    """Rename `aside` to `path`. Raises OSError if that would lose another image."""
+    if not may_replace and path.exists() and not filecmp.cmp(aside, path, shallow=False):
+        reason = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
+    aside.replace(path)

@@ -4,6 +4,7 @@ A row is written after its file has its name, so a run that `kill -9` ends can b
 """
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from serving.paint.client import PaintingError
+from serving.paint.files import open_file
+from serving.rendering.query import MAX_SEED
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -28,9 +31,9 @@ class Row:
     picture: str
 
     def is_sound(self) -> bool:
-        """Return whether each field has its type, and `sha256` is hexadecimal."""
+        """Return whether each field has its type, and fits."""
         typed = all(type(getattr(self, one.name)) is one.type for one in fields(self))
-        return typed and SHA256.fullmatch(self.sha256) is not None
+        return typed and bool(SHA256.fullmatch(self.sha256)) and self.seed >= 0 and 0 <= self.model_version <= MAX_SEED
 
 
 class Manifest:
@@ -43,11 +46,11 @@ class Manifest:
     def rows(self) -> Iterator[Row]:
         """Yield the rows, without damaged ones."""
         try:
-            with self._path.open(encoding="utf-8", errors="replace") as file:
+            with io.TextIOWrapper(open_file(self._path), encoding="utf-8", errors="replace") as file:
                 for line in file:
                     try:
                         row = Row(**json.loads(line))
-                    except (ValueError, TypeError):
+                    except (ValueError, TypeError, RecursionError):
                         continue
                     if row.is_sound():
                         yield row
@@ -55,6 +58,8 @@ class Manifest:
             return
 
     def __enter__(self) -> Self:
+        if self._path.exists():
+            open_file(self._path).close()
         self._file = self._path.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,31 +63,42 @@ class OutputFolder:
         return row
 
     def check(self) -> None:
-        """Forget images whose file is missing or damaged; one in a tar makes the whole tar missing.
+        """Forget images whose file is missing or damaged; one in a complete tar makes the whole tar missing.
 
         Raises PaintingError if such a tar has other seeds, too, which it would lose.
         """
         behind = 0
         for group in self._seeds.groups(self._layout.per_folder):
             places = slice(behind, behind := behind + len(group))
-            if self._there[places].any():
+            first, is_named = next(iter(group)), self._there[places].any()
+            if is_named:
                 found = dict(self._layout.digests(group))
                 for place, seed in enumerate(group, places.start):
-                    self._there[place] &= found.get(seed) == self._digests[place].tobytes().hex()
-            if isinstance(self._layout, Tars) and not self._there[places].all():
-                self._there[places] = False
-                tar = self._layout.name(next(iter(group)))
+                    if self._there[place] and found.get(seed) != self._digests[place].tobytes().hex():
+                        self._there[place] = False
+                        self._layout.replaceable.add(self._layout.name(seed))
+            if isinstance(self._layout, Tars) and not (self._there[places].all() and self._layout.is_complete(first)):
+                self._keep_beginning(places, is_complete=self._layout.is_complete(first))
+                tar = self._layout.name(first)
+                if is_named:
+                    self._layout.replaceable.add(tar)
                 if (other := self._others_in_tars.get(tar)) is not None:
                     raise PaintingError(
                         f"{tar} holds seed {other}, which --seeds doesn't name: a tar is written as a whole, so name "
                         "all that it is to hold."
                     )
 
+    def _keep_beginning(self, places: slice, *, is_complete: bool) -> None:
+        """Keep the images before the first missing one of a tar; none of a complete one, which is written anew."""
+        self._there[places.stop - 1] = False  # the tar has no name yet
+        self._there[places] = False if is_complete else np.logical_and.accumulate(self._there[places])
+
     def missing(self) -> Iterator[list[int]]:
         """Yield the missing seeds of each call."""
         if isinstance(self._layout, Tars):
-            groups = self._seeds.groups(self._layout.per_folder)
-            yield from (list(group) for group in groups if not self._holds(next(iter(group))))
+            for group in self._seeds.groups(self._layout.per_folder):
+                if rest := [seed for seed in group if not self._holds(seed)]:
+                    yield rest
             return
         part: list[int] = []
         for seed in self._seeds:

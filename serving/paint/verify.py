@@ -2,11 +2,13 @@
 
 import io
 import sys
+import tarfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from enum import Enum
 from pathlib import Path
+from typing import IO
 from urllib.parse import parse_qsl, urlsplit
 
 from PIL import Image
@@ -15,9 +17,11 @@ from werkzeug.datastructures import MultiDict
 from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import unchecked
+from serving.paint.files import open_file
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
 from serving.rendering.renderer import Renderer
+from serving.runtime.output import printable, write_line
 from serving.settings import Settings
 
 MAX_FILE_BYTES = 64 * 2**20  # five times the largest image of Ringo
@@ -35,8 +39,8 @@ class Verdict(Enum):
         return self.name.lower().replace("_", " ")
 
 
-def verify(files: Iterable[Path], settings: Settings) -> int:
-    """Print one line for each of `files`; return the exit status, 0 if all are identical.
+def verify(paths: Iterable[Path], settings: Settings) -> int:
+    """Print one line for each PNG in `paths`; return the exit status, 0 if all are identical.
 
     If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
     """
@@ -44,29 +48,63 @@ def verify(files: Iterable[Path], settings: Settings) -> int:
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
     found = set()
     with closing(client):
-        for file in files:
+        for name, file in (entry for path in paths for entry in open_pngs(path)):
             try:
                 verdict, reason = judge(file, renderer, settings.model_name)
             except RingoError as error:
                 print(error, file=sys.stderr)
                 return Verdict.UNREADABLE.value
-            print(f"{printable(str(file))}: {verdict}{reason and f' ({reason})'}", flush=True)
+            write_line(f"{printable(name)}: {verdict}{reason and f' ({reason})'}")
             found.add(verdict.value)
     return min(found - {0}, default=0)
 
 
-def judge(file: Path, renderer: Renderer, model_name: str) -> tuple[Verdict, str]:
-    """Return the verdict on `file`, and its reason in a few words."""
+def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
+    """Yield name and open file of each PNG at `path`: a file, a tar, or a folder; text says why there is none."""
+    is_empty = True
     try:
-        with file.open("rb") as opened:
-            claimed = opened.read(MAX_FILE_BYTES + 1)
+        for entry in _pngs(path):
+            is_empty = False
+            yield entry
+    except OSError as error:
+        yield str(path), error.strerror or "not readable"
+    except tarfile.TarError:
+        yield str(path), "the tar is damaged"
+    else:
+        if is_empty:
+            yield str(path), "no PNG in it"
+
+
+def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix in (".png", ".tar"):
+                yield from open_pngs(file)
+        return
+    with open_file(path) as opened:
+        if path.suffix != ".tar":
+            yield str(path), opened
+            return
+        with tarfile.open(fileobj=opened, mode="r:") as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is not None and member.name.endswith(".png"):
+                    yield f"{path}/{member.name}", content
+
+
+def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[Verdict, str]:
+    """Return the verdict on `file`, and its reason in a few words."""
+    if isinstance(file, str):
+        return Verdict.UNREADABLE, file
+    try:
+        claimed = file.read(MAX_FILE_BYTES + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no pixel is read, however many it claims
             with Image.open(io.BytesIO(claimed), formats=["PNG"]) as image:  # reads the header only
                 facts = {name: str(text) for name, text in image.info.items()}
     except Image.DecompressionBombError:
         return Verdict.UNREADABLE, "more pixels than any picture of ours"
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow, of a damaged file
+    except (OSError, SyntaxError, ValueError, tarfile.TarError) as error:  # Pillow, of a damaged file
         return Verdict.UNREADABLE, getattr(error, "strerror", None) or "not a PNG"
     if len(claimed) > MAX_FILE_BYTES:
         return Verdict.UNREADABLE, f"more than {MAX_FILE_BYTES} bytes"
@@ -110,8 +148,3 @@ def pinned_query(address: str) -> Query:
 def quoted(said: str | None) -> str:
     """Return `said` quoted, shortened, and safe for a terminal."""
     return repr(said if said is None else said[:MAX_SHOWN_CHARACTERS])
-
-
-def printable(name: str) -> str:
-    """Return the name of a file with unprintable characters escaped."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)

@@ -2,6 +2,7 @@
 
 import hmac
 import ssl
+from pathlib import Path
 
 from serving.errors import NotAuthenticated
 from serving.settings import Settings, SettingsError
@@ -9,20 +10,31 @@ from serving.settings import Settings, SettingsError
 
 def check_tls(settings: Settings) -> None:
     """Raise SettingsError, naming the variable, if a TLS file is not usable."""
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return
+    check_pem_files(
+        {"RINGO_TLS_CERTIFICATE": settings.tls_certificate, "RINGO_TLS_KEY": settings.tls_key},
+        {"RINGO_TLS_CLIENT_CA": settings.tls_client_ca},
+    )
+
+
+def check_pem_files(pair: dict[str, Path | None], ca: dict[str, Path | None]) -> None:
+    """Raise SettingsError if a certificate and its key, or the certificates of a CA, are not usable.
+
+    Each has its name; files that are None are left out.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
-    except OSError as error:  # ssl.SSLError is one
-        allowed = f"a certificate in PEM that fits RINGO_TLS_KEY, both readable: {_reason(error)}"
-        raise SettingsError("RINGO_TLS_CERTIFICATE", str(settings.tls_certificate), allowed) from error
-    if settings.tls_client_ca is not None:
+    (certificate_name, certificate), (key_name, key) = pair.items()
+    if certificate is not None:
         try:
-            context.load_verify_locations(settings.tls_client_ca)
-        except OSError as error:
-            allowed = f"readable certificates in PEM: {_reason(error)}"
-            raise SettingsError("RINGO_TLS_CLIENT_CA", str(settings.tls_client_ca), allowed) from error
+            context.load_cert_chain(certificate, key, password="")
+        except OSError as error:  # ssl.SSLError is one
+            allowed = f"a certificate in PEM that fits {key_name}, both readable: {_reason(error)}"
+            raise SettingsError(certificate_name, str(certificate), allowed) from error
+    for name, path in ca.items():
+        if path is not None:
+            try:
+                context.load_verify_locations(path)
+            except OSError as error:
+                raise SettingsError(name, str(path), f"readable certificates in PEM: {_reason(error)}") from error
 
 
 def require_token(token: str | None, authorization: str | None) -> None:

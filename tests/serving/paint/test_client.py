@@ -1,5 +1,6 @@
 """The client of the batch server in `paint`: retries, patience, checks of versions and images."""
 
+import socket
 import threading
 import time
 from contextlib import closing
@@ -93,7 +94,17 @@ def test_paint_gives_up_after_its_patience_when_no_server_answers(tmp_path):
     nobody = Target(f"ipv4:127.0.0.1:{free_port()}")
     said = paint(nobody, tmp_path, "--patience-s", "0.5", code=1)
     assert "No picture has come for" in said.splitlines()[-1]
-    assert f"{nobody.target} answered UNAVAILABLE" in said.splitlines()[-1]
+    assert said.splitlines()[-1].endswith(f"; {nobody.target} does not answer: the connection was refused.")
+
+
+def test_paint_says_after_a_second_why_it_waits(tmp_path):
+    nobody = Target(f"127.0.0.1:{free_port()}")
+    said = paint(nobody, tmp_path, "--patience-s", "2", code=1)
+    assert said.splitlines()[0] == f"No image for 1 s: {nobody.target} does not answer: the connection was refused."
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts, and says nothing
+        silent = Target(f"127.0.0.1:{deaf.getsockname()[1]}")
+        said = paint(silent, tmp_path, "--patience-s", "2", code=1)
+    assert said.splitlines()[0] == f"No image for 1 s: {silent.target} has not answered yet."
 
 
 @pytest.fixture

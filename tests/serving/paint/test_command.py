@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import re
 import signal
 import subprocess
 import tarfile
@@ -16,6 +18,7 @@ from serving.paint.command import main
 from serving.paint.manifest import Manifest
 from serving.settings import SettingsError
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
 
 
@@ -87,7 +90,7 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
     with FakeBatchServer(before=gate) as server:
         with painting(server, tmp_path / "twice", *flags) as process:
             assert gate.reached.wait(LIMIT_S)
-            there = 25 if layout == "files" else 20
+            there = 25 if layout == "files" else 24  # the row of an image in a tar comes with the next image
             wait_until(lambda: len(rows(tmp_path / "twice")) == there, "pictures before the gate")
             process.kill()
             process.wait(LIMIT_S)
@@ -97,6 +100,18 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
         assert server.calls == [list(range(there, 30))]
         paint(server, tmp_path / "once", *flags)
     assert content(tmp_path / "twice") == content(tmp_path / "once")
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_documented_command_accepts_all_images_of_a_folder(server, tmp_path, layout):
+    paint(server, tmp_path, "--layout", layout, "--per-folder", 10)
+    blocks = re.findall(r"```sh\n(cd [^`]*sha256sum[^`]*)```", (ROOT / "docs" / "batch.md").read_text())
+    script = blocks[layout == "tar"].partition("\n")[2]  # without cd
+    assert subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True, capture_output=True).stdout == b""
+    spoilt = next(path for path in sorted(tmp_path.rglob("*.png")))
+    spoilt.write_bytes(b"x")
+    checked = script if layout == "files" else script.splitlines()[-1]
+    assert subprocess.run(["bash", "-ec", checked], cwd=tmp_path, check=False, capture_output=True).returncode == 1
 
 
 def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
@@ -170,7 +185,19 @@ def test_a_shard_has_the_version_of_another_in_its_folder(tmp_path):
     assert "loaded. --any-version goes on with the newest" in said
 
 
-@pytest.mark.parametrize("row", [b"\xff", b'{"seed": "3", "sha256": "zz", "model_version": true}'])
+ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_version": %d, "picture": ""}'
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"\xff",
+        b'{"seed": "3", "sha256": "zz", "model_version": true}',
+        ROW % (0, 10**22),
+        ROW % (0, -1),
+        b"[" * 200_000,
+    ],
+)
 def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp_path, row):
     paint(server, tmp_path)
     manifest = tmp_path / "manifest.jsonl"
@@ -194,6 +221,54 @@ def test_paint_leaves_a_folder_alone_when_the_options_differ(server, whole, flag
     before = content(whole)
     assert sentence in paint(server, whole, *flags, code=1)
     assert content(whole) == before
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+@pytest.mark.parametrize("lost", [lambda manifest: manifest.unlink(), lambda manifest: manifest.write_bytes(b"")])
+def test_paint_replaces_no_image_of_other_options_when_the_manifest_is_lost(server, tmp_path, layout, lost):
+    flags = ("--layout", layout, "--per-folder", 10)
+    paint(server, tmp_path, *flags)
+    before = content(tmp_path)
+    lost(tmp_path / "manifest.jsonl")
+    with FakeBatchServer(version=2) as other:
+        said = paint(other, tmp_path, *flags, code=1)
+    assert "it has other bytes, and the manifest does not name it" in said.splitlines()[-1]
+    assert {name: data for name, data in content(tmp_path).items() if name in before and "manifest" not in name} == {
+        name: data for name, data in before.items() if "manifest" not in name
+    }
+    paint(server, tmp_path, *flags)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "manifest-00000-of-00002.jsonl", "000000/000000003.png"])
+def test_paint_says_so_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_path, name):
+    paint(server, tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    said = paint(server, tmp_path, code=1)
+    assert said.splitlines()[-1].endswith(f"{name}: it is not a file of data; move it away.")
+
+
+@pytest.mark.parametrize(
+    "words", [("paint", "--seeds", "0:3", "--out", "out", "--target"), ("verify", "no.png"), ("run",)]
+)
+def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
+    words = (*words, server.target) if "--target" in words else words
+    done = run_serving(
+        *words,
+        wrapper=("sh", "-c", f'cd {tmp_path} && PYTHONPATH={ROOT} exec "$@" > /dev/full', "sh"),
+        port=free_port(),
+        model_base_path=ROOT / "models" / "apple",
+        model_server=f"127.0.0.1:{free_port()}",
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "stdout cannot be written: No space left on device; send it elsewhere."
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_paint_asks_no_proxy_for_a_server_on_this_machine(server, tmp_path, monkeypatch, host):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    paint(Target(f"{host}:{server.port}"), tmp_path, "--patience-s", 5)
 
 
 def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path):

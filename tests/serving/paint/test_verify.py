@@ -1,6 +1,8 @@
 """`verify` of true, changed and foreign images."""
 
 import io
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,28 @@ def test_true_images_are_identical(model_server, pngs, tmp_path):
     for file, png in zip(files, pngs, strict=True):
         file.write_bytes(png)
     assert verify(model_server.target, *files) == (0, ["identical"] * len(pngs), "")
+
+
+def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
+    inner = tmp_path / "folder" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "1.png").write_bytes(pngs[0])
+    (inner / "2.png").write_bytes(pngs[1] + b"x")
+    whole, cut = tmp_path / "folder" / "some.tar", tmp_path / "folder" / "cut.tar"
+    with tarfile.open(whole, "w") as tar:
+        tar.add(inner, "x")
+    cut.write_bytes(whole.read_bytes()[:700])
+    (tmp_path / "none").mkdir()
+    os.mkfifo(tmp_path / "fifo.png")
+    assert verify(model_server.target, tmp_path / "folder", tmp_path / "none", tmp_path / "fifo.png")[1] == [
+        "unreadable (the tar is damaged)",
+        "identical",
+        "different",
+        "identical",
+        "different",
+        "unreadable (no PNG in it)",
+        "unreadable (it is not a file of data; move it away)",
+    ]
 
 
 def test_verify_finds_each_lie_and_exits_with_the_worst_status(model_server, pngs, tmp_path):
@@ -97,5 +121,7 @@ def test_verify_fails_with_a_sentence_when_no_model_server_answers(pngs, tmp_pat
     (tmp_path / "it.png").write_bytes(pngs[0])
     status, said, complaint = verify(gone.target, tmp_path / "it.png")
     assert (status, said) == (2, [])
-    assert complaint.splitlines()[-1] == f"The model server at {gone.target} answered UNAVAILABLE for model 'apple'."
+    assert (
+        complaint.splitlines()[-1] == f"The model server at {gone.target} does not answer: the connection was refused."
+    )
     assert "Traceback" not in complaint

@@ -108,6 +108,27 @@ def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, certifi
     assert (done.returncode, len(list(tmp_path.rglob("*.png")))) == (0, 3), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("port", "flags", "sentence"),
+    [
+        ("batch", {}, "does not answer: it speaks TLS: give --ca."),
+        ("batch", {"ca": "stranger"}, "does not answer: its certificate is not valid for this CA."),
+        ("gateway", {}, "does not answer: it speaks HTTP/1, not gRPC."),
+        ("gateway", {"ca": "ca"}, "does not answer: it does not speak TLS."),
+        ("batch", {"ca": "notes"}, "--ca is "),
+        ("batch", {"ca": "ca", "certificate": "client", "key": "stranger"}, "--certificate is "),
+    ],
+)
+def test_paint_says_at_once_what_waiting_cannot_heal(batch, gateway, certificates, tmp_path, port, flags, sentence):
+    (tmp_path / "notes").write_text("no PEM")
+    files = {**vars(certificates), "notes": tmp_path / "notes"}
+    target = batch.target if port == "batch" else f"localhost:{gateway.port}"
+    chosen = [word for name, file in flags.items() for word in (f"--{name}", files[file])]
+    done = run_serving("paint", "--seeds", "0:3", "--out", tmp_path / "out", "--target", target, *chosen)
+    assert sentence in done.stderr
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
 def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_server, certificates, tmp_path):
     credentials = certificates.credentials(certificates.client)
     mutual_tls = certificates.tls | {"tls_client_ca": certificates.ca}

@@ -1,0 +1,27 @@
+"""Why a gRPC connection failed, in a few words: gRPC's own text names addresses and is long."""
+
+import grpc
+
+# A part of gRPC's text, the reason, and whether waiting may help. The first that fits counts.
+FAILURES = (
+    ("errors resolving", "its name has no address", True),
+    ("Connection refused", "the connection was refused", True),
+    ("http1.x server", "it speaks HTTP/1, not gRPC", False),
+    ("Failed parsing HTTP/2", "it does not speak gRPC", False),
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS", False),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not valid for this CA", False),
+    ("Hostname Verification Check failed", "its certificate names another host", False),
+    ("Tls handshake failed", "the TLS handshake failed", True),
+    ("Socket closed", "it closed the connection", True),
+    ("Connection reset", "it closed the connection", True),
+    ("Failed to connect to remote host", "there is no way to its address", True),
+)
+
+
+def connection_failure(error: grpc.RpcError) -> tuple[str, bool] | None:
+    """Return why there was no connection, and whether waiting may help; None if the server answered."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        for part, reason, may_help in FAILURES:
+            if part in (error.details() or ""):
+                return reason, may_help
+    return None
