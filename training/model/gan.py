@@ -89,10 +89,10 @@ class GAN(keras.Model):
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
 
-        The half-life is 5 % of the stage's photos until it reaches `ema_half_life`: an average over the first, random
+        The half-life is 5 % of the photos seen until it reaches `ema_half_life`: an average over the first, random
         weights would hide the early progress.
         """
-        photos = ops.cast(self.optimizer.iterations, "float32") * self.config.batch_size
+        photos = (self.first_step + ops.cast(self.optimizer.iterations, "float32")) * self.config.batch_size
         half_life = ops.minimum(float(self.config.ema_half_life), ops.maximum(0.05 * photos, 1.0))
         decay = ops.exp2(-self.config.batch_size / half_life)
         statistics = {id(v) for v in self.generator.non_trainable_variables}
