@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 from serving.model_server.versions import version_folders
+from serving.rendering.query import EXAMPLE_SEEDS
 from serving.runtime.output import write_line
 from serving.runtime.ports import listen, with_port
 from serving.runtime.security import check_tls
@@ -199,7 +200,7 @@ def _is_ready(settings: Settings) -> bool:
 
 def _announce(settings: Settings) -> None:
     scheme = "http" if settings.tls_certificate is None else "https"
-    url = f"{scheme}://{with_port(reachable(settings.host), settings.port)}/generate?seed=42"
+    url = f"{scheme}://{with_port(reachable(settings.host), settings.port)}/generate?seed={EXAMPLE_SEEDS[0]}"
     file = shlex.quote(f"{settings.model_name}.png")
     write_line(f"Ready: {url}\n  curl '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends it.")
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING
 from typing import Any
 
-from serving.rendering.query import RESOURCES, STILL, Picture, Query, mimetypes, parameters
+from serving.rendering.query import EXAMPLE_SEEDS, RESOURCES, STILL, Picture, Query, mimetypes, parameters
 
 # Paths of the image of one seed, for people: with seed or name, and format.
 SHORT_URLS = {
@@ -68,7 +68,7 @@ PROBLEM = {
 
 ABOUT = {
     "type": "object",
-    "required": ["model", "version", "versions", "replica", "size", "renderer", "card"],
+    "required": ["model", "version", "versions", "replica", "size", "renderer", "licence", "card"],
     "properties": {
         "model": {"type": "string", "description": "The model's name."},
         "version": {"type": "integer", "description": "The newest version, the default of `version`."},
@@ -87,6 +87,10 @@ ABOUT = {
             "type": "integer",
             "description": "Version of the encoder's settings: equal pixels and equal numbers give equal bytes.",
         },
+        "licence": {
+            "type": ["string", "null"],
+            "description": "Licence of the images, with attribution; null if the gateway does not know it.",
+        },
         "card": {
             "type": ["string", "null"],
             "description": "The model card, in Markdown; null if the gateway cannot read it.",
@@ -96,14 +100,14 @@ ABOUT = {
 
 # Of every parameter.
 EXAMPLES: dict[str, int | str] = {
-    "seed": 42,
+    "seed": EXAMPLE_SEEDS[0],
     "name": "alice@example.com",
     "size": 256,
     "version": 3,
     "seeds": "7,42,100-115",
     "columns": 6,
-    "start": 7,
-    "end": 42,
+    "start": EXAMPLE_SEEDS[0],
+    "end": EXAMPLE_SEEDS[1],
     "frames": 8,
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}

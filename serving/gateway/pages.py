@@ -12,7 +12,8 @@ from serving.gateway.openapi import build_openapi
 from serving.gateway.responses import REVALIDATE, ImageResponses
 from serving.model_client.monitor import ModelMonitor
 from serving.rendering.encoding import RENDERER_VERSION
-from serving.rendering.query import MAX_SEED, Animation, Morph, Picture, Query, canonical_url
+from serving.rendering.query import EXAMPLE_SEEDS, MAX_SEED, Animation, Morph, Picture, Query, canonical_url
+from serving.rendering.renderer import LICENCES
 from serving.settings import Settings
 
 PROBES = ("/livez", "/readyz")  # need no token
@@ -32,12 +33,13 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
             version = monitor.versions()[-1]
         except (ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
             version = None
-        return revalidated(Response(render_gallery(settings.model_name, version), mimetype="text/html"))
+        return revalidated(Response(render_gallery(settings, version), mimetype="text/html"))
 
     @app.get("/about")
     def about() -> Response:
         versions = monitor.versions()
         check = responses.golden_check(versions[-1])
+        card = model_card(settings.model_base_path / str(versions[-1]))
         response = jsonify(
             model=settings.model_name,
             version=versions[-1],
@@ -45,7 +47,8 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
             replica=check.verdict,
             size=check.size,
             renderer=RENDERER_VERSION,
-            card=model_card(settings.model_base_path / str(versions[-1])),
+            licence=licence_of(settings.model_name, card),
+            card=card,
         )
         return revalidated(response)
 
@@ -59,7 +62,9 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
 
     @app.get("/docs")
     def docs() -> Response:
-        return revalidated(Response(render_template("docs.html", api=description), mimetype="text/html"))
+        return revalidated(
+            Response(render_template("docs.html", api=description, example_seed=EXAMPLE_SEEDS[0]), mimetype="text/html")
+        )
 
 
 def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> None:
@@ -79,17 +84,20 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
         return Response(f"ready: version {version}, {check.verdict}\n", mimetype="text/plain")
 
 
-def render_gallery(model_name: str, version: int | None) -> str:
+def render_gallery(settings: Settings, version: int | None) -> str:
     """Return the page with the first images of `version`, if any."""
+    card = None if version is None else model_card(settings.model_base_path / str(version))
 
     def pinned(query: Query) -> str:
         return request.script_root + canonical_url(replace(query, version=version))
 
     return render_template(
         "gallery.html",
-        model=model_name,
+        model=settings.model_name,
+        licence=licence_of(settings.model_name, card),
         version=version,
         max_seed=MAX_SEED,
+        example_seeds=EXAMPLE_SEEDS,
         part=GALLERY_PART,
         image_url=lambda seed, **options: pinned(Picture(seed, **options)),
         strip_url=lambda start, end, **options: pinned(Morph(start, end, **options)),
@@ -108,6 +116,12 @@ def revalidated(response: Response) -> Response:
 def code_marked(text: str) -> Markup:
     """Return `text` as HTML, with text in backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def licence_of(model_name: str, card: str | None) -> str | None:
+    """Return licence and attribution of the images, by LICENCES or else by the model card; None if neither has them."""
+    stated = re.findall("^(?:license|- Attribution): (.+)$", card or "", re.MULTILINE)
+    return LICENCES.get(model_name) or "; ".join(stated) or None
 
 
 def model_card(folder: Path) -> str | None:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Version of the encoders' settings, pinned by a test. Raise it when equal pixels get other bytes.
-RENDERER_VERSION = 3
+# Version of encoders' settings and text chunks, pinned by a test. Raise it when equal pixels get other bytes.
+RENDERER_VERSION = 4
 
 MIMETYPES = MappingProxyType({"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"})
 

@@ -21,6 +21,11 @@ from serving.rendering.query import Animation, Grid, Morph, Picture, Query, cano
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
 
+# Licences of images by the name of their model. The model card states them, too, but not every replica has it.
+LICENCES = {
+    "apple": "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
+    "(Mihai Oltean, Fruits-360) and under the same licence."
+}
 LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
 LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
@@ -105,6 +110,8 @@ class Renderer:
                 "Picture": canonical_url(query),
                 "Renderer": str(RENDERER_VERSION),
             }
+            if self._model_name in LICENCES:
+                text_chunks["Copyright"] = LICENCES[self._model_name]
             return encode(arrange(tiles, columns), query.format, text_chunks)
 
     @contextlib.contextmanager

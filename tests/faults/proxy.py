@@ -4,7 +4,7 @@ import os
 import shutil
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,8 @@ class Proxy:
 
 
 @contextmanager
-def proxy_before(gateway_port: int, folder: Path) -> Iterator[Proxy]:
-    """Run nginx with deploy/nginx.conf and deploy/tls.conf until the `with` block ends."""
+def proxy_before(gateway_port: int, folder: Path, changes: Mapping[str, str] | None = None) -> Iterator[Proxy]:
+    """Run nginx with deploy/nginx.conf, after `changes`, and deploy/tls.conf until the `with` block ends."""
     ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     ca.configure_trust(context)
     proxy = Proxy(free_port(), free_port(), context, folder / "requests.log")
@@ -40,6 +40,7 @@ def proxy_before(gateway_port: int, folder: Path) -> Iterator[Proxy]:
     (folder / "tls").mkdir()
     write_adapted("tls.conf", folder / "tls" / "tls.conf", {"/run/tls/": f"{folder}/", "8443": str(proxy.tls_port)})
     places = {
+        **(changes or {}),
         "/tmp/": f"{folder}/",
         "/dev/stdout": str(proxy.log),
         "gateway:8080": f"127.0.0.1:{gateway_port}",

@@ -1,8 +1,8 @@
 // The page at /: wall, large view and morph. The page's URL restores the view.
 
-import { pinned, retryFailedImages } from "./model.js";
+import { pinned, retryFailedImages, seedOfName } from "./model.js";
 import { buildMorph } from "./morph.js";
-import { parseSeed, randomSeed, readSeed } from "./seeds.js";
+import { parseSeed, randomSeed, readSeed, refuse } from "./seeds.js";
 import { buildViewer } from "./viewer.js";
 import { buildWall } from "./wall.js";
 
@@ -66,6 +66,15 @@ document.querySelector("#ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const seed = readSeed(event.target.elements.seed);
   if (seed !== null) open(seed);
+});
+document.querySelector("#ask-name").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const field = event.target.elements.name;
+  try {
+    open(await seedOfName(field.value));
+  } catch (error) {
+    refuse(field, error.message);
+  }
 });
 document.querySelector("#random").addEventListener("click", () => open(randomSeed()));
 

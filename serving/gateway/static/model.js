@@ -5,16 +5,29 @@ const LONGEST_PAUSE_MS = 16_000;
 
 const notice = document.querySelector("#notice");
 const followers = [];
+const { generate } = document.body.dataset; // the path of one image
 const missing = new Set(); // images that failed to load
 let version = document.body.dataset.version;
 let waiting = false;
 
-/** Return `href` with other parameters, and with the current version if one is known. */
+/** Return `href` with other parameters, without empty ones, and with the current version if one is known. */
 export function pinned(href, parameters = {}) {
   const url = new URL(href, location.origin);
-  for (const [name, value] of Object.entries(parameters)) url.searchParams.set(name, value);
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value === "") url.searchParams.delete(name);
+    else url.searchParams.set(name, value);
+  }
   if (version) url.searchParams.set("version", version);
   return url.pathname + url.search;
+}
+
+/** Return the seed of `name`, or throw an Error whose message says why there is none. */
+export async function seedOfName(name) {
+  const response = await fetch(pinned(generate, { name, size: 16 })).catch(() => {
+    throw new Error("The gateway does not answer; try again later.");
+  });
+  if (!response.ok) throw new Error((await response.json()).detail);
+  return BigInt(response.headers.get("Ringo-Seed"));
 }
 
 /** Call `follow` now if a version is known, and whenever it changes. */
@@ -65,7 +78,7 @@ async function wait() {
 /** Return the newest version, or null. A request without a seed is never answered from a cache. */
 async function newestVersion() {
   try {
-    const response = await fetch("/generate", { method: "HEAD" });
+    const response = await fetch(generate, { method: "HEAD" });
     const retryAfterMs = 1000 * Number(response.headers.get("Retry-After") ?? 0);
     return { newest: response.ok ? response.headers.get("Ringo-Model-Version") : null, retryAfterMs };
   } catch {

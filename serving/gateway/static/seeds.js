@@ -12,10 +12,15 @@ export function parseSeed(text) {
 /** Return the seed in the field, or null after the field shows the allowed values. */
 export function readSeed(field) {
   const seed = parseSeed(field.value);
-  field.setCustomValidity(seed === null ? `A seed is a whole number from 0 to ${MAX_SEED}.` : "");
+  if (seed === null) refuse(field, `A seed is a whole number from 0 to ${MAX_SEED}.`);
+  return seed;
+}
+
+/** Show `message` at the field until its text changes. */
+export function refuse(field, message) {
+  field.setCustomValidity(message);
   field.reportValidity();
   field.addEventListener("input", () => field.setCustomValidity(""), { once: true });
-  return seed;
 }
 
 /** Return a random seed below a million, short enough to read aloud. */

@@ -1,4 +1,4 @@
-// The large view of one seed, with link, download and curl command.
+// The large view of one seed in a size and a format, with the file and its URL to copy.
 
 import { followVersion, pinned } from "./model.js";
 import { MAX_SEED } from "./seeds.js";
@@ -16,19 +16,23 @@ export function buildViewer(dialog, { step, closed, small }) {
   let seed = null;
 
   function show() {
-    const address = pinned(part("#download").href, { seed });
+    const format = part("#format").value;
+    const address = pinned(part("#download").href, { seed, size: part("#size").value, format });
     const link = new URL(address, location.origin).href;
+    const text = `${document.querySelector("h1").textContent}, seed ${seed}`;
     part("h2 span").textContent = seed;
     part("#download").href = address;
     part("#link").value = link;
-    part("#curl").value = `curl '${link}' -o ${seed}.png`;
+    part("#html").value = `<img src="${escaped(link)}" alt="${escaped(text)}">`;
+    part("#markdown").value = `![${text}](${link})`;
+    part("#curl").value = `curl '${link}' -o ${seed}.${format}`;
     part("#copy-status").textContent = "";
     previous.disabled = seed === 0n;
     next.disabled = seed === MAX_SEED;
     // A new element, so that the previous seed's image disappears at once.
     const image = part("img");
     const fresh = image.cloneNode();
-    fresh.src = pinned(image.src, { seed });
+    fresh.src = address;
     fresh.alt = `Seed ${seed}`;
     fresh.style.backgroundImage = `url("${small(seed)}")`;
     image.replaceWith(fresh);
@@ -38,10 +42,11 @@ export function buildViewer(dialog, { step, closed, small }) {
     if (seed + by >= 0n && seed + by <= MAX_SEED) step(seed + by);
   }
 
+  for (const choice of dialog.querySelectorAll("select")) choice.addEventListener("change", show);
   previous.addEventListener("click", () => go(-1n));
   next.addEventListener("click", () => go(1n));
   dialog.addEventListener("keydown", (event) => {
-    if (event.target instanceof HTMLInputElement || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "ArrowLeft") go(-1n);
     if (event.key === "ArrowRight") go(1n);
   });
@@ -89,4 +94,9 @@ export function buildViewer(dialog, { step, closed, small }) {
       dialog.close();
     },
   };
+}
+
+/** Return `text` for an attribute of HTML in double quotes. */
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll('"', "&quot;");
 }

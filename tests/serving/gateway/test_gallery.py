@@ -1,5 +1,6 @@
 """The page at / in Debian's chromium, with a clean console and without requests to other hosts."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.conftest import VERSION
 from tests.fake_model_server import FakeModelServer
+from tests.faults.proxy import needs_nginx, proxy_before
 from tests.gateway_process import gateway_for
 from training.model.latents import MAX_SEED
 
@@ -116,20 +118,44 @@ def test_page_loads_more_seeds_on_scrolling_and_removes_those_out_of_sight(page)
     wait_for_pictures(page)
 
 
-def test_typed_seed_is_shown_with_link_file_and_command(page, gateway):
+def test_typed_seed_is_shown_with_file_and_snippets_of_one_size_and_format(page, gateway):
     page.goto("/")
     page.get_by_role("textbox", name="Seed").fill(str(MAX_SEED))
-    page.get_by_role("button", name="Show").click()
+    page.get_by_role("button", name="Show", exact=True).click()
     view = page.get_by_role("dialog", name=f"Seed {MAX_SEED}")
     expect(view.get_by_role("img", name=f"Seed {MAX_SEED}")).to_be_visible()
-    link = f"http://127.0.0.1:{gateway.port}/generate?seed={MAX_SEED}&format=png&version={VERSION}"
-    expect(view.get_by_label("Link", exact=True)).to_have_value(link)
-    expect(view.get_by_label("curl", exact=True)).to_have_value(f"curl '{link}' -o {MAX_SEED}.png")
     assert urlsplit(page.url).query == f"seed={MAX_SEED}"
-    with page.expect_download() as downloading:
-        view.get_by_role("link", name="Download").click()
-    assert downloading.value.suggested_filename == f"apple-{MAX_SEED}.png"
-    assert Path(downloading.value.path()).read_bytes() == gateway.ask(f"/generate?seed={MAX_SEED}").body
+    for size, file_format, path in (
+        ("480", "PNG", f"/generate?seed={MAX_SEED}&size=480&format=png&version={VERSION}"),
+        ("as rendered", "WebP", f"/generate?seed={MAX_SEED}&format=webp&version={VERSION}"),
+        ("128", "JPEG", f"/generate?seed={MAX_SEED}&format=jpeg&version={VERSION}&size=128"),
+    ):
+        view.get_by_label("Size").select_option(size)
+        view.get_by_label("Format").select_option(file_format)
+        link, extension = f"http://127.0.0.1:{gateway.port}{path}", file_format.lower()
+        expect(view.get_by_role("img")).to_have_attribute("src", path)
+        expect(view.get_by_label("Link", exact=True)).to_have_value(link)
+        expect(view.get_by_label("curl", exact=True)).to_have_value(f"curl '{link}' -o {MAX_SEED}.{extension}")
+        expect(view.get_by_label("Markdown", exact=True)).to_have_value(f"![apple, seed {MAX_SEED}]({link})")
+        html = f'<img src="{link.replace("&", "&amp;")}" alt="apple, seed {MAX_SEED}">'
+        expect(view.get_by_label("HTML", exact=True)).to_have_value(html)
+        with page.expect_download() as downloading:
+            view.get_by_role("link", name="Download").click()
+        assert downloading.value.suggested_filename == f"apple-{MAX_SEED}.{extension}"
+        assert Path(downloading.value.path()).read_bytes() == gateway.ask(path).body
+
+
+def test_typed_name_is_shown_by_its_seed_alone(page):
+    page.goto("/")
+    field = page.get_by_role("textbox", name="Name")
+    field.fill("é" * 129)
+    field.press("Enter")
+    page.wait_for_function("document.querySelector('#name').validationMessage.includes('has 258 bytes')")
+    field.fill("alice@example.com")
+    field.press("Enter")
+    expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()
+    assert urlsplit(page.url).query == "seed=9207270844379105631"
+    assert "alice" not in page.get_by_label("Link", exact=True).input_value()
 
 
 @pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
@@ -158,7 +184,7 @@ def test_slider_draws_the_frames_of_a_morph_that_is_loaded_once(page):
         frames.append(page.evaluate("document.querySelector('#morph').toDataURL()"))
     page.mouse.up()
     assert len(set(frames)) == 4
-    assert slider.get_attribute("aria-valuetext") == "100 % of the way from seed 1 to seed 23"
+    assert slider.get_attribute("aria-valuetext") == "100 % of the way from seed 35 to seed 23"
     assert len(requests) == 1
 
 
@@ -209,14 +235,64 @@ def test_url_leads_to_a_seed_and_follows_back_and_forward(page):
     expect(page.get_by_role("heading", name="Seed 4")).to_be_visible()
 
 
-@pytest.mark.parametrize("look", [DARK, PHONE], ids=["dark", "narrow"])
+@pytest.mark.parametrize(
+    "look", [WIDE, DARK, PHONE, PHONE | {"color_scheme": "dark"}], ids=["wide", "wide-dark", "narrow", "narrow-dark"]
+)
 def test_axe_finds_no_accessibility_problem(browser, gateway, look):
     with visiting(browser, gateway, **look, reduced_motion="reduce") as page:
-        for url in ("/", "/?seed=60"):
+        for url in ("/docs", "/", "/?seed=60"):
             page.goto(url)
-            wait_for_pictures(page)
+            if url != "/docs":
+                wait_for_pictures(page)
+            assert (
+                page.evaluate("document.documentElement.scrollWidth") <= look["viewport"]["width"]
+            )  # nothing is clipped
             found = Axe().run(page).response["violations"]
             assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == [], url
+
+
+def test_docs_show_image_and_command_of_the_chosen_options(page, gateway):
+    page.goto("/docs")
+    page.get_by_role("textbox", name="Seed").fill("7")
+    page.get_by_role("combobox", name="Size").select_option("64")
+    page.get_by_role("combobox", name="Format").select_option("webp")
+    url = f"http://127.0.0.1:{gateway.port}/generate?seed=7&size=64&format=webp"
+    expect(page.get_by_role("img")).to_have_js_property("src", url)
+    expect(page.get_by_label("Command")).to_have_text(f"curl '{url}' -o image.webp")
+    page.wait_for_function("document.querySelector('#image').naturalWidth === 64", polling=POLLING_MS)
+
+
+@needs_nginx
+@pytest.mark.parametrize("passed", ["http://gateway", "http://gateway/"], ids=["whole-path", "without-prefix"])
+def test_everything_follows_the_prefix_when_a_proxy_serves_a_sub_path(browser, model_server, tmp_path, passed):
+    (tmp_path / "proxy").mkdir()
+    places = {"location / {": "location /ringo/ {", "proxy_pass http://gateway;": f"proxy_pass {passed};"}
+    with (
+        gateway_for(model_server.target, tmp_path, path_prefix="/ringo") as gateway,
+        proxy_before(gateway.port, tmp_path / "proxy", places) as proxy,
+        visiting(browser, proxy) as page,
+    ):
+        paths = []
+        page.on("request", lambda request: paths.append(urlsplit(request.url).path))
+        page.goto("/ringo/?seed=5")
+        wait_for_pictures(page)
+        page.get_by_role("button", name="Close").click()
+        page.get_by_role("textbox", name="Name").fill("alice")
+        page.get_by_role("textbox", name="Name").press("Enter")
+        expect(page.get_by_role("dialog").get_by_role("img")).to_have_js_property("complete", True)
+        assert (
+            page.get_by_label("Link", exact=True)
+            .input_value()
+            .startswith(f"http://127.0.0.1:{proxy.port}/ringo/generate?")
+        )
+        page.goto("/ringo/docs")
+        page.get_by_role("link", name="openapi.json", exact=True).click()
+        assert {path for path in paths if not path.startswith("/ringo/")} == set()
+        image = gateway.ask("/ringo/42.png", port=proxy.port)
+        assert image.headers["Content-Location"] == f"/ringo/generate?seed=42&format=png&version={VERSION}"
+        assert gateway.ask(image.headers["Content-Location"], port=proxy.port).body == image.body
+        assert gateway.ask("/ringo/grid?seeds=x", port=proxy.port).problem["instance"] == "/ringo/grid"
+        assert json.loads(gateway.ask("/ringo/openapi.json", port=proxy.port).body)["servers"] == [{"url": "/ringo"}]
 
 
 def test_page_waits_for_a_model_when_none_is_ready(browser, tmp_path):

@@ -209,7 +209,10 @@ def test_pages_load_their_own_files_only_and_cannot_be_framed(gateway, path):
 
 @pytest.mark.parametrize(
     "header",
-    ["Host: evil.example", "SCRIPT_NAME: /generate", "X-Forwarded-Host: evil.example", "X-Original-URL: /about"],
+    [
+        *("Host: evil.example", "SCRIPT_NAME: /generate", "X-Forwarded-Host: evil.example", "X-Original-URL: /about"),
+        *("X-Forwarded-Prefix: /evil", "X-Script-Name: /evil"),
+    ],
 )
 def test_gateway_ignores_addresses_in_request_headers(gateway, header):
     host = "" if header.startswith("Host") else HOST

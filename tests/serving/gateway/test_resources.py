@@ -2,12 +2,15 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import VERSION
+from serving.rendering.encoding import RENDERER_VERSION
+from serving.rendering.renderer import LICENCES
+from tests.conftest import SHIPPED, VERSION
 from tests.fake_model_server import FakeModelServer, answer, picture
 from tests.gateway_process import Gateway, gateway_for
 
@@ -16,7 +19,7 @@ from tests.gateway_process import Gateway, gateway_for
 def gateway(model_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gateway")
     (folder / "3").mkdir()
-    (folder / "3" / "model_card.md").write_text("# A card\n")
+    shutil.copy(SHIPPED / "model_card.md", folder / "3")
     with gateway_for(model_server.target, folder, model_base_path=folder) as gateway:
         yield gateway
 
@@ -99,9 +102,32 @@ def test_about_names_model_versions_verdict_and_card(gateway):
         "versions": [VERSION],
         "replica": "proved",
         "size": 8,
-        "renderer": 3,
-        "card": "# A card\n",
+        "renderer": RENDERER_VERSION,
+        "licence": LICENCES["apple"],
+        "card": (SHIPPED / "model_card.md").read_text(),
     }
+
+
+def test_image_of_the_bundled_model_names_the_licence_of_its_card(gateway):
+    with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
+        assert image.info["Copyright"] == LICENCES["apple"]
+    card = (SHIPPED / "model_card.md").read_text()
+    for stated in ("CC BY-SA 4.0", "Mihai Oltean, Fruits-360"):
+        assert stated in LICENCES["apple"]
+        assert stated in card
+
+
+def test_about_and_page_name_the_licence_of_another_model_by_its_card(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model_card.md").write_text("---\nlicense: CC0-1.0\n---\n- Attribution: my cats\n")
+    with (
+        FakeModelServer(model_name="cats") as server,
+        gateway_for(server.target, tmp_path, model_name="cats", model_base_path=tmp_path) as gateway,
+    ):
+        assert json.loads(gateway.ask("/about").body)["licence"] == "CC0-1.0; my cats"
+        assert b"CC0-1.0; my cats" in gateway.ask("/").body
+        with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
+            assert "Copyright" not in image.info
 
 
 @pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js"])
