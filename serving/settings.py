@@ -13,6 +13,8 @@ PREFIX = "RINGO_"
 T = TypeVar("T")
 
 MAX_MODEL_CALLS = 64
+MAX_NAME_BYTES = 255  # of a folder's name, which `export` makes the model's
+MODEL_NAME_ALLOWED = f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes"
 LOG_FORMATS = ("text", "json")
 MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
 
@@ -106,6 +108,13 @@ def read_text(text: str) -> str:
     return text
 
 
+def read_model_name(text: str) -> str:
+    """Return `text`; raise ValueError unless it is a name that `export` allows."""
+    if not text.isprintable() or len(text.encode()) > MAX_NAME_BYTES:
+        raise ValueError
+    return read_text(text)
+
+
 def _path(text: str) -> Path:
     return Path(read_text(text))
 
@@ -188,7 +197,7 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "port": PORT,
     "path_prefix": (_path_prefix, "a path such as /ringo, of letters, digits and ._~-, without a slash at its end"),
     "model_server": (read_target, TARGET_ALLOWED),
-    "model_name": (read_text, "the name of a model"),
+    "model_name": (read_model_name, MODEL_NAME_ALLOWED),
     "model_base_path": (_path, "the path of a folder"),
     "predict_timeout_s": SECONDS,
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -223,7 +224,8 @@ def run_export(options: Options) -> int:
         checkpoint=options.checkpoint,
     )
     print(f"Wrote {version}. To serve it, run:")
-    print(f"  RINGO_MODEL_NAME={version.parent.name} RINGO_MODEL_BASE_PATH={version.parent} make run")
+    name, folder = shlex.quote(version.parent.name), shlex.quote(str(version.parent))
+    print(f"  RINGO_MODEL_NAME={name} RINGO_MODEL_BASE_PATH={folder} make run")
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from flask import Response, request
 from werkzeug.datastructures import MultiDict
@@ -119,8 +119,11 @@ class ImageResponses:
     def _model_slot(self) -> Iterator[None]:
         """Hold a slot for a call of the model, or raise."""
         self._monitor.require_model()
-        with self._in_flight.slot():
-            if client_has_gone(request.environ.get("gunicorn.socket")):
+        connection = request.environ.get("gunicorn.socket")
+        record = current_record()
+        record.is_abandoned = lambda: client_has_gone(connection)
+        with self._in_flight.slot(record.is_abandoned):
+            if record.is_abandoned():
                 raise ClientGone("The client closed the connection before the model was asked.")
             yield
 
@@ -138,7 +141,7 @@ class ImageResponses:
         if isinstance(query, Picture):
             headers["Ringo-Seed"] = str(query.seed)
         if image is not None:
-            headers["Content-Disposition"] = dump_options_header("inline", {"filename": self._file_name(query)})
+            headers["Content-Disposition"] = content_disposition(self._file_name(query))
         return Response(image, 304 if image is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
     def _etag(self, url: str, check: GoldenCheck) -> str:
@@ -150,6 +153,15 @@ class ImageResponses:
         """Return the file name for a browser that saves the image: apple-42.png."""
         subject = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
         return f"{self._settings.model_name}-{subject}.{query.format}"
+
+
+def content_disposition(file_name: str) -> str:
+    """Return the header with `file_name` (RFC 6266), in ASCII, and in UTF-8 (RFC 8187) if that is more."""
+    in_ascii = file_name.encode("ascii", "replace").decode().replace("?", "_")
+    names = {"filename": in_ascii}
+    if in_ascii != file_name:
+        names["filename*"] = "UTF-8''" + quote(file_name, safe="")
+    return dump_options_header("inline", names)
 
 
 def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:

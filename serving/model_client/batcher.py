@@ -21,9 +21,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import ModelTimeout
+from serving.errors import ClientGone, ModelTimeout
 from serving.model_client.client import MAX_ROWS
-from serving.telemetry.request_log import find_record, record_stage
+from serving.runtime.single_flight import ABANDONED_CHECK_S
+from serving.telemetry.request_log import find_record, is_abandoned, record_stage
 
 ENOUGH_ROWS = 8  # start without waiting for more: from 8 rows on, a row costs no less
 WAIT_RATIO = 0.7  # of the duration of the last call: how long its clients get to send the next request
@@ -68,8 +69,8 @@ class PredictBatcher(Generic[K]):
     def predict(self, key: K, seed: int, on_pixels: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
         """Return the result of `on_pixels` for `seed`, by `deadline_s` (time.monotonic).
 
-        `on_pixels` may run in another request's thread. Raises the errors of `on_pixels` and `generate`, and
-        ModelTimeout after the deadline. The thread that runs the batch waits for the latest deadline of its requests.
+        `on_pixels` may run in another request's thread. Raises the errors of `on_pixels` and `generate`, ModelTimeout
+        after the deadline, and ClientGone. The thread that runs the batch waits for the latest of its deadlines.
         """
         entry = PendingRequest(key, seed, on_pixels, deadline_s)
         with self._lock:
@@ -90,7 +91,7 @@ class PredictBatcher(Generic[K]):
         try:
             while not batch and not entry.is_done:
                 with suppress(Empty):
-                    entry.wake_up.get(timeout=min(max(0.0, until_s - time.monotonic()), threading.TIMEOUT_MAX))
+                    entry.wake_up.get(timeout=min(max(0.0, until_s - time.monotonic()), ABANDONED_CHECK_S))
                 batch, until_s = self._take_batch(entry)
             return batch
         finally:
@@ -119,9 +120,12 @@ class PredictBatcher(Generic[K]):
                 self._waiting[0].wake_up.put(None)
             if entry.is_done:
                 return [], now_s
-            if now_s >= entry.deadline_s:
+            has_gone = is_abandoned()
+            if has_gone or now_s >= entry.deadline_s:
                 if is_queued:
                     self._remove([entry])
+                if has_gone:
+                    raise ClientGone("The client closed the connection while the model server was busy.")
                 raise ModelTimeout("The deadline passed while the model server was busy; try again later.")
             if is_queued and self._free_calls and entry is self._waiting[0]:
                 return [], min(entry.deadline_s, self._wait_until_s)

@@ -19,10 +19,12 @@ from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import free_address, with_port
 from serving.settings import (
     LOG_FORMATS,
+    MODEL_NAME_ALLOWED,
     SettingsError,
     flag,
     integer_reader,
     read_log_format,
+    read_model_name,
     read_text,
     seconds_reader,
 )
@@ -174,7 +176,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument
-    add("--model_name", type=flag(read_text, "the name of a model"), default="apple", help="what clients call it")
+    add("--model_name", type=flag(read_model_name, MODEL_NAME_ALLOWED), default="apple", help="what clients call it")
     add(
         "--model_base_path",
         type=flag(folder, "a folder, which may be yet to come"),

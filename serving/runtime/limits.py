@@ -1,45 +1,59 @@
 """Limits of concurrent calls and of open files."""
 
+import math
 import resource
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serving.errors import Overloaded, Stopping
 from serving.settings import SettingsError
 
+SWEEP_INTERVAL_S = 0.02
+
 
 class ConcurrencyLimit:
-    """Admits at most `limit` calls at a time, none when closed; thread-safe."""
+    """Admits at most `limit` calls at a time, none when closed; abandoned ones don't count; thread-safe."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
         self._calls = calls
         self._changed = threading.Condition()  # guards the fields below
-        self._in_use = 0
+        self._holders: dict[object, Callable[[], bool]] = {}  # of the slots: whether each is abandoned
+        self._swept_s = -math.inf
         self._closed = False
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, is_abandoned: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Hold a slot for the `with` block, or raise Overloaded or Stopping."""
+        holder = object()
         with self._changed:
             if self._closed:
                 raise Stopping("This server is stopping; send the request to another one.")
-            if self._in_use == self._limit:
+            if len(self._holders) >= self._limit:
+                self._sweep()
+            if len(self._holders) >= self._limit:
                 raise Overloaded(f"This server has {self._limit} {self._calls} under way; try again later.")
-            self._in_use += 1
+            self._holders[holder] = is_abandoned
         try:
             yield
         finally:
             with self._changed:
-                self._in_use -= 1
+                self._holders.pop(holder, None)
                 self._changed.notify_all()
+
+    def _sweep(self) -> None:
+        """Take the slots of abandoned calls, at most once in SWEEP_INTERVAL_S: each asks the kernel."""
+        if time.monotonic() - self._swept_s >= SWEEP_INTERVAL_S:
+            self._holders = {holder: gone for holder, gone in self._holders.items() if not gone()}
+            self._swept_s = time.monotonic()
 
     def close(self, timeout_s: float) -> None:
         """Admit no more calls; wait up to `timeout_s` for the others."""
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._in_use, timeout_s)
+            self._changed.wait_for(lambda: not self._holders, timeout_s)
 
 
 def raise_open_files(needed: int, wanted: int) -> int:

@@ -8,8 +8,10 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from serving.errors import ModelTimeout
-from serving.telemetry.request_log import stage
+from serving.errors import ClientGone, ModelTimeout
+from serving.telemetry.request_log import is_abandoned, stage
+
+ABANDONED_CHECK_S = 0.25
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -25,8 +27,8 @@ class SingleFlight(Generic[K, V]):
     def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
         """Return the result of `make`, or of the call for `key` in progress.
 
-        A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout. A leader's timeout is not shared
-        with its followers: one of them starts again.
+        A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout, or ClientGone before. Neither is
+        shared by a leader with its followers: one of them starts again.
         """
         entry: Future[V] = Future()
         while True:
@@ -35,10 +37,13 @@ class SingleFlight(Generic[K, V]):
             if flight is entry:
                 break
             with stage("shared"):
-                done = wait([flight], seconds_until(deadline_s)).done
-            if not done:
+                while not flight.done() and time.monotonic() < deadline_s:
+                    if is_abandoned():
+                        raise ClientGone("The client closed the connection before its image was rendered.")
+                    wait([flight], min(ABANDONED_CHECK_S, max(0.0, deadline_s - time.monotonic())))
+            if not flight.done():
                 raise ModelTimeout("The deadline passed while another request rendered this image; try again later.")
-            with suppress(ModelTimeout):
+            with suppress(ModelTimeout, ClientGone):
                 return flight.result()
         try:
             try:

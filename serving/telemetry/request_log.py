@@ -61,6 +61,7 @@ class RequestRecord:
     size_bytes: int = 0
     cause: str | None = None  # the model server's message; logged, not sent to the client
     quiet: bool = False  # not logged if the outcome is ANSWERED
+    is_abandoned: Callable[[], bool] = lambda: False  # whether the client has closed the connection
     seconds: float = 0.0
     # Seconds of each stage; of a stream, sums over its batches.
     stages: dict[str, float] = field(default_factory=dict)
@@ -158,6 +159,12 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
 def find_record() -> RequestRecord | None:
     """Return the record of the current request, None outside of one."""
     return RECORD.get()
+
+
+def is_abandoned() -> bool:
+    """Return whether the client of the current request, if any, has closed its connection."""
+    record = find_record()
+    return record is not None and record.is_abandoned()
 
 
 def current_record() -> RequestRecord:

@@ -7,16 +7,23 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 from PIL import Image
+from werkzeug.http import parse_options_header
 
+from serving.gateway.responses import content_disposition
 from serving.model_client.client import MAX_ROWS, VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.model_server import prediction_service
 from serving.rendering import query
+from serving.rendering.encoding import encode
+from serving.settings import Settings
 from tests.conftest import LIMIT_S, ROOT
 from tests.gateway_process import gateway_for
 from tests.hosted_model_server import hosting
-from training.export.command import MAX_BATCH_SIZE
+from training.errors import ExportError
+from training.export.command import MAX_BATCH_SIZE, check_model_name
 from training.model.latents import MAX_SEED
 
 SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
@@ -34,6 +41,24 @@ def client(target) -> Iterator[ModelClient]:
     client = ModelClient(target, "apple", predict_timeout_s=LIMIT_S)
     yield client
     client.close()
+
+
+@given(st.text(max_size=90))
+@example("りんご")
+@example('café "2"\\')
+def test_any_name_that_export_accepts_can_be_served(name):
+    try:
+        check_model_name(name)
+    except ExportError:
+        assume(False)
+    assert Settings.from_environment({"RINGO_MODEL_NAME": name}).model_name == name
+    header = content_disposition(f"{name}-42.png")
+    assert header.isascii()
+    assert header.isprintable()
+    assert parse_options_header(header)[1]["filename"] == f"{name}-42.png"
+    png = encode(np.zeros((2, 2, 3), np.uint8), "png", {"Model": name})
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.info["Model"] == name
 
 
 def test_gateway_and_model_have_the_same_largest_seed():

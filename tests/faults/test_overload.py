@@ -58,6 +58,26 @@ def test_model_is_not_called_when_the_client_has_disconnected(tmp_path):
         assert len(server.requests) == calls
 
 
+def test_new_clients_get_images_when_as_many_as_the_limit_have_disconnected(tmp_path):
+    with (
+        FakeModelServer() as server,
+        gateway_for(server.target, tmp_path, max_in_flight=64, model_calls=1) as gateway,
+        ThreadPoolExecutor(64) as pool,
+    ):
+        assert gateway.ask("/generate?seed=1").status == 200
+        with server.holding():
+            clients = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(64)]
+            for seed, client in enumerate(clients, 100):
+                client.sendall(f"GET /generate?seed={seed} HTTP/1.1\r\nHost: ringo\r\n\r\n".encode())
+            wait_until(lambda: gateway.metric("ringo_requests_in_flight") == 64, "all requests")
+            for client in clients:
+                client.close()
+            replies = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in range(200, 264)]
+            gone = 'ringo_requests_total{model_version="1",outcome="client_gone",resource="generate"}'
+            wait_until(lambda: gateway.metric(gone) == 63, "the end of all requests but the one of the call")
+        assert {reply.result().status for reply in replies} == {200}
+
+
 @pytest.mark.chaos
 def test_accepted_requests_are_in_time_at_ten_times_the_capacity(tmp_path):
     def sheet(number: int) -> str:  # of 64 images, so that the model uses the cores and not these clients

@@ -21,7 +21,11 @@ REFUSED = [
     ("run", {"model_base_path": "/nowhere"}, "RINGO_MODEL_BASE_PATH is '/nowhere'; allowed is a folder with numbered "),
     ("gateway", {"tls_certificate": "/no", "tls_key": "/no"}, "RINGO_TLS_CERTIFICATE is '/no'; "),
     ("batch", {"tls_certificate": __file__, "tls_key": __file__}, f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
-    ("gateway", {"model_name": "\udcff"}, "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, in UTF-8."),
+    (
+        "gateway",
+        {"model_name": "\udcff"},
+        "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of printable ",
+    ),
 ]
 
 

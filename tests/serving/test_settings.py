@@ -54,7 +54,7 @@ INVALID = {
         ),
     ],
     "RINGO_LOG_FORMAT": ["", "JSON"],
-    "RINGO_MODEL_NAME": [" "],
+    "RINGO_MODEL_NAME": [" ", "a\nb", "\x1b[2J", "é" * 128],
     "RINGO_MODEL_BASE_PATH": [""],
 }
 

@@ -54,7 +54,9 @@ def export(
     Raises:
         TrainingError: `run` is not a run folder, a check failed, or `to` cannot be written. `to` is unchanged.
     """
-    generator, to = load_generator(run, checkpoint), to.resolve()
+    to = to.resolve()
+    check_model_name(to.name)
+    generator = load_generator(run, checkpoint)
     record = read_run(run, generator)
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,14 @@ def export(
         raise ExportError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
         ) from error
+
+
+def check_model_name(name: str) -> None:
+    """Raise ExportError unless `name`, of the model folder, can be served as the model's name."""
+    if not name.isprintable() or not name.strip():
+        raise ExportError(
+            f"The folder's name {name!r} becomes the model's name; choose one of printable characters in --to."
+        )
 
 
 def write_digests(folder: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from werkzeug.http import parse_options_header
 
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.renderer import LICENCES
@@ -135,3 +136,13 @@ def test_pages_about_the_service_are_revalidated(gateway, url):
     whole = gateway.ask(url)
     assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
     assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
+
+
+@pytest.mark.parametrize("name", ["りんご", 'café "2"'])
+def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(tmp_path, name):
+    with FakeModelServer(model_name=name) as server, gateway_for(server.target, tmp_path, model_name=name) as gateway:
+        reply = gateway.ask("/generate?seed=42")
+    assert (reply.status, parse_options_header(reply.headers["Content-Disposition"])[1]["filename"]) == (
+        200,
+        f"{name}-42.png",
+    )
