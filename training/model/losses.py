@@ -1,4 +1,7 @@
-"""The losses, as pure functions of logits (unbounded; higher means more real)."""
+"""The losses, as pure functions of logits (unbounded; higher means more real).
+
+Heads are averaged by a stack: TensorFlow adds three or more terms in any order, also with op determinism.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,12 +43,12 @@ def hinge_discriminator_loss(real_logits: Sequence[Tensor], generated_logits: Se
     """
     heads = zip(real_logits, generated_logits, strict=True)
     losses = [ops.mean(ops.relu(1.0 - real)) + ops.mean(ops.relu(1.0 + generated)) for real, generated in heads]
-    return sum(losses) / len(losses)
+    return ops.mean(ops.stack(losses))
 
 
 def mean_logit(logits: Sequence[Tensor]) -> Tensor:
     """Return the mean logit, averaged over heads."""
-    return sum(ops.mean(head) for head in logits) / len(logits)
+    return ops.mean(ops.stack([ops.mean(head) for head in logits]))
 
 
 def approximate_r1(real_logits: Tensor, noisy_logits: Tensor, *, gamma: float, sigma: float) -> Tensor:

@@ -169,7 +169,10 @@ class SpectralConv(layers.Conv2D):
         if training:
             self.u.assign(u)
         sigma = ops.sum(v * ops.matmul(matrix, u))
-        x = ops.conv(inputs, self.kernel / sigma, strides=self.strides, padding=self.padding)
+        # From `matrix`, so that a call gives the kernel one gradient. TensorFlow adds three or more gradients in any
+        # order, also with op determinism: after 100 batches, two equal runs differed.
+        kernel = ops.reshape(matrix / sigma, self.kernel.shape)
+        x = ops.conv(inputs, kernel, strides=self.strides, padding=self.padding)
         return x if self.bias is None else x + self.bias
 
 

@@ -52,6 +52,14 @@ def test_discriminator_has_five_scales_when_refining():
     assert (refining.input_size, len(refining(to_images(PIXELS), training=True))) == (128, 5)
 
 
+def test_step_adds_at_most_two_gradients_at_once():
+    import tensorflow as tf
+
+    step = tf.function(build_gan(CONFIG, refining=True).train_step)
+    graph = step.get_concrete_function((PIXELS[:4], np.zeros((4, CONFIG.latent_dim), np.float32))).graph
+    assert max(len(op.inputs) for op in graph.get_operations() if op.type == "AddN") == 2  # more are added in any order
+
+
 def test_kernel_is_divided_by_its_largest_singular_value(discriminator):
     convolution = discriminator.heads[2].layers[1]
     for _ in range(30):
