@@ -181,7 +181,7 @@ class ModelClient:
             if kind not in (ModelTimeout, Overloaded):
                 kind = ModelUnavailable
             found = kind(self._sentence(error))
-            found.add_note(_cause(error))
+            found.add_note(_cause("GetModelStatus", error))
             raise found from error
         self._record_status(is_available=True)
         self.read_connection()
@@ -244,9 +244,10 @@ class ModelClient:
             found = UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
         else:
             found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
-        found.add_note(_cause(error))  # for the request's log line
+        cause = _cause("Predict", error)
+        found.add_note(cause)  # for the request's log line
         if find_record() is None:
-            log.warning("%s", _cause(error))
+            log.warning("%s", cause)
         return found
 
     def _sentence(self, error: grpc.RpcError) -> str:
@@ -256,8 +257,8 @@ class ModelClient:
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."
 
 
-def _cause(error: grpc.RpcError) -> str:
-    return f"The model server: {error.code().name}: {error.details()}"
+def _cause(method: str, error: grpc.RpcError) -> str:
+    return f"{method}: {error.code().name}: {error.details()}"
 
 
 @dataclass(frozen=True)
