@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-annotate --no-header
-# A model has the name of its photo folder, in lower case and with characters that URLs allow; models/apple is the bundled one.
-NAME = $(or $(patsubst apple,my-apple,$(shell basename "$$(realpath -m -- "$(PHOTOS)" 2>/dev/null)" | LC_ALL=C tr A-Z a-z \
-	| LC_ALL=C tr -cs 'a-z0-9\n' - | sed 's/^-//; s/-$$//')),photos)
-MODEL ?= models/$(NAME)
+# Python must find our packages in the current folder.
+unexport PYTHONSAFEPATH
+# A path may contain $ and quotes.
+override PHOTOS := $(value PHOTOS)
+quote = '$(subst ','\'',$(1))'
+MODEL ?= models/$(shell $(BIN)/python -IB training/names.py $(call quote,$(PHOTOS)))
 RUN ?= runs/$(notdir $(MODEL))
+# argparse takes abbreviations, such as --dry.
+DRY_RUN = $(findstring --dr,$(FLAGS))
 # Container images: BASE_IMAGE=... for another base, BUILD_FLAGS=... for other options of the engine.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 ENGINE ?= $(or $(shell command -v podman),$(shell command -v docker))
@@ -82,9 +86,9 @@ format: .venv/dev ## format the code
 	$(BIN)/ruff format
 
 train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 128" as in `fit --help`
-	@test -n "$(PHOTOS)" || { echo "PHOTOS is not set; run: make train PHOTOS=folder"; exit 2; }
-	$(BIN)/python -m training fit --photos "$(PHOTOS)" --out "$(RUN)" $(FLAGS)
-	$(BIN)/python -m training export "$(RUN)" --to "$(MODEL)"
+	@test -n $(call quote,$(PHOTOS)) || { echo "PHOTOS is not set; run: make train PHOTOS=folder"; exit 2; }
+	$(BIN)/python $(if $(DRY_RUN),-B) -m training fit --photos=$(call quote,$(PHOTOS)) --out $(call quote,$(RUN)) $(FLAGS)
+	$(if $(DRY_RUN),,$(BIN)/python -m training export $(call quote,$(RUN)) --to $(call quote,$(MODEL)))
 
 bench: .venv-bench/ready $(STUBS) ## measure speed and memory, and write docs/benchmarks.md: 20 minutes
 	@command -v wrk > /dev/null || { echo "wrk is not on the PATH; run: apt-get install wrk"; exit 2; }

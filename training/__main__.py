@@ -2,9 +2,8 @@
 
 import argparse
 import os
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 
 from training.backend import import_backend, require_backend
 from training.config import TrainingConfig
-from training.errors import TrainingError
+from training.errors import ConfigError, TrainingError
 from training.fit.plan import CHOSEN_FIELDS
+from training.terminal import open_output, quote
 
 CHECKPOINT_HELP = "the one with the lowest KID, or the last; without KID always the last (default: best)"
 ALIASES = {"image_size": ("--size",)}
@@ -223,10 +223,17 @@ def run_export(options: Options) -> int:
         faults=[Fault.parse(text) for text in options.fault],
         checkpoint=options.checkpoint,
     )
-    print(f"Wrote {version}. To serve it, run:")
-    name, folder = shlex.quote(version.parent.name), shlex.quote(str(version.parent))
-    print(f"  RINGO_MODEL_NAME={name} RINGO_MODEL_BASE_PATH={folder} make run")
+    model = version.parent
+    print("To serve it, run:")
+    print(f"  RINGO_MODEL_NAME={quote(model.name)} RINGO_MODEL_BASE_PATH={quote(model)} make run")
     return 0
+
+
+def check_encoding(paths: Iterable[Path]) -> None:
+    """Raise ConfigError unless TensorFlow, which writes names in UTF-8, finds all `paths`."""
+    for path in paths:
+        if os.fsencode(path) != str(path).encode(errors="replace"):
+            raise ConfigError(f"The name {str(path)!r} is not UTF-8; choose another one.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
+        check_encoding(value for name, value in vars(options).items() if name != "photos" and isinstance(value, Path))
         require_backend()
         status: int = options.run_command(options)
         return status
@@ -252,4 +260,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_output()
     sys.exit(main())

@@ -30,6 +30,10 @@ def import_backend() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it logs harmless remarks as errors; real errors are raised
     backend = require_backend()
+    # Settings of Keras, such as float16 in ~/.keras/keras.json, would train another model.
+    for name in [name for name in os.environ if name.startswith("KERAS_")]:
+        del os.environ[name]
+    os.environ |= {"KERAS_BACKEND": backend, "KERAS_HOME": os.devnull}
     sys.stderr.flush()
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)

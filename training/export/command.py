@@ -47,6 +47,7 @@ def export(
 ) -> Path:
     """Write the next version of the model folder `to`; return its folder.
 
+    If the newest version has the same images and facts, it returns that one and writes none.
     The version contains the moving average of `run`'s generator. It is written to a temporary folder, verified, and
     renamed, so a server that polls `to` never sees an incomplete version. Verified means: images within 1/255 of the
     Keras generator's, and equal bits at every batch size up to MAX_BATCH_SIZE.
@@ -78,7 +79,13 @@ def export(
             photos = replace(record.photos, folder=None, fates=None, batch=record.steps)
             write_record(folder / "photos.json", asdict(photos))
             write_digests(folder)
-            return folder.rename(to / str(version))
+            newest = to / str(version - 1)
+            if adds_nothing(folder, newest):
+                print(f"{newest} has the same images and the same facts on its model card; no version is written.")
+                return newest
+            folder.rename(to / str(version))
+            print(f"Wrote {to / str(version)}.")
+            return to / str(version)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
@@ -91,6 +98,26 @@ def check_model_name(name: str) -> None:
         raise ExportError(
             f"The folder's name {name!r} becomes the model's name; choose one of printable characters in --to."
         )
+
+
+def adds_nothing(version: Path, newest: Path) -> bool:
+    """Return whether `version` has the images and the facts on data, evaluation and faults of `newest`."""
+    try:
+        return read_facts(version) == read_facts(newest) and np.array_equal(read_golden(version), read_golden(newest))
+    except (OSError, KeyError, ValueError, tf.errors.OpError):  # `newest` is missing or damaged
+        return False
+
+
+def read_facts(version: Path) -> list[str]:
+    """Return the sections of the model card that do not depend on number, date or machine."""
+    sections = (version / "model_card.md").read_text(encoding="utf-8").split("\n## ")
+    return [section for section in sections if section.startswith(("Data\n", "Evaluation\n", "Known faults\n"))]
+
+
+def read_golden(version: Path) -> NDArray[np.uint8]:
+    """Return the golden digests of the SavedModel in `version`."""
+    golden = tf.saved_model.load(str(version)).signatures["golden"]
+    return np.asarray(golden(index=tf.range(len(GOLDEN_SEEDS), dtype=tf.int64))["digests"])
 
 
 def write_digests(folder: Path) -> None:

@@ -66,6 +66,8 @@ class Progress(StepCallback):
     def after_step(self, logs: dict[str, float]) -> None:
         """Update the progress line."""
         self.bar.update()
+        if self.bar.disable:  # by TQDM_DISABLE
+            return
         status = self.bar.format_dict
         rate = status["rate"] or (status["n"] - status["initial"]) / status["elapsed"]  # tqdm's rate is None at first
         losses = {name: f"{value:.3f}" for name, value in logs.items()}

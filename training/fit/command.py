@@ -35,7 +35,9 @@ from training.fit.plan import (
     expected_kid,
     format_duration,
 )
+from training.names import model_name
 from training.records import read_batches_done
+from training.terminal import python_command
 
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
 
@@ -208,5 +210,5 @@ def report_end(done: int, run: Path, config: TrainingConfig) -> bool:
     if done < config.steps:
         return False
     print(f"All {done:,} batches are done. Check {run / 'progress.gif'} and {run / 'losses.png'}, then export:")
-    print(f"  python -m training export {run} --to models/{run.name}")
+    print(" ", python_command("-m", "training", "export", run, "--to", f"models/{model_name(run)}"))
     return True

@@ -33,15 +33,28 @@ def detect_machine() -> Machine:
 
         for device in tf.config.list_physical_devices("GPU")[:1]:  # this does not start the device
             gpu = tf.config.experimental.get_device_details(device).get("device_name", "GPU")
-    return Machine(backend, gpu, len(os.sched_getaffinity(0)), _memory_bytes() // 2**20)
+    return Machine(backend, gpu, len(os.sched_getaffinity(0)), memory_bytes() // 2**20)
 
 
-def _memory_bytes() -> int:
-    """Return the machine's memory, or the limit of its container."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(physical, int(text)) if text.isdecimal() else physical
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Return the machine's memory, or the lowest limit of the control groups around this process.
+
+    `root` is the file system of /proc and /sys. Version 2 of control groups has a limit in each folder up to the slice,
+    version 1 a hierarchy for memory alone. A container may see its own group as the root.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        hierarchy = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        for folder in Path(group).relative_to("/"), *Path(group).relative_to("/").parents:
+            for name in ("memory.limit_in_bytes",) if controllers else ("memory.max", "memory.high"):
+                file = hierarchy / folder / name
+                text = file.read_text().strip() if file.exists() else "max"
+                limits += [int(text)] if text.isdecimal() else []
+    return min(limits)
 
 
 def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:

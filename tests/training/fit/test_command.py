@@ -1,6 +1,7 @@
 """`fit` with few flags: choices, output and resuming."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def change_nothing(folder):
         (remove("c*.*"), "run", (), "run has history.csv but no config.json and no checkpoint.npz;"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
+        (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
         (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
@@ -205,18 +207,38 @@ def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path):
         ("cats", "cats"),
         ("My Cats (2025)", "my-cats-2025"),
         ("Apple", "my-apple"),  # models/apple is the bundled model
-        ("りんご", "photos"),
+        ("Äpfel 2026", "apfel-2026"),
+        ("りんご", "photos-ce90505d"),
         ("nested/dir/", "dir"),
+        ("it's $HOME, $(5", "it-s-home-5"),
     ],
 )
 def test_make_train_names_the_model_after_the_folder(tmp_path, folder_name, model):
     output = subprocess.run(
-        ["make", "--dry-run", "train", f"PHOTOS={tmp_path}/{folder_name}"],
+        ["make", "-n", "-o", ".venv/train", "train", f"PHOTOS={tmp_path}/{folder_name}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
         timeout=30,
     ).stdout
-    assert f'--out "runs/{model}"' in output
-    assert f'--to "models/{model}"' in output
+    *_, fit_words, export_words = map(shlex.split, output.splitlines())
+    assert fit_words[3:] == ["fit", f"--photos={tmp_path}/{folder_name}", "--out", f"runs/{model}"]
+    assert export_words[3:] == ["export", f"runs/{model}", "--to", f"models/{model}"]
+
+
+def test_printed_commands_work_when_pasted_where_they_were_printed(photos, small_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(small_run, tmp_path / "it's りんご 2026")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")  # of the tests
+
+    def paste(line):
+        shell = ["bash", "-c", f'make() {{ echo "$RINGO_MODEL_NAME: $RINGO_MODEL_BASE_PATH"; }}; {line}']
+        return subprocess.run(shell, capture_output=True, text=True, check=True, timeout=240)
+
+    assert main(["fit", "--photos", str(photos), "--out", "it's りんご 2026"]) == 0
+    export = paste(capsys.readouterr().out.splitlines()[-1])
+    assert export.stderr == ""
+    assert (tmp_path / "models" / "it-s-2026" / "1" / "saved_model.pb").is_file()
+    assert paste(export.stdout.splitlines()[-1]).stdout == f"it-s-2026: {tmp_path}/models/it-s-2026\n"

@@ -1,0 +1,23 @@
+"""The name of a model, from the folder of its photos: python training/names.py FOLDER, for the Makefile."""
+
+import re
+import sys
+import unicodedata
+import zlib
+from pathlib import Path
+
+
+def model_name(folder: Path) -> str:
+    """Return a name for the model of `folder` in letters, digits and hyphens of ASCII.
+
+    Accents are dropped. A folder name without any ASCII letter or digit gives photos- and its checksum.
+    """
+    text = unicodedata.normalize("NFKD", folder.resolve().name.casefold())
+    name = re.sub("[^a-z0-9]+", "-", re.sub(r"[\u0300-\u036f]", "", text)).strip("-")
+    if not name:
+        return f"photos-{zlib.crc32(text.encode(errors='surrogateescape')):08x}"
+    return "my-apple" if name == "apple" else name  # models/apple is the bundled model
+
+
+if __name__ == "__main__":
+    print(model_name(Path(sys.argv[1])))
