@@ -5,7 +5,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING
 from typing import Any
 
-from serving.rendering.query import EXAMPLE_SEEDS, RESOURCES, STILL, Picture, Query, mimetypes, parameters
+from serving.rendering.encoding import RENDERER_VERSION
+from serving.rendering.query import EXAMPLE_SEEDS, RESOURCES, SEEDS, STILL, Picture, Query, mimetypes, parameters
+from serving.rendering.renderer import LICENCES
 
 # Paths of the image of one seed, for people: with seed or name, and format.
 SHORT_URLS = {
@@ -40,29 +42,28 @@ REFUSALS = {
     "404": "The model server has not loaded this version.",
     "406": "`Accept` admits none of the formats.",
     "413": "The request has a body; requests must have none.",
-    "414": "The URL is longer than 4 kB.",
+    "414": "The URL is longer than 4 kB. The response is no problem document.",
     "502": "The model server returned data that does not fit the model.",
     "503": "No model is ready, or the service is at its limit. Retry after the seconds in `Retry-After`.",
     "504": "The deadline passed before the model server answered.",
 }
 OF_MODEL = ("404", "502", "503", "504")
 OF_IMAGES = ("400", "406", *OF_MODEL)
-EVERYWHERE = ("413", "414")
 
 PROBLEM = {
     "type": "object",
     "description": "RFC 9457. `parameter`, `value` and `allowed` describe an invalid parameter.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": {"type": "string", "format": "uri-reference"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "instance": {"type": "string"},
-        "parameter": {"type": "string"},
-        "value": {"type": ["string", "null"], "description": "Null if the parameter is missing."},
-        "allowed": {"type": "string"},
-        "request_id": {"type": "string", "description": "The request's id in the log."},
+        "type": {"type": "string", "format": "uri-reference", "examples": ["urn:ringo:problem:invalid-request"]},
+        "title": {"type": "string", "examples": ["The request is not valid"]},
+        "status": {"type": "integer", "examples": [400]},
+        "detail": {"type": "string", "examples": ["seeds='5-2' runs backwards at 5-2; write 2-5."]},
+        "instance": {"type": "string", "examples": ["/grid"]},
+        "parameter": {"type": "string", "examples": ["seeds"]},
+        "value": {"type": ["string", "null"], "description": "Null if it is missing.", "examples": ["5-2"]},
+        "allowed": {"type": "string", "examples": [SEEDS.allowed]},
+        "request_id": {"type": "string", "description": "The id in the log.", "examples": ["75ac010994c38bc8"]},
     },
 }
 
@@ -70,29 +71,33 @@ ABOUT = {
     "type": "object",
     "required": ["model", "version", "versions", "replica", "size", "renderer", "licence", "card"],
     "properties": {
-        "model": {"type": "string", "description": "The model's name."},
-        "version": {"type": "integer", "description": "The newest version, the default of `version`."},
+        "model": {"type": "string", "description": "The model's name.", "examples": ["apple"]},
+        "version": {"type": "integer", "description": "The newest version, the default.", "examples": [3]},
         "versions": {
             "type": "array",
-            "items": {"type": "integer"},
+            "items": {"type": "integer", "examples": [3]},
             "description": "All loaded versions, oldest first.",
         },
         "replica": {
+            "type": "string",
             "enum": ["proved", "unproved", "differs"],
             "description": "`proved`: verified, all golden images have the exporter's bytes. `differs`: some have "
             "others. `unproved`: the version has no golden digests.",
         },
-        "size": {"type": "integer", "description": "Pixels of the longer side of the model's images."},
+        "size": {"type": "integer", "description": "Pixels of the longer side of an image.", "examples": [128]},
         "renderer": {
             "type": "integer",
+            "examples": [RENDERER_VERSION],
             "description": "Version of the encoder's settings: equal pixels and equal numbers give equal bytes.",
         },
         "licence": {
             "type": ["string", "null"],
+            "examples": [LICENCES["apple"]],
             "description": "Licence of the images, with attribution; null if the gateway does not know it.",
         },
         "card": {
             "type": ["string", "null"],
+            "examples": ["# apple, version 3"],
             "description": "The model card, in Markdown; null if the gateway cannot read it.",
         },
     },
@@ -113,34 +118,37 @@ EXAMPLES: dict[str, int | str] = {
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 ANY_BYTES = "application/octet-stream"  # generators of clients return bytes for this type, and know none of images
 
+ETAG = '"proved-06e9699d836f78b32509074e00a68e38"'
 IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "description": "The `ETag` of a cached response: 304 if it is still valid.",
     "schema": {"type": "string"},
+    "example": ETAG,
 }
 NOT_MODIFIED = {"304": {"description": "The cached response is still valid."}}
 
+# Description and example.
 HEADERS = {
-    "ETag": "Prefix and digest; equal ETags mean equal bytes.",
-    "Cache-Control": "Whether the response is immutable or must be revalidated.",
-    "Content-Location": "The permanent URL, with every default filled in.",
-    "Content-Disposition": "A file name for the image.",
-    "Ringo-Model-Version": "The model version.",
-    "Ringo-Seed": "The seed, if the image has one.",
+    "ETag": ("Prefix and digest; equal ETags mean equal bytes.", ETAG),
+    "Cache-Control": ("Whether the response is immutable or must be revalidated.", "no-cache"),
+    "Content-Location": ("The permanent URL, with every default filled in.", "/generate?seed=35&format=png&version=3"),
+    "Content-Disposition": ("A file name for the image.", "inline; filename=apple-35.png"),
+    "Ringo-Model-Version": ("The model version.", "3"),
+    "Ringo-Seed": ("The seed, if the image has one.", "35"),
 }
 
 
 def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
     """Return the description of the API below `path_prefix`; with `open_to_all`, all other paths need a token."""
-    text, json_type = {"type": "string"}, "application/json"
+    text, json_type = {"type": "string", "examples": ["ready: version 3, proved\n"]}, "application/json"
     paths = {
         **{resource.path: _image_operation(resource) for resource in RESOURCES},
         **{path: _image_operation(Picture, path, summary) for path, summary in SHORT_URLS.items()},
         "/about": _page("The model: name, versions and model card.", json_type, ABOUT, OF_MODEL),
         "/openapi.json": _page("This description, for programs (OpenAPI).", json_type, {"type": "object"}),
-        "/docs": _page("This description, for people.", "text/html", text),
-        "/livez": _operation("200 while the gateway runs.", "text/plain", text),
+        "/docs": _page("This description, for people.", "text/html", {"type": "string"}),
+        "/livez": _operation("200 while the gateway runs.", "text/plain", text | {"examples": ["alive\n"]}),
         "/readyz": _operation("200 while a model version is ready.", "text/plain", text, OF_MODEL),
     }
     described: dict[str, Any] = {
@@ -154,7 +162,7 @@ def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = Non
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operation in paths.items():
         operation["operationId"] = re.sub("[^a-z]+", "_", path.removesuffix(".json")).strip("_")
-        operation["responses"] |= _refusals(EVERYWHERE)
+        operation["responses"] |= {**_refusals(["413"]), "414": {"description": REFUSALS["414"]}}
         if open_to_all is not None and path not in open_to_all:
             operation["security"] = [{"token": []}]
             operation["responses"] |= _refusals(["401"])
@@ -190,7 +198,8 @@ def _image_operation(resource: type[Query], short_url: str | None = None, summar
             "200": {
                 "description": "The image.",
                 "headers": {
-                    name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
+                    name: {"description": text, "schema": {"type": "string"}, "example": example}
+                    for name, (text, example) in HEADERS.items()
                 },
                 "content": dict.fromkeys([*mimetypes(resource), ANY_BYTES], BINARY),
             },
