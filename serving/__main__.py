@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from serving import __version__
 from serving.runtime.limits import raise_open_files
 from serving.runtime.output import OutputError
 from serving.settings import Settings, SettingsError
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
         description="Turn seeds into images.",
         epilog="docs/settings.md lists the settings: environment variables that begin with RINGO_.",
     )
+    parser.add_argument("--version", action="version", version=f"ringo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("gateway", help="serve images over HTTP")
     commands.add_parser("batch", help="serve many images per call over gRPC")

@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> Flask:
     add_probes(app, monitor, responses)
     app.after_request(add_headers)
     app.after_request(complete_record)
-    app.wsgi_app = under(settings.path_prefix, observing(app.wsgi_app))  # type: ignore[method-assign]
+    app.wsgi_app = observing(app.wsgi_app, settings.path_prefix)  # type: ignore[method-assign]
     return app
 
 
@@ -151,23 +151,13 @@ def complete_record(response: Response) -> Response:
     return response
 
 
-def under(prefix: str, app: Any) -> Any:
-    """Return a WSGI application that serves `app` below `prefix`, also if a proxy removes it from the path."""
+def observing(app: Any, prefix: str) -> Any:
+    """Return a WSGI application that records the requests of `app`, which is served below `prefix`."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["SCRIPT_NAME"] = prefix
-        if f"{environ['PATH_INFO']}/".startswith(f"{prefix}/"):
+        if f"{environ['PATH_INFO']}/".startswith(f"{prefix}/"):  # else the proxy has removed it
             environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix)
-        answer: Iterable[bytes] = app(environ, start_response)
-        return answer
-
-    return answer
-
-
-def observing(app: Any) -> Any:
-    """Return a WSGI application that records the requests of `app`."""
-
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
         probe = environ["PATH_INFO"] in PROBES
         environ.pop("HTTP_IF_MATCH", None)  # resources are read-only; Werkzeug would answer `*` with 412

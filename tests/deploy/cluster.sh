@@ -28,7 +28,7 @@ version_is "$shipped"
 ask '/generate?seed=42' >/dev/null
 
 # One node can't mount a volume ReadWriteMany, and needn't.
-kubectl kustomize k8s/jobs/paint | sed 's/ReadWriteMany/ReadWriteOnce/; s/0:10000/0:200/' | kubectl apply -f -
+kubectl kustomize k8s/jobs/paint | sed 's/ReadWriteMany/ReadWriteOnce/; s/0-9999/0-199/' | kubectl apply -f -
 $in_ringo wait --for=condition=complete --timeout=5m job/paint
 
 # The shipped version again, under the next number: a rollout without a training.

@@ -13,6 +13,7 @@ import prometheus_client
 import pytest
 import yaml
 
+from serving import __version__
 from serving.batch.calls import SERVICE
 from serving.batch.server import STOP_GRACE_S
 from serving.gateway.app import create_app
@@ -208,6 +209,7 @@ def test_images_have_the_same_names_in_compose_and_the_cluster(rendered):
 
 def test_images_have_the_versions_of_pyproject_and_the_lock_file(manifests):
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert ours == __version__
     locked = re.search(r"^tensorflow==(\S+)", (ROOT / "requirements" / "train.txt").read_text(), re.MULTILINE)[1]
     for container in containers(manifests).values():
         name, _, tag = container["image"].partition(":")
@@ -263,6 +265,9 @@ def test_operations_page_explains_every_metric_and_alert(production):
     metric_names = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
     assert set(re.findall(r"\| `(ringo_\w+|Ringo\w+)`", page)) >= metric_names
     assert {alert for alert in alerts if f"`{alert}`" not in page} == set()
+    links = {rule["annotations"]["runbook_url"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+    assert links == {"docs/operations.md#metrics-and-alerts"}
+    assert "\n## Metrics and alerts\n" in page
 
 
 def test_compose_gives_no_container_root_rights():

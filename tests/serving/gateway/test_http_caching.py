@@ -49,13 +49,16 @@ def test_etags_differ_when_the_bytes_differ(gateway):
         ("/generate?seed=42&version=3", YEAR),
         ("/generate", "no-store"),
         ("/generate?version=3", "no-store"),
+        ("/random.png?version=3", "no-store"),
+        ("/42.png", "no-cache"),
+        ("/name/alice.png?version=3", YEAR),
     ],
 )
 def test_cache_control_follows_seed_and_version(gateway, url, cache_control):
     assert gateway.ask(url).headers["Cache-Control"] == cache_control
 
 
-@pytest.mark.parametrize("url", [*URLS, "/generate", "/animation?start=1&end=2"])
+@pytest.mark.parametrize("url", [*URLS, "/generate", "/animation?start=1&end=2", "/random.jpg"])
 def test_content_location_is_a_permanent_url_of_the_same_bytes(gateway, url):
     whole = gateway.ask(url)
     pinned = gateway.ask(whole.headers["Content-Location"])
