@@ -1,4 +1,4 @@
-"""The commands: python -m training preview | fit | evaluate | export."""
+"""The commands: python -m training preview | fit | samples | evaluate | export."""
 
 import argparse
 import os
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add_fit(commands)
     add_preview(commands)
+    add_samples(commands)
     add_evaluate(commands)
     add_export(commands)
     return parser
@@ -81,6 +82,13 @@ def add_preview(commands: Subparsers) -> None:
     for f in fields(TrainingConfig):
         if f.metadata["augments"]:
             add_config_flag(parser, f)
+
+
+def add_samples(commands: Subparsers) -> None:
+    """Add the command `samples`."""
+    parser = add_command(commands, "samples", run_samples, "write a grid, a morph and single images of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
+    parser.add_argument("--seeds", default="0-63", help="numbers and ranges, such as 7,42,100-115 (default: 0-63)")
 
 
 def add_evaluate(commands: Subparsers) -> None:
@@ -177,6 +185,16 @@ def run_preview(options: Options) -> int:
 
     count = preview(options.photos, options.out, config)
     print(f"Wrote {options.out}: {count} photos, each with augmented versions.")
+    return 0
+
+
+def run_samples(options: Options) -> int:
+    """Run `samples`; return its exit status."""
+    import_backend()
+    from training.evaluate.samples import parse_seeds, write_samples
+
+    folder = write_samples(options.run, parse_seeds(options.seeds))
+    print(f"Wrote {folder}. Open {folder / 'grid.png'}.")
     return 0
 
 

@@ -251,7 +251,7 @@ def _process_files(
     skipped: Counter[SkipReason] = Counter()
     fates: dict[str, str] = {}
     digests: set[bytes] = set()
-    for file in tqdm(files, "photos", unit=" files", delay=PROGRESS_DELAY_S):
+    for file in tqdm(files, "reading photos", unit=" files", delay=PROGRESS_DELAY_S):
         result = file.skip_reason or read_photo(file.path, image_size, read, digests)
         name = _printable(file.name)
         if isinstance(result, SkipReason):

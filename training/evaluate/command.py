@@ -1,11 +1,10 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from training.data.dataset import check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
@@ -14,17 +13,17 @@ from training.errors import TrainingError
 from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
 from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
-from training.evaluate.metrics import Features, find_nearest, frechet_distance, kernel_distance
-from training.evaluate.report import Interpolation, Pairs, Report, write_report
-from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, FeatureDistances
-from training.evaluate.varieties import find_varieties
+from training.evaluate.metrics import Features, frechet_distance, kernel_distance
+from training.evaluate.report import Interpolation, Report, write_report
+from training.evaluate.results import Distances, Evaluation, FeatureDistances, References
+from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.model.latents import sample_latents, slerp
 from training.records import read_curves, write_record
 
 FIRST_SEED = 10_000  # beyond the seeds of `fit`, which chooses the best checkpoint by its own
 MIN_COUNT = 50  # with fewer, KID's deviation exceeds the difference between good and bad models
 MEMORY_LIMIT_BYTES = 2 * 2**30  # for decoded photos; beyond it they stay on disk
-NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
+NOISE_IMAGES = 64  # to compare with; KID does not depend on their number
 GRID_SEEDS = 100
 INTERPOLATED_SEEDS, INTERPOLATION_STEPS = ((0, 1), (2, 3), (4, 5), (6, 7)), 10  # not selected, like the grid's
 
@@ -73,35 +72,19 @@ def evaluate(
     images = generator.generate_images(seeds)
     split, remarks = recover_split(generator, photos)
     feature_sets = [
-        FeatureSet(extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress=True))
+        FeatureSet(
+            extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress="images")
+        )
         for extract in extractors
     ]
     first = feature_sets[0]
     copies = image_pairs = held_out_pairs = None
     if split:
         copies, image_pairs, held_out_pairs = check_copies(photos, images, first.photos, first.images, split, seeds)
-    evaluation = summarise_results(generator, photos, photos_folder, seeds, feature_sets, split, copies, remarks)
-    write_record(out / "evaluation.json", asdict(evaluation))
-    stated = quote_model_card(model / "model_card.md") | dict(rights or {})
-    report = build_report(model, generator, evaluation, split, stated, image_pairs, held_out_pairs)
-    write_report(out / "report.html", report)
-    return evaluation
-
-
-def summarise_results(
-    generator: GeneratorUnderTest,
-    photos: Photos,
-    photos_folder: Path,
-    seeds: NDArray[np.int64],
-    feature_sets: Sequence[FeatureSet],
-    split: Split | None,
-    copies: CopyCheck | None,
-    remarks: tuple[str, ...],
-) -> Evaluation:
-    """Return the content of evaluation.json."""
-    first = feature_sets[0]
+    varieties = find_varieties(photos.files, first.photos)
+    noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *images.shape[1:]), np.uint8)
     distances, *other_distances = [measure_distances(features, split) for features in feature_sets]
-    return Evaluation(
+    evaluation = Evaluation(
         model=generator.name,
         batch=generator.batch,
         features=first.network,
@@ -111,9 +94,30 @@ def summarise_results(
         against_held_out=distances.against_held_out,
         other_features=tuple(other_distances),
         copies=copies,
-        coverage=measure_coverage(photos.files, first.photos, first.images),
+        coverage=measure_coverage(varieties, first.photos, first.images),
+        references=measure_references(varieties, first.photos, extractors[0](noise)),
         remarks=remarks,
     )
+    write_record(out / "evaluation.json", asdict(evaluation))
+    record = generator.photos_record
+    report = Report(
+        evaluation=evaluation,
+        photos=record,
+        held_out_photos=split.describe() if split else f"{record.held_out:,} photos.",
+        rights=quote_model_card(model / "model_card.md") | dict(rights or {}),
+        grid=generator.generate_images(np.arange(GRID_SEEDS)),
+        missing={
+            name: photos.pixels[np.flatnonzero(varieties.names == name)[:6]] for name in evaluation.coverage.missing
+        },
+        generated=image_pairs,
+        held_out=held_out_pairs,
+        interpolations=[interpolate(generator, start, end) for start, end in INTERPOLATED_SEEDS],
+        losses=read_curves(model / "history.csv"),
+        kid=read_curves(model / "kid.csv"),
+        config=asdict(generator.config),
+    )
+    write_report(out / "report.html", report)
+    return evaluation
 
 
 def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
@@ -158,46 +162,13 @@ def _measure(photos: Features, images: Features) -> Distances:
     )
 
 
-def measure_coverage(files: tuple[str, ...], photo_features: Features, image_features: Features) -> Coverage:
-    """Return the share of each variety among photos and images.
-
-    The variety of an image is that of its nearest photo, because the nearest photo identifies a photo's own variety in
-    1,899 of 1,900 cases. The coverage of Naeem et al. (2020) requires images within the distance of a photo's fifth
-    neighbour. Among frames of a turntable, only 0.3 % of the images were that close, although all varieties but one
-    were recognised.
-    """
-    varieties = find_varieties(files, photo_features)
-    image_varieties = varieties.names[find_nearest(image_features, photo_features)[0]]
-    names = sorted(set(varieties.names.tolist()))
-    photos = {name: round(float((varieties.names == name).mean()), 4) for name in names}
-    images = {name: round(float((image_varieties == name).mean()), 4) for name in names}
-    missing = tuple(name for name in names if images[name] < NEEDED_SHARE * photos[name])
-    return Coverage(rule=varieties.rule, needed=NEEDED_SHARE, photos=photos, images=images, missing=missing)
-
-
-def build_report(
-    model: Path,
-    generator: GeneratorUnderTest,
-    evaluation: Evaluation,
-    split: Split | None,
-    rights: Mapping[str, str],
-    image_pairs: Pairs | None,
-    held_out_pairs: Pairs | None,
-) -> Report:
-    """Return the content of report.html."""
-    photos = generator.photos_record
-    return Report(
-        evaluation=evaluation,
-        photos=photos,
-        held_out_photos=split.describe() if split else f"{photos.held_out:,} photos.",
-        rights=rights,
-        grid=generator.generate_images(np.arange(GRID_SEEDS)),
-        generated=image_pairs,
-        held_out=held_out_pairs,
-        interpolations=[interpolate(generator, first, last) for first, last in INTERPOLATED_SEEDS],
-        losses=read_curves(model / "history.csv"),
-        kid=read_curves(model / "kid.csv"),
-        config=asdict(generator.config),
+def measure_references(varieties: Varieties, photos: Features, noise: Features) -> References:
+    """Return the results of a perfect copy of the photos, and of `noise`."""
+    first, second = np.array_split(np.random.default_rng(0).permutation(photos), 2)
+    return References(
+        copy_kid_x1000=round(1000 * kernel_distance(first, second)[0], 2),
+        noise_kid_x1000=round(1000 * kernel_distance(photos, noise)[0], 2),
+        noise_varieties=measure_coverage(varieties, photos, noise).covered,
     )
 
 

@@ -40,11 +40,18 @@ class Extractor:
     scale: float = 128.0
     downscale_to: int | None = None  # pixels; images are first scaled down to this size
 
-    def __call__(self, images: NDArray[np.uint8], *, progress: bool = False) -> NDArray[np.float32]:
-        """Return the features float32[N, D] of `images` uint8[N, H, W, 3], sRGB."""
+    def __call__(self, images: NDArray[np.uint8], *, progress: str = "") -> NDArray[np.float32]:
+        """Return the features float32[N, D] of `images` uint8[N, H, W, 3], sRGB.
+
+        `progress` names the images on a progress line.
+        """
         interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
         starts = tqdm(
-            range(0, len(images), BATCH), "features", unit="batch", mininterval=interval_s, disable=not progress
+            range(0, len(images), BATCH),
+            f"features of {len(images):,} {progress}",
+            unit="batch",
+            mininterval=interval_s,
+            disable=not progress,
         )
         return np.concatenate([self._extract_batch(images[start : start + BATCH]) for start in starts])
 
@@ -127,7 +134,7 @@ def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> N
     if cached.exists():
         features: NDArray[np.float32] = np.load(cached)
         return features
-    features = extract(photos.pixels, progress=True)
+    features = extract(photos.pixels, progress="photos")
     cache_dir.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, features)

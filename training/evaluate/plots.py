@@ -31,7 +31,7 @@ class Chart:
 
     title: str
     summary: str
-    image: str  # SVG as a data URI
+    image: str = ""  # SVG as a data URI; empty for a single measurement
 
 
 def draw_losses(curves: Curves) -> Figure:
@@ -56,10 +56,14 @@ def chart_losses(curves: Curves) -> Chart | None:
     """Return the chart of the losses; None if `curves` is empty."""
     if not curves:
         return None
-    steps = curves["step"]
+    title, steps = "Losses and probabilities by batch", curves["step"]
+    if len(steps) == 1:
+        return Chart(
+            title, _sentence(f"Batch {steps[0]:,.0f}", {la: f"{curves[n][0]:.3g}" for n, la in LABELS.items()})
+        )
     ranges = {label: f"from {curves[name][0]:.3g} to {curves[name][-1]:.3g}" for name, label in LABELS.items()}
     summary = _sentence(f"Batches {steps[0]:,.0f} to {steps[-1]:,.0f}", ranges)
-    return Chart("Losses and probabilities by batch", summary, _data_uri(draw_losses(curves)))
+    return Chart(title, summary, _data_uri(draw_losses(curves)))
 
 
 def chart_kid(curves: Curves) -> Chart | None:
@@ -69,6 +73,7 @@ def chart_kid(curves: Curves) -> Chart | None:
     """
     if not curves:
         return None
+    title = "KID × 1000 by batch and minutes of training"
     steps, kid, deviation, minutes = (curves[name] for name in ("step", "kid_x1000", "std", "minutes"))
 
     def moment(row: int) -> str:
@@ -77,6 +82,8 @@ def chart_kid(curves: Curves) -> Chart | None:
     def tick(step: float, _: int) -> str:
         return f"{step:,.0f}\n{np.interp(step, steps, minutes):,.0f} min"
 
+    if len(steps) == 1:
+        return Chart(title, f"KID × 1000 was measured once: {kid[0]:.3g} ± {deviation[0]:.2g} at {moment(0)}.")
     figure = _new_figure(height=3.2)
     axes = figure.subplots()
     low, middle, high = (np.maximum(values, 1.0) for values in (kid - deviation, kid, kid + deviation))
@@ -91,7 +98,7 @@ def chart_kid(curves: Curves) -> Chart | None:
     axes.grid(alpha=0.3)
     best = int(kid.argmin())
     summary = f"From {kid[0]:.3g} at {moment(0)} to {kid[-1]:.3g} at {moment(-1)}. The lowest is {kid[best]:.3g} "
-    return Chart("KID × 1000 by batch and minutes of training", f"{summary}at {moment(best)}.", _data_uri(figure))
+    return Chart(title, f"{summary}at {moment(best)}.", _data_uri(figure))
 
 
 def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:

@@ -54,6 +54,7 @@ class Report:
     held_out_photos: str  # a sentence
     config: Mapping[str, object]
     rights: Mapping[str, str]  # attribution and licence; may be empty
+    missing: Mapping[str, Pixels]  # some photos of each missing variety
     generated: Pairs | None
     held_out: Pairs | None
     interpolations: Sequence[Interpolation]

@@ -9,6 +9,12 @@ from typing import Literal
 from training.records import read_record
 
 SMALL = 32  # pixels; images are compared at this size, because finer detail would hide similarity
+BUNDLED_KID_X1000, BUNDLED_VARIETIES = 2.88, "15 of 15"  # on the card of models/apple/3, against its own photos
+GOOD_KID, BAD_KID = (
+    1 / 30,
+    1 / 8,
+)  # of noise's KID, which is about 750
+GOOD_COVERAGE, BAD_COVERAGE = 3 / 4, 1 / 2  # of the varieties
 RARE_SHARE = 0.5  # of its share of the photos; a variety below it is named
 
 
@@ -42,7 +48,7 @@ class NearestDistances:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a generator copies: a headline, and an explanation with numbers."""
+    """A judgement of a generator: a headline, and an explanation with numbers."""
 
     level: Literal["good", "bad", "unknown"]
     headline: str
@@ -74,10 +80,14 @@ class Coverage:
     images: dict[str, float]
     missing: tuple[str, ...]
 
+    @property
+    def covered(self) -> int:
+        """The number of varieties that are not missing."""
+        return len(self.photos) - len(self.missing)
+
     def describe(self) -> str:
         """Return the covered, missing and rare varieties in words."""
-        total = len(self.photos)
-        parts = [f"{total - len(self.missing)} of {total}, identified by {self.rule}"]
+        parts = [f"{self.covered} of {len(self.photos)}, identified by {self.rule}"]
         if self.missing:
             parts.append(f"missing: {', '.join(self.missing)}")
         shares = {name: self.images[name] / share for name, share in self.photos.items() if share > 0}
@@ -89,6 +99,15 @@ class Coverage:
                 "rare, as a fraction of their share: " + ", ".join(f"{name} {share:.2f}" for share, name in rare)
             )
         return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class References:
+    """The results of a perfect copy of the same photos, and of noise."""
+
+    copy_kid_x1000: float  # of one half of the photos against the other
+    noise_kid_x1000: float
+    noise_varieties: int  # covered by noise
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,7 @@ class Evaluation:
     other_features: tuple[FeatureDistances, ...]
     copies: CopyCheck | None
     coverage: Coverage
+    references: References
     remarks: tuple[str, ...]  # why a result is missing
 
     @property
@@ -114,9 +134,31 @@ class Evaluation:
             return self.copies.verdict
         return Verdict("unknown", "Not checked for copies.", "No distance to a training photo was measured.")
 
+    @property
+    def quality(self) -> Verdict:
+        """Whether the images resemble the photos, in all varieties."""
+        kid, noise, total = self.against_all.kid_x1000, self.references.noise_kid_x1000, len(self.coverage.photos)
+        covered = self.coverage.covered
+        explanation = (
+            f"KID x1000 is {kid:.3g}. A perfect copy of the photos has {self.references.copy_kid_x1000:.2g}, the "
+            f"bundled model {BUNDLED_KID_X1000} for its own photos, noise {noise:.3g}. {covered} of {total} varieties "
+            f"are covered. A perfect copy covers {total}, the bundled model {BUNDLED_VARIETIES}, noise "
+            f"{self.references.noise_varieties}."
+        )
+        if covered < BAD_COVERAGE * total:
+            return Verdict("bad", f"The images show only {covered} of {total} varieties.", explanation)
+        if kid > BAD_KID * noise:
+            return Verdict("bad", "The images are far from the photos.", explanation)
+        if self.verdict.level == "bad":
+            return Verdict("bad", "The images resemble the photos, because many are copies.", explanation)
+        if kid > GOOD_KID * noise or covered < GOOD_COVERAGE * total:
+            return Verdict("unknown", "The images resemble the photos in part.", explanation)
+        return Verdict("good", "The images resemble the photos.", explanation)
+
     def format_rows(self) -> dict[str, str]:
         """Return the results in words, by label."""
         rows = {
+            "in short": f"{self.quality.headline} {self.quality.explanation}",
             "KID x1000, against all photos": _format_kid(self.against_all),
             "FID, against all photos": f"{self.against_all.fid} ({self.against_all.images:,} of each)",
         }

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluate.metrics import Features, find_nearest
+from training.evaluate.results import Coverage
 
 MIN_PHOTOS_EACH = 10  # on average; names that differ from photo to photo do not identify varieties
 MAX_CLUSTERS = 20
+NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
 ITERATIONS = 20  # of k-means; after ten, few photos change their cluster
 
 # The frame number and series at the end of a stem, such as `__r0_017` in `apple-5__r0_017`, or `_b12` in `gala_b12`.
@@ -48,6 +50,22 @@ def find_varieties(files: Sequence[str], features: Features) -> Varieties:
         f"{clusters} clusters of features",
         np.array([f"cluster {number + 1}" for number in k_means(features, clusters)]),
     )
+
+
+def measure_coverage(varieties: Varieties, photo_features: Features, image_features: Features) -> Coverage:
+    """Return the share of each variety among photos and images.
+
+    The variety of an image is that of its nearest photo, because the nearest photo identifies a photo's own variety in
+    1,899 of 1,900 cases. The coverage of Naeem et al. (2020) requires images within the distance of a photo's fifth
+    neighbour. Among frames of a turntable, only 0.3 % of the images were that close, although all varieties but one
+    were recognised.
+    """
+    image_varieties = varieties.names[find_nearest(image_features, photo_features)[0]]
+    names = sorted(set(varieties.names.tolist()))
+    photos = {name: round(float((varieties.names == name).mean()), 4) for name in names}
+    images = {name: round(float((image_varieties == name).mean()), 4) for name in names}
+    missing = tuple(name for name in names if images[name] < NEEDED_SHARE * photos[name])
+    return Coverage(rule=varieties.rule, needed=NEEDED_SHARE, photos=photos, images=images, missing=missing)
 
 
 def k_means(features: Features, clusters: int) -> NDArray[np.intp]:

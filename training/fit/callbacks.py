@@ -1,19 +1,20 @@
 """Callbacks of training: progress, history, image grids, checkpoints and signals."""
 
-import io
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from training.config import TrainingConfig
@@ -21,7 +22,7 @@ from training.errors import TrainingError
 from training.evaluate.plots import draw_losses
 from training.fit.plots import animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
-from training.model.sampling import generate_images, image_grid
+from training.model.sampling import generate_images, image_grid, write_image
 from training.records import ComputeRecord, read_curves, read_record, write_atomically, write_record
 
 COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
@@ -61,7 +62,9 @@ class Progress(StepCallback):
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Open the progress line."""
         interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
-        self.bar = tqdm(total=self.config.steps, initial=self.step, unit="batch", mininterval=interval_s, desc="fit")
+        self.bar = tqdm(
+            total=self.config.steps, initial=self.step, unit="batch", mininterval=interval_s, desc="fit: training"
+        )
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Update the progress line."""
@@ -87,17 +90,12 @@ class History(StepCallback):
 
     def __init__(self, folder: Path, every: int, first_step: int) -> None:
         super().__init__(first_step)
-        self.path, self.every = folder / "history.csv", every
+        self.folder, self.path, self.every = folder, folder / "history.csv", every
         self.pending: list[list[float]] = []
         rows = zip(*read_curves(self.path).values(), strict=True)
         # A killed run may have rows after its last checkpoint.
         lines = [",".join(COLUMNS), *(format_row(*row) for row in rows if row[0] <= first_step)]
         write_atomically(self.path, "\n".join(lines) + "\n")
-        self.summaries: Any = None
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            self.summaries = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Write a row every `every` batches.
@@ -116,12 +114,32 @@ class History(StepCallback):
         self.pending.clear()
         with self.path.open("a") as file:
             file.write(format_row(self.step, *means) + "\n")
-        if self.summaries is not None:
-            import tensorflow as tf
+        write_summaries(self.folder, self.step, dict(zip(COLUMNS[1:], means, strict=True)))
 
-            with self.summaries.as_default(step=self.step):
-                for name, value in zip(COLUMNS[1:], means, strict=True):
-                    tf.summary.scalar(name, value)
+
+@cache
+def open_tensorboard(run: Path) -> Any:
+    """Return the writer of `run`: TensorBoard follows only one file at a time."""
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(str(run / "tensorboard"))
+
+
+def write_summaries(
+    run: Path, step: int, scalars: Mapping[str, float], images: Mapping[str, Image.Image] | None = None
+) -> None:
+    """Write values and images of batch `step` for TensorBoard, under TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    writer = open_tensorboard(run)
+    with writer.as_default(step=step):
+        for name, value in scalars.items():
+            tf.summary.scalar(name, value)
+        for name, image in (images or {}).items():
+            tf.summary.image(name, np.asarray(image)[None])
+    writer.flush()
 
 
 def format_row(step: float, *losses: float) -> str:
@@ -172,9 +190,9 @@ class Grids(StepCallback):
         if path.exists():
             return
         self.sync_variables()
-        file = io.BytesIO()
-        image_grid(generate_images(self.generator, GRID_SEEDS), columns=8).save(file, "PNG")
-        write_atomically(path, file.getvalue())
+        grid = image_grid(generate_images(self.generator, GRID_SEEDS), columns=8)
+        write_image(path, grid)
+        write_summaries(self.folder, self.step, {}, {"generated": grid})
         curves = read_curves(self.folder / "history.csv")
         if curves:
             draw_losses(curves).savefig(self.folder / "losses.png", dpi=110)

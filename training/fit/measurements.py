@@ -1,9 +1,9 @@
-"""KID during training: kid.csv and the best checkpoint."""
+"""KID and varieties during training: kid.csv, warnings and the best checkpoint."""
 
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -13,10 +13,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.config import TrainingConfig
-from training.fit.callbacks import Checkpoints, StepCallback
+from training.evaluate.results import BUNDLED_KID_X1000
+from training.fit.callbacks import Checkpoints, StepCallback, write_summaries
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images
 from training.records import read_curves, write_atomically
+
+WINNING_LOSS = 0.3  # of the discriminator; at 0 it is never wrong, and the generator learns nothing
+REMEDY = (
+    "Start a new run with more photos or with --translate-probability 0.9, or stop this one: "
+    "best.npz has the best checkpoint so far."
+)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """KID of generated images, its deviation, and the varieties they show."""
+
+    kid: float
+    std: float
+    covered: int  # of `varieties`
+    varieties: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,7 @@ class Measurement:
 
 
 class KeepBest(StepCallback):
-    """Measures KID, writes kid.csv and keeps the best checkpoint in best.npz.
+    """Measures KID, writes kid.csv, warns, and keeps the best checkpoint in best.npz.
 
     It generates images of the same seeds every `evaluate_every` batches and after the last. Before each measurement it
     saves a checkpoint. So a run killed at any moment resumes with the best of all previous batches, and without rows of
@@ -43,12 +60,14 @@ class KeepBest(StepCallback):
         config: TrainingConfig,
         first_step: int,
         generator: keras.Model,
-        measure_kid: Callable[[NDArray[np.uint8]], tuple[float, float]],
+        measure_quality: Callable[[NDArray[np.uint8]], Quality],
         checkpoints: Checkpoints,
     ) -> None:
         super().__init__(first_step)
         self.folder, self.config, self.generator = folder, config, generator
-        self.measure_kid, self.checkpoints = measure_kid, checkpoints
+        self.measure_quality, self.checkpoints = measure_quality, checkpoints
+        self.discriminator_losses: list[float] = []  # since the last measurement
+        self.most_covered = 0  # varieties, since the start of the command
         self.measurements = [row for row in read_measurements(folder / "kid.csv") if row.step <= first_step]
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -58,6 +77,7 @@ class KeepBest(StepCallback):
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Measure if it is due."""
+        self.discriminator_losses += [float(logs["d_loss"])] if logs else []
         if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
             self.checkpoints.save()
             self.measure()
@@ -65,9 +85,9 @@ class KeepBest(StepCallback):
     def measure(self) -> None:
         """Write the best checkpoint if KID improved, then a row of kid.csv."""
         images = generate_images(self.generator, np.arange(self.config.evaluate_count))
-        distance, deviation = self.measure_kid(images)
+        quality = self.measure_quality(images)
         minutes = round(self.checkpoints.training_s / 60, 2)
-        row = Measurement(self.step, round(1000 * distance, 3), round(1000 * deviation, 3), minutes)
+        row = Measurement(self.step, round(1000 * quality.kid, 3), round(1000 * quality.std, 3), minutes)
         best = self.folder / "best.npz"
         if not best.exists() or all(row.kid_x1000 < previous.kid_x1000 for previous in self.measurements):
             save_checkpoint(self.model, best)
@@ -76,8 +96,24 @@ class KeepBest(StepCallback):
         best_row = min(self.measurements, key=lambda measurement: measurement.kid_x1000)
         tqdm.write(
             f"Batch {row.step:,} after {row.minutes:.0f} minutes: KID x1000 {row.kid_x1000:.1f}; "
-            f"best so far {best_row.kid_x1000:.1f} at batch {best_row.step:,}. 0 is as good as photos."
+            f"best so far {best_row.kid_x1000:.1f} at batch {best_row.step:,}. The bundled model has "
+            f"{BUNDLED_KID_X1000:.1f} for its own photos, and photos have 0. "
+            f"{quality.covered} of {quality.varieties} varieties are covered."
         )
+        for warning in self.find_faults(quality):
+            tqdm.write(f"Warning: {warning} {REMEDY}")
+        write_summaries(self.folder, row.step, {"kid_x1000": row.kid_x1000, "varieties": quality.covered})
+
+    def find_faults(self, quality: Quality) -> Iterator[str]:
+        """Yield a sentence for each sign that training goes wrong."""
+        loss = float(np.mean(self.discriminator_losses or [math.inf]))
+        self.discriminator_losses.clear()
+        if loss < WINNING_LOSS:
+            yield f"The discriminator wins: its mean loss is {loss:.2f}, less than {WINNING_LOSS}."
+        expected = max(self.most_covered, quality.varieties / 2) / 2
+        if len(self.measurements) > 1 and quality.covered < expected:  # after the first one, most images are blurs
+            yield f"Varieties vanish: the images show {quality.covered} of {quality.varieties}."
+        self.most_covered = max(self.most_covered, quality.covered)
 
     def write_table(self) -> None:
         """Write all measurements to kid.csv."""

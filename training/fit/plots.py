@@ -8,10 +8,14 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
+from training.data.holdout import Split
+from training.data.photos import Photos
+from training.model.sampling import image_grid, write_image
 from training.records import write_atomically
 
 LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
+GRID_IMAGES = 64
 MAX_FRAMES, MAX_WIDTH = 40, 512
 
 
@@ -53,6 +57,14 @@ def choose_frames(grids: list[tuple[int, Path]], keep: Collection[int]) -> list[
     required = {index for index, (batch, _) in enumerate(grids) if batch in keep}
     others = np.linspace(0, len(grids) - 1, MAX_FRAMES - len(required)).round().astype(int)
     return [grids[index] for index in sorted(required.union(others.tolist()))]
+
+
+def draw_photos(photos: Photos, split: Split, run: Path) -> None:
+    """Write grids/photos.png: GRID_IMAGES training photos, to compare with."""
+    path = run / "grids" / "photos.png"
+    path.parent.mkdir(exist_ok=True)
+    rows = np.random.default_rng(0).permutation(split.training)[:GRID_IMAGES]
+    write_image(path, image_grid(photos.pixels[np.sort(rows)], columns=8))
 
 
 def draw_network(network: keras.Model, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A sheet of augmented photos, to check before training for hours."""
 
-import io
 from pathlib import Path
 
 import keras
@@ -13,8 +12,7 @@ from training.config import TrainingConfig
 from training.data.photos import sample_photos
 from training.errors import TrainingError
 from training.model.gan import augment_images
-from training.model.sampling import image_grid
-from training.records import write_atomically
+from training.model.sampling import image_grid, write_image
 
 PHOTOS, VERSIONS = 8, 7
 BORDER_GREY = 225  # of the line around each image, which separates photos with a white background
@@ -40,10 +38,8 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
     augmented = augment_images(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
     versions = ((ops.convert_to_numpy(augmented) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    draw_sheet(photos, versions).save(file, "PNG")
     to.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(to, file.getvalue())
+    write_image(to, draw_sheet(photos, versions))
     return len(photos)
 
 

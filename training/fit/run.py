@@ -18,10 +18,11 @@ from training.data.photos import Photos
 from training.errors import FeatureWeightsMissing, TrainingError
 from training.evaluate.features import build_extractor, features_of_photos
 from training.evaluate.metrics import kernel_distance
+from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
 from training.fit.folder import lock_run
-from training.fit.measurements import KeepBest
-from training.fit.plots import draw_network
+from training.fit.measurements import KeepBest, Quality
+from training.fit.plots import draw_network, draw_photos
 from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator, save_checkpoint
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
@@ -31,7 +32,7 @@ from training.records import ComputeRecord, read_batches_done, read_record, writ
 
 KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measurement uses the same seeds and photos
 
-MeasureKID = Callable[[NDArray[np.uint8]], tuple[float, float]]
+MeasureKID = Callable[[NDArray[np.uint8]], Quality]
 
 
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None = None) -> int:
@@ -92,6 +93,7 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     write_record(config_file, asdict(config))
     if not checkpoint.exists():
         draw_network(gan.generator, run)
+        draw_photos(photos, split, run)
         save_checkpoint(gan, checkpoint)
     return gan
 
@@ -168,9 +170,9 @@ def train_stage(
 
 
 def build_kid(photos: Photos, split: Split, run: Path, config: TrainingConfig) -> MeasureKID | None:
-    """Return a function from images to their KID and its standard deviation.
+    """Return a function from images to their KID and varieties.
 
-    Images are uint8[N, S, S, 3]; KID compares them with the training photos. Returns None if `config` turns KID off, or
+    Images are uint8[N, S, S, 3]; it compares them with the training photos. Returns None if `config` turns KID off, or
     if the feature network is not installed.
     """
     if not config.keep_best:
@@ -182,10 +184,18 @@ def build_kid(photos: Photos, split: Split, run: Path, config: TrainingConfig) -
         return None
 
     @cache
-    def training_features() -> NDArray[np.float32]:
-        return features_of_photos(extract, photos, run / "photos")[split.training]
+    def training_photos() -> tuple[NDArray[np.float32], Varieties]:
+        features = features_of_photos(extract, photos, run / "photos")[split.training]
+        return features, find_varieties([photos.files[row] for row in split.training], features)
 
-    return lambda images: kernel_distance(training_features(), extract(images), subsets=KID_SUBSETS)
+    def measure(images: NDArray[np.uint8]) -> Quality:
+        photo_features, varieties = training_photos()
+        features = extract(images)
+        distance, deviation = kernel_distance(photo_features, features, subsets=KID_SUBSETS)
+        coverage = measure_coverage(varieties, photo_features, features)
+        return Quality(distance, deviation, coverage.covered, len(coverage.photos))
+
+    return measure
 
 
 def iterate_batches(

@@ -17,10 +17,10 @@ from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import RecordError, TrainingError
 from training.evaluate.command import evaluate as evaluate_in_process
-from training.evaluate.command import measure_coverage
 from training.evaluate.copies import check_copies
 from training.evaluate.features import Extractor, build_extractor, build_extractors, features_of_photos
 from training.evaluate.results import read_evaluation
+from training.evaluate.varieties import find_varieties, measure_coverage
 
 
 def test_features_equal_those_of_onnx_runtime():
@@ -208,9 +208,10 @@ def test_extractors_also_scale_down_to_64_px_when_images_are_larger():
 def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     files = tuple(f"{kind}_{number}.jpg" for kind in ("gala", "elstar") for number in range(20))
     features = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
-    coverage = measure_coverage(files, features, features[[*range(16), 20, 21]])
+    varieties = find_varieties(files, features)
+    coverage = measure_coverage(varieties, features, features[[*range(16), 20, 21]])
     assert (coverage.missing, coverage.images) == (("elstar",), {"gala": 0.8889, "elstar": 0.1111})
-    coverage = measure_coverage(files, features, features[[*range(16), 20, 21, 22]])
+    coverage = measure_coverage(varieties, features, features[[*range(16), 20, 21, 22]])
     assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
 
 

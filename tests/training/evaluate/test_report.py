@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import SHIPPED
 from training.data.dataset import PhotosRecord
 from training.evaluate.report import Interpolation, Pairs, Report, write_report
-from training.evaluate.results import CopyCheck, Coverage, Distances, Evaluation, NearestDistances, Verdict
+from training.evaluate.results import (
+    BUNDLED_KID_X1000,
+    BUNDLED_VARIETIES,
+    CopyCheck,
+    Coverage,
+    Distances,
+    Evaluation,
+    NearestDistances,
+    References,
+    Verdict,
+)
 from training.records import read_curves
 
 VOID = {"meta", "link", "img", "br"}
@@ -42,6 +53,7 @@ EVALUATION = Evaluation(
     copies=COPIES,
     other_features=(),
     coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
+    references=References(copy_kid_x1000=-0.4, noise_kid_x1000=750, noise_varieties=1),
     remarks=("One sees apples.",),
 )
 PHOTOS = PhotosRecord(60, 57, {"copy of another file": 3}, pixels_sha256="", held_out=12, held_out_arcs=())
@@ -51,6 +63,7 @@ FULL = Report(
     PHOTOS,
     held_out_photos="12 photos are held out.",
     rights={"Attribution": "somebody"},
+    missing={"elstar": random_images(2)},
     generated=pairs(FAR),
     held_out=pairs(FAR, "held.jpg"),
     interpolations=[Interpolation(3, 9, random_images(7))],
@@ -67,6 +80,7 @@ BARE = replace(
     FULL,
     evaluation=replace(EVALUATION, batch=None, against_held_out=None, copies=None),
     rights={},
+    missing={},
     generated=None,
     held_out=None,
     losses={},
@@ -114,10 +128,9 @@ def hostile() -> Report:
     named = replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2)
     coverage = Coverage(HOSTILE, 0.25, {HOSTILE: 1.0}, {HOSTILE: 0.0}, (HOSTILE,))
     evaluation = replace(EVALUATION, model=HOSTILE, photos=HOSTILE, coverage=coverage, remarks=(HOSTILE,))
-    photos, texts = replace(PHOTOS, skipped={HOSTILE: 3}), {HOSTILE: HOSTILE}
-    return replace(
-        FULL, evaluation=evaluation, photos=photos, held_out_photos=HOSTILE, config=texts, rights=texts, generated=named
-    )
+    missing, photos, texts = {HOSTILE: random_images(1)}, replace(PHOTOS, skipped={HOSTILE: 3}), {HOSTILE: HOSTILE}
+    report = replace(FULL, evaluation=evaluation, photos=photos, held_out_photos=HOSTILE, config=texts, rights=texts)
+    return replace(report, missing=missing, generated=named)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +159,8 @@ def test_report_shows_untrusted_names_as_text(pages):
 
 def test_report_shows_100_seeds_and_every_image_has_an_alternative_text(pages):
     images = pages["full"].all("img")
-    assert [image["alt"] for image in images[:100]] == [f"seed {seed}" for seed in range(100)]
+    alternatives = [image["alt"] for image in images]
+    assert alternatives[alternatives.index("seed 0") :][:100] == [f"seed {seed}" for seed in range(100)]
     assert all(image["alt"] for image in images)
 
 
@@ -189,9 +203,52 @@ def test_report_charts_distances_kid_and_losses_and_states_their_numbers(pages):
         assert sentence in found.text
 
 
-def test_report_charts_a_single_measurement(tmp_path):
+def test_report_states_a_single_measurement_without_a_chart(tmp_path):
     first = {name: {column: values[:1] for column, values in getattr(FULL, name).items()} for name in ("kid", "losses")}
-    assert len(charts(render(replace(BARE, **first), tmp_path))) == 2
+    found = render(replace(BARE, **first), tmp_path)
+    assert charts(found) == []
+    assert "KID × 1000 was measured once: 300 ± 1 at batch 500 after 2 minutes." in found.text
+    assert "Batch 1: generator 1, discriminator 1, D(real) 1, D(generated) 1." in found.text
+
+
+@pytest.mark.parametrize(
+    ("kid", "missing", "copies", "level", "headline"),
+    [
+        (2.0, 0, "good", "good", "The images resemble the photos."),
+        (2.0, 0, "bad", "bad", "The images resemble the photos, because many are copies."),
+        (40.0, 0, "good", "unknown", "The images resemble the photos in part."),
+        (2.0, 6, "good", "unknown", "The images resemble the photos in part."),
+        (242.0, 0, "good", "bad", "The images are far from the photos."),
+        (242.0, 16, "good", "bad", "The images show only 4 of 20 varieties."),
+    ],
+)
+def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, level, headline):
+    names = [f"cluster {number}" for number in range(20)]
+    evaluation = replace(
+        EVALUATION,
+        against_all=replace(DISTANCES, kid_x1000=kid),
+        coverage=Coverage(
+            "clusters", 0.25, dict.fromkeys(names, 0.05), dict.fromkeys(names, 0.05), tuple(names[:missing])
+        ),
+        copies=replace(COPIES, verdict=Verdict(copies, "On copies.", "")),
+    )
+    found = render(replace(FULL, evaluation=evaluation), tmp_path)
+    assert found.text.split(" In short ")[2].startswith(
+        f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.88"
+    )
+    verdicts = [a["class"] for a in found.all("div") if (a.get("class") or "").startswith("verdict")]
+    assert verdicts == [f"verdict {level}", f"verdict {copies}"]
+    assert found.text.index(headline) < found.text.index("On copies.")
+
+
+def test_report_shows_photos_of_missing_varieties(pages):
+    assert [image["alt"] for image in pages["full"].all("img")].count("photo of elstar") == 2
+
+
+def test_bundled_model_has_the_kid_that_reports_quote():
+    card = (SHIPPED / "model_card.md").read_text(encoding="utf-8")
+    assert f"| KID x1000, against all photos | {BUNDLED_KID_X1000} " in card
+    assert f"| varieties covered | {BUNDLED_VARIETIES}," in card
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import LIMIT_S, ROOT, command, wait_until
 from training.__main__ import main
@@ -21,7 +22,7 @@ from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import TrainingError
 from training.fit.callbacks import Checkpoints, History, StopOnSignal
-from training.fit.measurements import KeepBest, read_measurements
+from training.fit.measurements import KeepBest, Quality, read_measurements
 from training.fit.run import build_kid, train_stage
 from training.model.gan import build_gan
 from training.records import ComputeRecord, write_record
@@ -91,7 +92,7 @@ def assert_equal_bits(run: Path, expected_run: Path, *checkpoints: str) -> None:
 def test_run_folder_holds_all_files_of_the_run(small_run):
     files = {p.relative_to(small_run).as_posix() for p in small_run.rglob("*") if p.is_file()}
     assert {"config.json", "photos.json", "history.csv", "losses.png", "checkpoint.npz"} <= files
-    assert {f"grids/{step:07d}.png" for step in (0, 2, 4)} <= files
+    assert {"grids/photos.png", *(f"grids/{step:07d}.png" for step in (0, 2, 4))} <= files
     assert any(name.startswith("tensorboard/events") for name in files)
     assert read_losses(small_run)[:, 0].tolist() == [1, 2, 3, 4]
 
@@ -177,19 +178,27 @@ def small_gan():
     )
 
 
-def simulate_training(gan, run: Path, first_step: int, last_step: int, kids: list[float]) -> None:
-    """Run the callbacks without training; `kids` are the measured KIDs."""
+def simulate_training(
+    gan, run: Path, first_step: int, last_step: int, kids: list[float], covered: int = 20, d_loss: float = 1.0
+) -> None:
+    """Run the callbacks without training; `kids` are the measured KIDs.
+
+    The last measurement covers `covered` of 20 varieties, the others 16.
+    """
     gan.optimizer.iterations.assign(first_step)
     next_kids = iter(kids)
+
+    def measure(images: np.ndarray) -> Quality:
+        kid = next(next_kids)
+        return Quality(kid, 0.001, covered if kid == kids[-1] else 16, 20)
+
     checkpoints = Checkpoints(run, 3600.0, first_step)
-    keep_best = KeepBest(
-        run, gan.config, first_step, gan.ema_generator, lambda images: (next(next_kids), 0.001), checkpoints
-    )
+    keep_best = KeepBest(run, gan.config, first_step, gan.ema_generator, measure, checkpoints)
     callbacks = keras.callbacks.CallbackList([checkpoints, keep_best], model=gan)
     callbacks.on_train_begin()
     for step in range(first_step + 1, last_step + 1):
         gan.optimizer.iterations.assign(step)
-        callbacks.on_train_batch_end(step, {})
+        callbacks.on_train_batch_end(step, {"d_loss": d_loss})
     assert list(next_kids) == []
 
 
@@ -210,7 +219,32 @@ def test_best_checkpoint_has_the_lowest_kid(small_gan, tmp_path, capsys):
     assert [row[0] for row in rows] == ["step,kid_x1000,std", "1,50.0,1.0", "2,30.0,1.0", "3,40.0,1.0"]
     assert rows[0][1] == "minutes"
     assert all(float(minutes) >= 0 for _, minutes in rows[1:])
-    assert "Batch 3 after 0 minutes: KID x1000 40.0; best so far 30.0 at batch 2." in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert (
+        "Batch 3 after 0 minutes: KID x1000 40.0; best so far 30.0 at batch 2. The bundled model has 2.9 for its own "
+        "photos, and photos have 0. 20 of 20 varieties are covered."
+    ) in output
+    assert "Warning" not in output
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ({"d_loss": 0.1}, "The discriminator wins: its mean loss is 0.10, less than 0.3. Start a new run with"),
+        ({"covered": 7}, "Varieties vanish: the images show 7 of 20. Start a new run with"),
+        ({"covered": 1}, "Varieties vanish: the images show 1 of 20. Start a new run with"),
+    ],
+)
+def test_fit_warns_in_words_when_training_goes_wrong(small_gan, tmp_path, capsys, fault, sentence):
+    simulate_training(small_gan, tmp_path, 0, 2, [0.5, 0.4], **fault)
+    assert f"Warning: {sentence}" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_losses_kid_and_grids(photos, tmp_path):
+    assert fit(photos, tmp_path / "run", "--steps", 2, "--keep-best", "--evaluate-count", 50) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"tensors": 0}).Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {"g_loss", "d_loss", "d_real", "d_generated", "kid_x1000", "varieties", "generated"} == tags
 
 
 def test_best_checkpoint_is_kept_when_a_run_resumes(small_gan, tmp_path):

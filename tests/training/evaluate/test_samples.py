@@ -1,0 +1,27 @@
+"""`python -m training samples`."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from training.__main__ import main
+
+
+def test_samples_are_a_grid_a_morph_and_single_images(small_run, tmp_path, capsys):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    assert main(["samples", str(run), "--seeds", f"3,7-9,{2**63 - 1}"]) == 0
+    sizes = {}
+    for path in (run / "samples").iterdir():
+        with Image.open(path) as image:
+            sizes[path.stem] = image.size
+    single_images = dict.fromkeys(("3", "7", "8", "9", str(2**63 - 1)), (32, 32))
+    assert sizes == {"grid": (96, 64), "morph": (256, 32), **single_images}
+    assert capsys.readouterr().out == f"Wrote {run}/samples. Open {run}/samples/grid.png.\n"
+
+
+@pytest.mark.parametrize("seeds", ["", "x", "7-3", "1,,2", "-1", "0-1024", "9" * 19, "0-99999999999999999999", "１"])
+def test_samples_are_refused_when_seeds_are_wrong(small_run, capsys, seeds):
+    assert main(["samples", str(small_run), f"--seeds={seeds}"]) == 2
+    assert f"samples: --seeds is {seeds!r}; set it to at most 1,024 seeds from 0 to" in capsys.readouterr().err
+    assert not (small_run / "samples").exists()

@@ -1,0 +1,52 @@
+"""The command `samples`: images of a run as PNG files, without an export."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.errors import TrainingError
+from training.model.checkpoints import load_generator
+from training.model.latents import MAX_SEED, sample_latents, slerp
+from training.model.sampling import generate_images, image_grid, images_from_latents, write_image
+
+MAX_SEEDS = 1024  # a grid of 32 x 32 images of 256 px has 8192 px a side
+MORPH_IMAGES = 8
+
+
+def write_samples(run: Path, seeds: Sequence[int]) -> Path:
+    """Write a grid, a morph and single images of `seeds`; return their folder.
+
+    The morph leads from the first to the last seed. Raises TrainingError if `run` has no checkpoint.
+    """
+    generator = load_generator(run).network
+    images = generate_images(generator, np.array(seeds))
+    pictures = {str(seed): Image.fromarray(image) for seed, image in zip(seeds, images, strict=True)}
+    pictures["grid"] = image_grid(images, math.ceil(math.sqrt(len(images))))
+    if seeds[0] != seeds[-1]:
+        first, last = sample_latents(np.array([seeds[0], seeds[-1]]), generator.input_shape[1])
+        morph = images_from_latents(generator, slerp(first, last, MORPH_IMAGES))
+        pictures["morph"] = image_grid(morph, MORPH_IMAGES)
+    folder = run / "samples"
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        write_image(folder / f"{name}.png", picture)
+    return folder
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of a text such as "7,42,100-115".
+
+    Raises TrainingError for other texts, and for more than MAX_SEEDS.
+    """
+    terms = [re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", term.strip(), re.ASCII) for term in text.split(",")]
+    ranges = [range(int(term[1]), int(term[2] or term[1]) + 1) for term in terms if term]
+    is_valid = all(terms) and all(seeds and seeds[-1] <= MAX_SEED for seeds in ranges)
+    if not is_valid or sum(seeds.stop - seeds.start for seeds in ranges) > MAX_SEEDS:
+        raise TrainingError(
+            f"--seeds is {text!r}; set it to at most {MAX_SEEDS:,} seeds from 0 to {MAX_SEED}, such as 7,42,100-115."
+        )
+    return [seed for seeds in ranges for seed in seeds]
