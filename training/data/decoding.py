@@ -170,6 +170,8 @@ def _open_image(stream: BinaryIO, suffix: str) -> Image.Image | SkipReason:
             return SkipReason.RAW
         _seek_largest_page(image)
     max_pixels = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    if image.info.get("progressive"):
+        max_pixels //= 2  # libjpeg needs all coefficients: up to 6 bytes a pixel at any fraction
     return SkipReason.TOO_LARGE if image.width * image.height > max_pixels else image
 
 
