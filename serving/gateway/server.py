@@ -10,6 +10,8 @@ from typing import Any
 
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
+from gunicorn.http.errors import LimitRequestHeaders
+from gunicorn.workers import gthread
 
 from serving.runtime.limits import raise_open_files
 from serving.runtime.ports import BACKLOG, listen
@@ -60,7 +62,7 @@ class _Gunicorn(BaseApplication):
             "bind": self.bind,
             "backlog": BACKLOG,
             "worker_connections": self.connections,
-            "worker_class": "gthread",
+            "worker_class": ThreadWorker,
             "workers": settings.workers,
             "threads": settings.max_in_flight + SPARE_THREADS,
             "keepalive": KEEPALIVE_S,
@@ -105,6 +107,17 @@ class _Gunicorn(BaseApplication):
             return (metrics if private else gateway)(environ, start_response)
 
         return by_port
+
+
+class ThreadWorker(gthread.ThreadWorker):
+    """gunicorn's own, with the limits in a 431."""
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer a request that gunicorn could not read."""
+        if isinstance(exc, LimitRequestHeaders):
+            fields, size = self.cfg.limit_request_fields, self.cfg.limit_request_field_size
+            exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each")
+        super().handle_error(req, client, addr, exc)
 
 
 def _text(path: Path | None) -> str | None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 
-from serving.errors import MAX_SHOWN_CHARACTERS
 from serving.paint.files import Painted
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
@@ -43,6 +42,7 @@ DESCRIBE_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 REPORT_AFTER_S, REPORT_EVERY_S = 1.0, 10.0  # of waiting for an image
 REPORT_STEP_S = 0.2
+MAX_REASON_CHARACTERS = 256
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 DOUBLINGS = 6  # from the first pause to the longest
 
@@ -144,10 +144,6 @@ class PictureClient:
                 next_s = waited_s + REPORT_EVERY_S
                 report(f"No image for {waited_s:.0f} s: {trouble or f'{self._target} is silent.'}")
 
-    def _has_answered(self) -> None:
-        with self._lock:
-            self._trouble = None
-
     def newest_version(self) -> int:
         """Return the newest model version that is loaded. Raises PaintingError or Stopped."""
         self._start_clock()
@@ -160,7 +156,7 @@ class PictureClient:
             except grpc.RpcError as error:
                 attempt = self._back_off(error, attempt)
             else:
-                self._has_answered()
+                self._trouble = None
                 return int(described.model_versions[-1])
 
     def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[Painted]:
@@ -228,7 +224,8 @@ class PictureClient:
         """Wait, and return the number of the next attempt; raise if `error` is not transient or patience has ended."""
         if self._stopped.is_set():
             raise Stopped from error
-        sentence = f"{self._target} answered {error.code().name}: {_shown(error.details() or 'no reason given')}"
+        told = error.details() or "no reason given"
+        sentence = f"{self._target} answered {error.code().name}: {told[:MAX_REASON_CHARACTERS]}"
         if failure := connection_failure(error):
             reason, may_help = failure
             if not self._is_tls and speaks_tls(self._target):
@@ -279,9 +276,3 @@ def speaks_tls(target: str) -> bool:
         ):
             return True
     return False
-
-
-def _shown(text: str) -> str:
-    """Return the first line of `text`, without characters that control a terminal."""
-    line = "".join(character if character.isprintable() else " " for character in text.splitlines()[0])
-    return line[: 4 * MAX_SHOWN_CHARACTERS]

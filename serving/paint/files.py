@@ -33,13 +33,28 @@ class Painted:
 
 
 @dataclass(frozen=True)
-class Files:
-    """One file for each image, in folders of `per_folder` seeds: 000042/000042007.png."""
+class Layout:
+    """Images in `out`, with `per_folder` seeds in a folder or tar."""
 
     out: Path
     suffix: str
     per_folder: int
     replaceable: set[str] = field(default_factory=set)  # files of the manifest that are damaged or incomplete
+
+    def _put(self, name: str) -> None:
+        """Give the complete file of `name` its name. Raises OSError if that would lose another image."""
+        path = self.out / name
+        aside = _aside(path)
+        if name not in self.replaceable and path.exists() and not filecmp.cmp(aside, path, shallow=False):
+            aside.unlink()
+            reason = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
+            raise FileExistsError(errno.EEXIST, reason, str(path))
+        aside.replace(path)
+
+
+@dataclass(frozen=True)
+class Files(Layout):
+    """One file for each image, in folders of `per_folder` seeds: 000042/000042007.png."""
 
     def name(self, seed: int) -> str:
         """Return the path of the image of `seed`, relative to the folder."""
@@ -59,27 +74,17 @@ class Files:
         for picture in pictures:
             path = self.out / self.name(picture.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = _aside(path)
-            try:
-                aside.write_bytes(picture.data)
-                _put(aside, path, may_replace=self.name(picture.seed) in self.replaceable)
-            except BaseException:
-                aside.unlink(missing_ok=True)
-                raise
+            _aside(path).write_bytes(picture.data)
+            self._put(self.name(picture.seed))
             yield [picture]
 
 
 @dataclass(frozen=True)
-class Tars:
+class Tars(Layout):
     """One tar for `per_folder` seeds, 000042.tar: of each an image and a .json with its facts.
 
     An incomplete tar has the suffix ASIDE, and a beginning of its seeds; a rerun appends the others.
     """
-
-    out: Path
-    suffix: str
-    per_folder: int
-    replaceable: set[str] = field(default_factory=set)  # files of the manifest that are damaged or incomplete
 
     def name(self, seed: int) -> str:
         """Return the path of the tar of `seed`, relative to the folder."""
@@ -120,7 +125,7 @@ class Tars:
                         tar.addfile(member, io.BytesIO(data))
                     file.flush()
                     written = [replace(picture, data=b"")]
-        _put(_aside(path), path, may_replace=self.name(first.seed) in self.replaceable)
+        self._put(self.name(first.seed))
         yield written
 
     def _images(self, file: BinaryIO) -> Iterator[tuple[int, str, int]]:
@@ -149,11 +154,3 @@ def open_file(path: Path) -> io.BufferedReader:
 
 def _aside(path: Path) -> Path:
     return path.with_name(path.name + ASIDE)
-
-
-def _put(aside: Path, path: Path, *, may_replace: bool) -> None:
-    """Rename `aside` to `path`. Raises OSError if that would lose another image."""
-    if not may_replace and path.exists() and not filecmp.cmp(aside, path, shallow=False):
-        reason = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
-        raise FileExistsError(errno.EEXIST, reason, str(path))
-    aside.replace(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.rendering.encoding import encode
+from serving.rendering.encoding import RENDERER_VERSION, encode
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import gateway_for, run_serving
 from tests.photo_files import png_that_claims
@@ -83,7 +83,10 @@ def test_verify_finds_each_lie_and_exits_with_the_worst_status(model_server, png
             "unknown model (The model server has no",
         ),
         "another model": (rewritten(png, Model="pear"), "unknown model (of 'pear', here is 'apple')"),
-        "another renderer": (rewritten(png, Renderer="1"), "unknown model (encoded by renderer '1', here is '3')"),
+        "another renderer": (
+            rewritten(png, Renderer="1"),
+            f"unknown model (encoded by renderer '1', here is '{RENDERER_VERSION}')",
+        ),
         "a renderer for the screen": (
             rewritten(png, Renderer="\x1b[2J"),
             r"unknown model (encoded by renderer '\x1b[2J'",

@@ -14,8 +14,7 @@ import trustme
 from serving.gateway.app import create_app
 from serving.gateway.pages import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
-from serving.runtime.security import check_tls
-from serving.settings import Settings, SettingsError
+from serving.settings import Settings
 from tests.batch_process import SERVING, Batch, batch_for, refusal
 from tests.conftest import LIMIT_S, VERSION
 from tests.gateway_process import gateway_for, run_serving
@@ -210,8 +209,3 @@ def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_serv
 @pytest.mark.parametrize(("path", "beginning"), [("/metrics", b"# HELP"), ("/livez", b"alive"), ("/readyz", b"ready")])
 def test_metrics_port_serves_metrics_and_probes_without_a_token(gateway, path, beginning):
     assert gateway.ask(path, port=gateway.metrics_port).body.startswith(beginning)
-
-
-def test_error_names_the_client_ca_when_it_is_not_in_pem(certificates):
-    with pytest.raises(SettingsError, match=r"RINGO_TLS_CLIENT_CA is .*; allowed is readable certificates in PEM: "):
-        check_tls(Settings(**certificates.tls, tls_client_ca=Path(__file__)))
