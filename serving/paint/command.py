@@ -24,7 +24,7 @@ from serving.paint.manifest import Manifest
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
-from serving.runtime.output import printable, write_line
+from serving.runtime.output import Stderr, printable, write_line
 from serving.settings import (
     MAX_TIMEOUT_S,
     TARGET_ALLOWED,
@@ -152,7 +152,8 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         before = folder.count
         if before < len(seeds):
             version = _version(chosen, folder.versions, client)
-            with tqdm(total=len(seeds), initial=before, unit="picture", mininterval=every_s, desc="paint") as bar:
+            bar_options = {"unit": "picture", "mininterval": every_s, "desc": "paint", "dynamic_ncols": True}
+            with tqdm(total=len(seeds), initial=before, file=Stderr(), **bar_options) as bar:
                 work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
         manifest.replace(folder.rows())
@@ -160,7 +161,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
 
 
 def _report(text: str) -> None:
-    tqdm.write(printable(text), file=sys.stderr)  # beside the bar
+    tqdm.write(printable(text), file=Stderr())  # above the bar
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:

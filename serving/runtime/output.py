@@ -1,7 +1,8 @@
-"""Lines on stdout, and text that is safe for a terminal."""
+"""Text on stdout and stderr, also if they are full or closed."""
 
 import os
 import sys
+from typing import Any, TextIO
 
 
 class OutputError(Exception):
@@ -13,8 +14,29 @@ def write_line(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would write it again at its end
+        _silence(sys.stdout)
         raise OutputError(f"stdout cannot be written: {error.strerror}; send it elsewhere.") from error
+
+
+class Stderr:
+    """Stderr for progress: if it can't be written, the rest is lost, and the work goes on."""
+
+    def write(self, text: str) -> None:
+        """Write `text`."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            _silence(sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of sys.stderr, such as its encoding."""
+        return getattr(sys.stderr, name)
+
+
+def _silence(stream: TextIO) -> None:
+    """Send `stream` to nowhere: Python writes unwritten text again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def printable(text: str) -> str:

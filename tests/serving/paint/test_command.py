@@ -265,6 +265,12 @@ def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
     assert done.stderr.splitlines()[-1] == "stdout cannot be written: No space left on device; send it elsewhere."
 
 
+def test_paint_goes_on_without_progress_when_stderr_is_full(server, tmp_path):
+    words = ("paint", "--seeds", "0:30", "--out", tmp_path, "--target", server.target)
+    done = run_serving(*words, wrapper=("sh", "-c", 'exec "$@" 2> /dev/full', "sh"))
+    assert (done.returncode, len(rows(tmp_path))) == (0, 30)
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_paint_asks_no_proxy_for_a_server_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
