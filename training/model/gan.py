@@ -215,6 +215,7 @@ def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscr
         widths=(32, 64, 64, 64, 128),
         first_width=32,
         seed=config.seed + 1,
+        sees_colours=True,
     )
 
 

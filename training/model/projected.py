@@ -20,6 +20,11 @@ Tensor = Any
 
 MAX_WIDTH = 128  # channels of a head, and of the projection of 8x8 features and smaller
 MIN_SIZE = 8  # pixels; heads halve larger features down to this size
+COLOUR_SIZE = 32  # pixels of the image whose colours a head sees directly
+# From RGB to luma and two colour differences (ITU-R BT.601).
+OPPONENT_COLOURS = np.array(
+    [[0.299, -0.168736, 0.5], [0.587, -0.331264, -0.418688], [0.114, 0.5, -0.081312]], np.float32
+)
 STATISTICS_PHOTOS = 512  # for the statistics of the features
 STATISTICS_BATCH = 32
 
@@ -30,15 +35,26 @@ class ProjectedDiscriminator(keras.Model):
     Images are float32[N, S, S, 3] in [-1, 1], resized to `input_size`. Logits are float32[N, 5, 5, 1], or
     float32[N, 1, 1, 1] where the features are 4x4. The features are outputs of some block groups of EfficientNet-Lite1.
     Fixed random 1x1 convolutions mix them across channels and from coarse to fine. They are then standardised, and each
-    scale has one head.
+    scale has one head. With `sees_colours`, one more head sees the image itself at 32x32 px, as luma and colour
+    differences: ImageNet features hardly tell grey from dark red.
     """
 
-    def __init__(self, input_size: int, *, taps: Sequence[int], widths: Sequence[int], first_width: int, seed: int):
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        taps: Sequence[int],
+        widths: Sequence[int],
+        first_width: int,
+        seed: int,
+        sees_colours: bool = False,
+    ):
         """Use the block groups `taps` (1 to 7), projected to `widths` channels.
 
         `first_width` is the number of channels of a head's first convolution.
         """
         super().__init__(name="discriminator")
+        self.sees_colours = sees_colours
         self.input_size = input_size
         self.backbone = build_backbone("lite1", load_weights("lite1"), taps, input_size)
         shapes = [output.shape[1:] for output in self.backbone.outputs]
@@ -59,6 +75,10 @@ class ProjectedDiscriminator(keras.Model):
             build_head(shape[0], width, first_width, name=f"head_{tap}")
             for tap, shape, width in zip(taps, shapes, widths, strict=True)
         ]
+        if sees_colours:
+            self.means.append(self._add_constant("mean_colours", np.zeros(3)))
+            self.deviations.append(self._add_constant("deviation_colours", np.ones(3)))
+            self.heads.append(build_head(COLOUR_SIZE, 3, first_width, name="head_colours"))
         self.built = True
 
     def _add_constant(self, name: str, value: NDArray[Any]) -> Any:
@@ -76,7 +96,7 @@ class ProjectedDiscriminator(keras.Model):
 
         Each is float32[N, H, W, C], not yet standardised.
         """
-        size = images.shape[1]
+        size, original = images.shape[1], images
         if size > self.input_size:
             pool = size // self.input_size
             images = ops.average_pool(images, pool, strides=pool)
@@ -89,6 +109,9 @@ class ProjectedDiscriminator(keras.Model):
             if coarse.shape[1:3] != (height, width):
                 coarse = ops.image.resize(coarse, (height, width), interpolation="bilinear")
             mixed[i] = (mixed[i] + coarse) / math.sqrt(2.0)
+        if self.sees_colours:
+            pool = size // COLOUR_SIZE
+            mixed.append(ops.matmul(ops.average_pool(original, pool, strides=pool), OPPONENT_COLOURS))
         return mixed
 
     def call(self, images: Tensor, training: bool = False) -> list[Tensor]:
@@ -112,7 +135,8 @@ class ProjectedDiscriminator(keras.Model):
             x = np.concatenate([batch[tap] for batch in batches])
             channel_means = x.mean(axis=(0, 1, 2), dtype=np.float64)
             mean.assign(channel_means.astype(np.float32))
-            deviation.assign(np.float32(np.sqrt(((x - channel_means) ** 2).mean())))
+            axes = tuple(range(x.ndim - deviation.ndim))
+            deviation.assign(np.sqrt(((x - channel_means) ** 2).mean(axis=axes)).astype(np.float32))
 
 
 def _random_1x1(rng: np.random.Generator, inputs: int, outputs: int) -> NDArray[np.float32]:
