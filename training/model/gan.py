@@ -204,8 +204,8 @@ def augment_images(config: TrainingConfig, images: Tensor, noise: keras.random.S
 def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscriminator:
     """Return the projected discriminator of a stage.
 
-    The refining stage uses images of 128 px and five taps. This pays at the end of a run, not from its start. Its
-    heads begin narrower, because its features are larger.
+    The refining stage uses images of 128 px, five taps and a head that sees colours. This pays at the end of a run, not
+    from its start. Its heads begin narrower, because its features are larger.
     """
     if not refining:
         return ProjectedDiscriminator(64, taps=(1, 2, 3, 5), widths=(64, 64, 64, 128), first_width=64, seed=config.seed)

@@ -47,9 +47,12 @@ def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
     assert discriminator.backbone.trainable_variables == []
 
 
-def test_discriminator_has_five_scales_when_refining():
+def test_discriminator_has_five_scales_and_sees_colours_when_refining():
     refining = build_gan(CONFIG, refining=True).discriminator
-    assert (refining.input_size, len(refining(to_images(PIXELS), training=True))) == (128, 5)
+    refining.set_feature_statistics(PIXELS)
+    colours = (refining.mixed_features(to_images(PIXELS))[-1] - refining.means[-1]) / refining.deviations[-1]
+    assert (refining.input_size, len(refining(to_images(PIXELS), training=True))) == (128, 6)
+    np.testing.assert_allclose(np.asarray(colours).std((0, 1, 2)), 1, atol=1e-3)
 
 
 def test_step_adds_at_most_two_gradients_at_once():
