@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -133,13 +133,14 @@ def write_summaries(
         return
     import tensorflow as tf
 
-    writer = open_tensorboard(run)
-    with writer.as_default(step=step):
-        for name, value in scalars.items():
-            tf.summary.scalar(name, value)
-        for name, image in (images or {}).items():
-            tf.summary.image(name, np.asarray(image)[None])
-    writer.flush()
+    with suppress(tf.errors.OpError):  # a full disk: the files beside it have the same values, and name the error
+        writer = open_tensorboard(run)
+        with writer.as_default(step=step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+            for name, image in (images or {}).items():
+                tf.summary.image(name, np.asarray(image)[None])
+        writer.flush()
 
 
 def format_row(step: float, *losses: float) -> str:
