@@ -9,7 +9,7 @@ from typing import Literal
 from training.records import read_record
 
 SMALL = 32  # pixels; images are compared at this size, because finer detail would hide similarity
-BUNDLED_KID_X1000, BUNDLED_VARIETIES = 2.88, "15 of 15"  # on the card of models/apple/3, against its own photos
+BUNDLED_KID_X1000, BUNDLED_VARIETIES = 2.88, "15 of 15"  # on the card of models/apple
 GOOD_KID, BAD_KID = (
     1 / 30,
     1 / 8,
@@ -137,13 +137,13 @@ class Evaluation:
     @property
     def quality(self) -> Verdict:
         """Whether the images resemble the photos, in all varieties."""
-        kid, noise, total = self.against_all.kid_x1000, self.references.noise_kid_x1000, len(self.coverage.photos)
-        covered = self.coverage.covered
+        references, covered, total = self.references, self.coverage.covered, len(self.coverage.photos)
+        kid, noise = self.against_all.kid_x1000, references.noise_kid_x1000
         explanation = (
-            f"KID x1000 is {kid:.3g}. A perfect copy of the photos has {self.references.copy_kid_x1000:.2g}, the "
-            f"bundled model {BUNDLED_KID_X1000} for its own photos, noise {noise:.3g}. {covered} of {total} varieties "
-            f"are covered. A perfect copy covers {total}, the bundled model {BUNDLED_VARIETIES}, noise "
-            f"{self.references.noise_varieties}."
+            f"KID x1000 is {kid:.3g}. A perfect copy of the photos has {references.copy_kid_x1000:.2g}, the bundled "
+            f"model {BUNDLED_KID_X1000} (for its own photos, by EfficientNet-Lite0), noise {noise:.3g}. {covered} of "
+            f"{total} varieties are covered. A perfect copy covers {total}, the bundled model {BUNDLED_VARIETIES}, "
+            f"noise {references.noise_varieties}."
         )
         if covered < BAD_COVERAGE * total:
             return Verdict("bad", f"The images show only {covered} of {total} varieties.", explanation)
