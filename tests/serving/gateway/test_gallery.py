@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from tests.conftest import VERSION
+from tests.conftest import LIMIT_S, VERSION
 from tests.fake_model_server import FakeModelServer
 from tests.faults.proxy import needs_nginx, proxy_before
 from tests.gateway_process import gateway_for
@@ -57,6 +58,7 @@ def visiting(browser, gateway, *, faults=(), **look):
             errors.append(request.url)
 
     with browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(look or WIDE)) as context:
+        context.set_default_timeout(1000 * LIMIT_S)
         page = context.new_page()
         page.on("console", check_message)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -145,17 +147,18 @@ def test_typed_seed_is_shown_with_file_and_snippets_of_one_size_and_format(page,
         assert Path(downloading.value.path()).read_bytes() == gateway.ask(path).body
 
 
-def test_typed_name_is_shown_by_its_seed_alone(page):
-    page.goto("/")
-    field = page.get_by_role("textbox", name="Name")
-    field.fill("é" * 129)
-    field.press("Enter")
-    page.wait_for_function("document.querySelector('#name').validationMessage.includes('has 258 bytes')")
-    field.fill("alice@example.com")
-    field.press("Enter")
-    expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()
-    assert urlsplit(page.url).query == "seed=9207270844379105631"
-    assert "alice" not in page.get_by_label("Link", exact=True).input_value()
+def test_typed_name_is_shown_by_its_seed_alone(browser, gateway):
+    with visiting(browser, gateway, faults=["400"]) as page:
+        page.goto("/")
+        field = page.get_by_role("textbox", name="Name")
+        field.fill("é" * 129)
+        field.press("Enter")
+        page.wait_for_function("document.querySelector('#name').validationMessage.includes('has 258 bytes')")
+        field.fill("alice@example.com")
+        field.press("Enter")
+        expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()
+        assert urlsplit(page.url).query == "seed=9207270844379105631"
+        assert "alice" not in page.get_by_label("Link", exact=True).input_value()
 
 
 @pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
@@ -280,19 +283,17 @@ def test_everything_follows_the_prefix_when_a_proxy_serves_a_sub_path(browser, m
         page.get_by_role("textbox", name="Name").fill("alice")
         page.get_by_role("textbox", name="Name").press("Enter")
         expect(page.get_by_role("dialog").get_by_role("img")).to_have_js_property("complete", True)
-        assert (
-            page.get_by_label("Link", exact=True)
-            .input_value()
-            .startswith(f"http://127.0.0.1:{proxy.port}/ringo/generate?")
-        )
+        link = page.get_by_label("Link", exact=True).input_value()
+        assert link.startswith(f"http://127.0.0.1:{proxy.port}/ringo/generate?")
         page.goto("/ringo/docs")
         page.get_by_role("link", name="openapi.json", exact=True).click()
         assert {path for path in paths if not path.startswith("/ringo/")} == set()
-        image = gateway.ask("/ringo/42.png", port=proxy.port)
+        public = replace(gateway, port=proxy.port)
+        image = public.ask("/ringo/42.png")
         assert image.headers["Content-Location"] == f"/ringo/generate?seed=42&format=png&version={VERSION}"
-        assert gateway.ask(image.headers["Content-Location"], port=proxy.port).body == image.body
-        assert gateway.ask("/ringo/grid?seeds=x", port=proxy.port).problem["instance"] == "/ringo/grid"
-        assert json.loads(gateway.ask("/ringo/openapi.json", port=proxy.port).body)["servers"] == [{"url": "/ringo"}]
+        assert public.ask(image.headers["Content-Location"]).body == image.body
+        assert public.ask("/ringo/grid?seeds=x").problem["instance"] == "/ringo/grid"
+        assert json.loads(public.ask("/ringo/openapi.json").body)["servers"] == [{"url": "/ringo"}]
 
 
 def test_page_waits_for_a_model_when_none_is_ready(browser, tmp_path):

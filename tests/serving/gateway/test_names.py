@@ -80,6 +80,7 @@ def test_javascript_of_the_specification_gives_the_same_seeds(seeds):
 def test_short_url_gives_the_image_and_its_permanent_url(gateway, short, permanent):
     reply = gateway.ask(short)
     assert (reply.status, reply.headers["Content-Location"]) == (200, permanent)
+    assert f"seed={reply.headers['Ringo-Seed']}&" in permanent
     pinned = gateway.ask(permanent)
     assert (pinned.body, pinned.headers["ETag"]) == (reply.body, reply.headers["ETag"])
 
