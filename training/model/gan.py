@@ -89,10 +89,10 @@ class GAN(keras.Model):
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.
 
-        The half-life is 5 % of the photos seen until it reaches `ema_half_life`: an average over the first, random
+        The half-life is 5 % of the stage's photos until it reaches `ema_half_life`: an average over the first, random
         weights would hide the early progress.
         """
-        photos = (self.first_step + ops.cast(self.optimizer.iterations, "float32")) * self.config.batch_size
+        photos = ops.cast(self.optimizer.iterations, "float32") * self.config.batch_size
         half_life = ops.minimum(float(self.config.ema_half_life), ops.maximum(0.05 * photos, 1.0))
         decay = ops.exp2(-self.config.batch_size / half_life)
         statistics = {id(v) for v in self.generator.non_trainable_variables}
@@ -204,8 +204,8 @@ def augment_images(config: TrainingConfig, images: Tensor, noise: keras.random.S
 def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscriminator:
     """Return the projected discriminator of a stage.
 
-    The refining stage uses images of 128 px, five taps and a head that sees colours. This pays at the end of a run, not
-    from its start. Its heads begin narrower, because its features are larger.
+    The refining stage uses images of 128 px and five taps, and for images of that size a head that sees colours. This
+    pays at the end of a run, not from its start. Its heads begin narrower, because its features are larger.
     """
     if not refining:
         return ProjectedDiscriminator(64, taps=(1, 2, 3, 5), widths=(64, 64, 64, 128), first_width=64, seed=config.seed)
@@ -215,7 +215,7 @@ def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscr
         widths=(32, 64, 64, 64, 128),
         first_width=32,
         seed=config.seed + 1,
-        sees_colours=True,
+        sees_colours=config.image_size >= 128,  # at 64 px KID was higher with it: 7.0 against 5.2
     )
 
 

@@ -69,7 +69,7 @@ def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, mach
         (1_000, 0.1, LAPTOP, {"discriminator": "plain"}, 300 * 1_000 // 16),
         (60, 0.1, LAPTOP, {"discriminator": "plain"}, 100_000 // 16),
         (7_180, 0.1, WITH_GPU, {"discriminator": "plain", "batch_size": 64}, 2_000_000 // 64),
-        (7_180, 0.1, LAPTOP, {}, 160_000 // 16),
+        (7_180, 0.1, LAPTOP, {}, 192_000 // 16),
         (60, 0.1, LAPTOP, {}, 96_000 // 16),
         (7_180, 10.0, LAPTOP, {"discriminator": "plain"}, MAX_HOURS * 360),  # a slow machine: MAX_HOURS
         (7_180, 1e9, LAPTOP, {}, 1),
@@ -82,14 +82,14 @@ def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, 
 
 def test_grown_run_is_shorter_and_refines_from_its_start():
     config = TrainingConfig(image_size=128)
-    assert choose_length(7_180, config, None, LAPTOP, grown=True).value == 80_000 // 16
+    assert choose_length(7_180, config, None, LAPTOP, grown=True).value == 96_000 // 16
     assert to_dict(*choose_refinement(config, 64)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
     assert to_dict(*choose_refinement(config, 128)) == {"refine_from": 0}
     assert to_dict(*choose_image_size([100], LAPTOP, 64))["image_size"] == 128
 
 
-def test_new_run_refines_in_its_last_three_fifths():
-    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 4_800}
+def test_new_run_refines_in_its_last_two_thirds():
+    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 4_000}
 
 
 def test_plain_discriminator_changes_its_dependent_settings():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,8 @@ def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
     assert discriminator.backbone.trainable_variables == []
 
 
-def test_discriminator_has_five_scales_and_sees_colours_when_refining():
-    refining = build_gan(CONFIG, refining=True).discriminator
+def test_discriminator_has_five_scales_and_sees_colours_at_128_px():
+    refining = build_gan(replace(CONFIG, image_size=128), refining=True).discriminator
     refining.set_feature_statistics(PIXELS)
     colours = (refining.mixed_features(to_images(PIXELS))[-1] - refining.means[-1]) / refining.deviations[-1]
     assert (refining.input_size, len(refining(to_images(PIXELS), training=True))) == (128, 6)
