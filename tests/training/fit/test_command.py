@@ -166,25 +166,27 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def read_files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_run, tmp_path, capsys):
     run = shutil.copytree(small_run, tmp_path / "run")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with lock_run(run):
         assert fit(photos, run, "--steps", "5") == 2
     assert capsys.readouterr().err.endswith(
         f"Another process trains in {run}; wait until it ends, or choose a new --out.\n"
     )
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert read_files(run) == read_files(small_run)
 
 
 def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "checkpoint.npz").unlink()
-    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = read_files(run)
     assert fit(photos, run, "--new", "--steps", "1", "--seed", "3") == 0
     assert (config_of(run)["seed"], read_batches_done(run / "checkpoint.npz")) == (3, 1)
-    old = tmp_path / "run-old-1"
-    assert {path.relative_to(old): path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    assert read_files(tmp_path / "run-old-1") == before
 
 
 def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path):
