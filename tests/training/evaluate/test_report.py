@@ -234,7 +234,7 @@ def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, lev
     )
     found = render(replace(FULL, evaluation=evaluation), tmp_path)
     assert found.text.split(" In short ")[2].startswith(
-        f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.88"
+        f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.73"
     )
     verdicts = [a["class"] for a in found.all("div") if (a.get("class") or "").startswith("verdict")]
     assert verdicts == [f"verdict {level}", f"verdict {copies}"]
