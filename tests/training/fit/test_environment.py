@@ -13,7 +13,7 @@ from training.fit.machine import memory_bytes
 
 
 def run_in_root(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | environment
+    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | environment
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
 
 
