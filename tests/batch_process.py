@@ -85,7 +85,7 @@ def batch_for(
         process = subprocess.Popen(command("serving", "batch"), env=environment(**settings), stderr=stderr, cwd=ROOT)
     address = f"localhost:{settings['batch_port']}"
     with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or "painting" in log.read_text(), "batch server")
+        wait_until(lambda: process.poll() is not None or "serving " in log.read_text(), "batch server")
         assert process.poll() is None, log.read_text()
         channel = grpc.insecure_channel(address) if credentials is None else grpc.secure_channel(address, credentials)
         with channel:

@@ -1,4 +1,4 @@
-"""One call of the gRPC service: its record, and the status of its error with google.rpc details."""
+"""One gRPC call: its record, and the status of its error."""
 
 import logging
 from collections.abc import Iterator
@@ -56,19 +56,19 @@ ANSWERS: dict[type[RingoError], Answer] = {
 
 
 def known_method(path: str) -> str:
-    """Return the name of the method at `path`; UNKNOWN if it does not exist."""
+    """Return the name of the method at `path`, or UNKNOWN."""
     method = path.removeprefix(f"/{SERVICE}/")
     return method if method in METHODS else UNKNOWN
 
 
 @contextmanager
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
-    """Record the call; end it with the status of the error, if any."""
-    with record_request("POST", dict(context.invocation_metadata())) as record:  # what gRPC is, over HTTP
+    """Record the call; end it with the status of its error."""
+    with record_request("POST", dict(context.invocation_metadata())) as record:  # gRPC is HTTP's POST
         record.resource, record.path = method, f"/{SERVICE}/{method}"
         with suppress(grpc.RpcError):  # cancelled already
             context.send_initial_metadata(((REQUEST_ID, record.request_id),))
-        code, record.outcome = grpc.StatusCode.CANCELLED, CLIENT_GONE  # unless it comes to another end
+        code, record.outcome = grpc.StatusCode.CANCELLED, CLIENT_GONE  # until another outcome is known
         try:
             yield record
             if context.is_active():

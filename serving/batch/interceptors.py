@@ -30,10 +30,10 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
 
 class WellFormedInterceptor(grpc.ServerInterceptor):
-    """Refuses bytes that are no message of the API; gRPC itself would log a traceback for each."""
+    """Refuses bytes that are no message of the API: gRPC would log tracebacks."""
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the handler of the call, if any, with a check in front."""
+        """Return the handler of the call, if any, after a check."""
         handler = continuation(handler_call_details)
         if handler is None or handler.request_streaming:  # reflection's
             return handler

@@ -1,4 +1,4 @@
-"""The batch server's process: ports, credentials, health, reflection, and how it ends."""
+"""The batch server's process: ports, credentials, health, reflection, and its end."""
 
 import logging
 import signal
@@ -31,7 +31,7 @@ PAINT_THREADS = 8  # for all streams: enough to keep a model server busy while o
 SPARE_THREADS = 8  # beside those of streams and single images: for health, reflection, refusals
 HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
 STOP_GRACE_S = 5.0  # for batches under way when the drain time ends
-FLUSH_S = 0.5  # then, to send the last responses
+FLUSH_S = 0.5  # after the grace time, to send the last responses
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
@@ -39,7 +39,7 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_concurrent_streams", 100),  # per connection: limits the calls that wait for a thread
     # Connections end after five minutes, so that clients find new replicas; their streams may go on for half an hour,
-    # four times what the longest takes at 200 pictures a second.
+    # four times the longest one at 200 images a second.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 1_800_000),
     # A client that loses power closes no connection. Clients may ping, too, every ten seconds, also between calls.
@@ -81,7 +81,7 @@ def serve(settings: Settings) -> None:
     threading.Thread(target=monitor.watch, args=(ended,), name="monitor", daemon=True).start()
     threading.Thread(target=watch_health, args=(monitor, health_servicer, ended), name="health", daemon=True).start()
     server.start()
-    log.info("painting %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
+    log.info("serving %s on %s:%d", settings.model_name, settings.host, settings.batch_port)
     flush_s = None
     try:
         server.wait_for_termination()  # wakes ten times a second; a wait without a limit missed 2 of about 30 signals
@@ -137,7 +137,7 @@ def build_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     contents = read()
 
     def read_changed() -> grpc.ServerCertificateConfiguration | None:
-        """Return the new certificate, or None if the files are as they were."""
+        """Return the new certificate, or None if no file has changed."""
         nonlocal contents
         before, contents = contents, read()
         return None if contents == before else _configuration(*contents)

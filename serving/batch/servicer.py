@@ -1,4 +1,4 @@
-"""The gRPC service: seeds in, images out, one by one or as a stream.
+"""The gRPC service: seeds in, images out, single or as a stream.
 
 Limits, bytes, errors and the model client are the gateway's own modules.
 """
@@ -27,7 +27,7 @@ from serving.runtime.limits import ConcurrencyLimit
 from serving.telemetry.metrics import PICTURES
 from serving.telemetry.request_log import record_stage, with_current_context
 
-MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms a picture
+MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms an image
 BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
 BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
 
@@ -66,7 +66,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
-        """Yield one image per seed, in order; at most BATCHES_AHEAD batches are rendered ahead."""
+        """Yield one image per seed, in order; render at most BATCHES_AHEAD batches ahead."""
         with answering(context, "GenerateBatch") as record, self._streams.slot():
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
@@ -91,9 +91,10 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             )
 
     def drain(self, timeout_s: float, *, grace_s: float) -> None:
-        """Accept no more streams; those under way have `timeout_s`, then they end after their current batches.
+        """Accept no more streams; end open ones after `timeout_s`.
 
-        Those have `grace_s`; single images are accepted until then, and have `grace_s`, too.
+        The current batches of these streams have `grace_s` more. Single images are accepted until then, and have
+        `grace_s`, too.
         """
         self._streams.close(timeout_s)
         self._stopping.set()
@@ -106,7 +107,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._threads.shutdown()
 
     def _pinned(self, options: Message, seed: int, until_s: float) -> tuple[Picture, GoldenCheck]:
-        """Return the query of `seed` with its version, and the golden check of that version."""
+        """Return the query of `seed` with its version, and that version's golden check."""
         query = read_picture(options, seed)
         self._monitor.require_model()
         version = self._monitor.refresh()[-1] if query.version is None else query.version

@@ -69,7 +69,7 @@ class TextConverter(BaseConverter):
 
 
 class Gateway(Flask):
-    """Flask without the path in its log line of an exception: a path may name a person."""
+    """Flask without paths in its log lines of exceptions: they may name persons."""
 
     def log_exception(self, exc_info: Any) -> None:
         """Log an exception that no error handler knows."""
@@ -111,7 +111,7 @@ def create_app(settings: Settings) -> Flask:
 
 
 def check_head() -> Response | None:
-    """Answer `OPTIONS *`, a question about the server as a whole; raise BadRequest for HTTP/1.1 without Host."""
+    """Answer `OPTIONS *`; raise BadRequest for HTTP/1.1 without Host."""
     if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
         raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
     if request.method == "OPTIONS" and request.environ["PATH_INFO"] == "*":
@@ -152,7 +152,7 @@ def complete_record(response: Response) -> Response:
 
 
 def observing(app: Any, prefix: str) -> Any:
-    """Return a WSGI application that records the requests of `app`, which is served below `prefix`."""
+    """Return a WSGI application that records the requests of `app` below `prefix`."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["SCRIPT_NAME"] = prefix

@@ -140,7 +140,7 @@ HEADERS = {
 
 
 def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the description of the API below `path_prefix`; with `open_to_all`, all other paths need a token."""
+    """Return the description of the API; paths not in `open_to_all` need a token."""
     text, json_type = {"type": "string", "examples": ["ready: version 3, proved\n"]}, "application/json"
     paths = {
         **{resource.path: _image_operation(resource) for resource in RESOURCES},

@@ -46,7 +46,7 @@ class ImageResponses:
         self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_WITH_TOKEN
 
     def respond(self, resource: type[Query], **in_path: str) -> Response:
-        """Return the image of the URL, with the parameters `in_path` if it is a short one, or 304."""
+        """Return the image of the URL, or 304; a short URL has parameters `in_path`."""
         requested = read_query(resource, _arguments(in_path))
         query = requested if requested.format else replace(requested, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
@@ -156,7 +156,7 @@ class ImageResponses:
 
 
 def content_disposition(file_name: str) -> str:
-    """Return the header with `file_name` (RFC 6266), in ASCII, and in UTF-8 (RFC 8187) if that is more."""
+    """Return the header with `file_name`: in ASCII (RFC 6266), if need be in UTF-8 (RFC 8187)."""
     in_ascii = file_name.encode("ascii", "replace").decode().replace("?", "_")
     names = {"filename": in_ascii}
     if in_ascii != file_name:
@@ -165,7 +165,7 @@ def content_disposition(file_name: str) -> str:
 
 
 def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
-    """Return the parameters of the current URL; raise InvalidRequest if a name is not UTF-8."""
+    """Return the parameters of the current URL; raise InvalidRequest unless they are UTF-8."""
     arguments = MultiDict(request.args)
     if in_path:
         for name in IN_PATH & arguments.keys():

@@ -132,5 +132,5 @@ class _Log(glogging.Logger):
         self.error_log.propagate = True
 
     def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Log `msg`; of an invalid request without its text, which may hold anything."""
+        """Log `msg`; omit the text of an invalid request."""
         super().warning(msg.partition(": ")[0] if msg.startswith("Invalid request") else msg, *args, **kwargs)

@@ -1,6 +1,6 @@
-"""TensorFlow Serving's PredictionService and ModelService, as far as its clients here need them.
+"""TensorFlow Serving's PredictionService and ModelService, as Ringo's clients need them.
 
-Status codes and messages are those of the real server, checked in its order. What runs the graphs is given.
+Requests are checked in TensorFlow Serving's order; status codes and messages are its own.
 """
 
 import logging
@@ -26,7 +26,7 @@ from serving.model_server.versions import VersionWatcher
 if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.model_server.servable import Servable
 
-DEFAULT_SIGNATURE = "serving_default"  # what an empty signature name means
+DEFAULT_SIGNATURE = "serving_default"  # of a request without a signature name
 METADATA_FIELD = "signature_def"  # the only one there is
 # TensorFlow Serving has no limit unless it batches. Forty bytes can claim a million rows of zeros, whose images are
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
@@ -47,7 +47,7 @@ class Refusal(Exception):
 
 
 class PredictionService:
-    """Answers for the versions of `watcher` as the model `model_name`. Threads may share it."""
+    """Answers for the versions of `watcher` as `model_name`; thread-safe."""
 
     def __init__(self, watcher: "VersionWatcher[Servable]", model_name: str, *, typed_fields: bool) -> None:
         self._watcher = watcher
@@ -161,7 +161,10 @@ class PredictionService:
         raise invalid(f"No {kind} inputs found in SignatureDef: {servable.signature_defs[name]}")
 
     def _find(self, spec: Message) -> "tuple[int, Servable]":
-        """Return the version that `spec` names, and its servable, which stays usable when it is unloaded."""
+        """Return the version that `spec` names, and its servable.
+
+        The servable stays usable after it is unloaded.
+        """
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):
@@ -169,22 +172,22 @@ class PredictionService:
         servables = self._watcher.snapshot.servables if spec.name == self._model_name else {}
         version = spec.version.value if spec.HasField("version") else max(servables, default=None)
         if version is None or version not in servables:
-            asked = f"Specific({spec.name}, {version})" if spec.HasField("version") else f"Latest({spec.name})"
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+            wanted = f"Specific({spec.name}, {version})" if spec.HasField("version") else f"Latest({spec.name})"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
         return version, servables[version]
 
 
 def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.RpcMethodHandler:
-    """Return a handler that ends a call with what `respond` returns or refuses, or INTERNAL if it fails."""
+    """Return a handler that responds by `respond`; an unexpected error is INTERNAL."""
 
     def answer(request: bytes, context: grpc.ServicerContext) -> Message:
         try:
             return respond(request_class.FromString(request))
         except Refusal as refusal:
             code, text = refusal.code, str(refusal)
-        except DecodeError:  # said by gRPC itself, it would be a traceback in the log for each
+        except DecodeError:  # gRPC itself would log a traceback for each
             code, text = grpc.StatusCode.INTERNAL, f"The bytes are no {request_class.DESCRIPTOR.name}."
-        except Exception:  # its text may name paths and nodes, so it stays in our log
+        except Exception:  # its text may name paths and nodes: for the log only
             log.exception("a call failed")
             code, text = grpc.StatusCode.INTERNAL, "The model server failed on this call; its log says why."
         return context.abort(code, text)  # raises
@@ -196,7 +199,7 @@ def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.R
 
 
 def refuse_config(request: Message) -> Message:
-    """Raise Refusal: this server takes no other configuration than its command line."""
+    """Raise Refusal: only the command line configures this server."""
     raise invalid(
         "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
         if request.config.WhichOneof("config") is None
@@ -205,12 +208,12 @@ def refuse_config(request: Message) -> Message:
 
 
 def invalid(text: str) -> Refusal:
-    """Return the refusal for a request that is wrong in itself."""
+    """Return the refusal of an invalid request."""
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 def check_spec(request: Message) -> None:
-    """Refuse a request that names no model at all."""
+    """Refuse a request without a model."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
 
@@ -218,7 +221,7 @@ def check_spec(request: Message) -> None:
 def decode_inputs(
     signature: Message, protos: Mapping[str, Message], decode: Callable[[Message], Any]
 ) -> dict[str, Any]:
-    """Return the tensors of a request by name: exactly those that `signature` asks for."""
+    """Return the tensors of a request by name: exactly the inputs of `signature`."""
     sent, wanted = set(protos), set(signature.inputs)
     if len(sent) != len(wanted):
         raise invalid(
@@ -242,7 +245,7 @@ def decode_inputs(
 
 
 def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str]:
-    """Return the names of the outputs to answer with: those in `output_filter`, or all if it is empty."""
+    """Return the names of the outputs in `output_filter`, or all if it is empty."""
     chosen: list[str] = []
     for alias in output_filter:
         if alias not in signature.outputs:
@@ -257,7 +260,7 @@ def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str
 
 
 def check_dtypes(signature: Message, protos: Mapping[str, Message]) -> None:
-    """Refuse tensors of other dtypes than `signature` has; shapes are for the graph's kernels to refuse."""
+    """Refuse tensors of other dtypes than `signature`; kernels refuse other shapes."""
     for index, alias in enumerate(sorted(signature.inputs)):
         wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
         if sent != wanted:
@@ -278,5 +281,5 @@ def dtype_name(dtype: int) -> str:
 
 
 def names(aliases: Iterable[str]) -> str:
-    """Return a set of names the way TensorFlow Serving writes it: {a,b}."""
+    """Return a set of names as TensorFlow Serving writes it: {a,b}."""
     return "{" + ",".join(sorted(aliases)) + "}"

@@ -1,4 +1,4 @@
-"""One version of a SavedModel, loaded. The only module of serving/ that imports TensorFlow."""
+"""A loaded SavedModel; the only module of serving/ that imports TensorFlow."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 TAG = "serve"
 INIT_OP = "__saved_model_init_op"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-MAX_WARM_UP_REQUESTS = 1000  # TensorFlow Serving reads no more, either
+MAX_WARM_UP_REQUESTS = 1000  # as TensorFlow Serving
 
 # 64 rows of 65,536 numbers: 16 MiB of float32. The typed fields repeat their last value, so ten bytes can claim a
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
@@ -46,13 +46,13 @@ PLAIN_DTYPES = MappingProxyType(
 )
 
 log = logging.getLogger(__name__)
-# It would have us take tf.saved_model.load, which gives functions where we want a session.
+# It advises tf.saved_model.load, which returns functions; `_calls` needs a session.
 logging.getLogger("tensorflow").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What runs a signature, from the inputs of these names to the outputs of those, and keeps the session open."""
+    """Runs one signature; holds its session open."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -61,7 +61,7 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class Servable:
-    """A loaded version. Threads may share it."""
+    """A loaded version; thread-safe."""
 
     signature_defs: Mapping[str, Any]  # SignatureDef by signature name
     _calls: Mapping[str, _Call]
@@ -70,8 +70,8 @@ class Servable:
         """Return all outputs of `signature` by name, for the tensors `inputs` by name.
 
         Raises:
-            ValueError: the graph refuses the inputs; the text is the kernel's own, as TensorFlow Serving passes it on.
-            MemoryError: there is no memory for them.
+            ValueError: the graph refuses the inputs; the text is the kernel's, as in TensorFlow Serving.
+            MemoryError: memory is exhausted.
         """
         call = self._calls[signature]
         try:
@@ -83,13 +83,10 @@ class Servable:
 
     @staticmethod
     def decode(proto: Any) -> NDArray[Any]:
-        """Return the tensor of a TensorProto: numbers as they lie in it, all else read by TensorFlow's own C++.
+        """Return the tensor of a TensorProto: a view of numbers in `tensor_content`, else a copy.
 
-        Missing values repeat the last one, or are 0 where there is none.
-
-        Raises:
-            ValueError: it has no dtype, its shape is negative or above MAX_INPUT_ELEMENTS, or its content is of another
-                length than the shape says.
+        Missing values repeat the last one, or are 0. Raises ValueError if it has no dtype, a negative or too large
+        shape, or content that does not fit the shape.
         """
         shape = [dim.size for dim in proto.tensor_shape.dim]
         if prod(shape) > MAX_INPUT_ELEMENTS:
@@ -107,11 +104,11 @@ class Servable:
     def encode(array: NDArray[Any], proto: Any, *, typed_fields: bool) -> None:
         """Write `array` into the empty TensorProto `proto`: in `tensor_content` or in typed fields.
 
-        For 64 pictures of 128 x 128 the former takes 5 ms and the latter 150 ms.
+        For 64 images of 128 x 128 the former takes 5 ms and the latter 150 ms.
         """
         dtype = tf.as_dtype(array.dtype)
         field = TYPED_FIELDS.get(dtype.name)
-        if field is None:  # text, for one
+        if field is None:  # for example text
             proto.CopyFrom(tf.make_tensor_proto(array))
             return
         proto.dtype = dtype.as_datatype_enum
@@ -124,10 +121,10 @@ class Servable:
 
 
 def load(folder: Path) -> Servable:
-    """Return the SavedModel in `folder`, warmed up with the requests that lie beside its graph.
+    """Return the SavedModel in `folder`, after running its warm-up requests.
 
-    A warm-up file that can't be read is logged and left out. Raises whatever TensorFlow does for a SavedModel that
-    can't be loaded, and ValueError for one that can't answer its own warm-up requests: it would answer nobody.
+    A warm-up file that can't be read is logged and skipped. Raises TensorFlow's errors for a SavedModel that can't be
+    loaded, and ValueError for one that fails on its warm-up requests.
     """
     saved_model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graphs = [graph for graph in saved_model.meta_graphs if TAG in graph.meta_info_def.tags]
@@ -142,11 +139,11 @@ def load(folder: Path) -> Servable:
 
 
 def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
-    """Return what runs each signature.
+    """Return the call of each signature, by name.
 
-    A session, as in TensorFlow Serving, in the thread that asks: a lone picture takes 2.2 ms, by a function 3.0. The
-    single-threaded executor is as fast, but optimises no loop: its rows come out with other last bits. The public
-    `make_callable` checks inputs before the kernels do, in its own words, for 0.3 ms.
+    A session in the calling thread, as in TensorFlow Serving, takes 2.2 ms for one image, a function 3.0. The
+    single-threaded executor is as fast, but optimises no loop: last bits differ. The public `make_callable` checks
+    inputs before the kernels do, with other messages, in 0.3 ms.
     """
     graph = tf.Graph()
     session = tf.compat.v1.Session(graph=graph)
@@ -154,11 +151,11 @@ def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
         tf.compat.v1.saved_model.load(session, [TAG], str(folder))
     calls = {}
     for name, definition in signature_defs.items():
-        if name == INIT_OP:  # has run by now, and returns nothing
+        if name == INIT_OP:  # has run already, and has no output
             continue
         inputs, outputs = sorted(definition.inputs), sorted(definition.outputs)
         options = config_pb2.CallableOptions(
-            run_options=config_pb2.RunOptions(inter_op_thread_pool=-1),  # the thread that asks
+            run_options=config_pb2.RunOptions(inter_op_thread_pool=-1),  # the calling thread
             feed=[definition.inputs[key].name for key in inputs],
             fetch=[definition.outputs[key].name for key in outputs],
         )
@@ -167,7 +164,7 @@ def _calls(folder: Path, signature_defs: Mapping[str, Any]) -> dict[str, _Call]:
 
 
 def _warm_up_requests(file: Path) -> list[Any]:
-    """Return the PredictRequests in `file`: none if there is no such file, or if it can't be read."""
+    """Return the PredictRequests in `file`; none if it does not exist or can't be read."""
     if not file.is_file():
         return []
     try:
@@ -180,6 +177,6 @@ def _warm_up_requests(file: Path) -> list[Any]:
 
 
 def _kernel_text(message: str) -> str:
-    """Return what the kernel said, without what TensorFlow in Python wraps around it: stack, node and function."""
-    said = message.split("\n\t [[")[0].split(" [Op:")[0].strip().splitlines()[-1]
-    return re.sub(r"^\{\{\w+ .*?\}\} ", "", said)
+    """Return the kernel's message, without the stack, node and function that TensorFlow adds."""
+    text = message.split("\n\t [[")[0].split(" [Op:")[0].strip().splitlines()[-1]
+    return re.sub(r"^\{\{\w+ .*?\}\} ", "", text)

@@ -1,4 +1,4 @@
-"""The embedded model server, for machines without TensorFlow Serving: its gRPC, flags, polling and hot swap."""
+"""The embedded model server, for machines without TensorFlow Serving."""
 
 import argparse
 import gc
@@ -33,14 +33,14 @@ from serving.telemetry.logs import configure as configure_logging
 if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.model_server.servable import Servable
 
-MAX_CONCURRENT_CALLS = 256  # at 30 ms a picture the last of them waits 8 s: whoever comes later had better go away
-# Threads to one operation. With 4 and 8, oneDNN splits sums by the size of the batch, and the last bit of a picture
-# depends on its company. With 2 it doesn't, but two calls at a time of one picture each take 1.6 times as long on two
-# cores, and larger batches as long. More cores are used by more calls at a time, or by more replicas.
+MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
+# Threads of one operation. With 4 and 8, oneDNN splits sums by the size of the batch, so last bits of an image depend
+# on its batch. With 2 they don't, but on two cores two concurrent calls of one image take 1.6 times as long, and larger
+# batches as long. More concurrent calls, or more replicas, use more cores.
 INTRA_OP_THREADS = 1
-STOP_GRACE_S = 10.0  # as long as a gateway waits for an answer by default
-WAIT_STEP_S = 60.0  # for a first version we wait as long as it takes, in steps of this
-MAX_POLL_INTERVAL_S = 3600.0  # an hour: whoever writes more has mistaken milliseconds for seconds
+STOP_GRACE_S = 10.0  # as long as a gateway waits for a response by default
+WAIT_STEP_S = 60.0  # of the wait for a first version, which has no limit
+MAX_POLL_INTERVAL_S = 3600.0  # a larger number is probably milliseconds
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a taken port is no error, and two servers share its calls
@@ -48,7 +48,7 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", -1),
 )
 
-# Flags of TensorFlow Serving for what this server lacks, or does in one way.
+# Flags of TensorFlow Serving for features that this server lacks, or for its only behaviour.
 WITHOUT_EFFECT = (
     "rest_api_port",
     "monitoring_config_file",
@@ -57,7 +57,7 @@ WITHOUT_EFFECT = (
     "tensorflow_intra_op_parallelism",
 )
 
-SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse: this server has no package with its messages
+SERVING = b"\x08\x01"  # a grpc.health.v1.HealthCheckResponse; its package is not among the requirements here
 HEALTH = grpc.method_handlers_generic_handler(
     "grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(lambda request, context: SERVING)}
 )
@@ -67,26 +67,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listener:
-    """Where and how the server listens."""
+    """Address and limits of the server."""
 
     host: str = "127.0.0.1"
     port: int = 0  # a free one
-    socket_path: str = ""  # of a unix socket besides, as TensorFlow Serving has it
+    socket_path: str = ""  # of a Unix socket beside the port
     max_threads: int = 8
     channel_arguments: tuple[tuple[str, int | str], ...] = ()
     has_health_check: bool = False
 
 
 def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.Server, int]:
-    """Return a running server for `service` and its port. Raises SettingsError for a port that is taken."""
-    # grpc would print a line of its own, and keep the reason to itself.
+    """Return a running server for `service`, and its port.
+
+    Raises SettingsError if the port is taken.
+    """
+    # gRPC would log a line of its own, without the reason.
     port = listener.port
     host = free_address(listener.host, port, variable="--port", value=str(port), host_variable="--host")
     server = grpc.server(
         ThreadPoolExecutor(listener.max_threads, thread_name_prefix="call"),
         handlers=(*service.handlers(), *([HEALTH] if listener.has_health_check else [])),
         options=(*SERVER_OPTIONS, *listener.channel_arguments),
-        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # beyond: RESOURCE_EXHAUSTED
+        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # excess calls get RESOURCE_EXHAUSTED
     )
     if listener.socket_path:
         server.add_insecure_port(f"unix:{listener.socket_path}")
@@ -103,19 +106,19 @@ def serve(
     poll_interval_s: float,
     typed_fields: bool,
 ) -> None:
-    """Serve the versions in `base_path` as `model_name` until KeyboardInterrupt, which it lets through.
+    """Serve the versions in `base_path` as `model_name`; raise KeyboardInterrupt at the end.
 
     No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
 
     Raises:
         SettingsError: nothing can listen on the host and port of `listener`.
     """
-    # What it logs as errors are remarks; real ones are raised. What it says while it is imported comes all the same.
+    # TensorFlow logs remarks as errors, and raises real ones.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
-    from serving.model_server.servable import load  # brings TensorFlow, 3 s: not before the command line is understood
+    from serving.model_server.servable import load  # imports TensorFlow, 3 s: after the command line is checked
 
-    gc.freeze()  # TensorFlow is 380,000 objects: every now and then a call would wait 0.2 s for a look at all of them
+    gc.freeze()  # TensorFlow has 380,000 objects: a collection would delay a call by 0.2 s
 
     watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)
     watcher.poll()
@@ -138,9 +141,10 @@ def serve(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m serving model-server` and return its exit status: 0 after SIGTERM or SIGINT, 1 for a taken port.
+    """Run `python -m serving model-server` and return its exit status.
 
-    Raises SystemExit(2) after one sentence on stderr if there is something wrong with `argv`.
+    It is 0 after SIGTERM or SIGINT, 1 for a taken port. Raises SystemExit(2) after one sentence on stderr if `argv` is
+    not valid.
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
@@ -171,34 +175,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line: TensorFlow Serving's flags, and two of its own. Raises SystemExit as `main` does."""
+    """Return the command line: TensorFlow Serving's flags, and two more.
+
+    Raises SystemExit(2) after one sentence on stderr.
+    """
     threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
     seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument
-    add("--model_name", type=flag(read_model_name, MODEL_NAME_ALLOWED), default="apple", help="what clients call it")
+    add("--model_name", type=flag(read_model_name, MODEL_NAME_ALLOWED), default="apple", help="the model's name")
     add(
         "--model_base_path",
-        type=flag(folder, "a folder, which may be yet to come"),
+        type=flag(folder, "a folder, which need not exist yet"),
         default="models/apple",
-        help="where the numbered versions are (default: models/apple)",
+        help="folder of the numbered versions (default: models/apple)",
     )
     add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
     add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
     add("--grpc_max_threads", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
-    add("--grpc_socket_path", default="", metavar="PATH", help="listen on a unix socket besides")
+    add("--grpc_socket_path", default="", metavar="PATH", help="listen on this Unix socket, too")
     add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
     add("--file_system_poll_wait_seconds", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
     add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
     for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
         add(f"--{name}", type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
     for name in WITHOUT_EFFECT:
-        add(f"--{name}", help="taken, and without effect here")
+        add(f"--{name}", help="accepted, without effect")
     return parser.parse_args(argv)
 
 
 def read_boolean(value: str) -> bool:
-    """Return what `value` says, as TensorFlow Serving reads it; raise ValueError for other words."""
+    """Return `value` as TensorFlow Serving reads it; raise ValueError for other words."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if value.lower() not in words:
         raise ValueError
@@ -206,13 +213,13 @@ def read_boolean(value: str) -> bool:
 
 
 def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
-    """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; raise ValueError if there are none."""
+    """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; or raise ValueError."""
     pairs = [part.split("=", 1) for part in value.split(",") if part]
     return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
 
 
 def folder(value: str) -> Path:
-    """Return the path `value`; raise ValueError if something that is no folder lies there."""
+    """Return the path `value`; raise ValueError if it is no folder."""
     path = Path(read_text(value))
     if path.exists() and not path.is_dir():
         raise ValueError

@@ -1,6 +1,6 @@
-"""The numbered folders of one model, followed: the newest is loaded, and the old one serves until the new one does.
+"""Follows the numbered folders of one model and loads the newest.
 
-What loads a folder is given; nothing here knows TensorFlow or gRPC.
+The old version serves until the new one is loaded. Nothing here imports TensorFlow or gRPC.
 """
 
 import logging
@@ -13,14 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
-MAX_VERSION = 2**63 - 1  # the protocol carries versions as int64
+MAX_VERSION = 2**63 - 1  # of int64
 
 log = logging.getLogger(__name__)
-S = TypeVar("S")  # a servable: whatever the given loader returns
+S = TypeVar("S")  # a servable: the type that `load` returns
 
 
 class VersionState(IntEnum):
-    """Where a version is in its life; the numbers are those of TensorFlow Serving's ModelVersionStatus.State."""
+    """The state of a version, with the numbers of TensorFlow Serving's ModelVersionStatus.State."""
 
     START = 10
     LOADING = 20
@@ -31,7 +31,7 @@ class VersionState(IntEnum):
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """The state of one version; `error` is one sentence where it ended because it could not be loaded."""
+    """The state of one version; `error` says why it could not be loaded."""
 
     state: VersionState
     error: str | None = None
@@ -39,20 +39,21 @@ class VersionStatus:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot(Generic[S]):
-    """What holds at one moment. Whoever keeps it keeps its servables, also when they are unloaded meanwhile."""
+    """All versions at one moment; a reference to it keeps its servables usable."""
 
-    statuses: Mapping[int, VersionStatus]  # of every version ever seen
-    servables: Mapping[int, S]  # of the versions that are AVAILABLE
+    statuses: Mapping[int, VersionStatus]  # of all versions since the start
+    servables: Mapping[int, S]  # of AVAILABLE versions
 
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 class VersionWatcher(Generic[S]):
-    """Serves the newest version folder in `base_path` that `load` can load, and looks again every `poll_interval_s`.
+    """Serves the newest version in `base_path` that `load` can load; polls every `poll_interval_s`.
 
-    A version is unloaded only after another is AVAILABLE, or when no version folder is left. One that `load` raised
-    for ends at once and is tried again only when its folder changes. A base path that can't be listed changes nothing.
+    A version is unloaded only after another is AVAILABLE, or when no version folder is left. A version that `load`
+    raised for ends at once, and is tried again only after its folder changes. A base path that can't be listed changes
+    nothing.
     """
 
     def __init__(self, base_path: Path, load: Callable[[Path], S], *, poll_interval_s: float) -> None:
@@ -68,33 +69,33 @@ class VersionWatcher(Generic[S]):
 
     @property
     def snapshot(self) -> Snapshot[S]:
-        """What holds now."""
+        """All versions now."""
         with self._changed:
             return self._snapshot
 
     def wait_for(self, holds: Callable[[Snapshot[S]], bool], *, timeout_s: float) -> bool:
-        """Return True as soon as `holds` is true of the snapshot, or False after `timeout_s`."""
+        """Return True once `holds` is true of the snapshot, False after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: holds(self._snapshot), timeout_s)
 
     def start(self) -> None:
-        """Poll from now on, in a thread of its own."""
+        """Start the polling thread."""
         self._thread.start()
 
     def close(self, *, timeout_s: float) -> None:
-        """Stop polling; wait up to `timeout_s` for a version that is being loaded."""
+        """Stop polling; wait up to `timeout_s` for a load in progress."""
         self._stop.set()
         self._thread.join(timeout_s)
 
     def poll(self) -> None:
-        """Look once, and return when what was found is acted upon. Never from two threads at a time."""
+        """List the folders once; load and unload versions. Not thread-safe."""
         try:
             folders = version_folders(self._base_path)
         except OSError as error:
             self._say_once(f"{self._base_path} can't be listed ({error.strerror}).")
             return
         self._listing_error = None
-        self._broken = {v: seen for v, seen in self._broken.items() if v in folders}
+        self._broken = {version: content for version, content in self._broken.items() if version in folders}
         served = self._load_newest(folders)
         for version in self.snapshot.servables:
             if not folders or (served is not None and version != served):
@@ -102,21 +103,21 @@ class VersionWatcher(Generic[S]):
                 self._set(version, VersionState.END)
 
     def _load_newest(self, folders: Mapping[int, Path]) -> int | None:
-        """Return the newest of `folders` that is AVAILABLE, loading it if need be, or None if all are broken."""
+        """Load the newest of `folders`, if need be; return its version, None if all are broken."""
         for version in sorted(folders, reverse=True):
             if version in self.snapshot.servables:
                 return version
-            # Before loading: what changes while it loads is a reason to try again.
-            seen = fingerprint(folders[version])
-            if self._broken.get(version) == seen:
+            # Before the load: a change meanwhile is a reason to try again.
+            content = fingerprint(folders[version])
+            if self._broken.get(version) == content:
                 continue
             self._set(version, VersionState.START)
             self._set(version, VersionState.LOADING)
             try:
                 servable = self._load(folders[version])
-            except Exception as error:  # whatever is wrong with it must not stop the version that serves
+            except Exception as error:  # the version that serves must go on
                 log.exception("version %d in %s can't be loaded", version, folders[version])
-                self._broken[version] = seen
+                self._broken[version] = content
                 self._set(version, VersionState.END, error=f"{type(error).__name__}: {error}")
                 continue
             self._broken.pop(version, None)
@@ -125,7 +126,7 @@ class VersionWatcher(Generic[S]):
         return None
 
     def _set(self, version: int, state: VersionState, *, servable: S | None = None, error: str | None = None) -> None:
-        """Replace the snapshot by one where `version` is in `state`; `servable` belongs to AVAILABLE alone."""
+        """Replace the snapshot by one with `version` in `state`; only AVAILABLE has a servable."""
         log.info("version %d: %s", version, state.name)
         with self._changed:
             statuses = {**self._snapshot.statuses, version: VersionStatus(state, error)}
@@ -144,27 +145,27 @@ class VersionWatcher(Generic[S]):
         while not self._stop.is_set():
             try:
                 self.poll()
-            except Exception:  # a dead watcher would freeze the model for ever without a sign
-                log.exception("a look at %s failed", self._base_path)
+            except Exception:  # without this thread no new version would be loaded
+                log.exception("%s can't be polled", self._base_path)
             self._stop.wait(self._poll_interval_s)
 
 
 def version_folders(base_path: Path) -> dict[int, Path]:
-    """Return the folders in `base_path` whose names are numbers, by number. Raises OSError if it can't be listed."""
+    """Return the folders in `base_path` with numbers as names; or raise OSError."""
     return {
         int(path.name): path
-        for path in sorted(base_path.iterdir())  # of "01" and "1", always the same one
+        for path in sorted(base_path.iterdir())  # always the same one of "01" and "1"
         if re.fullmatch("[0-9]{1,19}", path.name) and int(path.name) <= MAX_VERSION and path.is_dir()
     }
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return what differs after `folder` or anything in it was renamed, written to, or replaced by its like."""
+    """Return a value that changes if any file in `folder` is renamed, written or replaced."""
     found = []
     for path in (folder, *sorted(folder.rglob("*"))):
         try:
             stat = path.stat()
-        except OSError:  # gone since it was listed: that is a change, too
+        except OSError:  # removed since it was listed, which is a change, too
             continue
         found.append((path.name, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(found)

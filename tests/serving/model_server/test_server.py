@@ -173,7 +173,7 @@ PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seco
         ("--grpc_max_threads", "0", "a whole number from 1 to 1024"),
         ("--model_name", " ", "the name of a model"),
         ("--host", "", "the name or address to listen on"),
-        ("--model_base_path", __file__, "a folder, which may be yet to come"),
+        ("--model_base_path", __file__, "a folder, which need not exist yet"),
     ],
 )
 def test_command_line_is_refused_with_flag_value_and_what_is_allowed(flag, value, allowed, capsys):
