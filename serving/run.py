@@ -76,7 +76,7 @@ def run(settings: Settings) -> int:
 
 
 def _with_addresses(settings: Settings) -> Settings:
-    """Return `settings` with addresses for names; raise SettingsError if a port is not free.
+    """Return `settings` with addresses for names; or raise SettingsError.
 
     A name may stand for several addresses, and for each another program may listen.
     """
@@ -165,7 +165,7 @@ def _require_alive(children: Children) -> None:
 
 
 def reachable(host: str) -> str:
-    """Return the address for clients on this machine of a server that listens on `host`."""
+    """Return a local client's address of a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 

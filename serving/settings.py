@@ -168,7 +168,7 @@ def read_log_format(text: str) -> str:
 
 
 def read_target(text: str) -> str:
-    """Return `text`, a gRPC target with port; raise ValueError for URLs, spaces, and IPv6 without brackets."""
+    """Return `text`, a gRPC target with port; or raise ValueError."""
     found = TARGET.fullmatch(text)
     if found is None:
         raise ValueError
@@ -203,7 +203,7 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
     "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),
     "model_calls": (integer_reader(1, MAX_MODEL_CALLS), f"a whole number from 1 to {MAX_MODEL_CALLS}"),
-    "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (nothing is kept) to 65536"),
+    "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (no cache) to 65536"),
     "metrics_port": PORT,
     "batch_port": PORT,
     "batch_metrics_port": PORT,

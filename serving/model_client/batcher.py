@@ -33,7 +33,7 @@ MAX_WAIT_S = 0.02  # 8 images of the bundled model take as long; limits the wait
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], sRGB
-# Takes what the seeds of a batch have in common, such as their version, the seeds, and a deadline (time.monotonic);
+# Takes the key of a batch, its seeds, and a deadline (time.monotonic);
 # returns one image per seed, in order.
 Generate = Callable[[K, Sequence[int], float], Sequence[Pixels]]
 
@@ -60,7 +60,7 @@ class PredictBatcher(Generic[K]):
 
     def __init__(self, generate: Generate[K], *, max_calls: int) -> None:
         self._generate = generate
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._max_calls = self._free_calls = max_calls
         self._waiting: deque[PendingRequest[K]] = deque()  # the first one watches the time
         self._expected = 1  # a batch starts at once with so many requests,
@@ -102,7 +102,7 @@ class PredictBatcher(Generic[K]):
                 record.add("model", max(0.0, min(entry.ended_s, now_s) - entry.started_s))
 
     def _take_batch(self, entry: PendingRequest[K]) -> tuple[list[PendingRequest[K]], float]:
-        """Return the batch for the thread of `entry` to run; or no batch, and until when to wait.
+        """Return a batch to run, or an empty one and when to ask again.
 
         Raises ModelTimeout after the deadline, also if another thread is about to run the batch.
         """
@@ -143,14 +143,14 @@ class PredictBatcher(Generic[K]):
         return batch[: even_batch_size(min(len(batch), MAX_ROWS))]
 
     def _remove(self, requests: Sequence[PendingRequest[K]]) -> None:
-        """Remove `requests` from the queue, and wake the one that is now first: it watches the time."""
+        """Remove `requests` from the queue; wake the first one, which watches the time."""
         for request in requests:
             self._waiting.remove(request)
         if self._free_calls and self._waiting:
             self._waiting[0].wake_up.put(None)
 
     def _run_batch(self, batch: Sequence[PendingRequest[K]]) -> None:
-        """Run one Predict call for `batch`, then each request's `on_pixels`; the next call may start meanwhile."""
+        """Run one Predict call for `batch`, then each request's `on_pixels`."""
         started_s = time.monotonic()
         images: Sequence[Pixels] = []
         failed: BaseException | None = None
@@ -180,7 +180,7 @@ class PredictBatcher(Generic[K]):
 
 
 def even_batch_size(requests: int) -> int:
-    """Return the size of a batch for so many waiting requests: all, or all but one.
+    """Return the batch size for so many requests: all, or all but one.
 
     An odd number of rows from 3 up takes as long as one row more: the graph pads it (training/export/signatures.py).
     """

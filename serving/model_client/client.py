@@ -81,7 +81,7 @@ class ConnectionChanged(Exception):
 
 
 class ModelClient:
-    """Client of one model on one model server; thread-safe. Create it after the fork.
+    """Client of one model; thread-safe; create it after the fork.
 
     Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: at once if the server is down, else
     after `predict_timeout_s` or at `deadline_s` (time.monotonic), whichever is earlier. Methods with a version raise
@@ -95,7 +95,7 @@ class ModelClient:
         self._predict_timeout_s = predict_timeout_s
         self.answered_at_s = -math.inf  # when a Predict was last answered, by time.monotonic
         self.connection: int | None = None  # as `read_connection` found it last
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._channels: list[grpc.Channel] = []  # the one in use is the last
         self._unavailable_since_s: float | None = None  # or since the last channel was opened
         self._open()
@@ -150,7 +150,7 @@ class ModelClient:
     def paint(
         self, version: int, latents: npt.NDArray[np.float32], *, deadline_s: float = math.inf
     ) -> npt.NDArray[np.uint8]:
-        """Return one image per latent of float32[N, latent_dim], in order: uint8[N, H, W, 3], sRGB."""
+        """Return one image per latent float32[N, latent_dim]: uint8[N, H, W, 3], sRGB."""
         return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES, deadline_s)
 
     def golden(self, version: int) -> Golden | None:
@@ -201,7 +201,7 @@ class ModelClient:
         kind: "Kind",
         deadline_s: float,
     ) -> npt.NDArray[Any]:
-        """Return `output` of `signature` for all rows, in calls of at most MAX_ROWS."""
+        """Return `output` of `signature`, in calls of at most MAX_ROWS rows."""
         if not len(values):
             raise ValueError("At least one row is needed.")
         parts = []
@@ -279,7 +279,7 @@ DIGESTS = Kind(np.uint8, types_pb2.DT_UINT8, "int_val", "32", lambda row: row ==
 
 
 def _array(response: Any, name: str, kind: Kind, *, rows: int) -> npt.NDArray[Any]:
-    """Return the output `name` of a PredictResponse, [rows, ...]; raise ModelMismatch if it does not fit."""
+    """Return the output `name` of a PredictResponse, [rows, ...]; or raise ModelMismatch."""
     if name not in response.outputs:
         raise ModelMismatch(f"The model answered {sorted(response.outputs)}, not {name}.")
     tensor = response.outputs[name]

@@ -1,4 +1,4 @@
-"""The current connection of a channel, from channelz, gRPC's statistics of this process.
+"""The current connection of a channel, from channelz, gRPC's statistics.
 
 One name may stand for several model servers, and gRPC replaces connections without notice. gRPC numbers connections and
 uses no number twice: if the number is the same before and after a call, one connection carried it.
@@ -17,7 +17,7 @@ CHANNELZ_OPTIONS = (
 
 
 class ConnectionReader:
-    """Reads the connection of the newest channel to `target`; make it right after that channel."""
+    """Reads the newest channel to `target`; create it right after that channel."""
 
     def __init__(self, target: str) -> None:
         channels = ChannelzServicer.GetTopChannels(channelz_pb2.GetTopChannelsRequest(), _IGNORED).channel

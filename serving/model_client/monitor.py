@@ -1,4 +1,4 @@
-"""The model server as this process sees it: versions, and checks of its golden images."""
+"""The state of the model server: versions, and checks of its golden images."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """How one replica renders the golden seeds of one version; it holds for one connection."""
+    """The check of one version's golden images, for one connection."""
 
     version: int
     fingerprint: str  # VERIFIED, or a digest of other golden images: equal fingerprints mean equal bytes
@@ -46,20 +46,20 @@ class GoldenCheck:
 
 
 def unchecked(version: int) -> GoldenCheck:
-    """Return a placeholder for a check, for any connection, that promises no bytes."""
+    """Return a placeholder for a check, of any connection and any bytes."""
     return GoldenCheck(version, "", "", None, 0, None)
 
 
 class ModelMonitor:
     """The model server behind one client; thread-safe.
 
-    `watch` refreshes what is known once a second. Between refreshes no request waits to learn the versions. While the
-    last refresh found no model server, requests that need one fail at once.
+    `watch` refreshes the state once a second, so no request waits for the versions. While the last refresh found no
+    model server, requests that need one fail at once.
     """
 
     def __init__(self, client: ModelClient) -> None:
         self._client = client
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._checks: dict[int, GoldenCheck] = {}  # the latest of each version
         self._running: dict[int, Future[GoldenCheck]] = {}
         self._versions: list[int] = []
@@ -67,7 +67,7 @@ class ModelMonitor:
         self._away: str | None = None  # one sentence, while no model server answers
 
     def watch(self, ended: threading.Event) -> None:
-        """Refresh once a second until `ended`; check a new connection before a request has to wait for that."""
+        """Refresh once a second until `ended`; check new connections before requests wait."""
         while True:
             with contextlib.suppress(RingoError):  # `_record_refresh` keeps it
                 for version in self.refresh():
@@ -106,7 +106,7 @@ class ModelMonitor:
             MODEL_SERVER_AWAY.set(after is not None)
         if isinstance(found, RingoError) and after != before:
             causes = (after, *getattr(found, "__notes__", ()))
-            log.warning("Nothing is asked of the model server until it is back: %s", " ".join(map(str, causes)))
+            log.warning("No request reaches the model server until it is back: %s", " ".join(map(str, causes)))
         elif before and not after:
             log.warning("The model server is back.")
 
@@ -151,10 +151,10 @@ class ModelMonitor:
         return check if check and check.connection == self._client.connection else None
 
     def golden_check(self, version: int, *, deadline_s: float = math.inf) -> GoldenCheck:
-        """Return the check of `version` for the current connection; the first request of a connection runs it.
+        """Return the check of `version` for the current connection; run it at first.
 
-        All requests wait for that one run, each until its own `deadline_s` (time.monotonic); the run goes on without
-        them. Raises what ModelClient does.
+        All requests wait for one run, each until its own `deadline_s` (time.monotonic); the run goes on without them.
+        Raises the errors of ModelClient.
         """
         check = self._current_check(version)
         if check is not None:
@@ -178,7 +178,7 @@ class ModelMonitor:
         raise ModelUnavailable(f"The connection to the model server changed {MAX_ATTEMPTS} times; try again later.")
 
     def _start_check(self, version: int) -> Future[GoldenCheck]:
-        """Return the current run of the check, or start one in a thread."""
+        """Return the run of the check, or start one in a thread."""
         with self._lock:
             run = self._running.get(version)
             if run is None:
@@ -223,7 +223,7 @@ def compare(version: int, golden: Golden | None, digests: list[bytes], size: int
     """Return the check of golden images with these SHA-256; log differences."""
     fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:8]
     if golden is None:
-        log.warning("Version %d carries no golden digests: what this replica renders is unproved.", version)
+        log.warning("Version %d has no golden digests: this replica is unproved.", version)
         return GoldenCheck(version, fingerprint, "", None, size, connection)
     model = hashlib.sha256(golden.seeds.tobytes() + golden.digests.tobytes()).hexdigest()
     differing = sum(found != row.tobytes() for found, row in zip(digests, golden.digests, strict=True))

@@ -1,4 +1,4 @@
-"""The client of the batch server: seeds in, checked images out, with retries on any replica."""
+"""The client of the batch server: seeds in, checked images out, with retries."""
 
 import hashlib
 import math
@@ -30,10 +30,10 @@ SERVICE_CONFIG = """{
 }"""
 CHANNEL_OPTIONS = (
     ("grpc.service_config", SERVICE_CONFIG),
-    ("grpc.max_receive_message_length", 16 * 2**20),  # a picture of 1024 x 1024 is 3 MB before it is compressed
+    ("grpc.max_receive_message_length", 16 * 2**20),  # an image of 1024 x 1024 is 3 MB before compression
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # A machine that vanishes closes nothing; without pings the kernel takes a quarter of an hour to notice.
+    # A machine that loses power closes no connection. Without pings the kernel notices after 15 minutes.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
@@ -59,12 +59,12 @@ TRANSIENT = frozenset(
 FORMATS = {"png": pb.FORMAT_PNG, "webp": pb.FORMAT_WEBP, "jpeg": pb.FORMAT_JPEG}
 
 
-class PaintingError(Exception):
+class PaintError(Exception):
     """`paint` can't continue; the text is one sentence for the user."""
 
 
-class VersionGoneError(PaintingError):
-    """The requested model version is not loaded any more."""
+class VersionGoneError(PaintError):
+    """The requested model version is no longer loaded."""
 
 
 class Stopped(Exception):
@@ -104,7 +104,7 @@ class PictureClient:
         self._channel = _open_channel(target, secrets)
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
         self._stopped = threading.Event()
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._calls: dict[Any, float] = {}  # start of its wait for an image; infinite while it does not wait
         self._last_picture_s = math.inf  # or the start of the first call
         self._trouble: str | None = f"{target} has not answered yet."
@@ -120,7 +120,7 @@ class PictureClient:
             call.cancel()
 
     def end_silent_calls(self) -> None:
-        """Cancel calls that have waited for an image longer than `patience_s`; `paint` retries them."""
+        """Cancel calls without an image for `patience_s`; `paint` retries them."""
         latest_s = time.monotonic() - self._patience_s
         with self._lock:
             silent = [call for call, since_s in self._calls.items() if since_s < latest_s]
@@ -133,7 +133,10 @@ class PictureClient:
         self._channel.close()
 
     def _report(self, report: Callable[[str], object]) -> None:
-        """Report why no image comes, after REPORT_AFTER_S if the cause is known, and every REPORT_EVERY_S."""
+        """Report why no image comes: after REPORT_AFTER_S, then every REPORT_EVERY_S.
+
+        Without a known cause, the first report comes after REPORT_EVERY_S.
+        """
         next_s = REPORT_AFTER_S
         while not self._closed.wait(REPORT_STEP_S):
             with self._lock:
@@ -145,7 +148,7 @@ class PictureClient:
                 report(f"No image for {waited_s:.0f} s: {trouble or f'{self._target} is silent.'}")
 
     def newest_version(self) -> int:
-        """Return the newest model version that is loaded. Raises PaintingError or Stopped."""
+        """Return the newest model version that is loaded. Raises PaintError or Stopped."""
         self._start_clock()
         attempt = 0
         while True:
@@ -163,8 +166,8 @@ class PictureClient:
         """Yield one image per seed, in order, with options and version of `query`.
 
         Raises:
-            VersionGoneError: that version is not loaded any more; images yielded before are good.
-            PaintingError: any other error that a retry can't repair.
+            VersionGoneError: that version is no longer loaded; images yielded before are valid.
+            PaintError: any other error that a retry can't repair.
             Stopped: `stop` was called.
         """
         options = pb.PictureOptions(
@@ -184,7 +187,7 @@ class PictureClient:
                 attempt = self._back_off(error, attempt)
                 continue
             if done < len(seeds):
-                raise PaintingError(f"{self._target} ended its answer without the picture of seed {seeds[done]}.")
+                raise PaintError(f"{self._target} ended its response without the image of seed {seeds[done]}.")
 
     def _start_clock(self) -> None:
         with self._lock:
@@ -212,37 +215,37 @@ class PictureClient:
     def _checked(self, picture: pb.Picture, seed: int, query: Picture) -> Painted:
         digest = hashlib.sha256(picture.data)
         if (picture.seed, picture.model_version) != (seed, query.version):
-            raise PaintingError(
+            raise PaintError(
                 f"{self._target} sent seed {picture.seed} of version {picture.model_version}, asked for seed {seed} of "
                 f"version {query.version}."
             )
         if digest.digest() != picture.sha256:
-            raise PaintingError(f"The picture of seed {seed} from {self._target} is not what its SHA-256 says.")
+            raise PaintError(f"The image of seed {seed} from {self._target} does not match its SHA-256.")
         return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
 
     def _back_off(self, error: grpc.RpcError, attempt: int) -> int:
-        """Wait, and return the number of the next attempt; raise if `error` is not transient or patience has ended."""
+        """Wait, and return the number of the next attempt; raise if a retry can't help."""
         if self._stopped.is_set():
             raise Stopped from error
-        told = error.details() or "no reason given"
-        sentence = f"{self._target} answered {error.code().name}: {told[:MAX_REASON_CHARACTERS]}"
+        details = error.details() or "no reason given"
+        sentence = f"{self._target} answered {error.code().name}: {details[:MAX_REASON_CHARACTERS]}"
         if failure := connection_failure(error):
             reason, may_help = failure
             if not self._is_tls and speaks_tls(self._target):
                 reason, may_help = "it speaks TLS: give --ca", False
             sentence = f"{self._target} does not answer: {reason}."
             if not may_help:
-                raise PaintingError(sentence) from error
+                raise PaintError(sentence) from error
         if error.code() is grpc.StatusCode.CANCELLED:
             sentence = f"{self._target} sent nothing."
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise VersionGoneError(sentence) from error
         if error.code() not in TRANSIENT:
-            raise PaintingError(sentence) from error
+            raise PaintError(sentence) from error
         with self._lock:
             waited_s, self._trouble = time.monotonic() - self._last_picture_s, sentence
         if waited_s > self._patience_s:
-            raise PaintingError(f"No picture has come for {waited_s:.0f} s; {sentence}") from error
+            raise PaintError(f"No image has come for {waited_s:.0f} s; {sentence}") from error
         if self._stopped.wait(backoff_s(attempt)):
             raise Stopped from error
         return attempt + 1
@@ -265,7 +268,7 @@ def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
 
 
 def speaks_tls(target: str) -> bool:
-    """Return whether a server at the first address of `target` completes a TLS handshake."""
+    """Return whether the first address of `target` completes a TLS handshake."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
     for host, _, port in ADDRESS.findall(target)[:1]:

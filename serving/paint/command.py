@@ -1,4 +1,4 @@
-"""`paint`: many seeds over gRPC into a folder of images; a rerun resumes.
+"""`paint`: writes the images of many seeds to a folder; a rerun resumes.
 
 The folder is the whole state. An image is complete if its SHA-256 is that of the manifest.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from serving.paint.client import PaintingError, PictureClient, Secrets, VersionGoneError
+from serving.paint.client import PaintError, PictureClient, Secrets, VersionGoneError
 from serving.paint.files import Files, Painted, Tars
 from serving.paint.manifest import Manifest
 from serving.paint.output_folder import OutputFolder
@@ -59,7 +59,7 @@ class Shard:
 
     @property
     def manifest(self) -> str:
-        """The name of its manifest; in the order of names, those of all shards make the whole."""
+        """The name of its manifest; sorted by name, all manifests together have all rows."""
         return "manifest.jsonl" if self.count == 1 else f"manifest-{self.index:05d}-of-{self.count:05d}.jsonl"
 
     def of(self, seeds: Seeds, layout: Files | Tars) -> Seeds:
@@ -130,7 +130,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     """Complete the folder `chosen.out`; finished images stay if it fails.
 
     Raises:
-        PaintingError: another try of the same command, or a change of its flags, is needed.
+        PaintError: another try of the same command, or a change of its flags, is needed.
         OSError: the folder can't be written.
     """
     layout = (Tars if chosen.layout == "tar" else Files)(chosen.out, chosen.format, chosen.per_folder)
@@ -152,12 +152,12 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         before = folder.count
         if before < len(seeds):
             version = _version(chosen, folder.versions, client)
-            bar_options = {"unit": "picture", "mininterval": every_s, "desc": "paint", "dynamic_ncols": True}
+            bar_options = {"unit": "image", "mininterval": every_s, "desc": "paint", "dynamic_ncols": True}
             with tqdm(total=len(seeds), initial=before, file=Stderr(), **bar_options) as bar:
                 work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
         manifest.replace(folder.rows())
-    write_line(f"{len(seeds):,} pictures are in {chosen.out}; {before:,} were there before.")
+    write_line(f"{len(seeds):,} images are in {chosen.out}; {before:,} were there before.")
 
 
 def _report(text: str) -> None:
@@ -165,13 +165,13 @@ def _report(text: str) -> None:
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
-    """Return the model version to render: the chosen one, that of the folder, or the newest."""
+    """Return the version to render: chosen, of the folder, or the newest."""
     if chosen.model_version is not None:
         version: int = chosen.model_version
         if held - {version} and not chosen.any_version:
-            raise PaintingError(
-                f"The folder holds pictures of version {min(held - {version})}, and --model-version says {version}: "
-                "--any-version lets several be together."
+            raise PaintError(
+                f"The folder holds images of version {min(held - {version})}, and --model-version is {version}; "
+                "give --any-version to mix versions."
             )
         return version
     return max(held) if held else client.newest_version()
@@ -194,15 +194,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         print(f"Stopped. Finished images are in {chosen.out}; rerun the same command to resume.", file=sys.stderr)
         return INTERRUPTED
     except VersionGoneError as error:
-        told = str(error).removesuffix(".")  # with what the server said
-        print(printable(f"{told}. --any-version goes on with the newest; what is painted stays."), file=sys.stderr)
+        cause = str(error).removesuffix(".")  # quotes the server's message
+        print(printable(f"{cause}. --any-version goes on with the newest; finished images stay."), file=sys.stderr)
         return VERSION_GONE
-    except PaintingError as error:
+    except PaintError as error:
         print(printable(str(error)), file=sys.stderr)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "The disk is full" if full else f"{chosen.out} can't be used"
-        print(printable(f"{what}: {error.filename or chosen.out}: {error.strerror}."), file=sys.stderr)
+        fault = "The disk is full" if full else f"{chosen.out} can't be used"
+        print(printable(f"{fault}: {error.filename or chosen.out}: {error.strerror}."), file=sys.stderr)
     else:
         return 0
     return FAILED

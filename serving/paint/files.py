@@ -1,4 +1,4 @@
-"""Layouts of images in a folder: single files, or tar shards for WebDataset.
+"""Layouts of an output folder: single files, or tar shards for WebDataset.
 
 The path of an image depends on its seed alone, so several runs together write the files of one. Files are renamed into
 place when they are complete.
@@ -42,7 +42,7 @@ class Layout:
     replaceable: set[str] = field(default_factory=set)  # files of the manifest that are damaged or incomplete
 
     def _put(self, name: str) -> None:
-        """Give the complete file of `name` its name. Raises OSError if that would lose another image."""
+        """Rename the complete file to `name`. Raises OSError if another image has it."""
         path = self.out / name
         aside = _aside(path)
         if name not in self.replaceable and path.exists() and not filecmp.cmp(aside, path, shallow=False):
@@ -81,7 +81,7 @@ class Files(Layout):
 
 @dataclass(frozen=True)
 class Tars(Layout):
-    """One tar for `per_folder` seeds, 000042.tar: of each an image and a .json with its facts.
+    """One tar for `per_folder` seeds, 000042.tar: an image and a .json each.
 
     An incomplete tar has the suffix ASIDE, and a beginning of its seeds; a rerun appends the others.
     """
@@ -95,7 +95,7 @@ class Tars(Layout):
         return (self.out / self.name(seed)).exists()
 
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield the seeds in their one tar, complete or not, with SHA-256; none behind damage."""
+        """Yield seeds and SHA-256 in their tar, complete or not, up to damage."""
         seed = next(iter(seeds))
         path = self.out / self.name(seed)
         with suppress(FileNotFoundError), open_file(path if self.is_complete(seed) else _aside(path)) as file:
@@ -129,7 +129,7 @@ class Tars(Layout):
         yield written
 
     def _images(self, file: BinaryIO) -> Iterator[tuple[int, str, int]]:
-        """Yield seed and SHA-256 of each image in a tar, and the offset behind its .json; end at damage."""
+        """Yield seed, SHA-256 and end offset of each image; end at damage."""
         found: list[tuple[int, str]] = []
         with suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -144,11 +144,11 @@ class Tars(Layout):
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Return a regular file, open to read. Raises OSError, also for a FIFO, where open() would wait."""
+    """Open a regular file. Raises OSError, also for a FIFO: open() would wait."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "it is not a file of data; move it away", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
     return file
 
 

@@ -1,6 +1,6 @@
-"""The manifest: one row for each image, appended when it is complete, and sorted by seed at the end.
+"""The manifest: one row per image, sorted by seed at the end.
 
-A row is written after its file has its name, so a run that `kill -9` ends can be resumed.
+A row is appended after its file is complete, so a run can be resumed after `kill -9`.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self, TextIO
 
-from serving.paint.client import PaintingError
+from serving.paint.client import PaintError
 from serving.paint.files import open_file
 from serving.rendering.query import MAX_SEED
 
@@ -22,7 +22,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Row:
-    """One image. `picture` is its permanent URL at the gateway, with version, seed and options."""
+    """One image; `picture` is its permanent URL."""
 
     seed: int
     file: str  # relative to the folder; of a tar, the tar
@@ -37,7 +37,7 @@ class Row:
 
 
 class Manifest:
-    """A file of JSON lines, for one process and one thread at a time."""
+    """A file of JSON lines; one process and one thread may use it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,7 +65,7 @@ class Manifest:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise PaintingError(f"Another process is at work on {self._path}.") from None
+            raise PaintError(f"Another process is at work on {self._path}.") from None
         if self._file.tell() and not self._ends_a_line():
             self._file.write("\n")
         return self

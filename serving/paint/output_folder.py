@@ -1,4 +1,4 @@
-"""The images of an output folder: which are complete, and which are missing."""
+"""The complete and the missing images of an output folder."""
 
 import heapq
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from serving.paint.client import PaintingError
+from serving.paint.client import PaintError
 from serving.paint.files import Files, Painted, Tars
 from serving.paint.manifest import Row
 from serving.paint.seeds import Seeds
@@ -50,7 +50,7 @@ class OutputFolder:
             self._hold(row)
 
     def see(self, row: Row) -> None:
-        """Add `row` of another manifest, whose images stay. Raises PaintingError for other options or layouts."""
+        """Add `row` of another manifest. Raises PaintError for other options or layouts."""
         self._check_options(row)
         self._seen_versions.add(row.model_version)
         if isinstance(self._layout, Tars) and self._seeds.place(row.seed) is None:
@@ -63,9 +63,10 @@ class OutputFolder:
         return row
 
     def check(self) -> None:
-        """Forget images whose file is missing or damaged; one in a complete tar makes the whole tar missing.
+        """Forget images whose file is missing or damaged.
 
-        Raises PaintingError if such a tar has other seeds, too, which it would lose.
+        One such image in a complete tar makes the whole tar missing. Raises PaintError if that tar has other seeds,
+        too, which would be lost.
         """
         behind = 0
         for group in self._seeds.groups(self._layout.per_folder):
@@ -83,13 +84,13 @@ class OutputFolder:
                 if is_named:
                     self._layout.replaceable.add(tar)
                 if (other := self._others_in_tars.get(tar)) is not None:
-                    raise PaintingError(
-                        f"{tar} holds seed {other}, which --seeds doesn't name: a tar is written as a whole, so name "
-                        "all that it is to hold."
+                    raise PaintError(
+                        f"{tar} holds seed {other}, which --seeds doesn't name; a tar is written as a whole, so name "
+                        "all its seeds."
                     )
 
     def _keep_beginning(self, places: slice, *, is_complete: bool) -> None:
-        """Keep the images before the first missing one of a tar; none of a complete one, which is written anew."""
+        """Forget all images from a tar's first missing one; all of a complete tar."""
         self._there[places.stop - 1] = False  # the tar has no name yet
         self._there[places] = False if is_complete else np.logical_and.accumulate(self._there[places])
 
@@ -123,11 +124,9 @@ class OutputFolder:
 
     def _check_options(self, row: Row) -> None:
         if row.picture != self._url(row.seed, row.model_version):
-            raise PaintingError(f"The folder holds {row.picture}: other options than these need a folder of their own.")
+            raise PaintError(f"The folder holds {row.picture}; other options need another folder.")
         if row.file != self._layout.name(row.seed):
-            raise PaintingError(
-                f"The folder holds seed {row.seed} in {row.file}: go on with the layout it was begun with."
-            )
+            raise PaintError(f"The folder holds seed {row.seed} in {row.file}; use the layout of the first run.")
 
     def _hold(self, row: Row) -> None:
         place = self._seeds.place(row.seed)

@@ -22,7 +22,7 @@ class Seeds:
         self._ranges = sorted(ranges, key=lambda part: part.start)
         if not all(self._ranges) or any(one.stop > other.start for one, other in pairwise(self._ranges)):
             raise ValueError
-        self._ends = list(accumulate(len(part) for part in self._ranges))  # the place behind each range
+        self._ends = list(accumulate(len(part) for part in self._ranges))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -43,7 +43,7 @@ class Seeds:
             yield from part
 
     def place(self, seed: int) -> int | None:
-        """Return how many of the seeds come before `seed`; None if it is not among them."""
+        """Return the number of seeds before `seed`, or None without `seed`."""
         found = bisect_right(self._ranges, seed, key=lambda part: part.start) - 1
         if found < 0 or seed not in self._ranges[found]:
             return None
@@ -61,7 +61,7 @@ class Seeds:
         return Seeds(found)
 
     def groups(self, size: int) -> Iterator["Seeds"]:
-        """Yield the seeds in groups: those of one quotient by `size` together."""
+        """Yield groups of seeds that have one quotient by `size`."""
         group: list[range] = []
         for part in self._ranges:
             for start in range(part.start - part.start % size, part.stop, size):

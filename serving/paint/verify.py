@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 64 * 2**20  # five times the largest image of Ringo
 
 
 class Verdict(Enum):
-    """The verdict on a file, and its exit status; the lowest above 0 counts."""
+    """The verdict on a file; its value is an exit status, the lowest above 0 counts."""
 
     IDENTICAL = 0
     DIFFERENT = 1
@@ -40,7 +40,7 @@ class Verdict(Enum):
 
 
 def verify(paths: Iterable[Path], settings: Settings) -> int:
-    """Print one line for each PNG in `paths`; return the exit status, 0 if all are identical.
+    """Print one line per PNG in `paths`; return 0 if all are identical.
 
     If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
     """
@@ -60,7 +60,7 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
 
 
 def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
-    """Yield name and open file of each PNG at `path`: a file, a tar, or a folder; text says why there is none."""
+    """Yield name and open file of each PNG at `path`, or why there is none."""
     is_empty = True
     try:
         for entry in _pngs(path):
@@ -103,13 +103,13 @@ def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[V
             with Image.open(io.BytesIO(claimed), formats=["PNG"]) as image:  # reads the header only
                 facts = {name: str(text) for name, text in image.info.items()}
     except Image.DecompressionBombError:
-        return Verdict.UNREADABLE, "more pixels than any picture of ours"
+        return Verdict.UNREADABLE, "more pixels than any image of Ringo"
     except (OSError, SyntaxError, ValueError, tarfile.TarError) as error:  # Pillow, of a damaged file
         return Verdict.UNREADABLE, getattr(error, "strerror", None) or "not a PNG"
     if len(claimed) > MAX_FILE_BYTES:
         return Verdict.UNREADABLE, f"more than {MAX_FILE_BYTES} bytes"
     if "Picture" not in facts:
-        return Verdict.UNKNOWN_MODEL, "it doesn't say which picture it is"
+        return Verdict.UNKNOWN_MODEL, "it has no text chunk Picture"
     if facts.get("Model") != model_name:
         return Verdict.UNKNOWN_MODEL, f"of {quoted(facts.get('Model'))}, here is {model_name!r}"
     if facts.get("Renderer") != str(RENDERER_VERSION):
@@ -127,24 +127,24 @@ def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[V
     return (Verdict.IDENTICAL if made == claimed else Verdict.DIFFERENT), ""
 
 
-def pinned_query(address: str) -> Query:
-    """Return the query of a permanent URL; raise InvalidRequest if it leaves a part open."""
+def pinned_query(text: str) -> Query:
+    """Return the query of a permanent URL; raise InvalidRequest for any other."""
     try:
-        url = urlsplit(address)
+        url = urlsplit(text)
     except ValueError:
-        raise InvalidRequest("Picture", address, "the address of a picture") from None
+        raise InvalidRequest("Picture", text, "the permanent URL of an image") from None
     for resource in RESOURCES:
         if resource.path == url.path:
             query = read_query(resource, MultiDict(parse_qsl(url.query, keep_blank_values=True)))
             break
     else:
-        raise InvalidRequest("Picture", address, f"one of {', '.join(resource.path for resource in RESOURCES)}")
+        raise InvalidRequest("Picture", text, f"one of {', '.join(resource.path for resource in RESOURCES)}")
     for name in ("seed", "format", "version"):
         if getattr(query, name, "") is None:
-            raise InvalidRequest("Picture", address, f"an address with {name}")
+            raise InvalidRequest("Picture", text, f"a URL with {name}")
     return query
 
 
-def quoted(said: str | None) -> str:
-    """Return `said` quoted, shortened, and safe for a terminal."""
-    return repr(said if said is None else said[:MAX_SHOWN_CHARACTERS])
+def quoted(text: str | None) -> str:
+    """Return `text` quoted, shortened, and safe for a terminal."""
+    return repr(text if text is None else text[:MAX_SHOWN_CHARACTERS])

@@ -54,7 +54,7 @@ def whole_number(low: int, high: int, description: str) -> Parameter:
 
 
 def seed_of_name(name: str) -> int:
-    """Return the seed of `name` by ringo-name/1 (docs/ringo-name-1.md); raise ValueError if it has none."""
+    """Return the seed of `name` by ringo-name/1 (docs/ringo-name-1.md); or raise ValueError."""
     text = unicodedata.normalize("NFC", name).encode()
     if len(text) > MAX_NAME_BYTES:
         raise ValueError(f"has {len(text)} bytes in UTF-8; at most {MAX_NAME_BYTES} are allowed")
@@ -218,7 +218,7 @@ RESOURCES: tuple[type[Query], ...] = (Picture, Grid, Morph, Animation)
 
 
 def parameters(resource: type[Q]) -> Iterator[tuple[str, Field[Any], Parameter]]:
-    """Yield the parameters of `resource`, in URL order: the name, the field it sets, and the parameter."""
+    """Yield name, field and parameter of `resource`, in URL order."""
     for entry in fields(resource):
         yield entry.name, entry, entry.metadata["parameter"]
         for name, parameter in entry.metadata["others"].items():

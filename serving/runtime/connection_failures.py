@@ -1,4 +1,4 @@
-"""Why a gRPC connection failed, in a few words: gRPC's own text names addresses and is long."""
+"""The reasons of failed connections: gRPC's text is long and names addresses."""
 
 import grpc
 
@@ -19,7 +19,7 @@ FAILURES = (
 
 
 def connection_failure(error: grpc.RpcError) -> tuple[str, bool] | None:
-    """Return why there was no connection, and whether waiting may help; None if the server answered."""
+    """Return why there is no connection, and whether waiting may help; else None."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         for part, reason, may_help in FAILURES:
             if part in (error.details() or ""):

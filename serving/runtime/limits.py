@@ -14,7 +14,7 @@ SWEEP_INTERVAL_S = 0.02
 
 
 class ConcurrencyLimit:
-    """Admits at most `limit` calls at a time, none when closed; abandoned ones don't count; thread-safe."""
+    """Admits at most `limit` calls at a time; thread-safe. Abandoned calls don't count."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
@@ -57,7 +57,7 @@ class ConcurrencyLimit:
 
 
 def raise_open_files(needed: int, wanted: int) -> int:
-    """Return how many files may be open, at most `wanted`, after raising the soft limit as far as allowed.
+    """Raise the soft limit of open files, at most to `wanted`; return it.
 
     Raises SettingsError for fewer than `needed`.
     """

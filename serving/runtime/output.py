@@ -19,7 +19,7 @@ def write_line(text: str) -> None:
 
 
 class Stderr:
-    """Stderr for progress: if it can't be written, the rest is lost, and the work goes on."""
+    """Stderr for progress; errors of writing are ignored."""
 
     def write(self, text: str) -> None:
         """Write `text`."""

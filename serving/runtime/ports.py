@@ -1,4 +1,4 @@
-"""Listening sockets and their addresses, and one sentence if a port cannot be used."""
+"""Listening sockets and their addresses."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ OUR_HOST = "a name or address of this machine"
 
 
 def listen(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> socket.socket:
-    """Return a socket that listens on `host` and `port`: of both families for `::`, else of one address.
+    """Return a socket that listens on `host` and `port`; `::` has both families.
 
-    Raises SettingsError: in the name of the `variable` whose `value` chose the port if that is taken or not ours, and
-    of `host_variable` if the host is not this machine.
+    Raises SettingsError, naming `variable` and its `value` if the port is taken or not permitted, and `host_variable`
+    if the host is not this machine.
     """
     try:
         # create_server would lose the reason why the name has no address.
@@ -34,7 +34,7 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
 
 
 def free_address(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> str:
-    """Return the address to bind for `host`, never a name: a name may stand for several. Raises as `listen` does."""
+    """Return the address to bind for `host`: names may have several. Raises as `listen`."""
     with listen(host, port, variable=variable, value=value, host_variable=host_variable) as taken:
         return str(taken.getsockname()[0])
 

@@ -17,7 +17,7 @@ def check_tls(settings: Settings) -> None:
 
 
 def check_pem_files(pair: dict[str, Path | None], ca: dict[str, Path | None]) -> None:
-    """Raise SettingsError if a certificate and its key, or the certificates of a CA, are not usable.
+    """Raise SettingsError for a certificate, key or CA that is not usable.
 
     Each has its name; files that are None are left out.
     """

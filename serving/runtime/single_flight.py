@@ -25,7 +25,7 @@ class SingleFlight(Generic[K, V]):
         self._flights: dict[K, Future[V]] = {}
 
     def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
-        """Return the result of `make`, or of the call for `key` in progress.
+        """Return the result of `make`, or of the call in progress.
 
         A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout, or ClientGone before. Neither is
         shared by a leader with its followers: one of them starts again.

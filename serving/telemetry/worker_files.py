@@ -1,4 +1,4 @@
-"""Files in memory where the workers of one gateway count, so that any of them can be scraped for all.
+"""Files in memory in which all workers of one gateway count.
 
 The whole folder is allocated before the workers start: a write to a mapped page that no longer fits into /dev/shm
 would kill the worker with SIGBUS. One worker counts in its own memory.
@@ -20,7 +20,7 @@ FILE_BYTES = 2**19  # 140 pairs of resource and outcome, at 3.6 kB for each in t
 
 
 def create_folder(workers: int) -> Path:
-    """Return a folder in memory, else in $TMPDIR, with room for the counts of `workers`.
+    """Return a folder in memory, else in $TMPDIR, for the counts of `workers`.
 
     Raises SettingsError if none has the room.
     """
@@ -47,7 +47,7 @@ def create_folder(workers: int) -> Path:
 
 
 def use(folder: Path, number: int) -> None:
-    """Count in the files of worker `number` in `folder`, if there are any; the gauges of its predecessor end.
+    """Count in the files of worker `number`, if any; end its predecessor's gauges.
 
     Call it in the worker, before serving/telemetry/metrics.py is imported.
     """

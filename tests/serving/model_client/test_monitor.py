@@ -73,7 +73,7 @@ def test_replica_is_unproved_when_its_model_has_no_golden_digests(monitor, serve
     check = monitor.golden_check(3)
     assert (check.verdict, check.differing) == ("unproved", None)
     assert check.fingerprint != VERIFIED
-    assert "Version 3 carries no golden digests" in caplog.text
+    assert "Version 3 has no golden digests" in caplog.text
 
 
 def test_a_version_is_checked_once_when_many_requests_wait(monitor, server):

@@ -1,4 +1,4 @@
-"""The client of the batch server in `paint`: retries, patience, checks of versions and images."""
+"""The client of `paint`: retries, patience, checks of versions and images."""
 
 import socket
 import threading
@@ -56,7 +56,7 @@ def test_a_silent_stream_ends_when_patience_does(tmp_path):
     with FakeBatchServer(before=gate) as server:
         printed = paint(server, tmp_path, "--patience-s", "1", "--streams", "1", code=1)
         gate.open()
-    assert "No picture has come for" in printed.splitlines()[-1]
+    assert "No image has come for" in printed.splitlines()[-1]
     assert len(rows(tmp_path)) == 17
 
 
@@ -98,7 +98,7 @@ def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path
     sentence = f"{silent.target} does not answer: the connection was refused."
     first, *_, last = paint(silent, tmp_path, "--patience-s", "2", code=1).splitlines()
     assert first == f"No image for 1 s: {sentence}"
-    assert last.startswith("No picture has come for ")
+    assert last.startswith("No image has come for ")
     assert last.endswith(sentence)
 
 
@@ -131,7 +131,7 @@ def test_paint_goes_on_with_the_new_version_when_any_version_is_set(changing_ser
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("data", b"spoilt", "The picture of seed 0 from {} is not what its SHA-256 says."),
+        ("data", b"spoilt", "The image of seed 0 from {} does not match its SHA-256."),
         ("seed", 5, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
         ("model_version", 3, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
     ],

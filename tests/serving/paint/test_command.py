@@ -1,4 +1,4 @@
-"""`paint` against a batch server that fails on command; test_batch_servers.py has a real one."""
+"""`paint` against a fake batch server; test_batch_servers.py has a real one."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ class Target:
 
 
 def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
-    """Run `paint` in this process, and return its output of stdout and stderr."""
+    """Run `paint` in this process; return its stdout and stderr."""
     words = ["--target", server.target, "--seeds", seeds, "--out", out, *flags]
     output = io.StringIO()
     with redirect_stdout(output), redirect_stderr(output):
@@ -38,8 +38,8 @@ def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
 
 
 @contextmanager
-def painting(server, out, *flags, seeds="0:30"):
-    """Run `paint` in a process of its own during the `with` block."""
+def running_paint(server, out, *flags, seeds="0:30"):
+    """Run `paint` as a process during the `with` block."""
     words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with ended_afterwards(process):
@@ -88,10 +88,10 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
     flags = ("--layout", layout, "--per-folder", 10, "--streams", 1)
     gate = Gate(25)
     with FakeBatchServer(before=gate) as server:
-        with painting(server, tmp_path / "twice", *flags) as process:
+        with running_paint(server, tmp_path / "twice", *flags) as process:
             assert gate.reached.wait(LIMIT_S)
             there = 25 if layout == "files" else 24  # the row of an image in a tar comes with the next image
-            wait_until(lambda: len(rows(tmp_path / "twice")) == there, "pictures before the gate")
+            wait_until(lambda: len(rows(tmp_path / "twice")) == there, "images before the gate")
             process.kill()
             process.wait(LIMIT_S)
         gate.open()
@@ -117,14 +117,14 @@ def test_documented_command_accepts_all_images_of_a_folder(server, tmp_path, lay
 def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
     gate = Gate(10)
     with FakeBatchServer(before=gate) as server:
-        with painting(server, tmp_path) as process:
+        with running_paint(server, tmp_path) as process:
             assert gate.reached.wait(LIMIT_S)
             process.send_signal(signal.SIGINT)
             sentence = process.communicate(timeout=LIMIT_S)[1].splitlines()[-1]
             assert process.returncode == 130
             assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
         gate.open()
-        assert "30 pictures" in paint(server, tmp_path)
+        assert "30 images" in paint(server, tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
@@ -173,7 +173,7 @@ def test_paint_refuses_when_a_tar_would_lose_seeds(server, tmp_path):
     paint(server, tmp_path, *flags, seeds="0:15")
     before = content(tmp_path)
     said = paint(server, tmp_path, *flags, seeds="15:30", code=1)
-    assert said.startswith("000001.tar holds seed 14, which --seeds doesn't name:")
+    assert said.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
     assert content(tmp_path) == before
 
 
@@ -212,9 +212,9 @@ def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--per-folder", 10, "--format", "webp"], "The folder holds /generate?seed=0&format=png&version=1: other"),
-        (["--per-folder", 7], "The folder holds seed 7 in 000000/000000007.png: go on with the layout it was begun"),
-        (["--per-folder", 10, "--model-version", 2, "--seeds", "0:31"], "The folder holds pictures of version 1, and "),
+        (["--per-folder", 10, "--format", "webp"], "The folder holds /generate?seed=0&format=png&version=1; other"),
+        (["--per-folder", 7], "The folder holds seed 7 in 000000/000000007.png; use the layout of the first run"),
+        (["--per-folder", 10, "--model-version", 2, "--seeds", "0:31"], "The folder holds images of version 1, and "),
     ],
 )
 def test_paint_leaves_a_folder_alone_when_the_options_differ(server, whole, flags, sentence):
@@ -246,7 +246,7 @@ def test_paint_says_so_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     said = paint(server, tmp_path, code=1)
-    assert said.splitlines()[-1].endswith(f"{name}: it is not a file of data; move it away.")
+    assert said.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
         "identical",
         "different",
         "unreadable (no PNG in it)",
-        "unreadable (it is not a file of data; move it away)",
+        "unreadable (it is not a regular file; move it away)",
     ]
 
 
@@ -92,8 +92,8 @@ def test_verify_finds_each_lie_and_exits_with_the_worst_status(model_server, png
             r"unknown model (encoded by renderer '\x1b[2J'",
         ),
         "no address": (rewritten(png, Picture="//[apple"), "different (Picture='//[apple' is not valid"),
-        "a bomb": (png_that_claims(100_000, 100_000), "unreadable (more pixels than any picture of ours)"),
-        "half a bomb": (png_that_claims(10_000, 10_000), "unknown model (it doesn't say which picture it is)"),
+        "a bomb": (png_that_claims(100_000, 100_000), "unreadable (more pixels than any image of Ringo)"),
+        "half a bomb": (png_that_claims(10_000, 10_000), "unknown model (it has no text chunk Picture)"),
         "a \x1b[2Jname": (png, "identical"),
         "torn": (png[:20], "unreadable (not a PNG)"),
         "no PNG": (b"GIF89a", "unreadable (not a PNG)"),
