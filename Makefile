@@ -35,7 +35,7 @@ run: .venv/serve .venv/train $(STUBS) ## serve the bundled model on http://local
 	@$(BIN)/python -m serving run
 
 # Each process runs half of the tests in order, so that files stay together; the first to end takes over tests of the other.
-test: .venv/dev $(STUBS) ## run all tests in two processes
+test: .venv/dev $(STUBS) ## run the tests in two processes, without those of `make chaos`
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 fuzz: .venv/dev $(STUBS) ## send 20,000 random requests, 5,000 HTTP heads, messages and damaged photos
@@ -107,7 +107,7 @@ deploy: ## apply k8s/overlays/OVERLAY (local) with kubectl, and wait
 	kubectl apply -k k8s/overlays/$(OVERLAY)
 	kubectl -n ringo rollout status --timeout=10m deployment/model-server deployment/gateway deployment/batch
 
-cluster: ## test deployment, painting and roll-out on a kind cluster, with the images of `make images`
+cluster: ## test deployment, rendering and roll-out on a kind cluster, with the images of `make images`
 	tests/deploy/cluster.sh $(VERSION)
 
 lock: .venv/dev ## resolve requirements/*.in again; review the difference

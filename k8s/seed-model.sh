@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gives the model that ships to the volume in $1, unless that holds a version of it: seed-model VOLUME
-# Several pods may do so at once. Each copies aside, as the model server polls, and the first rename wins.
+# Copies the bundled model to the volume in $1, unless the volume has a version of it: seed-model VOLUME
+# Several pods may run this at once. Each copies aside, because the model server polls, and the first rename wins.
 set -eu
 folder=$1/apple
 for version in "$folder"/[0-9]*; do

@@ -9,7 +9,7 @@ from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import EXAMPLE_SEEDS, RESOURCES, SEEDS, STILL, Picture, Query, mimetypes, parameters
 from serving.rendering.renderer import LICENCES
 
-# Paths of the image of one seed, for people: with seed or name, and format.
+# Short paths of the image of one seed: with seed or name, and format.
 SHORT_URLS = {
     "/{seed}.{format}": "The image of one seed.",
     "/name/{name}.{format}": "The image of one name.",
@@ -33,8 +33,8 @@ The `ETag` is computed without running the model. `If-None-Match` gets 304 even 
 prefix of the ETag is `proved` on a verified replica: its golden images have the same bytes as on the machine that \
 exported the model. Other replicas have a numeric fingerprint as prefix. Equal ETags mean equal bytes.
 
-Every response has an `X-Request-ID`. It is that of the request, if this has 1 to 64 letters, digits and `._-`, else a \
-new one. A `traceparent` is passed on to the model server."""
+Every response has an `X-Request-ID`. It is that of the request, if this one has 1 to 64 letters, digits and `._-`, \
+else a new one. A `traceparent` is passed on to the model server."""
 
 REFUSALS = {
     "400": "A parameter is invalid; `parameter`, `value` and `allowed` describe it.",
@@ -42,7 +42,7 @@ REFUSALS = {
     "404": "The model server has not loaded this version.",
     "406": "`Accept` admits none of the formats.",
     "413": "The request has a body; requests must have none.",
-    "414": "The URL is longer than 4 kB. The response is no problem document.",
+    "414": "The URL is longer than 4 kB. The response is plain HTML.",
     "502": "The model server returned data that does not fit the model.",
     "503": "No model is ready, or the service is at its limit. Retry after the seconds in `Retry-After`.",
     "504": "The deadline passed before the model server answered.",
@@ -82,7 +82,7 @@ ABOUT = {
             "type": "string",
             "enum": ["proved", "unproved", "differs"],
             "description": "`proved`: verified, all golden images have the exporter's bytes. `differs`: some have "
-            "others. `unproved`: the version has no golden digests.",
+            "other bytes. `unproved`: the version has no golden digests.",
         },
         "size": {"type": "integer", "description": "Pixels of the longer side of an image.", "examples": [128]},
         "renderer": {
@@ -116,7 +116,7 @@ EXAMPLES: dict[str, int | str] = {
     "frames": 8,
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-ANY_BYTES = "application/octet-stream"  # generators of clients return bytes for this type, and know none of images
+ANY_BYTES = "application/octet-stream"  # client generators return bytes for this type only
 
 ETAG = '"proved-06e9699d836f78b32509074e00a68e38"'
 IF_NONE_MATCH = {

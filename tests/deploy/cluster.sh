@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a cluster of kind, which it makes and takes away: deploy, ask for a picture, paint a few, roll out, roll back.
+# On a kind cluster, which it creates and deletes: deploy, request an image, render a few, roll out, roll back.
 # Usage: tests/deploy/cluster.sh VERSION, with the images of that version in docker.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

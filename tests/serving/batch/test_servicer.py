@@ -141,7 +141,7 @@ def test_generation_waits_when_the_reader_is_slow(batch, model_server):
     cancel(batch, stream)
 
 
-def test_beyond_the_number_of_streams_a_call_is_told_to_come_back(batch):
+def test_streams_beyond_the_limit_get_resource_exhausted(batch):
     streams = [batch.stream(LONG, size=128) for _ in range(2)]
     for stream in streams:
         next(stream)

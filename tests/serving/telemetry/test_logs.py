@@ -110,7 +110,7 @@ def test_a_path_is_logged_without_the_query_and_harmless(gateway, path, logged):
     assert SECRET not in gateway.log.read_text()
 
 
-def test_no_token_is_in_any_line_right_or_wrong_at_both_doors(gateway, batch):
+def test_no_right_or_wrong_token_is_in_any_line_of_both_servers(gateway, batch):
     wrong = f"Bearer {SECRET}"
     for number, given in enumerate((BEARER, wrong, TOKEN, f"Basic {TOKEN}")):
         gateway.line_of(gateway.ask("/generate?seed=1", Authorization=given))

@@ -101,7 +101,7 @@ def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(tmp_path
             assert isinstance(broken.exception(), ConnectionError | http.client.HTTPException)
 
 
-def test_a_version_that_nobody_has_seen_is_no_label(gateway):
+def test_an_unknown_version_is_no_label(gateway):
     assert gateway.ask("/generate?seed=1&version=98").status == 404
     assert {version for _, _, version in requests_of(gateway.metrics_port)} <= {"", str(VERSION)}
 
@@ -153,7 +153,7 @@ def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):
     wait_until(lambda: count() == before + 1, "the call to be counted")
 
 
-def test_a_method_that_a_caller_makes_up_is_no_label(batch):
+def test_an_unknown_method_is_no_label(batch):
     for path in ("/ringo.v1.PictureService/Invented", "/a.b/c"):
         with pytest.raises(grpc.RpcError):
             batch.channel.unary_unary(path)(b"", timeout=LIMIT_S)
