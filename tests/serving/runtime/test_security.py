@@ -118,7 +118,7 @@ def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, certifi
         ("batch", {"ca": "ca", "certificate": "client", "key": "stranger"}, "--certificate is "),
     ],
 )
-def test_paint_says_at_once_what_waiting_cannot_heal(batch, gateway, certificates, tmp_path, port, flags, sentence):
+def test_paint_stops_at_once_when_waiting_cannot_help(batch, gateway, certificates, tmp_path, port, flags, sentence):
     (tmp_path / "notes").write_text("no PEM")
     files = {**vars(certificates), "notes": tmp_path / "notes"}
     target = batch.target if port == "batch" else f"localhost:{gateway.port}"
