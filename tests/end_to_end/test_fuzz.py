@@ -138,6 +138,7 @@ def test_embedded_model_server_keeps_serving_after_any_request(tmp_path):
 
         send()
         refusals = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "The bytes are no PredictRequest."}
+        refusals.add("RESOURCE_EXHAUSTED")  # 2**20 images are 48 GiB
         assert {"OK"} < found <= refusals | {"OK"}
         assert process.poll() is None
     assert "Traceback" not in log.read_text()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tarfile
@@ -256,7 +257,7 @@ def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
     words = (*words, server.target) if "--target" in words else words
     done = run_serving(
         *words,
-        wrapper=("sh", "-c", f'cd {tmp_path} && PYTHONPATH={ROOT} exec "$@" > /dev/full', "sh"),
+        wrapper=("sh", "-c", f'cd {tmp_path} && PYTHONPATH={shlex.quote(str(ROOT))} exec "$@" > /dev/full', "sh"),
         port=free_port(),
         model_base_path=ROOT / "models" / "apple",
         model_server=f"127.0.0.1:{free_port()}",

@@ -1,6 +1,7 @@
 """`fit` with few flags: choices, output and resuming."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -219,6 +220,7 @@ def test_make_train_names_the_model_after_the_folder(tmp_path, folder_name, mode
     output = subprocess.run(
         ["make", "-n", "-o", ".venv/train", "train", f"PHOTOS={tmp_path}/{folder_name}"],
         cwd=ROOT,
+        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},  # `make test` may be running these tests
         capture_output=True,
         text=True,
         check=True,

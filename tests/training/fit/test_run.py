@@ -21,6 +21,7 @@ from training.config import TrainingConfig
 from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import TrainingError
+from training.evaluate.results import BUNDLED_KID_X1000
 from training.fit.callbacks import Checkpoints, History, StopOnSignal
 from training.fit.measurements import KeepBest, Quality, read_measurements
 from training.fit.run import build_kid, train_stage
@@ -221,8 +222,8 @@ def test_best_checkpoint_has_the_lowest_kid(small_gan, tmp_path, capsys):
     assert all(float(minutes) >= 0 for _, minutes in rows[1:])
     output = capsys.readouterr().out
     assert (
-        "Batch 3 after 0 minutes: KID x1000 40.0; best so far 30.0 at batch 2. The bundled model has 2.9 for its own "
-        "photos, and photos have 0. 20 of 20 varieties are covered."
+        "Batch 3 after 0 minutes: KID x1000 40.0; best so far 30.0 at batch 2. The bundled model has "
+        f"{BUNDLED_KID_X1000:.1f} for its own photos, and photos have 0. 20 of 20 varieties are covered."
     ) in output
     assert "Warning" not in output
 
