@@ -275,7 +275,7 @@ def test_compose_gives_no_container_root_rights():
         assert (service["read_only"], service["cap_drop"], service["user"]) == (True, ["ALL"], "10001:10001"), name
 
 
-def test_nobody_outside_reaches_the_model_server():
+def test_no_port_of_the_model_server_is_published():
     """TensorFlow Serving authenticates no client, and accepts a new configuration from every client."""
     published = {name for name, service in compose()["services"].items() if "ports" in service}
     assert published == {"nginx", "batch"}

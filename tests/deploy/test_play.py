@@ -111,7 +111,7 @@ def get(url: str) -> bytes:
         return response.read()
 
 
-def test_rendered_manifests_serve_the_image_of_the_shipped_model(gateway):
+def test_rendered_manifests_serve_the_image_of_the_bundled_model(gateway):
     import tensorflow as tf
 
     assert json.loads(get(f"{gateway}/about"))["version"] == int(SHIPPED.name)

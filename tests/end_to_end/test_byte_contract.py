@@ -32,7 +32,7 @@ def random_request(rng: random.Random) -> tuple[str, list[int]]:
 
 
 @pytest.mark.parametrize("cache_mb", [0, 16])
-def test_each_client_gets_its_own_image_when_32_ask_at_once(model_server, tmp_path, cache_mb):
+def test_each_client_gets_its_own_image_when_32_requests_are_concurrent(model_server, tmp_path, cache_mb):
     rng = random.Random(cache_mb)
     requests = [random_request(rng) for _ in range(REQUESTS)]
     digests: dict[tuple[str, str | None], set[str]] = {}

@@ -82,7 +82,7 @@ def test_503_and_log_say_why_there_is_no_connection(gateway, tmp_path, target, r
         wait_until(lambda: logged in unconnected.log.read_text(), "gRPC's own text")
 
 
-def test_both_services_listen_on_both_families_when_the_host_is_all_of_ipv6(model_server, tmp_path):
+def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, tmp_path):
     with (
         gateway_for(model_server.target, tmp_path, host="::") as gateway,
         batch_for(model_server.target, tmp_path, host="::") as batch,

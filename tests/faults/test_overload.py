@@ -58,7 +58,7 @@ def test_model_is_not_called_when_the_client_has_disconnected(tmp_path):
         assert len(server.requests) == calls
 
 
-def test_new_clients_get_images_when_as_many_as_the_limit_have_disconnected(tmp_path):
+def test_new_clients_get_images_when_max_in_flight_clients_disconnected(tmp_path):
     with (
         FakeModelServer() as server,
         gateway_for(server.target, tmp_path, max_in_flight=64, model_calls=1) as gateway,

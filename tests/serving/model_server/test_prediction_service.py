@@ -55,7 +55,7 @@ def hosted(saved_model, tmp_path_factory) -> Iterator[Hosted]:
         yield hosted
 
 
-def test_a_response_names_model_version_and_signature_even_if_the_request_left_them_empty(hosted):
+def test_response_names_version_and_signature_when_the_request_does_not(hosted):
     spec = hosted.predict(from_latents()).model_spec
     assert (spec.name, spec.version.value, spec.signature_name) == ("apple", 7, "serving_default")
 
@@ -71,7 +71,7 @@ def test_generate_is_serving_default_after_sample(hosted):
     assert (images(hosted.predict(again)) == pictures).all()
 
 
-def test_tensor_content_and_typed_fields_mean_the_same(hosted):
+def test_response_is_equal_when_latents_are_in_typed_fields(hosted):
     latents = np.linspace(0, 1, 2 * LATENT_DIM, dtype=np.float32)
     content = hosted.predict(from_latents(tensor_content=latents.tobytes()))
     assert content == hosted.predict(from_latents(float_val=latents))
@@ -80,16 +80,16 @@ def test_tensor_content_and_typed_fields_mean_the_same(hosted):
 @pytest.mark.parametrize(
     ("values", "meant"), [([], 0.0), ([0.25], 0.25)], ids=["none are zeros", "the last is repeated"]
 )
-def test_fewer_values_than_the_shape_says_are_filled_up(hosted, values, meant):
+def test_missing_values_repeat_the_last_one_or_are_zero(hosted, values, meant):
     full = from_latents(float_val=[meant] * 2 * LATENT_DIM)
     assert hosted.predict(from_latents(float_val=values)) == hosted.predict(full)
 
 
-def test_no_rows_give_no_rows(hosted):
+def test_response_has_no_rows_when_the_request_has_none(hosted):
     assert images(hosted.predict(generate([]))).shape == (0, 2, 2, 3)
 
 
-def test_typed_fields_on_request_carry_the_same_images(saved_model, tmp_path, hosted):
+def test_images_are_equal_when_the_response_has_typed_fields(saved_model, tmp_path, hosted):
     publish(saved_model, tmp_path, "7")
     with hosting(tmp_path, typed_fields=True) as typed:
         response = typed.predict(generate([1, 2]))
@@ -97,7 +97,7 @@ def test_typed_fields_on_request_carry_the_same_images(saved_model, tmp_path, ho
     assert (images(response) == images(hosted.predict(generate([1, 2])))).all()
 
 
-def test_concurrent_calls_agree(hosted):
+def test_responses_are_equal_when_calls_are_concurrent(hosted):
     with ThreadPoolExecutor(8) as pool:
         responses = list(pool.map(hosted.predict, [generate([1, 2, 3])] * 200))
     assert all(response == responses[0] for response in responses)
@@ -203,7 +203,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("request_", "code", "sentence"), REFUSED)
-def test_model_server_refuses_what_tensorflow_serving_refuses(hosted, request_, code, sentence):
+def test_model_server_refuses_requests_as_tensorflow_serving_does(hosted, request_, code, sentence):
     found, details = refusal_of(hosted, request_)
     assert (found, details[: len(sentence)]) == (code, sentence)
 
@@ -218,7 +218,7 @@ def test_embedded_model_server_cannot_be_reconfigured(hosted, config):
 @pytest.mark.parametrize(
     "method", ["PredictionService/Predict", "PredictionService/GetModelMetadata", "ModelService/GetModelStatus"]
 )
-def test_bytes_that_are_no_request_are_internal_and_leave_no_traceback(hosted, caplog, method):
+def test_call_is_internal_without_a_traceback_when_bytes_are_no_request(hosted, caplog, method):
     with grpc.insecure_channel(hosted.target) as channel:
         call = channel.unary_unary(f"/tensorflow.serving.{method}")
         with pytest.raises(grpc.RpcError) as refused:
@@ -228,7 +228,7 @@ def test_bytes_that_are_no_request_are_internal_and_leave_no_traceback(hosted, c
     assert "Traceback" not in caplog.text
 
 
-def test_what_nobody_foresaw_is_internal_and_its_cause_stays_on_the_server(hosted, caplog):
+def test_unexpected_error_is_internal_and_its_cause_is_in_the_log_only(hosted, caplog):
     init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but nothing that can be run
     code, message = refusal_of(hosted, init)
     assert (code, message) == (

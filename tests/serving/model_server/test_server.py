@@ -69,7 +69,7 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
     assert [(s.version, s.state) for s in statuses(swapped)] == [(2, VersionState.AVAILABLE), (1, VersionState.END)]
 
 
-def test_a_broken_version_ends_with_an_error_and_the_old_one_serves(swapped, saved_models):
+def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models):
     shutil.copytree(saved_models[20], swapped.base_path / ".aside")
     (swapped.base_path / ".aside" / "variables" / "variables.index").unlink()
     (swapped.base_path / ".aside").rename(swapped.base_path / "2")
@@ -81,7 +81,7 @@ def test_a_broken_version_ends_with_an_error_and_the_old_one_serves(swapped, sav
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-def test_a_version_that_fails_its_own_warm_up_takes_no_traffic(swapped, saved_models):
+def test_old_version_serves_when_the_new_one_fails_its_warm_up(swapped, saved_models):
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -95,7 +95,7 @@ def test_a_version_that_fails_its_own_warm_up_takes_no_traffic(swapped, saved_mo
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-def test_with_all_versions_removed_nothing_is_found_until_one_returns(swapped, saved_models):
+def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_models):
     withdraw(swapped.base_path, "1")
     swapped.wait_for(1, VersionState.END)
     assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
@@ -135,7 +135,7 @@ def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_model
     assert {json.loads(line)["level"] for line in ours} == {"INFO", "WARNING"}
 
 
-def test_flags_of_tensorflow_serving_are_taken(saved_models, tmp_path):
+def test_flags_of_tensorflow_serving_are_accepted(saved_models, tmp_path):
     publish(saved_models[10], tmp_path, "1")
     log, socket_path = tmp_path / "log", tmp_path / "model-server.sock"
     flags = [

@@ -23,7 +23,7 @@ def states(watcher: VersionWatcher[str]) -> dict[int, str]:
     return {version: status.state.name for version, status in watcher.snapshot.statuses.items()}
 
 
-def test_a_snapshot_keeps_what_is_unloaded(watcher, tmp_path):
+def test_snapshot_keeps_its_servable_when_it_is_unloaded(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     watcher.poll()
     before = watcher.snapshot
@@ -33,7 +33,7 @@ def test_a_snapshot_keeps_what_is_unloaded(watcher, tmp_path):
     assert watcher.snapshot.servables == {}
 
 
-def test_the_newest_removed_gives_back_to_the_older(watcher, tmp_path):
+def test_older_version_is_served_when_the_newest_is_removed(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     write_version(tmp_path, "2", "new")
     watcher.poll()
@@ -43,7 +43,7 @@ def test_the_newest_removed_gives_back_to_the_older(watcher, tmp_path):
     assert states(watcher) == {1: "AVAILABLE", 2: "END"}
 
 
-def test_of_broken_versions_the_next_older_is_served(watcher, tmp_path):
+def test_older_version_is_served_when_the_newest_is_broken(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     write_version(tmp_path, "2", None)
     watcher.poll()
@@ -51,7 +51,7 @@ def test_of_broken_versions_the_next_older_is_served(watcher, tmp_path):
     assert "FileNotFoundError" in str(watcher.snapshot.statuses[2].error)
 
 
-def test_the_version_that_serves_stays_if_only_broken_ones_are_left(watcher, tmp_path):
+def test_served_version_stays_when_only_broken_ones_are_left(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     watcher.poll()
     withdraw(tmp_path, "1")
@@ -60,7 +60,7 @@ def test_the_version_that_serves_stays_if_only_broken_ones_are_left(watcher, tmp
     assert watcher.snapshot.servables == {1: "old"}
 
 
-def test_a_broken_version_is_not_tried_again(tmp_path):
+def test_broken_version_is_loaded_once_when_it_does_not_change(tmp_path):
     tried = []
     watcher = VersionWatcher(tmp_path, lambda folder: tried.append(folder) or 1 / 0, poll_interval_s=POLL_INTERVAL_S)
     write_version(tmp_path, "1", None)
@@ -69,7 +69,7 @@ def test_a_broken_version_is_not_tried_again(tmp_path):
     assert tried == [tmp_path / "1"]
 
 
-def test_a_broken_version_is_tried_again_when_a_file_further_below_changes(tmp_path):
+def test_broken_version_is_loaded_again_when_a_nested_file_changes(tmp_path):
     def load(folder):
         return (folder / "variables" / "data").read_text() or 1 / 0
 
@@ -84,13 +84,13 @@ def test_a_broken_version_is_tried_again_when_a_file_further_below_changes(tmp_p
 
 
 @pytest.mark.parametrize("name", ["abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20])
-def test_folders_whose_names_are_no_versions_are_ignored(watcher, tmp_path, name):
+def test_folder_is_ignored_when_its_name_is_no_version(watcher, tmp_path, name):
     write_version(tmp_path, name, "model")
     watcher.poll()
     assert watcher.snapshot.statuses == {}
 
 
-def test_a_base_path_that_vanishes_changes_nothing(watcher, tmp_path):
+def test_versions_stay_when_the_base_path_is_gone(watcher, tmp_path):
     base_path = tmp_path / "models"
     base_path.mkdir()
     write_version(base_path, "1", "model")

@@ -226,7 +226,7 @@ def test_paint_leaves_a_folder_alone_when_the_options_differ(server, whole, flag
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
 @pytest.mark.parametrize("lost", [lambda manifest: manifest.unlink(), lambda manifest: manifest.write_bytes(b"")])
-def test_paint_replaces_no_image_of_other_options_when_the_manifest_is_lost(server, tmp_path, layout, lost):
+def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_path, layout, lost):
     flags = ("--layout", layout, "--per-folder", 10)
     paint(server, tmp_path, *flags)
     before = content(tmp_path)
@@ -242,7 +242,7 @@ def test_paint_replaces_no_image_of_other_options_when_the_manifest_is_lost(serv
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "manifest-00000-of-00002.jsonl", "000000/000000003.png"])
-def test_paint_says_so_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_path, name):
+def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_path, name):
     paint(server, tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
@@ -273,7 +273,7 @@ def test_paint_goes_on_without_progress_when_stderr_is_full(server, tmp_path):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_paint_asks_no_proxy_for_a_server_on_this_machine(server, tmp_path, monkeypatch, host):
+def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     paint(Target(f"{host}:{server.port}"), tmp_path, "--patience-s", 5)
 

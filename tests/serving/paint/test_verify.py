@@ -67,7 +67,7 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
     ]
 
 
-def test_verify_finds_each_lie_and_exits_with_the_worst_status(model_server, pngs, tmp_path):
+def test_verify_names_each_fault_and_exits_with_the_lowest_status(model_server, pngs, tmp_path):
     png = pngs[0]
     address = "/generate?seed=42&format=png&version=3"
     lies = {

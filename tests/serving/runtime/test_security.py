@@ -94,7 +94,7 @@ def test_batch_server_answers_clients_with_the_token_only(batch, authorization, 
     assert described(batch, *([("authorization", authorization)] if authorization else [])) == answer
 
 
-def test_batch_server_answers_health_checks_and_no_stream_without_the_token(batch):
+def test_batch_server_answers_only_health_checks_without_the_token(batch):
     assert batch.status() == SERVING
     code, sentence, _ = refusal(lambda: batch.paint([1]))
     assert code is grpc.StatusCode.UNAUTHENTICATED

@@ -47,7 +47,7 @@ def statuses(gateway: Gateway, count: int) -> set[int]:
     return found
 
 
-def test_requests_are_answered_and_dropped_lines_counted_when_stderr_is_blocked(gateway):
+def test_gateway_answers_and_counts_lost_lines_when_stderr_is_blocked(gateway):
     assert statuses(gateway, 2 * MAX_QUEUED) == {404}
     dropped = gateway.metric("ringo_log_lines_dropped_total")
     assert dropped > 0

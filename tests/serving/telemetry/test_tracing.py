@@ -38,7 +38,7 @@ def carried_on(model_server) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("url", ["/generate?seed=1", "/morph?start=1&end=2"])
-def test_a_trace_goes_through_the_gateway_into_the_log_and_to_the_model_server(gateway, model_server, url):
+def test_gateway_passes_a_trace_to_the_log_and_the_model_server(gateway, model_server, url):
     reply = gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b")
     assert gateway.line_of(reply)["trace_id"] == TRACE
     assert carried_on(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
@@ -64,7 +64,7 @@ def test_shared_call_is_part_of_the_trace_that_has_waited_longest(tmp_path):
         assert told["model_seconds"] > 0
 
 
-def test_a_trace_goes_through_the_batch_server(batch, model_server):
+def test_batch_server_passes_a_trace_to_the_log_and_the_model_server(batch, model_server):
     call = batch.pictures.GenerateBatch(batch_request(range(3)), metadata=[("traceparent", PARENT)], timeout=LIMIT_S)
     assert len(list(call)) == 3
     assert carried_on(model_server) == {"traceparent": PARENT}

@@ -16,7 +16,7 @@ def run_in_root(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
 
 
-def test_run_has_equal_bits_and_pasteable_commands_in_a_hostile_environment(photos, tmp_path):
+def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, tmp_path):
     run = tmp_path / "it's りんご"
     (tmp_path / "keras.json").write_text('{"floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}')
     settings = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "1", "TQDM_DISABLE": "1"}
