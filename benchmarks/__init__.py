@@ -1,1 +1,1 @@
-"""Measurements, as ratios in one run: absolute times belong to one machine on one day."""
+"""Measurements, as ratios within one run: absolute times depend on the machine."""

@@ -1,4 +1,4 @@
-"""HTTP speed of this checkout and of another one in turns, with the same model: python -m benchmarks.compare FOLDER.
+"""HTTP speed of two checkouts: python -m benchmarks.compare FOLDER.
 
 FOLDER is another version of this repository in which `make stubs` has run. The results are printed, not written.
 """
@@ -23,7 +23,7 @@ FIGURES = ("responses_a_second", "p50_ms", "p99_ms", "failed_share")
 
 
 def compare(folders: dict[str, Path], model: Path, repeats: int, seconds: float) -> None:
-    """Print the figures of each of `folders` and, round by round, the ratio of the first to the second."""
+    """Print the figures of both `folders`, and their ratio by round."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         running = {
             name: stack.enter_context(servers.ours(model, Path(scratch, f"{name}.log"), folder))
@@ -48,7 +48,7 @@ def compare(folders: dict[str, Path], model: Path, repeats: int, seconds: float)
 
 
 def main() -> int:
-    """Compare, and print; return 1 where wrk is missing."""
+    """Compare, and print; return 1 without wrk."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("other", type=Path, help="the other checkout")
     parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions, for both")

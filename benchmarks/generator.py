@@ -1,4 +1,4 @@
-"""The generator alone: the bundled model by runtime, and networks of other sizes: python -m benchmarks.generator.
+"""The generator by runtime and by size: python -m benchmarks.generator.
 
 All runtimes have the bundled weights. Plain is the network in Keras's own layers; fused is the exported form. The floor
 is the time of its multiply-adds at the speed of a product of large matrices on this machine.
@@ -40,7 +40,7 @@ Run = Callable[[Any], Any]  # latents float32[N, latent_dim] -> images [N, S, S,
 
 
 def matrix_rate() -> float:
-    """Return the float32 operations a second of a large matrix product, the best of 15."""
+    """Return float32 operations a second of a large matrix product."""
     a, b = tf.random.normal((MATRIX, MATRIX)), tf.random.normal((MATRIX, MATRIX))
     product = tf.function(tf.matmul)
     times = []
@@ -68,7 +68,7 @@ def multiply_adds(stages: Sequence[Stage]) -> int:
 
 
 def onnx_runtime(function: Any, latent_dim: int, path: Path) -> Run:
-    """Write a function of TensorFlow to `path` as ONNX; return a function that runs it with ONNX Runtime."""
+    """Write a TensorFlow function to `path`; return its function in ONNX Runtime."""
     import onnxruntime
     import tf2onnx
 
@@ -84,7 +84,7 @@ def onnx_runtime(function: Any, latent_dim: int, path: Path) -> Run:
 
 
 def openvino(path: Path) -> Run:
-    """Return a function that runs the model in `path` with OpenVINO, in float32."""
+    """Return a function that runs the model with OpenVINO, in float32."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY"}
@@ -93,7 +93,7 @@ def openvino(path: Path) -> Run:
 
 
 def saved_model(folder: Path) -> Run:
-    """Return a function that runs the signature `serving_default` of the SavedModel in `folder`."""
+    """Return a function that runs `serving_default` of the SavedModel in `folder`."""
     loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]
     (name,), (output,) = signature.structured_input_signature[1], signature.structured_outputs
@@ -105,7 +105,7 @@ def saved_model(folder: Path) -> Run:
 
 
 def build_runtimes(version: Path, generator: Any, scratch: Path) -> tuple[dict[str, Run], dict[str, str]]:
-    """Return a function per runtime, and the error of each runtime that is left out."""
+    """Return a function per runtime, and an error per missing runtime."""
     latent_dim = generator.input_shape[1]
     plain = in_stock_layers(generator)
     stages = fuse(generator)
@@ -138,7 +138,7 @@ def build_runtimes(version: Path, generator: Any, scratch: Path) -> tuple[dict[s
 
 
 def difference(run: Run, reference: Run, latents: Any) -> float:
-    """Return the largest difference between the images of `run` and `reference`, in 1/255."""
+    """Return the largest difference of images of `run` and `reference`, in 1/255."""
     images, expected = (as_pixels(side(latents)) for side in (run, reference))
     return float(np.abs(images - expected).max())
 
@@ -172,7 +172,7 @@ def measure_runtimes(runtimes: dict[str, Run], latents: Any, batches: Sequence[i
 
 
 def measure_networks(images: Any, latents: Any, repeats: int) -> dict[str, Any]:
-    """Return the cost of NETWORKS with random weights, and of encoding `images` resized to their sizes."""
+    """Return the cost of NETWORKS, and of encoding images of their sizes."""
     result: dict[str, Any] = {}
     sides: dict[tuple[str, str], Callable[[], float]] = {}
     for name, channels in NETWORKS.items():

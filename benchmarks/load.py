@@ -1,4 +1,4 @@
-"""Load on a server by wrk, in a process of its own, which shares the cores with the servers."""
+"""Load on a server by wrk, which shares the cores with it."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """The request for the image of a seed; SEED stands for the seed in path and body."""
+    """The request for a seed's image; SEED is replaced by the seed."""
 
     port: int
     path: str
@@ -34,7 +34,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """The result of a load; wrk corrects latencies for requests that would have waited behind a slow response."""
+    """The result of a load; wrk corrects latencies for delayed requests."""
 
     responses_a_second: float
     p50_ms: float
@@ -61,7 +61,7 @@ def put_load(
     etag: str = "",
     may_fail: bool = False,
 ) -> Load:
-    """Send requests from `clients` at a time for `seconds`: for new seeds, or for the seed `repeat` only.
+    """Send requests for new seeds, or for the seed `repeat` only.
 
     Latencies are of all responses. Raises Failed if there is none or, unless it `may_fail`, one but 2xx or 3xx.
     """

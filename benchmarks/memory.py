@@ -1,4 +1,4 @@
-"""Peak memory of training at 128 and 256 px on 7,000 large photos: python -m benchmarks.memory [FOLDER]."""
+"""Peak memory of training on 7,000 large photos: python -m benchmarks.memory [FOLDER]."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def draw_photos(folder: Path) -> None:
 
 
 def peak_mib(photos: Path, run: Path, size: int) -> int:
-    """Train STEPS batches on `photos` in another process; return its peak resident memory."""
+    """Train STEPS batches in another process; return its peak resident memory."""
     command = [sys.executable, "-m", "training", "fit", "--photos", str(photos), "--out", str(run)]
     command += ["--size", str(size), "--steps", str(STEPS), "--grid-every", "50", "--checkpoint-every-s", "30"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

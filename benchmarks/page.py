@@ -43,7 +43,7 @@ class Goal:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return `value` to so many significant digits, never with an exponent, thousands apart."""
+    """Return `value` with so many significant digits, without an exponent."""
     if value == 0:
         return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -117,7 +117,7 @@ def rival_names(library: str) -> tuple[str, ...]:
 
 
 def plan(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the estimate for AIM images a second from the CPU time of an image."""
+    """Return the estimate for AIM images a second, from CPU time."""
     scale = results["scale"]
     cost = scale["serving"]["cpu_ms_an_image"]
     model_ms, gateway_ms = cost["model-server"], cost["gateway"]
@@ -148,7 +148,7 @@ def plan(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def busiest(connections: int, servers: int) -> float:
-    """Return the mean number of `connections` of the busiest of `servers`, over 1,000 random draws."""
+    """Return the mean number of connections of the busiest of `servers`."""
     drawn = np.random.default_rng(0).integers(servers, size=(1_000, connections))
     return float(np.mean([np.bincount(row).max() for row in drawn]))
 
@@ -193,7 +193,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
 def lines(
     figure: Figure, place: int, curves: Mapping[str, Mapping[str, float]], x: str, y: str, *, log: bool = False
 ) -> Any:
-    """Draw `curves`, y by x, the steps of x evenly; return the axes."""
+    """Draw `curves`, y by x, at even steps; return the axes."""
     axes = figure.add_subplot(place)
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
         axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name, color=colour)
@@ -212,7 +212,7 @@ def name_lines(axes: Any) -> None:
 
 
 def serve_chart(serve: Mapping[str, Any]) -> Figure:
-    """Draw images a second and p99 by clients; the limit has no clients, so no p99."""
+    """Draw images a second and p99 by number of clients."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     sides_drawn = [name for name in TITLES if name != "session"]
     names = [name for name in sides_drawn if any(name in sides for sides in serve["new_seeds"].values())]
@@ -233,7 +233,7 @@ def serve_chart(serve: Mapping[str, Any]) -> Figure:
 
 
 def generator_chart(generator: Mapping[str, Any]) -> Figure:
-    """Draw milliseconds an image by batch size, without Keras's predict: it would hide the others."""
+    """Draw milliseconds an image by batch size, without the slow Keras predict."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     curves = {
         name: {size: sides[name]["ms"]["median"] for size, sides in generator["batches"].items()}

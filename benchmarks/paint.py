@@ -1,4 +1,4 @@
-"""Speed of `paint` beside a limit, and its memory over time: python -m benchmarks.paint.
+"""Speed and memory of `paint`: python -m benchmarks.paint.
 
 The limit is the SavedModel at its best batch size and the encoder in one process, one after the other. Ours are three
 processes with two connections between them, on the same cores.
@@ -38,7 +38,7 @@ PARTS = ("speed", "memory", "memory_of_slow_reader")
 
 @contextmanager
 def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run model server and batch server; yield the target and the batch server's process."""
+    """Run model server and batch server; yield target and batch server process."""
     ports = [free_port() for _ in range(3)]
     settings = {"MODEL_SERVER": f"localhost:{ports[0]}", "BATCH_PORT": ports[1], "BATCH_METRICS_PORT": ports[2]}
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
@@ -70,7 +70,7 @@ def start_paint(target: str, first: int, count: int, out: Path) -> "subprocess.P
 
 
 def speed(model: Path, target: str, repeats: int) -> dict[str, object]:
-    """Return the images a second of `paint` and of the limit, in turns."""
+    """Return images a second of `paint` and the limit, in turns."""
     loaded = tf.saved_model.load(str(newest_version(model)))
     generate = loaded.signatures["generate"]
 
@@ -111,7 +111,7 @@ def resident_mib(pid: int) -> float:
 
 
 def memory(target: str, batch: "subprocess.Popen[bytes]") -> dict[str, object]:
-    """Return the resident memory of both sides after a tenth of MANY images, and its peak from then on."""
+    """Return both sides' memory after MANY / 10 images, and its peak."""
     with tempfile.TemporaryDirectory() as out:
         client = start_paint(target, 0, MANY, Path(out))
         manifest, samples = Path(out, "manifest.jsonl"), []

@@ -70,7 +70,7 @@ def _send(number: signal.Signals, pids: Sequence[int]) -> None:
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Return the median of `values` and their quartiles, to so many significant digits."""
+    """Return median and quartiles of `values`, to so many significant digits."""
     low, median, high = (float(f"{value:.{digits}g}") for value in np.percentile(values, [25, 50, 75]))
     return {"median": median, "low": low, "high": high}
 
@@ -101,7 +101,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(part: str, result: Mapping[str, Any], *, quick: bool = False) -> None:
-    """Write the `result` of a part, with machine and date, to results/`part`.json, unless it is `quick`."""
+    """Write `result`, machine and date to results/`part`.json, unless `quick`."""
     if quick:
         return
     whole = {**result, "part": part, "date": datetime.date.today().isoformat(), "machine": machine()}

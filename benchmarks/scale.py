@@ -27,7 +27,7 @@ PHOTOS_WAIT_S = 600.0
 
 
 def serving(model: Path, clients: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Return speed and latency of gateway and model server by number of clients, and the CPU time of an image."""
+    """Return speed and latency by number of clients, and CPU time."""
     with tempfile.TemporaryDirectory() as scratch, servers.ours(model, Path(scratch, "log")) as server:
         put_load(server.request, clients=16, seconds=1.0)
         before = server.cpu_s()
@@ -47,7 +47,7 @@ def serving(model: Path, clients: Sequence[int], repeats: int) -> dict[str, Any]
 
 
 def photos(counts: Sequence[int]) -> dict[str, Any]:
-    """Return seconds and peak memory of loading photos, into memory and through the cache, by their number."""
+    """Return seconds and peak memory of loading photos, by their number."""
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "photos")
@@ -75,7 +75,7 @@ def draw_photos(folder: Path, first: int, end: int) -> None:
 
 
 def load_in_new_process(folder: str, cache: str, limit: int) -> dict[str, float]:
-    """Return seconds and peak memory of loading `folder` in a process of its own."""
+    """Return seconds and peak memory of loading `folder` in another process."""
     command = [sys.executable, "-m", "benchmarks.scale", "--load-photos", folder, cache, str(limit)]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PHOTOS_WAIT_S).stdout
     result: dict[str, float] = json.loads(output.splitlines()[-1])
@@ -94,7 +94,7 @@ def load_here(folder: str, cache: str, limit: int) -> None:
 
 
 def peak_mib() -> float:
-    """Return the peak memory of this process; getrusage would return its parent's, if that is larger."""
+    """Return this process's peak memory; getrusage may return its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -1,4 +1,4 @@
-"""HTTP: images a second and latencies, ours beside a limit and other servers: python -m benchmarks.serve.
+"""HTTP speed of Ringo, a limit and other servers: python -m benchmarks.serve.
 
 The limit is the SavedModel, as TensorFlow 2 loads it, and the encoder in one process, one after the other: at the best
 batch size, and for a single client at batch size 1. It has no server, client or queue. "session" is the same with the
@@ -41,7 +41,7 @@ NEVER_STOPPED = "bentoml"
 
 
 class Limit:
-    """The model and the encoder in this process: `pixels` returns images uint8[N, H, W, 3] of seeds int64[N]."""
+    """Model and encoder in this process; `pixels` returns uint8[N, H, W, 3]."""
 
     def __init__(self, pixels: Callable[[Any], Any]) -> None:
         self.pixels = pixels
@@ -73,7 +73,7 @@ class Limit:
         return done / (time.perf_counter() - begin)
 
     def load(self, clients: int, seconds: float) -> Load:
-        """Return the speed for a single client, or for more at the best batch size, with the latencies of a batch."""
+        """Return speed and latencies of one client or at best batch size."""
         if clients == 1:
             self.single(servers.SETTLING_S)
             return self.single(seconds)
@@ -83,7 +83,7 @@ class Limit:
         return Load(speed, batch_ms, batch_ms, batch_ms, 0.0)
 
     def single(self, seconds: float) -> Load:
-        """Return speed and latencies of a client that has the process for itself."""
+        """Return speed and latencies of a client without others."""
         times, begin, size = [], time.perf_counter(), 0
         while time.perf_counter() - begin < seconds:
             started = time.perf_counter()
@@ -94,7 +94,7 @@ class Limit:
 
 
 def check_image(server: servers.Server, limit: Limit) -> None:
-    """Raise Failed if an image of `server` differs from the model's by more than 1/255, as unfused weights may."""
+    """Raise Failed if an image differs from the model's by over 1/255."""
     with Image.open(io.BytesIO(server.image(servers.CHECKED_SEED))) as image:
         difference = np.abs(np.asarray(image, np.int16) - limit.pixels([servers.CHECKED_SEED])[0]).max()
     if difference > 1:
@@ -109,7 +109,7 @@ def summary(loads: list[Load]) -> dict[str, dict[str, float]]:
 def start_servers(
     stack: contextlib.ExitStack, names: Sequence[str], model: Path, limit: Limit
 ) -> tuple[dict[str, servers.Server], dict[str, str]]:
-    """Return ours and the peers `names`, running and checked, and the error of each one that is left out."""
+    """Return ours and `names`, running and checked, and errors of missing ones."""
     scratch, version = Path(stack.enter_context(tempfile.TemporaryDirectory())), newest_version(model).resolve()
     running: dict[str, servers.Server] = {}
     left_out: dict[str, str] = {}
@@ -130,7 +130,7 @@ def start_servers(
 def measure(
     model: Path, names: tuple[str, ...], clients: tuple[int, ...], *, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the result of the whole part for ours and the peers `names`."""
+    """Return the result of the part for ours and `names`."""
     version = newest_version(model).resolve()
     limits = {"limit": Limit.of_function(version), "session": Limit.of_session(version)}
     with contextlib.ExitStack() as stack:
@@ -168,7 +168,7 @@ def measure(
 
 
 def compare(loads: Mapping[str, list[Load]]) -> dict[str, Any]:
-    """Return the spread of each side, with its ratios to the limit and to ours."""
+    """Return each side's spread, and its ratios to limit and ours."""
     result: dict[str, Any] = {name: summary(turns) for name, turns in loads.items()}
 
     def ratio(name: str, other: str, figure: str = "responses_a_second") -> dict[str, float]:
@@ -196,7 +196,7 @@ def describe(server: servers.Server) -> dict[str, Any]:
 
 
 def measure_cached(server: servers.Server, *, repeats: int, seconds: float) -> dict[str, Any]:
-    """Return the speed of ours without the model: a cached image, and 304 to a client that has it."""
+    """Return the speed of ours without the model: cached images, and 304."""
     # After the stop, the gateway reconnects to the model server, and each worker caches the image.
     put_load(
         server.request, clients=CACHED_CLIENTS, seconds=servers.SETTLING_S, repeat=servers.CHECKED_SEED, may_fail=True

@@ -1,4 +1,4 @@
-"""The servers under load as processes: ours, as `make run` starts it, and the peers."""
+"""The servers under load as processes: ours, and the peers."""
 
 import base64
 import http.client
@@ -30,12 +30,12 @@ ROOT = Path(__file__).parents[1]
 
 
 class NotReady(Exception):
-    """A server did not respond in time, or ended; the text is one sentence."""
+    """A server did not respond or ended; the text is one sentence."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; times are in seconds from the start of its process."""
+    """A running server; times are seconds since its process started."""
 
     request: Request
     process: subprocess.Popen[bytes]
@@ -47,7 +47,7 @@ class Server:
         return descendants(self.process.pid)
 
     def resident_mib(self) -> dict[str, float]:
-        """Return memory by command; shared pages count in equal parts for each process."""
+        """Return memory by command; shared pages are divided among processes."""
         held: dict[str, float] = {}
         for pid in self.pids():
             name = command_name(pid)
@@ -55,7 +55,7 @@ class Server:
         return held
 
     def largest_mib(self) -> dict[str, float]:
-        """Return the memory of the largest process by command, such as one of several workers."""
+        """Return the memory of the largest process by command."""
         held: dict[str, float] = {}
         for pid in self.pids():
             name = command_name(pid)
@@ -103,7 +103,7 @@ def running(
     log: Path,
     folder: Path = ROOT,
 ) -> Iterator[Server]:
-    """Run `command` in `folder` until it responds to `request`; end it and its children after the `with` block."""
+    """Run `command`; wait until it responds; end it after the `with` block."""
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     begin = time.monotonic()
     with log.open("wb") as output:
@@ -152,9 +152,10 @@ def responds(request: Request) -> bool:
 
 
 def in_turn(server: Server, stopped: Sequence[int], **load: Any) -> Load:
-    """Put a load on `server`, whose `stopped` processes run meanwhile; SETTLING_S of one client are not counted.
+    """Put a load on `server`; its `stopped` processes run meanwhile.
 
-    They stop again once the requests that the load left in flight are answered: 64 take Flask 5 s.
+    SETTLING_S of one client are not counted. The processes stop again once all requests in flight are answered: 64 take
+    Flask 5 s.
     """
     with resumed(stopped):
         put_load(server.request, **load | {"clients": 1, "seconds": SETTLING_S})
@@ -164,7 +165,7 @@ def in_turn(server: Server, stopped: Sequence[int], **load: Any) -> Load:
 
 
 def png_of(body: bytes) -> bytes:
-    """Return the image in a response: the body or, from BentoML, the base64 text in a list."""
+    """Return the image in a response: the body or BentoML's base64 text."""
     return base64.b64decode(json.loads(body)[0]) if body.startswith(b"[") else body
 
 
@@ -186,7 +187,7 @@ def is_live(port: int) -> bool:
 
 
 def ours(model: Path, log: Path, folder: Path = ROOT) -> AbstractContextManager[Server]:
-    """Run gateway and model server of the checkout in `folder` as `make run` does."""
+    """Run gateway and model server of `folder` as `make run` does."""
     gateway, metrics, model_server = free_port(), free_port(), free_port()
     environment = {
         "RINGO_PORT": str(gateway),
@@ -238,7 +239,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def command_name(pid: int) -> str:
-    """Return the command of a process of ours, or "server" for a peer."""
+    """Return the command of our process, or "server" for a peer."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     for word in (b"model-server", b"gateway", b"run"):
         if b"serving" in words and word in words:
@@ -247,6 +248,6 @@ def command_name(pid: int) -> str:
 
 
 def proportional_mib(pid: int) -> float:
-    """Return the resident memory of a process; a page that n processes share counts as 1/n."""
+    """Return a process's resident memory; pages that n processes share count 1/n."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))

@@ -1,4 +1,4 @@
-"""The generator in Keras's own layers: the same function of the same weights."""
+"""The generator in Keras's own layers, with the same weights."""
 
 import keras
 import numpy as np

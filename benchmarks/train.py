@@ -1,4 +1,4 @@
-"""Training: images a second, beside the same networks in PyTorch: python -m benchmarks.train.
+"""Training speed, beside the same networks in PyTorch: python -m benchmarks.train.
 
 Each training loop is a process of its own that trains a few batches when its turn comes. PyTorch takes part where it
 is installed: pip install torch==2.13.0 (a CPU build will do).
@@ -43,7 +43,7 @@ TURNS = {loop: (loop, STEP) for loop in LOOPS} | {
 
 
 class Turns:
-    """The turns of one loop, as the parent process asks for them over `connection`.
+    """The turns of one loop, requested by the parent over `connection`.
 
     Answers are pairs: the seconds of a batch, and those of drawing its data.
     """
@@ -56,7 +56,7 @@ class Turns:
         self.features_s: Callable[[], float] | None = None  # of a batch
 
     def after_batch(self) -> bool:
-        """Count a batch, and at the end of a turn wait for the next; return whether there is one."""
+        """Count a batch; between turns, wait; return whether another batch follows."""
         self.batches += 1
         if self.batches == SETTLING:
             self.drawing_s, self.begin = 0.0, time.perf_counter()
@@ -75,7 +75,7 @@ class Turns:
 
 
 def train_ours(turns: Turns, pixels: Any) -> None:
-    """Train as `python -m training fit` does, without what it does beside the step."""
+    """Train as `python -m training fit` does, but only the steps."""
     import keras
 
     from training.fit.run import enable_determinism, iterate_batches
@@ -104,7 +104,7 @@ def train_ours(turns: Turns, pixels: Any) -> None:
 
 
 def time_features(gan: Any) -> Callable[[], float]:
-    """Return a function that returns the seconds which the frozen features take in a step.
+    """Return a function for the seconds of frozen features in a step.
 
     These are a forward pass for the photos, a forward and a backward pass for the generated images.
     """
@@ -206,7 +206,7 @@ def measure(loops: tuple[str, ...], repeats: int) -> dict[str, Any]:
 def summarise(
     measured: dict[str, list[tuple[float, float]]], start_s: dict[str, float], batch_size: int
 ) -> dict[str, Any]:
-    """Return speeds by loop, and the shares of a step that go into frozen features and data."""
+    """Return speeds by loop, and shares of frozen features and data."""
     seconds = {name: [step_s for step_s, _ in turns] for name, turns in measured.items()}
 
     def share(name: str, of: str) -> dict[str, float]:
@@ -232,7 +232,7 @@ def summarise(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a table of images a second, and the shares of a step."""
+    """Print a table of images a second, and shares of a step."""
     rounds.row("training", "images/s", "ours to it", "start s")
     for name, side in result["sides"].items():
         times = side["ours_to_it"]

@@ -22,7 +22,7 @@ def newest_version(model: Path) -> Path:
 
 
 def network_constants(version: Path) -> list[NDArray[np.float32]]:
-    """Return the weights in the graph of `version`: kernel, bias, kernel, bias ..., from the dense layer on."""
+    """Return all kernels and biases of `version`, from the dense layer."""
     graph = tf.saved_model.load(str(version)).signatures["serving_default"].graph.as_graph_def()
     for function in graph.library.function:
         if any(node.op == "Conv2DBackpropInput" for node in function.node_def):
@@ -32,7 +32,7 @@ def network_constants(version: Path) -> list[NDArray[np.float32]]:
 
 
 def keras_generator(version: Path) -> keras.Model:
-    """Return latents float32[N, latent_dim] -> images float32[N, S, S, 3] in [-1, 1], equal to those of `version`."""
+    """Return a Keras generator whose images equal those of `version`."""
     arrays = network_constants(version)
     dense, *upsamplings, _ = arrays[::2]
     generator = build_generator(len(dense), (dense.shape[1] // 16, *(kernel.shape[-1] for kernel in upsamplings)))

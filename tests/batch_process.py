@@ -23,7 +23,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @dataclass(frozen=True)
 class Batch:
-    """The process, which a test may end, and stubs of one channel to it."""
+    """The process, which a test may end, and stubs."""
 
     target: str
     metrics_port: int
@@ -75,7 +75,7 @@ def batch_for(
     ready: bool = True,
     **settings: Any,
 ) -> Iterator[Batch]:
-    """Run the batch server until the `with` block ends; wait for a model if `ready`.
+    """Run the batch server in a `with` block, by default ready.
 
     Ports are free ones unless `settings` names them.
     """

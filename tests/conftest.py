@@ -1,4 +1,4 @@
-"""Fixtures and helpers of several test files: photos, a small run and its export, servers, waiting."""
+"""Fixtures and helpers of several test files."""
 
 import os
 import subprocess
@@ -20,19 +20,19 @@ for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROX
     os.environ.pop(name, None)
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: int(version.name))
-VERSION = 3  # of the fake model: neither the first possible one nor a default
+BUNDLED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: int(version.name))
+VERSION = 3  # of the fake model: neither the first version nor a default
 LIMIT_S = 60.0  # of one wait, on a busy machine
 
 
 def with_backend(name: str) -> dict[str, str]:
-    """Return the environment of a process with a Keras backend; JAX compiles without optimisation."""
+    """Return an environment with a Keras backend; JAX does not optimise."""
     unoptimised = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if name == "jax" else {}
     return {**os.environ, "KERAS_BACKEND": name, **unoptimised}
 
 
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
-    """Return when `condition()` is true; fail with `what` after `limit_s` seconds."""
+    """Return when `condition()` is true; fail after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {limit_s} s"
@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], object], what: str, limit_s: float = LIMI
 
 @contextmanager
 def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
-    """End `process` by SIGTERM after the `with` block; fail if that takes longer than LIMIT_S."""
+    """End `process` by SIGTERM after the `with` block, within LIMIT_S."""
     with process:
         try:
             yield
@@ -55,7 +55,7 @@ def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
 
 
 def draw_photo(seed: int, size: int = 40) -> Image.Image:
-    """Return a round fruit on white, with noise so that no two files are equal."""
+    """Return a round fruit on white; noise makes every file different."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size - 0.5
     inside = (x**2 + y**2 < rng.uniform(0.1, 0.2))[..., None]
@@ -99,7 +99,7 @@ def small_run(photos, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_model(small_run, tmp_path_factory) -> Path:
-    """A model folder whose version 1 is the export of the small run."""
+    """A model folder with the small run's export as version 1."""
     from training.export.command import export
     from training.export.model_card import Fault
 

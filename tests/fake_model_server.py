@@ -1,4 +1,4 @@
-"""A fake TensorFlow Serving on a real socket, whose images are computed by integer arithmetic.
+"""A fake TensorFlow Serving on a socket; its images are integer arithmetic.
 
 As a program, it accepts the flags that `serving.run` passes to tensorflow_model_server.
 """
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 6, 8
 
 
 def picture(seed: int, version: int = 1) -> np.ndarray:
-    """Return uint8[HEIGHT, WIDTH, 3], different for any two seeds or versions of a test."""
+    """Return uint8[HEIGHT, WIDTH, 3], different for each seed and version."""
     return pictures_of(latents([seed]), version)[0]
 
 
@@ -48,7 +48,7 @@ def pictures_of(latents: np.ndarray, version: int) -> np.ndarray:
 
 
 def golden(version: int) -> np.ndarray:
-    """Return uint8[64, 32], the digests of the images of seeds 0 to 63."""
+    """Return uint8[64, 32], the digests of images 0 to 63."""
     digests = [hashlib.sha256(picture(seed, version).tobytes()).digest() for seed in range(64)]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(64, 32)
 
@@ -61,7 +61,7 @@ FIELDS = {"uint8": (types_pb2.DT_UINT8, "int_val"), "int64": (types_pb2.DT_INT64
 def answer(
     request: Any, *, version: int, as_content: bool = False, images: np.ndarray | None = None
 ) -> predict_pb2.PredictResponse:
-    """Return the response to `request`, in typed fields as by default, or in tensor_content.
+    """Return the response to `request`, in typed fields or in tensor_content.
 
     `images` replaces the images of `generate`.
     """
@@ -104,7 +104,7 @@ class StatusError(Exception):
 class FakeModelServer(
     prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
 ):
-    """Serves one version of a model in a `with` block; set `version` for a hot swap.
+    """Serves one model version in a `with` block; set `version` to swap.
 
     `reply` returns the response to a Predict request or raises StatusError.
     """

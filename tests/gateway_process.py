@@ -44,7 +44,7 @@ class Gateway:
             return Reply(response.status, response.headers, response.read())
 
     def metric(self, line: str) -> float:
-        """Return the value of `line`, a metric with its labels; 0 if there is none."""
+        """Return the value of `line`, a metric with its labels, or 0."""
         lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
         return sum(float(found.removeprefix(line)) for found in lines if found.startswith(f"{line} "))
 
@@ -53,7 +53,7 @@ class Gateway:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def line_of(self, reply: Reply) -> dict[str, object]:
-        """Wait for the log line with the outcome of the request of `reply`, and return it."""
+        """Return the log line of the request of `reply`; wait for it."""
 
         def found() -> list[dict[str, object]]:
             own = reply.headers["X-Request-ID"]
@@ -89,7 +89,7 @@ def free_port() -> int:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Return the environment with `settings` as its only RINGO_ variables, and a free metrics port."""
+    """Return the environment with only `settings` and a free metrics port."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("RINGO_")}
     settings = {"metrics_port": free_port()} | settings
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
@@ -98,14 +98,14 @@ def environment(**settings: object) -> dict[str, str]:
 def run_serving(
     *words: object, cwd: Path = ROOT, wrapper: Sequence[str] = (), **settings: object
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m serving` with `words` and RINGO_ `settings` to its end; `wrapper` is a command that runs it."""
+    """Run `python -m serving`, by the command `wrapper`, to its end."""
     whole, env = [*wrapper, *command("serving", *words)], environment(**settings)
     return subprocess.run(whole, env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @contextmanager
 def gateway_for(target: str, folder: Path, *, wrapper: Sequence[str] = (), **settings: object) -> Iterator[Gateway]:
-    """Run the gateway for the model server at `target` until the `with` block ends; `wrapper` as for run_serving."""
+    """Run a gateway in a `with` block; `wrapper` as for run_serving."""
     port, metrics_port = free_port(), free_port()
     log = folder / "gateway.log"
     with log.open("wb") as stderr:

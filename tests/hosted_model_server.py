@@ -1,4 +1,4 @@
-"""A tiny SavedModel of the contract, and the embedded model server that hosts it in this process."""
+"""A tiny SavedModel, and an embedded model server in this process."""
 
 import shutil
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
 def save_model(folder: Path, shade: int) -> None:
-    """Write a SavedModel of the contract's three signatures; `shade` is what latents of 0 give in every pixel."""
+    """Write a SavedModel; latents of 0 give `shade` in every pixel."""
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -65,7 +65,7 @@ def save_model(folder: Path, shade: int) -> None:
 
 
 def publish(source: Path, base_path: Path, name: str) -> None:
-    """Copy a version folder aside and rename it into place, as the exporter does."""
+    """Copy a version folder and rename it, as the exporter does."""
     shutil.copytree(source, base_path / f".aside-{name}")
     (base_path / f".aside-{name}").rename(base_path / name)
 
@@ -85,7 +85,7 @@ def generate(seeds: list[int], *, version: int | None = None) -> Any:
 
 
 def from_latents(**proto: Any) -> Any:
-    """Return a request for the images of one tensor of latents: by default two rows of zeros."""
+    """Return a request for images of latents: by default two zero rows."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "apple"
     request.inputs["latents"].CopyFrom(tensor(**{"dtype": types_pb2.DT_FLOAT, "shape": [2, LATENT_DIM]} | proto))
@@ -108,7 +108,7 @@ def images(response: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Hosted:
-    """A model server in this process, with the stubs of one channel to it."""
+    """A model server in this process, with stubs of one channel."""
 
     base_path: Path
     target: str

@@ -17,5 +17,5 @@ def scrape(port: int) -> list[Sample]:
 
 
 def value(port: int, name: str, **labels: str) -> float:
-    """Return the sum of the samples of `name` that have `labels`, and maybe others; 0 if there are none."""
+    """Return the sum of samples of `name` that have at least `labels`."""
     return sum(one.value for one in scrape(port) if one.name == name and labels.items() <= one.labels.items())

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks import page, rounds
-from tests.conftest import SHIPPED
+from tests.conftest import BUNDLED
 
 
 def test_docs_page_equals_the_rendered_results():
@@ -34,9 +34,9 @@ def test_unfused_network_gives_images_of_the_bundled_model():
 
     from benchmarks.weights import keras_generator
 
-    signatures = tf.saved_model.load(str(SHIPPED)).signatures
+    signatures = tf.saved_model.load(str(BUNDLED)).signatures
     seeds = tf.range(8, dtype=tf.int64)
-    images = keras_generator(SHIPPED)(signatures["sample"](seeds=seeds)["latents"], training=False)
+    images = keras_generator(BUNDLED)(signatures["sample"](seeds=seeds)["latents"], training=False)
 
     expected = signatures["generate"](seeds=seeds)["images"].numpy().astype(int)
     assert np.abs(np.round((np.asarray(images) + 1) * 127.5) - expected).max() <= 1

@@ -1,4 +1,4 @@
-"""The tests that docs/reliability.md and SECURITY.md name exist, and docs/reliability.md names all of tests/faults."""
+"""docs/reliability.md and SECURITY.md name existing tests."""
 
 import re
 

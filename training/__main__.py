@@ -1,4 +1,4 @@
-"""The commands: python -m training preview | fit | samples | evaluate | export."""
+"""The command line: python -m training {preview,fit,samples,evaluate,export}."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""The name of a model, from the folder of its photos: python training/names.py FOLDER, for the Makefile."""
+"""The name of a model, for the Makefile: python training/names.py FOLDER."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def model_name(folder: Path) -> str:
-    """Return a name for the model of `folder` in letters, digits and hyphens of ASCII.
+    """Return the model's name for `folder`: ASCII letters, digits and hyphens.
 
     Accents are dropped. A folder name without any ASCII letter or digit gives photos- and its checksum.
     """

@@ -35,9 +35,10 @@ class ComputeRecord:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that replaces `path` after the `with` block, even in a power cut.
+    """Yield a new file that replaces `path` after the `with` block.
 
-    Its temporary name is unique, because several processes may write `path`. Raises OSError.
+    A power cut leaves the old or the new file. The temporary name is unique, because several processes may write
+    `path`. Raises OSError.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -1,4 +1,4 @@
-"""Output that cannot fail, and commands that can be pasted into a shell."""
+"""Output that cannot fail, and commands for a shell."""
 
 import io
 import os
@@ -13,7 +13,7 @@ class _Output(io.FileIO):
     """A file descriptor that drops the bytes it cannot write."""
 
     def write(self, content: Any) -> int:
-        """Write `content`; the reader of a pipe may be gone, or the disk full."""
+        """Write `content`, or drop it if the pipe or disk fails."""
         try:
             return super().write(content)
         except OSError:
@@ -45,6 +45,6 @@ def quote(word: object) -> str:
 
 
 def python_command(*words: object) -> str:
-    """Return the shell command that runs this Python with `words`, from the current folder."""
+    """Return the shell command that runs this Python with `words`."""
     python, here = Path(sys.executable), Path.cwd()
     return " ".join(map(quote, (python.relative_to(here) if python.is_relative_to(here) else python, *words)))

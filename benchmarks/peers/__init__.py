@@ -1,4 +1,4 @@
-"""Other servers and training loops, written as in their tutorials; all servers encode with our encoder.
+"""Other servers, with our encoder, and training loops, as in their tutorials.
 
 The environment variable BENCH_VERSION names the version folder of the SavedModel.
 """

@@ -14,6 +14,6 @@ signature = loaded.signatures["generate"]
 
 @app.get("/generate")
 def generate(seed: int) -> Response:
-    """Return the image of a seed; FastAPI calls this in one of its 40 threads."""
+    """Return the image of a seed, in one of FastAPI's 40 threads."""
     (pixels,) = signature(seeds=tf.constant([seed], tf.int64))["images"].numpy()
     return Response(encode(pixels, "png", {}), media_type="image/png")

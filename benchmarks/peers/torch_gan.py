@@ -1,4 +1,4 @@
-"""The networks of a run's first stage in PyTorch: the generator, and the projected discriminator."""
+"""The generator and the projected discriminator of the first stage in PyTorch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -85,13 +85,13 @@ class Block(nn.Module):
         self.is_residual = stride == 1 and layers[0].in_channels == self.layers[-1].out_channels
 
     def forward(self, x):
-        """Return [N, filters, H / stride, W / stride] for [N, C, H, W]."""
+        """Return [N, filters, H/stride, W/stride] for [N, C, H, W]."""
         y = self.layers(x)
         return x + y if self.is_residual else y
 
 
 def build_backbone() -> nn.ModuleList:
-    """Return the stem and first block group, then the block groups between TAPS."""
+    """Return the stem with the first group, then groups between TAPS."""
     weights, block, parts = load_weights("lite1"), 0, nn.ModuleList()
     layers: list[nn.Module] = [frozen_conv(weights, "_conv_stem", "_bn0", 2), nn.ReLU6()]
     for group, (stride, repeats) in enumerate(zip(STRIDES[: TAPS[-1]], REPEATS["lite1"], strict=False), start=1):
@@ -105,7 +105,7 @@ def build_backbone() -> nn.ModuleList:
 
 
 def build_head(size: int, channels: int) -> nn.Sequential:
-    """Return features [N, channels, size, size] -> logits [N, 1, 5, 5], or [N, 1, 1, 1] for size 4."""
+    """Return a head: features to logits, 5x5 or (size 4) 1x1."""
     if size > 8:
         widths = [channels, *(min(64 << level, WIDEST) for level in range(int(math.log2(size // 8))))]
         kernel, stride = 4, 2
@@ -119,7 +119,7 @@ def build_head(size: int, channels: int) -> nn.Sequential:
 
 
 class Discriminator(nn.Module):
-    """Images [N, 3, S, S] in [-1, 1] -> a list of logits, one tensor per head."""
+    """Maps images [N, 3, S, S] in [-1, 1] to each head's logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,12 +152,12 @@ def fixed(tensor) -> nn.Parameter:
 
 
 def random_1x1(inputs: int, outputs: int) -> nn.Parameter:
-    """Return a fixed kernel [outputs, inputs, 1, 1] of N(0, 1 / inputs)."""
+    """Return a fixed kernel [outputs, inputs, 1, 1] of N(0, 1/inputs)."""
     return fixed(torch.randn(outputs, inputs, 1, 1) / math.sqrt(inputs))
 
 
 def fit(config, pixels, after_batch: Callable[[], bool]) -> None:
-    """Train on `pixels` uint8[n, S, S, 3] until `after_batch`, called after each batch, returns False."""
+    """Train on `pixels` uint8[n, S, S, 3] until `after_batch` returns False."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = Generator(config.latent_dim, config.generator_channels).to(device, memory_format=torch.channels_last)
     discriminator = Discriminator().to(device, memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
 
 class WellFormedInterceptor(grpc.ServerInterceptor):
-    """Refuses bytes that are no message of the API: gRPC would log tracebacks."""
+    """Refuses bytes that are no message; gRPC would log a traceback."""
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the handler of the call, if any, after a check."""

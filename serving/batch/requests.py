@@ -24,7 +24,7 @@ FORMATS = {pb.FORMAT_UNSPECIFIED: "png", pb.FORMAT_PNG: "png", pb.FORMAT_WEBP: "
 
 
 def check_known(*messages: Message) -> None:
-    """Raise InvalidRequest for unknown fields: a later API's options must not be ignored."""
+    """Raise InvalidRequest for unknown fields, which a later API may have."""
     for message in messages:
         for unknown in UnknownFieldSet(message):
             known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
@@ -45,7 +45,7 @@ def read_picture(options: Message, seed: int) -> Picture:
 
 
 def read_seed(request: Message) -> int:
-    """Return the seed of a GenerateRequest, or of its name; or raise InvalidRequest."""
+    """Return the seed of a GenerateRequest; raise InvalidRequest without one."""
     texts = {name: str(getattr(request, name)) for name in ("seed", "name") if request.HasField(name)}
     seed = read_query(Picture, MultiDict(texts)).seed
     if seed is None:
@@ -74,6 +74,6 @@ def read_seeds(request: Message) -> Sequence[int]:
 
 
 def check_seed(field: str, seed: int) -> None:
-    """Raise InvalidRequest, naming `field`, for a negative seed: no int64 is too high."""
+    """Raise InvalidRequest, naming `field`, for a negative seed."""
     if seed < 0:
         raise InvalidRequest(field, str(seed), SEED.allowed)

@@ -55,7 +55,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             query, check = self._pinned(request.options, read_seed(request), deadline_s(context))
             record.model_version = query.version
             if not context.is_active():
-                raise ClientGone("The client cancelled the call before the model was asked.")
+                raise ClientGone("The client cancelled the call before its image was rendered.")
             until_s = deadline_s(context)
             _, (made,) = self._monitor.with_check(
                 check.version,
@@ -66,7 +66,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             return picture_service_pb2.GenerateResponse(picture=picture(query, made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
-        """Yield one image per seed, in order; render at most BATCHES_AHEAD batches ahead."""
+        """Yield one image per seed, in order, rendered up to BATCHES_AHEAD ahead."""
         with answering(context, "GenerateBatch") as record, self._streams.slot():
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
@@ -107,7 +107,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._threads.shutdown()
 
     def _pinned(self, options: Message, seed: int, until_s: float) -> tuple[Picture, GoldenCheck]:
-        """Return the query of `seed` with its version, and that version's golden check."""
+        """Return the query of `seed` with version, and that version's check."""
         query = read_picture(options, seed)
         self._monitor.require_model()
         version = self._monitor.refresh()[-1] if query.version is None else query.version
@@ -152,7 +152,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
 
 def batch_rows(size: int) -> int:
-    """Return the batch size for images of `size` pixels: at most MAX_PIXELS in all."""
+    """Return the batch size of images with `size` pixels a side."""
     return max(1, min(BATCH_ROWS, MAX_PIXELS // size**2))
 
 

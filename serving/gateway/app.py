@@ -69,7 +69,7 @@ class TextConverter(BaseConverter):
 
 
 class Gateway(Flask):
-    """Flask without paths in its log lines of exceptions: they may name persons."""
+    """Flask that logs exceptions without paths, which may name persons."""
 
     def log_exception(self, exc_info: Any) -> None:
         """Log an exception that no error handler knows."""

@@ -140,7 +140,7 @@ HEADERS = {
 
 
 def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the description of the API; paths not in `open_to_all` need a token."""
+    """Return the API's description; paths not in `open_to_all` need a token."""
     text, json_type = {"type": "string", "examples": ["ready: version 3, proved\n"]}, "application/json"
     paths = {
         **{resource.path: _image_operation(resource) for resource in RESOURCES},
@@ -170,7 +170,7 @@ def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = Non
 
 
 def _image_operation(resource: type[Query], short_url: str | None = None, summary: str = "") -> dict[str, Any]:
-    """Return the operation whose response is an image of `resource`, at its path or at `short_url`."""
+    """Return the operation of `resource` at its path or at `short_url`."""
     described = []
     for name, field, parameter in parameters(resource):
         in_path = short_url is not None and name in IN_PATH

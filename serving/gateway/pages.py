@@ -119,7 +119,7 @@ def code_marked(text: str) -> Markup:
 
 
 def licence_of(model_name: str, card: str | None) -> str | None:
-    """Return licence and attribution of the images, from LICENCES or the model card."""
+    """Return licence and attribution, from LICENCES or the model card."""
     stated = re.findall("^(?:license|- Attribution): (.+)$", card or "", re.MULTILINE)
     return LICENCES.get(model_name) or "; ".join(stated) or None
 

@@ -46,7 +46,7 @@ class ImageResponses:
         self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_WITH_TOKEN
 
     def respond(self, resource: type[Query], **in_path: str) -> Response:
-        """Return the image of the URL, or 304; a short URL has parameters `in_path`."""
+        """Return the image of the URL, or 304; `in_path` has path parameters."""
         requested = read_query(resource, _arguments(in_path))
         query = requested if requested.format else replace(requested, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
@@ -124,7 +124,7 @@ class ImageResponses:
         record.is_abandoned = lambda: client_has_gone(connection)
         with self._in_flight.slot(record.is_abandoned):
             if record.is_abandoned():
-                raise ClientGone("The client closed the connection before the model was asked.")
+                raise ClientGone("The client closed the connection before its image was rendered.")
             yield
 
     def _build_response(
@@ -156,7 +156,7 @@ class ImageResponses:
 
 
 def content_disposition(file_name: str) -> str:
-    """Return the header with `file_name`: in ASCII (RFC 6266), if need be in UTF-8 (RFC 8187)."""
+    """Return the header with `file_name` (RFC 6266), also in UTF-8 (RFC 8187)."""
     in_ascii = file_name.encode("ascii", "replace").decode().replace("?", "_")
     names = {"filename": in_ascii}
     if in_ascii != file_name:
@@ -165,7 +165,7 @@ def content_disposition(file_name: str) -> str:
 
 
 def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
-    """Return the parameters of the current URL; raise InvalidRequest unless they are UTF-8."""
+    """Return the parameters of the current URL; or raise InvalidRequest."""
     arguments = MultiDict(request.args)
     if in_path:
         for name in IN_PATH & arguments.keys():

@@ -102,7 +102,7 @@ class PredictBatcher(Generic[K]):
                 record.add("model", max(0.0, min(entry.ended_s, now_s) - entry.started_s))
 
     def _take_batch(self, entry: PendingRequest[K]) -> tuple[list[PendingRequest[K]], float]:
-        """Return a batch to run, or an empty one and when to ask again.
+        """Return a batch to run, or none and when to try again.
 
         Raises ModelTimeout after the deadline, also if another thread is about to run the batch.
         """
@@ -143,7 +143,7 @@ class PredictBatcher(Generic[K]):
         return batch[: even_batch_size(min(len(batch), MAX_ROWS))]
 
     def _remove(self, requests: Sequence[PendingRequest[K]]) -> None:
-        """Remove `requests` from the queue; wake the first one, which watches the time."""
+        """Remove `requests` from the queue; wake the new first one."""
         for request in requests:
             self._waiting.remove(request)
         if self._free_calls and self._waiting:
@@ -180,7 +180,7 @@ class PredictBatcher(Generic[K]):
 
 
 def even_batch_size(requests: int) -> int:
-    """Return the batch size for so many requests: all, or all but one.
+    """Return the batch size for this number of requests.
 
     An odd number of rows from 3 up takes as long as one row more: the graph pads it (training/export/signatures.py).
     """

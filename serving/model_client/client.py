@@ -77,7 +77,7 @@ class Golden:
 
 
 class ConnectionChanged(Exception):
-    """The checked connection has ended; a new one may lead to another model server."""
+    """The checked connection has ended; another model server may answer now."""
 
 
 class ModelClient:
@@ -219,7 +219,7 @@ class ModelClient:
     ) -> Any:
         timeout_s = min(self._predict_timeout_s, deadline_s - time.monotonic())
         if timeout_s <= 0:
-            raise ModelTimeout("The deadline passed before the model could be asked; try again later.")
+            raise ModelTimeout("The deadline passed before the model could be called; try again later.")
         request = predict_pb2.PredictRequest()
         request.model_spec.name = self._model_name
         request.model_spec.signature_name = signature
@@ -234,8 +234,8 @@ class ModelClient:
             response = self._predictions.Predict(request, timeout=timeout_s, metadata=trace_metadata())
         self.answered_at_s = time.monotonic()
         if response.model_spec.version.value != version:
-            told = response.model_spec.version.value
-            raise ModelMismatch(f"The model server was asked for version {version} and answered as version {told}.")
+            found = response.model_spec.version.value
+            raise ModelMismatch(f"The model server answered as version {found}, not as version {version}.")
         return response
 
     def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
@@ -251,7 +251,7 @@ class ModelClient:
         return found
 
     def _sentence(self, error: grpc.RpcError) -> str:
-        """Return the message for the client; the server's own text, with addresses and nodes, is for the log."""
+        """Return the message for the client, without the server's addresses and nodes."""
         if failure := connection_failure(error):
             return f"The model server at {self._target} does not answer: {failure[0]}."
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."
@@ -284,8 +284,8 @@ def _array(response: Any, name: str, kind: Kind, *, rows: int) -> npt.NDArray[An
         raise ModelMismatch(f"The model answered {sorted(response.outputs)}, not {name}.")
     tensor = response.outputs[name]
     if tensor.dtype != kind.data_type:
-        told, asked = types_pb2.DataType.Name(tensor.dtype), types_pb2.DataType.Name(kind.data_type)
-        raise ModelMismatch(f"The model answered {name} of {told}, not of {asked}.")
+        found, expected = types_pb2.DataType.Name(tensor.dtype), types_pb2.DataType.Name(kind.data_type)
+        raise ModelMismatch(f"The model answered {name} of {found}, not of {expected}.")
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     if not shape or shape[0] != rows or min(shape) < 1 or not kind.fits(shape[1:]):
         raise ModelMismatch(f"The model answered {name} of the shape {shape}, not of ({rows}, {kind.row}).")

@@ -1,4 +1,4 @@
-"""The state of the model server: versions, and checks of its golden images."""
+"""The model server's state: versions, and checks of golden images."""
 
 import contextlib
 import hashlib
@@ -151,7 +151,7 @@ class ModelMonitor:
         return check if check and check.connection == self._client.connection else None
 
     def golden_check(self, version: int, *, deadline_s: float = math.inf) -> GoldenCheck:
-        """Return the check of `version` for the current connection; run it at first.
+        """Return the check of `version` for the current connection.
 
         All requests wait for one run, each until its own `deadline_s` (time.monotonic); the run goes on without them.
         Raises the errors of ModelClient.

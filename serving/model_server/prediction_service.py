@@ -73,7 +73,7 @@ class PredictionService:
         )
 
     def predict(self, request: Message) -> Message:
-        """Return a PredictResponse of the version that `request` names, or else of the newest; or raise Refusal."""
+        """Return a PredictResponse of the named or newest version; or raise Refusal."""
         check_spec(request)
         version, servable = self._find(request.model_spec)
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -115,7 +115,7 @@ class PredictionService:
         return response
 
     def get_model_status(self, request: Message) -> Message:
-        """Return the state of the version that `request` names, or of every version ever seen; or raise Refusal."""
+        """Return the state of one version or all; or raise Refusal."""
         check_spec(request)
         spec = request.model_spec
         statuses = self._watcher.snapshot.statuses if spec.name == self._model_name else {}
@@ -221,7 +221,7 @@ def check_spec(request: Message) -> None:
 def decode_inputs(
     signature: Message, protos: Mapping[str, Message], decode: Callable[[Message], Any]
 ) -> dict[str, Any]:
-    """Return the tensors of a request by name: exactly the inputs of `signature`."""
+    """Return the tensors of a request by name: the inputs of `signature`."""
     sent, wanted = set(protos), set(signature.inputs)
     if len(sent) != len(wanted):
         raise invalid(
@@ -245,7 +245,7 @@ def decode_inputs(
 
 
 def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str]:
-    """Return the names of the outputs in `output_filter`, or all if it is empty."""
+    """Return the outputs that `output_filter` names; all if it is empty."""
     chosen: list[str] = []
     for alias in output_filter:
         if alias not in signature.outputs:

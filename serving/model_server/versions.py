@@ -31,7 +31,7 @@ class VersionState(IntEnum):
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """The state of one version; `error` says why it could not be loaded."""
+    """The state of one version; `error` is why its load failed."""
 
     state: VersionState
     error: str | None = None
@@ -39,7 +39,7 @@ class VersionStatus:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot(Generic[S]):
-    """All versions at one moment; a reference to it keeps its servables usable."""
+    """All versions at one moment; a reference keeps its servables usable."""
 
     statuses: Mapping[int, VersionStatus]  # of all versions since the start
     servables: Mapping[int, S]  # of AVAILABLE versions
@@ -49,11 +49,11 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 class VersionWatcher(Generic[S]):
-    """Serves the newest version in `base_path` that `load` can load; polls every `poll_interval_s`.
+    """Serves the newest version in `base_path` that `load` can load.
 
-    A version is unloaded only after another is AVAILABLE, or when no version folder is left. A version that `load`
-    raised for ends at once, and is tried again only after its folder changes. A base path that can't be listed changes
-    nothing.
+    It polls every `poll_interval_s`. A version is unloaded only after another is AVAILABLE, or when no version folder
+    is left. A version that `load` raised for ends at once, and is tried again only after its folder changes. A base
+    path that can't be listed changes nothing.
     """
 
     def __init__(self, base_path: Path, load: Callable[[Path], S], *, poll_interval_s: float) -> None:
@@ -103,7 +103,7 @@ class VersionWatcher(Generic[S]):
                 self._set(version, VersionState.END)
 
     def _load_newest(self, folders: Mapping[int, Path]) -> int | None:
-        """Load the newest of `folders`, if need be; return its version, None if all are broken."""
+        """Load the newest version of `folders` that works; return it, or None."""
         for version in sorted(folders, reverse=True):
             if version in self.snapshot.servables:
                 return version
@@ -126,7 +126,7 @@ class VersionWatcher(Generic[S]):
         return None
 
     def _set(self, version: int, state: VersionState, *, servable: S | None = None, error: str | None = None) -> None:
-        """Replace the snapshot by one with `version` in `state`; only AVAILABLE has a servable."""
+        """Replace the snapshot; only an AVAILABLE version has a servable."""
         log.info("version %d: %s", version, state.name)
         with self._changed:
             statuses = {**self._snapshot.statuses, version: VersionStatus(state, error)}
@@ -160,7 +160,7 @@ def version_folders(base_path: Path) -> dict[int, Path]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return a value that changes if any file in `folder` is renamed, written or replaced."""
+    """Return a value that changes with any file in `folder`."""
     found = []
     for path in (folder, *sorted(folder.rglob("*"))):
         try:

@@ -1,4 +1,4 @@
-"""The client of the batch server: seeds in, checked images out, with retries."""
+"""The client of the batch server: checked images, with retries."""
 
 import hashlib
 import math
@@ -96,7 +96,7 @@ class PictureClient:
     def __init__(
         self, target: str, secrets: Secrets, *, patience_s: float, report: Callable[[str], object] = lambda text: None
     ) -> None:
-        """Open the channel. Raises SettingsError if one of the PEM files is not usable."""
+        """Open the channel. Raises SettingsError if a PEM file is not usable."""
         self._target = target
         self._patience_s = patience_s
         self._is_tls = secrets.ca is not None
@@ -163,7 +163,7 @@ class PictureClient:
                 return int(described.model_versions[-1])
 
     def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[Painted]:
-        """Yield one image per seed, in order, with options and version of `query`.
+        """Yield one image per seed, in order, with the options of `query`.
 
         Raises:
             VersionGoneError: that version is no longer loaded; images yielded before are valid.
@@ -224,7 +224,7 @@ class PictureClient:
         return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
 
     def _back_off(self, error: grpc.RpcError, attempt: int) -> int:
-        """Wait, and return the number of the next attempt; raise if a retry can't help."""
+        """Wait; return the next attempt's number; raise if retries can't help."""
         if self._stopped.is_set():
             raise Stopped from error
         details = error.details() or "no reason given"

@@ -1,4 +1,4 @@
-"""`paint`: writes the images of many seeds to a folder; a rerun resumes.
+"""`paint`: writes images of many seeds to a folder; a rerun resumes.
 
 The folder is the whole state. An image is complete if its SHA-256 is that of the manifest.
 """
@@ -59,7 +59,7 @@ class Shard:
 
     @property
     def manifest(self) -> str:
-        """The name of its manifest; sorted by name, all manifests together have all rows."""
+        """The name of its manifest; sorted names follow the seeds."""
         return "manifest.jsonl" if self.count == 1 else f"manifest-{self.index:05d}-of-{self.count:05d}.jsonl"
 
     def of(self, seeds: Seeds, layout: Files | Tars) -> Seeds:

@@ -42,7 +42,7 @@ class Layout:
     replaceable: set[str] = field(default_factory=set)  # files of the manifest that are damaged or incomplete
 
     def _put(self, name: str) -> None:
-        """Rename the complete file to `name`. Raises OSError if another image has it."""
+        """Rename the complete file to `name`. Raises OSError if it is taken."""
         path = self.out / name
         aside = _aside(path)
         if name not in self.replaceable and path.exists() and not filecmp.cmp(aside, path, shallow=False):
@@ -95,7 +95,7 @@ class Tars(Layout):
         return (self.out / self.name(seed)).exists()
 
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield seeds and SHA-256 in their tar, complete or not, up to damage."""
+        """Yield seeds and SHA-256 of a tar, complete or not, until damage."""
         seed = next(iter(seeds))
         path = self.out / self.name(seed)
         with suppress(FileNotFoundError), open_file(path if self.is_complete(seed) else _aside(path)) as file:
@@ -144,7 +144,7 @@ class Tars(Layout):
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a regular file. Raises OSError, also for a FIFO: open() would wait."""
+    """Open a regular file. Raises OSError, also for a FIFO."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

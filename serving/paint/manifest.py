@@ -37,7 +37,7 @@ class Row:
 
 
 class Manifest:
-    """A file of JSON lines; one process and one thread may use it."""
+    """A file of JSON lines, for one thread of one process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

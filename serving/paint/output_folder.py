@@ -17,7 +17,7 @@ CALL_SEEDS = 256  # of one call for single files: a stream of a second or two, s
 
 
 class OutputFolder:
-    """The state of each of `seeds` in the folder, in 41 bytes a seed."""
+    """The state of each seed in the folder, in 41 bytes each."""
 
     def __init__(self, seeds: Seeds, layout: Files | Tars, query: Picture) -> None:
         self._seeds = seeds
@@ -90,7 +90,7 @@ class OutputFolder:
                     )
 
     def _keep_beginning(self, places: slice, *, is_complete: bool) -> None:
-        """Forget all images from a tar's first missing one; all of a complete tar."""
+        """Forget a tar's images from the first missing one, or all."""
         self._there[places.stop - 1] = False  # the tar has no name yet
         self._there[places] = False if is_complete else np.logical_and.accumulate(self._there[places])
 

@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 64 * 2**20  # five times the largest image of Ringo
 
 
 class Verdict(Enum):
-    """The verdict on a file; its value is an exit status, the lowest above 0 counts."""
+    """The verdict on a file, and its exit status."""
 
     IDENTICAL = 0
     DIFFERENT = 1
@@ -40,9 +40,10 @@ class Verdict(Enum):
 
 
 def verify(paths: Iterable[Path], settings: Settings) -> int:
-    """Print one line per PNG in `paths`; return 0 if all are identical.
+    """Print one line per PNG; return the lowest status above 0.
 
-    If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
+    Without such a status, return 0. If no model server answers, print one sentence on stderr and return the status of
+    UNREADABLE.
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
@@ -60,7 +61,7 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
 
 
 def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
-    """Yield name and open file of each PNG at `path`, or why there is none."""
+    """Yield name and file of each PNG at `path`, or a reason."""
     is_empty = True
     try:
         for entry in _pngs(path):

@@ -32,7 +32,7 @@ LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
 @dataclass(frozen=True)
 class ImageKey:
-    """Key of an encoded image, or of pixels if `query` has no format."""
+    """Key of an encoded image; of pixels if `query` has no format."""
 
     fingerprint: str
     model: str

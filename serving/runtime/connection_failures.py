@@ -19,7 +19,7 @@ FAILURES = (
 
 
 def connection_failure(error: grpc.RpcError) -> tuple[str, bool] | None:
-    """Return why there is no connection, and whether waiting may help; else None."""
+    """Return why there is no connection, and whether waiting may help."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         for part, reason, may_help in FAILURES:
             if part in (error.details() or ""):

@@ -14,7 +14,7 @@ SWEEP_INTERVAL_S = 0.02
 
 
 class ConcurrencyLimit:
-    """Admits at most `limit` calls at a time; thread-safe. Abandoned calls don't count."""
+    """Admits up to `limit` calls, without abandoned ones; thread-safe."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
@@ -44,7 +44,7 @@ class ConcurrencyLimit:
                 self._changed.notify_all()
 
     def _sweep(self) -> None:
-        """Take the slots of abandoned calls, at most once in SWEEP_INTERVAL_S: each asks the kernel."""
+        """Free the slots of abandoned calls, at most once in SWEEP_INTERVAL_S."""
         if time.monotonic() - self._swept_s >= SWEEP_INTERVAL_S:
             self._holders = {holder: gone for holder, gone in self._holders.items() if not gone()}
             self._swept_s = time.monotonic()
@@ -57,7 +57,7 @@ class ConcurrencyLimit:
 
 
 def raise_open_files(needed: int, wanted: int) -> int:
-    """Raise the soft limit of open files, at most to `wanted`; return it.
+    """Raise the limit of open files, at most to `wanted`; return it.
 
     Raises SettingsError for fewer than `needed`.
     """

@@ -12,7 +12,7 @@ OUR_HOST = "a name or address of this machine"
 
 
 def listen(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> socket.socket:
-    """Return a socket that listens on `host` and `port`; `::` has both families.
+    """Return a socket that listens on `host`; `::` has both families.
 
     Raises SettingsError, naming `variable` and its `value` if the port is taken or not permitted, and `host_variable`
     if the host is not this machine.
@@ -34,7 +34,7 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
 
 
 def free_address(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> str:
-    """Return the address to bind for `host`: names may have several. Raises as `listen`."""
+    """Return one address of `host` to bind. Raises as `listen`."""
     with listen(host, port, variable=variable, value=value, host_variable=host_variable) as taken:
         return str(taken.getsockname()[0])
 

@@ -162,7 +162,7 @@ def find_record() -> RequestRecord | None:
 
 
 def is_abandoned() -> bool:
-    """Return whether the current request's client, if any, has closed its connection."""
+    """Return whether the current client, if any, has closed its connection."""
     record = find_record()
     return record is not None and record.is_abandoned()
 

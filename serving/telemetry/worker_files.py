@@ -20,7 +20,7 @@ FILE_BYTES = 2**19  # 140 pairs of resource and outcome, at 3.6 kB for each in t
 
 
 def create_folder(workers: int) -> Path:
-    """Return a folder in memory, else in $TMPDIR, for the counts of `workers`.
+    """Return a folder for counts, in memory or else in $TMPDIR.
 
     Raises SettingsError if none has the room.
     """
@@ -47,7 +47,7 @@ def create_folder(workers: int) -> Path:
 
 
 def use(folder: Path, number: int) -> None:
-    """Count in the files of worker `number`, if any; end its predecessor's gauges.
+    """Count in the files of worker `number`; end its predecessor's gauges.
 
     Call it in the worker, before serving/telemetry/metrics.py is imported.
     """

@@ -1,4 +1,4 @@
-"""Container images run read-only, without rights, within 256 MB; `make images` builds and tests them."""
+"""Container images run read-only and without rights; `make images` builds them."""
 
 import http.client
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SHIPPED, wait_until
+from tests.conftest import BUNDLED, ROOT, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not ENGINE, reason="CONTAINER_ENGINE names none;
 
 
 def engine(*arguments: object) -> str:
-    """Return the stdout of a command of the engine; fail with its stderr."""
+    """Return the stdout of the engine's command; fail with its stderr."""
     command = [str(ENGINE), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def engine(*arguments: object) -> str:
 
 @contextmanager
 def container(*arguments: object) -> Iterator[str]:
-    """Run a container on the host's network, where the fakes are, and remove it afterwards."""
+    """Run a container on the host's network; remove it afterwards."""
     name = engine("run", "-d", "--network", "host", *arguments)
     try:
         yield name
@@ -57,7 +57,7 @@ def model_server() -> Iterator[FakeModelServer]:
 
 @contextmanager
 def gateway_at(model_server: FakeModelServer, port: int) -> Iterator[str]:
-    """Run the gateway's container, and return its name once the gateway is ready."""
+    """Run the gateway's container; return its name once it is ready."""
     settings = {"PORT": port, "METRICS_PORT": free_port(), "MODEL_SERVER": model_server.target}
     environment = [part for name, value in settings.items() for part in ("-e", f"RINGO_{name}={value}")]
     with container(*HARDENED, "--memory", "256m", *environment, SERVE) as name:
@@ -129,10 +129,10 @@ def seed(volume: Path) -> None:
 
 def test_bundled_model_is_copied_when_the_volume_is_empty(volume):
     seed(volume)
-    files = [path.relative_to(SHIPPED) for path in SHIPPED.rglob("*") if path.is_file()]
-    copy = volume / "apple" / SHIPPED.name
-    assert all((copy / file).read_bytes() == (SHIPPED / file).read_bytes() for file in files)
-    assert [path.name for path in (volume / "apple").iterdir()] == [SHIPPED.name]
+    files = [path.relative_to(BUNDLED) for path in BUNDLED.rglob("*") if path.is_file()]
+    copy = volume / "apple" / BUNDLED.name
+    assert all((copy / file).read_bytes() == (BUNDLED / file).read_bytes() for file in files)
+    assert [path.name for path in (volume / "apple").iterdir()] == [BUNDLED.name]
 
 
 def test_volume_is_unchanged_when_it_has_a_version(volume):

@@ -1,4 +1,4 @@
-"""k8s/, compose.yaml and Dockerfiles agree with the code; `make policy` checks schemas and security rules."""
+"""Manifests and Dockerfiles agree with the code; `make policy` checks security."""
 
 import json
 import re
@@ -126,8 +126,8 @@ def test_settings_of_config_map_and_compose_are_valid(overlay):
 
 def test_every_ringo_variable_is_a_setting(manifests):
     known = {PREFIX + field.name.upper() for field in fields(Settings)}
-    given = {variable["name"] for container in containers(manifests).values() for variable in container.get("env", [])}
-    assert {name for name in given if name.startswith(PREFIX)} <= known
+    names = {variable["name"] for container in containers(manifests).values() for variable in container.get("env", [])}
+    assert {name for name in names if name.startswith(PREFIX)} <= known
 
 
 def test_container_ports_are_those_of_the_settings(overlay):
@@ -217,7 +217,7 @@ def test_images_have_the_versions_of_pyproject_and_the_lock_file(manifests):
 
 
 def our_metrics() -> dict[str, set[str]]:
-    """Return the labels of each time series of both servers, by its name."""
+    """Return the labels of both servers' time series, by name."""
     suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     found = {}
     for metric in vars(metrics).values():
@@ -276,7 +276,7 @@ def test_compose_gives_no_container_root_rights():
 
 
 def test_no_port_of_the_model_server_is_published():
-    """TensorFlow Serving authenticates no client, and accepts a new configuration from every client."""
+    """TensorFlow Serving accepts a new configuration from every client."""
     published = {name for name, service in compose()["services"].items() if "ports" in service}
     assert published == {"nginx", "batch"}
     base = [yaml.safe_load(path.read_text()) for path in (ROOT / "k8s" / "base").rglob("service.yaml")]

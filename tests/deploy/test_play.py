@@ -1,4 +1,4 @@
-"""The overlay `local` as podman runs it: its Deployments, ConfigMaps and init containers, without a cluster."""
+"""The overlay `local`, run by podman without a cluster."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import ROOT, SHIPPED, wait_until
+from tests.conftest import BUNDLED, ROOT, wait_until
 from tests.deploy.test_containers import ENGINE, MODEL, TRAIN, engine
 from tests.deploy.test_manifests import BUILD, render
 from tests.gateway_process import free_port
@@ -32,9 +32,9 @@ pytestmark = [
 
 
 def prepare_volume() -> None:
-    """Make the volume as a cluster would: not empty, as a new disk, and of the pods' group.
+    """Create a volume as a cluster does: not empty, group-owned.
 
-    Podman would fill an empty one with what the image has at the mount path, which Kubernetes does not.
+    Podman would fill an empty volume with the image's files at the mount path; Kubernetes does not.
     """
     engine("volume", "create", VOLUME)
     script = "mkdir /volume/lost+found && chown 10001:10001 /volume"
@@ -45,7 +45,7 @@ def prepare_volume() -> None:
 
 
 def play(manifests: list[dict], name: str, folder: Path, host_port: int | None = None) -> None:
-    """Run the Deployment `name` of `manifests`, reachable by that name as by its Service."""
+    """Run the Deployment `name`, reachable by that name as by its Service."""
     configs = [manifest for manifest in manifests if manifest["kind"] == "ConfigMap"]
     (deployment,) = [m for m in manifests if m["kind"] == "Deployment" and m["metadata"]["name"] == name]
     pod = deployment["spec"]["template"]["spec"]
@@ -67,7 +67,7 @@ def play(manifests: list[dict], name: str, folder: Path, host_port: int | None =
 
 
 def expand_variables(container: dict, configs: list[dict]) -> None:
-    """Replace $(NAME) in the arguments by the container's variables, as Kubernetes does; podman 4 does not."""
+    """Replace $(NAME) in arguments as Kubernetes does; podman 4 does not."""
     data = {config["metadata"]["name"]: config["data"] for config in configs}
     values = {}
     for variable in container.get("env", []):
@@ -114,8 +114,8 @@ def get(url: str) -> bytes:
 def test_rendered_manifests_serve_the_image_of_the_bundled_model(gateway):
     import tensorflow as tf
 
-    assert json.loads(get(f"{gateway}/about"))["version"] == int(SHIPPED.name)
+    assert json.loads(get(f"{gateway}/about"))["version"] == int(BUNDLED.name)
     with Image.open(io.BytesIO(get(f"{gateway}/generate?seed=42"))) as image:
         digest = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
-    expected = tf.saved_model.load(str(SHIPPED)).signatures["generate"](seeds=tf.constant([42], tf.int64))["images"]
+    expected = tf.saved_model.load(str(BUNDLED)).signatures["generate"](seeds=tf.constant([42], tf.int64))["images"]
     assert digest == hashlib.sha256(expected.numpy().tobytes()).hexdigest()

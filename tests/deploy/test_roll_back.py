@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LIMIT_S, ROOT, SHIPPED
+from tests.conftest import BUNDLED, LIMIT_S, ROOT
 
 SCRIPT = ROOT / "k8s" / "jobs" / "roll-back" / "roll_back.py"
 
 
 @pytest.fixture
 def models(tmp_path) -> Path:
-    """Versions 4, 5 and 6 of the bundled model, of which 5 does not load."""
+    """Versions 4, 5 and 6 of the bundled model; 5 is broken."""
     for version in ("4", "5", "6"):
-        shutil.copytree(SHIPPED, tmp_path / version)
+        shutil.copytree(BUNDLED, tmp_path / version)
     (tmp_path / "5" / "saved_model.pb").write_bytes(b"broken")
     return tmp_path
 
@@ -26,7 +26,7 @@ def models(tmp_path) -> Path:
 def test_roll_back_copies_the_chosen_version_and_skips_broken_ones(models, chosen, copied):
     roll_back = runpy.run_path(str(SCRIPT))["roll_back"]
     assert roll_back(models, chosen) == f"Version 7 is a copy of version {copied}."
-    assert (models / "7" / "saved_model.pb").read_bytes() == (SHIPPED / "saved_model.pb").read_bytes()
+    assert (models / "7" / "saved_model.pb").read_bytes() == (BUNDLED / "saved_model.pb").read_bytes()
 
 
 def test_roll_back_fails_and_copies_nothing_when_no_version_fits(models):

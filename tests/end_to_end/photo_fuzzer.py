@@ -1,11 +1,9 @@
-"""A program: shows `load_photos` broken picture files, led by what they reach in Pillow, and ends at the first fault.
+"""Fuzzes `load_photos` with broken photos, guided by coverage of Pillow.
 
     python -m tests.end_to_end.photo_fuzzer CORPUS -runs=5000 ...
 
-The flags are libFuzzer's; CORPUS starts with whole files.
-
-What it looks for: an exception, a crash of a decoder, more than SECONDS or MEBIBYTES for one file, a file that is not
-accounted for, a good photo beside it that is lost.
+The flags are libFuzzer's; CORPUS starts with whole files. It ends at the first fault: an exception, a crash, more than
+SECONDS or MEBIBYTES for one file, a file that is neither used nor skipped, or the loss of the good photo beside it.
 """
 
 import sys
@@ -16,7 +14,7 @@ import atheris
 from PIL import Image
 
 SECONDS = 20
-MEBIBYTES = 2048  # 341 decoded, and as much again for each step from there to the small square
+MEBIBYTES = 2048  # 341 for a decoded photo, and again for each step to the small square
 
 with atheris.instrument_imports(include=["PIL"]):
     import PIL.AvifImagePlugin
@@ -28,7 +26,7 @@ with atheris.instrument_imports(include=["PIL"]):
     import PIL.TiffImagePlugin
     import PIL.WebPImagePlugin  # noqa: F401
 
-from training.data.photos import load_photos  # noqa: E402 (it imports Pillow, which is to be watched)
+from training.data.photos import load_photos  # noqa: E402 (it imports Pillow, which must be instrumented)
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def main() -> None:
             photos = load_photos(folder, 32, cache_dir=folder, memory_limit_bytes=2**20)
             assert photos.summary.files == 2 == photos.summary.used + sum(photos.summary.skipped.values())
             assert photos.pixels.shape == (photos.summary.used, 32, 32, 3)
-            assert "good.png" in photos.files or photos.summary.used == 1  # the same picture came first
+            assert "good.png" in photos.files or photos.summary.used == 1  # or the other file is its copy
 
         limits = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEBIBYTES}", f"-artifact_prefix={sys.argv[1]}/"]
         atheris.Setup([*sys.argv, *limits], show, enable_python_coverage=True)

@@ -1,4 +1,4 @@
-"""One model version, one seed and one set of options give one SHA-256, also under load."""
+"""One version, seed and set of options give one SHA-256, under load."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ SEEDS = 40  # few enough that requests for one seed meet
 
 
 def random_request(rng: random.Random) -> tuple[str, list[int]]:
-    """Return the URL of an image in a lossless format, and its seeds from left to right."""
+    """Return the URL of a lossless image, and its seeds in order."""
     seeds = [rng.randrange(SEEDS) for _ in range(3)]
     path, seeds = rng.choice(
         [

@@ -1,4 +1,4 @@
-"""The SavedModel between training and serving, which share no code: this file imports both."""
+"""The SavedModel between training and serving: only this file imports both."""
 
 import io
 import runpy
@@ -31,7 +31,7 @@ SEEDS = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoin
 
 @pytest.fixture(scope="module")
 def target(small_model) -> Iterator[str]:
-    """The address of the embedded model server with a version that training exported."""
+    """The address of an embedded model server with an exported version."""
     with hosting(small_model) as hosted:
         yield hosted.target
 

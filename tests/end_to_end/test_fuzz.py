@@ -1,4 +1,4 @@
-"""Random messages, HTTP heads and photos: no crash, no hang, no undocumented response. `make fuzz` sends more."""
+"""Random messages, HTTP heads and photos; `make fuzz` sends more."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from PIL import Image
 
 from serving.pb.ringo.v1 import picture_service_pb2 as api
 from tests.batch_process import SERVING, batch_request
-from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, ended_afterwards, wait_until
+from tests.conftest import BUNDLED, LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.gateway_process import free_port
 from tests.hosted_model_server import from_latents, generate
 from tests.serving.gateway.test_refused_requests import answer_to, request
@@ -94,10 +94,10 @@ SIZES = st.sampled_from([0, 1, 2, 3, 64, 65, 128, 2**20, 2**31, 2**62, -1])
 
 @st.composite
 def predictions(draw):
-    """Draw a request of the model server with a tensor of any type, shape and content."""
-    asked = generate(draw(st.lists(int64, max_size=3))) if draw(st.booleans()) else from_latents(shape=[2, 128])
-    (name,) = asked.inputs
-    tensor = asked.inputs[name]
+    """Draw a Predict request with a tensor of any type and shape."""
+    request = generate(draw(st.lists(int64, max_size=3))) if draw(st.booleans()) else from_latents(shape=[2, 128])
+    (name,) = request.inputs
+    tensor = request.inputs[name]
     if draw(st.booleans()):
         tensor.dtype = draw(st.integers(0, 31))
     if draw(st.booleans()):
@@ -110,14 +110,14 @@ def predictions(draw):
         tensor.string_val.append(b"apple")
         tensor.resource_handle_val.add(device="here")
     if draw(st.booleans()):
-        asked.model_spec.signature_name = draw(st.sampled_from(["", "golden", "sample", "generate", "none"]))
-    return asked.SerializeToString()
+        request.model_spec.signature_name = draw(st.sampled_from(["", "golden", "sample", "generate", "none"]))
+    return request.SerializeToString()
 
 
 @pytest.mark.timeout(TIME_S)
 def test_embedded_model_server_keeps_serving_after_any_request(tmp_path):
     port, log = free_port(), tmp_path / "log"
-    flags = ("--model_base_path", SHIPPED.parent, "--port", port)
+    flags = ("--model_base_path", BUNDLED.parent, "--port", port)
     with log.open("wb") as stderr:
         process = subprocess.Popen(command("serving", "model-server", *flags), stderr=stderr, cwd=ROOT)
     with ended_afterwards(process), grpc.insecure_channel(f"localhost:{port}") as channel:
@@ -129,12 +129,12 @@ def test_embedded_model_server_keeps_serving_after_any_request(tmp_path):
         @given(predictions() | mangled(predictions()) | st.binary(max_size=50))
         @example(from_latents(shape=[2**20, 128]).SerializeToString())
         def send(message):
-            said = "OK"
+            answer = "OK"
             try:
                 predict(message, timeout=LIMIT_S)
             except grpc.RpcError as error:
-                said = error.code().name if error.code() is not grpc.StatusCode.INTERNAL else error.details()
-            found.add(said)
+                answer = error.code().name if error.code() is not grpc.StatusCode.INTERNAL else error.details()
+            found.add(answer)
 
         send()
         refusals = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "The bytes are no PredictRequest."}

@@ -1,6 +1,6 @@
-"""Clients that generators make of /openapi.json call a real gateway, by the code in docs/http.md.
+"""Generated clients of /openapi.json call a gateway, as in docs/http.md.
 
-Their programs are not among our requirements: `pip install openapi-python-client ruff` and
+The generators are not among our requirements: `pip install openapi-python-client ruff` and
 `npm install openapi-typescript openapi-fetch typescript @types/node`, on the PATH, turn the tests on.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m serving run` with the bundled model and the embedded model server, as README shows it."""
+"""`python -m serving run` with bundled model and embedded model server."""
 
 import io
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from training.model.latents import MAX_SEED
 
 @contextmanager
 def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
-    """Run the command until the `with` block ends; return its gateway once it is ready."""
+    """Run the command in the `with` block; yield its ready gateway."""
     ports = {"port": free_port(), "metrics_port": free_port()}
     env = environment(model_server=f"127.0.0.1:{free_port()}", **ports, **settings) | {"PATH": "/nowhere"}
     with running(env, folder) as run:
-        assert "embedded default" in run.said
+        assert "embedded default" in run.output
         yield Gateway(**ports, process=run.process, log=folder / "err")
 
 

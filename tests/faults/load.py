@@ -1,4 +1,4 @@
-"""Clients that send requests for as long as a test needs them, and record each outcome."""
+"""Clients that send requests during a test, and record each outcome."""
 
 import hashlib
 import http.client
@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-PAUSE_S = 0.01  # of a client after a connection that was refused or broke off
+PAUSE_S = 0.01  # of a client after a failed connection
 CLIENT_TIMEOUT_S = 30.0  # three times the gateway's longest wait by default: beyond it something hangs
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one request; `status` is None if the response was not complete, and `error` is the reason."""
+    """The outcome of one request; `status` is None without a complete response."""
 
-    begun_s: float  # by time.monotonic
+    started_s: float  # by time.monotonic
     took_s: float
     status: int | None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Outcome:
 
     @property
     def ended_s(self) -> float:
-        return self.begun_s + self.took_s
+        return self.started_s + self.took_s
 
     @property
     def permanent_url(self) -> str:
@@ -36,7 +36,7 @@ class Outcome:
 
 @dataclass
 class Load:
-    """The outcomes so far; clients add to them until the `with` block of `clients_asking` ends."""
+    """The outcomes so far, to which the clients of `put_load` add."""
 
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ class Load:
         return [outcome for outcome in self.outcomes if outcome.status != 200]
 
     def digests(self, header: str = "Content-Location") -> dict[str, set[str]]:
-        """Return the digests of all images, by the value of `header`: one each unless a byte is wrong."""
+        """Return the digests of all images, by the value of `header`."""
         found: dict[str, set[str]] = {}
         for outcome in self.answered:
             found.setdefault(outcome.headers[header], set()).add(outcome.digest)
@@ -61,13 +61,13 @@ class Load:
 
 
 def percentile(outcomes: list[Outcome], percent: float) -> float:
-    """Return the longest duration of the fastest `percent` of `outcomes`, in seconds."""
+    """Return the duration in seconds that `percent` of `outcomes` do not exceed."""
     times = sorted(outcome.took_s for outcome in outcomes)
     return times[max(0, math.ceil(len(times) * percent / 100) - 1)]
 
 
 def pause(seconds: float) -> None:
-    """Wait for a duration where no condition can be polled: the length of a load."""
+    """Wait for the length of a load."""
     threading.Event().wait(seconds)
 
 
@@ -76,17 +76,17 @@ def new_connection(port: int) -> http.client.HTTPConnection:
 
 
 def send(connection: http.client.HTTPConnection, url: str) -> Outcome:
-    """Send one request, without a retry; `connection` stays open unless the request fails."""
-    begun_s = time.monotonic()
+    """Send one request without a retry; close `connection` if it fails."""
+    started_s = time.monotonic()
     try:
         connection.request("GET", url)
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
         connection.close()
-        return Outcome(begun_s, time.monotonic() - begun_s, None, error=repr(error))
-    took_s = time.monotonic() - begun_s
-    return Outcome(begun_s, took_s, response.status, response.headers, hashlib.sha256(body).hexdigest())
+        return Outcome(started_s, time.monotonic() - started_s, None, error=repr(error))
+    took_s = time.monotonic() - started_s
+    return Outcome(started_s, took_s, response.status, response.headers, hashlib.sha256(body).hexdigest())
 
 
 def ask(port: int, url: str) -> Outcome:
@@ -96,20 +96,20 @@ def ask(port: int, url: str) -> Outcome:
 
 
 @contextmanager
-def clients_asking(port: int, clients: int, url_of: Callable[[int], str], *, per_second: float = 0) -> Iterator[Load]:
-    """Let `clients` request `url_of` 0, 1, 2 ... until the `with` block ends.
+def put_load(port: int, clients: int, url_of: Callable[[int], str], *, per_second: float = 0) -> Iterator[Load]:
+    """Request `url_of` 0, 1, 2 ... until the `with` block ends.
 
-    Each sends its next request after a response. With `per_second`, all together keep this rate; requests that are late
-    because all clients wait are sent as soon as one is free.
+    Each client sends its next request after a response. With `per_second`, all clients together keep this rate; a late
+    request is sent as soon as a client is free.
     """
     load, ended, numbers = Load(), threading.Event(), itertools.count()
-    begun_s = time.monotonic()
+    started_s = time.monotonic()
 
     def send_requests() -> None:
         with closing(new_connection(port)) as connection:
             while not ended.is_set():
                 number = next(numbers)
-                if per_second and ended.wait(max(0, begun_s + number / per_second - time.monotonic())):
+                if per_second and ended.wait(max(0, started_s + number / per_second - time.monotonic())):
                     break
                 load.outcomes.append(send(connection, url_of(number)))
                 if load.outcomes[-1].status is None:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import LIMIT_S, ROOT, SHIPPED, command, wait_until
+from tests.conftest import BUNDLED, LIMIT_S, ROOT, command, wait_until
 from tests.gateway_process import free_port
 
-BUNDLED = SHIPPED.parent
+BUNDLED_MODEL = BUNDLED.parent
 
 
 class ModelServer:
-    """A model server on one port, whose process can end and start again."""
+    """A model server on one port, which can be restarted."""
 
     def __init__(self, models: Path | None) -> None:
         self.port = free_port()
@@ -53,7 +53,7 @@ def listens(port: int) -> bool:
 
 @contextmanager
 def model_server(models: Path | None = None) -> Iterator[ModelServer]:
-    """Run the embedded model server on the versions in `models`, or a fake one without TensorFlow."""
+    """Run the embedded model server on `models`, or a fake one."""
     server = ModelServer(models)
     try:
         server.start()

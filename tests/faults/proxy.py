@@ -1,4 +1,4 @@
-"""Debian's nginx with deploy/nginx.conf, as a process of its own before a real gateway."""
+"""Debian's nginx with deploy/nginx.conf before a real gateway."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ class Proxy:
 
 @contextmanager
 def proxy_before(gateway_port: int, folder: Path, changes: Mapping[str, str] | None = None) -> Iterator[Proxy]:
-    """Run nginx with deploy/nginx.conf, after `changes`, and deploy/tls.conf until the `with` block ends."""
+    """Run nginx with deploy/nginx.conf and deploy/tls.conf, after `changes`."""
     ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     ca.configure_trust(context)
     proxy = Proxy(free_port(), free_port(), context, folder / "requests.log")

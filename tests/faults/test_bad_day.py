@@ -1,4 +1,4 @@
-"""A gateway on a machine with little: shared memory that fills, few open files, addresses of others."""
+"""A gateway with little shared memory, few open files or foreign addresses."""
 
 import http.client
 import os

@@ -1,4 +1,4 @@
-"""Batch servers end by SIGTERM or SIGKILL and start again while `paint` requests images."""
+"""Batch servers end and start again while `paint` requests images."""
 
 import signal
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import pytest
 from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.faults.processes import BUNDLED, model_server
+from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import free_port
 from tests.serving.paint.test_command import Target, rows, running_paint
 
@@ -17,7 +17,7 @@ STEP = 300  # images between two ends
 
 
 def check_that_no_image_is_lost(target: str, folder: Path, ends: list[signal.Signals]) -> None:
-    """End the batch server by each of `ends` in turn, and start another on its port, while 16 streams paint."""
+    """End the batch server by each of `ends` during 16 streams."""
     settings = {"batch_port": free_port(), "batch_metrics_port": free_port(), "batch_drain_s": 0.5}
     out, seeds = folder / "out", range(STEP * (len(ends) + 5))
     with ExitStack() as servers:
@@ -45,5 +45,5 @@ def test_clients_lose_no_image_when_a_batch_server_is_replaced_or_killed(tmp_pat
 @pytest.mark.chaos
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_clients_of_the_bundled_model_lose_no_image_in_five_restarts(end, tmp_path):
-    with model_server(BUNDLED) as server:
+    with model_server(BUNDLED_MODEL) as server:
         check_that_no_image_is_lost(server.target, tmp_path, [end] * 5)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.faults.load import clients_asking
+from tests.faults.load import put_load
 from tests.gateway_process import gateway_for
 
 CLIENTS = 16
@@ -31,7 +31,7 @@ def test_only_open_connections_fail_when_a_worker_is_killed(tmp_path):
     with (
         FakeModelServer() as server,
         gateway_for(server.target, tmp_path, workers=2, cache_mb=0) as gateway,
-        clients_asking(gateway.port, CLIENTS, lambda number: f"/generate?seed={number % 40}") as load,
+        put_load(gateway.port, CLIENTS, lambda number: f"/generate?seed={number % 40}") as load,
     ):
         wait_until(lambda: len(load.answered) > 100 and len(gateway.workers()) == 2, "images")
         before = set(gateway.workers())
@@ -41,7 +41,7 @@ def test_only_open_connections_fail_when_a_worker_is_killed(tmp_path):
         served = len(load.answered)
         wait_until(lambda: len(load.answered) > served + 500, "images")
     assert len(load.failed) <= 2 * CLIENTS
-    assert all(outcome.status is None and outcome.begun_s < killed_s + 1 for outcome in load.failed)
+    assert all(outcome.status is None and outcome.started_s < killed_s + 1 for outcome in load.failed)
     assert max(map(len, load.digests().values())) == 1
 
 

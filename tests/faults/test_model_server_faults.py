@@ -1,4 +1,4 @@
-"""The model server is dead, hangs, is slow, or is another program: responses of the gateway meanwhile."""
+"""The gateway while the model server is dead, hangs or is slow."""
 
 import signal
 import time
@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer
-from tests.faults.load import ask, clients_asking, pause
-from tests.faults.processes import BUNDLED, model_server
+from tests.faults.load import ask, pause, put_load
+from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import gateway_for
 
 NOTICED_S = 2.5  # 1 s between two refreshes, 1 s until one fails, and half a second for a busy machine
@@ -29,7 +29,7 @@ def check_requests_while_the_model_server_is_dead(folder: Path, models: Path | N
     with (
         model_server(models) as server,
         gateway_for(server.target, folder, cache_mb=0) as gateway,
-        clients_asking(gateway.port, 16, seeds) as load,
+        put_load(gateway.port, 16, seeds) as load,
     ):
         wait_until(lambda: len(load.answered) > 50, "images")
         server.kill()
@@ -52,7 +52,7 @@ def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path):
 
 @pytest.mark.chaos
 def test_requests_get_503_at_once_when_the_bundled_model_is_away(tmp_path):
-    check_requests_while_the_model_server_is_dead(tmp_path, BUNDLED)
+    check_requests_while_the_model_server_is_dead(tmp_path, BUNDLED_MODEL)
 
 
 def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
@@ -60,7 +60,7 @@ def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
         cached = gateway.ask("/generate?seed=1")
         server.signal(signal.SIGSTOP)
         hung_s = time.monotonic()
-        with clients_asking(gateway.port, 8, lambda number: seeds(number + 100)) as load:
+        with put_load(gateway.port, 8, lambda number: seeds(number + 100)) as load:
             wait_until(lambda: len(load.shed) > 50, "refusals")
             assert gateway.ask("/generate?seed=1").body == cached.body
             assert gateway.ask("/generate?seed=1", If_None_Match=cached.headers["ETag"]).status == 304
@@ -71,7 +71,7 @@ def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
     assert {outcome.status for outcome in load.failed} == {503, 504}
     assert max(outcome.took_s for outcome in load.shed) < REFUSED_WITHIN_S
     late = [outcome for outcome in load.outcomes if outcome.status == 504]
-    assert all(outcome.begun_s < hung_s + NOTICED_S and outcome.took_s < 3 + REFUSED_WITHIN_S for outcome in late)
+    assert all(outcome.started_s < hung_s + NOTICED_S and outcome.took_s < 3 + REFUSED_WITHIN_S for outcome in late)
 
 
 def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(tmp_path):
@@ -97,7 +97,7 @@ def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(tmp_pa
 
 
 class BusyModelServer(FakeModelServer):
-    """Reports its versions more slowly than a client waits once it is `busy`."""
+    """Reports its versions too slowly for clients while it is `busy`."""
 
     busy = False
     status_requests = 0
@@ -112,7 +112,7 @@ class BusyModelServer(FakeModelServer):
 def test_no_request_fails_when_a_busy_model_server_reports_slowly(tmp_path):
     with BusyModelServer() as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
         gateway.ask("/readyz")
-        with clients_asking(gateway.port, 2, seeds) as load:
+        with put_load(gateway.port, 2, seeds) as load:
             server.busy = True
             wait_until(lambda: server.status_requests >= 2, "refreshes that fail")
     assert not load.failed
@@ -120,7 +120,7 @@ def test_no_request_fails_when_a_busy_model_server_reports_slowly(tmp_path):
 
 @pytest.fixture(params=["silent", "HTTP"])
 def another_program(request) -> Iterator[str]:
-    """The address of a program that accepts connections, but does not speak gRPC."""
+    """The address of a program that does not speak gRPC."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = Thread(target=server.serve_forever)
         if request.param == "HTTP":
@@ -134,7 +134,7 @@ def another_program(request) -> Iterator[str]:
 def test_requests_get_503_when_another_program_listens(another_program, tmp_path):
     with gateway_for(another_program, tmp_path) as gateway:
         assert gateway.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
-        with clients_asking(gateway.port, 4, seeds) as load:
+        with put_load(gateway.port, 4, seeds) as load:
             wait_until(lambda: len(load.outcomes) > 50, "refusals")
     assert {outcome.status for outcome in load.outcomes} == {503}
     assert max(outcome.took_s for outcome in load.outcomes) < NOTICED_S

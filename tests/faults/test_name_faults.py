@@ -1,4 +1,4 @@
-"""The model server and its name are gone, as when a container stops or a headless Service has no pod."""
+"""Model server and name are gone, as after a container stops."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""More requests than the gateway can serve: accepted ones are in time, all others get 503 at once."""
+"""More requests than the gateway can serve: excess ones get 503."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.faults.load import Load, ask, clients_asking, pause, percentile
-from tests.faults.processes import BUNDLED, model_server, resident_kb
+from tests.faults.load import Load, ask, pause, percentile, put_load
+from tests.faults.processes import BUNDLED_MODEL, model_server, resident_kb
 from tests.gateway_process import gateway_for
 
 LIMIT = 4  # RINGO_MAX_IN_FLIGHT
@@ -83,13 +83,13 @@ def test_accepted_requests_are_in_time_at_ten_times_the_capacity(tmp_path):
     def sheet(number: int) -> str:  # of 64 images, so that the model uses the cores and not these clients
         return f"/grid?seeds={number * 64}-{number * 64 + 63}&format=jpeg"
 
-    with model_server(BUNDLED) as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
+    with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
         wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        with clients_asking(gateway.port, 8, sheet) as fitting:
+        with put_load(gateway.port, 8, sheet) as fitting:
             pause(10)
         per_second = len(fitting.answered) / 10
         samples: list[int] = []
-        with clients_asking(gateway.port, 300, sheet, per_second=10 * per_second) as load:
+        with put_load(gateway.port, 300, sheet, per_second=10 * per_second) as load:
             for _ in range(60):
                 pause(1)
                 samples.append(resident_kb(gateway.worker()))

@@ -1,4 +1,4 @@
-"""The gateway behind deploy/nginx.conf: stalled clients, cached permanent URLs, TLS, and a gateway that is away."""
+"""The gateway behind deploy/nginx.conf: stalled clients, caching, TLS, outages."""
 
 import http.client
 import socket
@@ -33,7 +33,7 @@ class Service:
     tls: bool = False
 
     def connect(self) -> socket.socket:
-        """Open a connection that holds little unread data, as one across a network does."""
+        """Open a connection with small buffers, as across a network."""
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)

@@ -1,10 +1,10 @@
-"""Several model servers behind one name: each ETag has the bytes of one kind of replica."""
+"""Several model servers behind one name: each ETag has one kind's bytes."""
 
 import numpy as np
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer
-from tests.faults.load import clients_asking
+from tests.faults.load import put_load
 from tests.gateway_process import gateway_for
 
 REQUESTS = 2_000
@@ -12,7 +12,7 @@ SEEDS = 40
 
 
 def render_other_bytes(request):
-    """Reply with each image one level off in one pixel, as another kind of processor may."""
+    """Reply with one pixel changed by 1, as another processor may."""
     response = answer(request, version=1)
     if "images" in response.outputs:
         shape = [dim.size for dim in response.outputs["images"].tensor_shape.dim]
@@ -27,7 +27,7 @@ def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
         FakeModelServer(max_connection_age_s=1) as verified,
         FakeModelServer(port=verified.port, reply=render_other_bytes, max_connection_age_s=1) as other,
         gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
-        clients_asking(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
+        put_load(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
     ):
         wait_until(lambda: len(load.answered) >= REQUESTS, "answers", limit_s=200)
         assert len(verified.requests) > 100 < len(other.requests)

@@ -1,4 +1,4 @@
-"""A load of 70 % of the capacity for SOAK_MINUTES, half an hour by default."""
+"""A load of 70 % of the capacity for SOAK_MINUTES (default: 30)."""
 
 import os
 import time
@@ -6,8 +6,8 @@ import time
 import pytest
 
 from tests.conftest import wait_until
-from tests.faults.load import clients_asking, pause, percentile
-from tests.faults.processes import BUNDLED, model_server, open_files, resident_kb
+from tests.faults.load import pause, percentile, put_load
+from tests.faults.processes import BUNDLED_MODEL, model_server, open_files, resident_kb
 from tests.gateway_process import gateway_for
 
 SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
@@ -17,7 +17,7 @@ SAMPLES = 20
 
 
 def mixed(number: int) -> str:
-    """Return a URL: mostly of a new image, sometimes of a cached one or of several."""
+    """Return a URL: of a new image, a cached one, or several."""
     match number % 10:
         case 0:
             return f"/grid?seeds={number}-{number + 3}"
@@ -30,13 +30,13 @@ def mixed(number: int) -> str:
 @pytest.mark.chaos
 @pytest.mark.timeout(SOAK_S + 300)
 def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
-    with model_server(BUNDLED) as server, gateway_for(server.target, tmp_path) as gateway:
+    with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path) as gateway:
         wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        with clients_asking(gateway.port, 16, mixed) as most:  # this fills the cache, too
+        with put_load(gateway.port, 16, mixed) as most:  # this fills the cache, too
             pause(WARM_UP_S)
         per_second = len(most.answered) / WARM_UP_S
         worker, samples = gateway.worker(), []
-        with clients_asking(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
+        with put_load(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
             began_s = time.monotonic()
             while time.monotonic() < began_s + SOAK_S:
                 pause(SOAK_S / SAMPLES)

@@ -1,4 +1,4 @@
-"""Versions are added, break and are removed under load: each response is of one version, with its right bytes."""
+"""Versions are added, broken and removed under load."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.faults.load import Load, Outcome, clients_asking
+from tests.faults.load import Load, Outcome, put_load
 from tests.faults.processes import model_server
 from tests.gateway_process import gateway_for
 from tests.hosted_model_server import publish, save_model, withdraw
@@ -43,7 +43,7 @@ def test_no_request_fails_or_mixes_versions_in_a_hot_swap(tmp_path):
     with (
         FakeModelServer(version=1) as server,
         gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
-        clients_asking(gateway.port, CLIENTS, newest) as load,
+        put_load(gateway.port, CLIENTS, newest) as load,
     ):
         for version in (2, 3, 4):
             wait_until(lambda: len(load.outcomes) > 100 * server.version, "images")
@@ -62,22 +62,22 @@ def test_no_request_fails_in_five_hot_swaps_with_broken_versions(shades, tmp_pat
     with (
         model_server(models) as server,
         gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
-        clients_asking(gateway.port, CLIENTS, newest) as load,
+        put_load(gateway.port, CLIENTS, newest) as load,
     ):
         for swap in range(1, SWAPS + 1):
-            seen = len(load.outcomes)
-            wait_until(lambda: len(load.outcomes) > seen + 200, "images")  # noqa: B023 (is called here)
+            count = len(load.outcomes)
+            wait_until(lambda: len(load.outcomes) > count + 200, "images")  # noqa: B023 (is called here)
             broken = models / f"{10 * swap}"
             (models / ".aside").mkdir()
             (models / ".aside" / "saved_model.pb").write_bytes(b"no model")
             (models / ".aside").rename(broken)
-            seen = len(load.outcomes)
-            wait_until(lambda: len(load.outcomes) > seen + 200, "images of the old version")  # noqa: B023
+            count = len(load.outcomes)
+            wait_until(lambda: len(load.outcomes) > count + 200, "images of the old version")  # noqa: B023
             shutil.rmtree(broken)
             publish(shades / str(swap), models, str(swap + 1))
             wait_until(lambda: version_of(load.answered[-1]) == swap + 1, "the next version")  # noqa: B023
-        seen = len(load.outcomes)
-        wait_until(lambda: len(load.outcomes) > seen + 200, "images of the last version")
+        count = len(load.outcomes)
+        wait_until(lambda: len(load.outcomes) > count + 200, "images of the last version")
     check_no_request_failed(load, set(range(1, SWAPS + 2)))
 
 
@@ -90,12 +90,12 @@ def test_no_request_fails_when_the_newest_version_is_removed(shades, tmp_path):
     with (
         model_server(models) as server,
         gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
-        clients_asking(gateway.port, CLIENTS, newest) as load,
+        put_load(gateway.port, CLIENTS, newest) as load,
     ):
         wait_until(lambda: len(load.answered) > 200, "images")
         withdraw(models, "2")
         wait_until(lambda: version_of(load.answered[-1]) == 1, "the version before")
-        seen = len(load.outcomes)
-        wait_until(lambda: len(load.outcomes) > seen + 200, "images of it")
+        count = len(load.outcomes)
+        wait_until(lambda: len(load.outcomes) > count + 200, "images of it")
         assert gateway.ask("/generate?seed=7&version=2").status == 404
     check_no_request_failed(load, {1, 2})

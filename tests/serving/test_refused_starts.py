@@ -1,4 +1,4 @@
-"""Commands that refuse to start, in one table: exit status 2 and one sentence on stderr that names the variable."""
+"""Commands that refuse to start: exit status 2 and one sentence."""
 
 import pytest
 

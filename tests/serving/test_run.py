@@ -1,4 +1,4 @@
-"""`python -m serving run` as a process, with a fake in the place of the genuine tensorflow_model_server."""
+"""`python -m serving run` as a process, with a fake tensorflow_model_server."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from tests.gateway_process import environment, free_port
 
 @pytest.fixture
 def surroundings(tmp_path):
-    """An environment with free ports of IPv4, one version of a model, and a tensorflow_model_server on the PATH."""
+    """An environment with free ports, a model, and a fake tensorflow_model_server."""
     (tmp_path / "models" / "1").mkdir(parents=True)
     genuine = tmp_path / "bin" / "tensorflow_model_server"
     genuine.parent.mkdir()
@@ -30,7 +30,7 @@ def surroundings(tmp_path):
     settings = environment(
         port=free_port(), model_server=f"localhost:{free_port()}", model_base_path=tmp_path / "models", model_name="cat"
     )
-    with ExitStack() as strangers:  # on the same ports of IPv6: they accept, and say nothing
+    with ExitStack() as strangers:  # on the same ports of IPv6: they accept, and send nothing
         for name in ("PORT", "METRICS_PORT", "MODEL_SERVER"):
             port = int(settings[f"RINGO_{name}"].rpartition(":")[2])
             strangers.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
@@ -40,11 +40,11 @@ def surroundings(tmp_path):
 @dataclass(frozen=True)
 class Running:
     process: subprocess.Popen[str]
-    said: str
+    output: str
 
     @property
     def url(self) -> str:
-        return self.said.split("Ready: ")[1].split()[0]
+        return self.output.split("Ready: ")[1].split()[0]
 
 
 def children_of(pid: int) -> list[int]:

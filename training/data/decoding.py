@@ -257,7 +257,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _is_adobe_rgb(exif: Image.Exif) -> bool:
-    """Return whether a camera marked its photo as Adobe RGB (DCF 2.0, "R03")."""
+    """Return whether the photo is marked as Adobe RGB (DCF 2.0, "R03")."""
     index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
     return index in ("R03", b"R03\0") or exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 2
 

@@ -163,7 +163,7 @@ def _measure(photos: Features, images: Features) -> Distances:
 
 
 def measure_references(varieties: Varieties, photos: Features, noise: Features) -> References:
-    """Return the results of a perfect copy of the photos, and of `noise`."""
+    """Return the results of a perfect copy of photos, and of `noise`."""
     first, second = np.array_split(np.random.default_rng(0).permutation(photos), 2)
     return References(
         copy_kid_x1000=round(1000 * kernel_distance(first, second)[0], 2),

@@ -67,7 +67,7 @@ def chart_losses(curves: Curves) -> Chart | None:
 
 
 def chart_kid(curves: Curves) -> Chart | None:
-    """Return the chart of KID by batch and minutes, or None without `curves`.
+    """Return the chart of KID by batch and minutes, if any.
 
     The band is `std`. KID is unbiased, so it can be negative near 0. Values below 1 are drawn as 1.
     """

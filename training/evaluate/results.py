@@ -103,7 +103,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class References:
-    """The results of a perfect copy of the same photos, and of noise."""
+    """The results of a perfect copy of the photos, and of noise."""
 
     copy_kid_x1000: float  # of one half of the photos against the other
     noise_kid_x1000: float

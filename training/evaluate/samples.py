@@ -1,4 +1,4 @@
-"""The command `samples`: images of a run as PNG files, without an export."""
+"""The command `samples`: writes images of a run as PNG files."""
 
 import math
 import re
@@ -18,7 +18,7 @@ MORPH_IMAGES = 8
 
 
 def write_samples(run: Path, seeds: Sequence[int]) -> Path:
-    """Write a grid, a morph and single images of `seeds`; return their folder.
+    """Write a grid, a morph and single images; return their folder.
 
     The morph leads from the first to the last seed. Raises TrainingError if `run` has no checkpoint.
     """

@@ -93,7 +93,7 @@ def export(
 
 
 def check_model_name(name: str) -> None:
-    """Raise ExportError unless `name`, of the model folder, can be served as the model's name."""
+    """Raise ExportError unless a model can be served as `name`."""
     if not name.isprintable() or not name.strip():
         raise ExportError(
             f"The folder's name {name!r} becomes the model's name; choose one of printable characters in --to."
@@ -101,7 +101,7 @@ def check_model_name(name: str) -> None:
 
 
 def adds_nothing(version: Path, newest: Path) -> bool:
-    """Return whether `version` has the images and the facts on data, evaluation and faults of `newest`."""
+    """Return whether `version` has the images and the facts of `newest`."""
     try:
         return read_facts(version) == read_facts(newest) and np.array_equal(read_golden(version), read_golden(newest))
     except (OSError, KeyError, ValueError, tf.errors.OpError):  # `newest` is missing or damaged
@@ -109,7 +109,7 @@ def adds_nothing(version: Path, newest: Path) -> bool:
 
 
 def read_facts(version: Path) -> list[str]:
-    """Return the sections of the model card that do not depend on number, date or machine."""
+    """Return the facts on the model card: data, evaluation and faults."""
     sections = (version / "model_card.md").read_text(encoding="utf-8").split("\n## ")
     return [section for section in sections if section.startswith(("Data\n", "Evaluation\n", "Known faults\n"))]
 

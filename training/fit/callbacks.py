@@ -119,7 +119,7 @@ class History(StepCallback):
 
 @cache
 def open_tensorboard(run: Path) -> Any:
-    """Return the writer of `run`: TensorBoard follows only one file at a time."""
+    """Return the run's only writer: TensorBoard follows one file at a time."""
     import tensorflow as tf
 
     return tf.summary.create_file_writer(str(run / "tensorboard"))

@@ -95,7 +95,7 @@ def resume_run(
 def start_run(
     photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
 ) -> bool:
-    """Plan and start a new run; an existing folder is set aside. See `fit`."""
+    """Plan and start a new run; rename an existing folder. See `fit`."""
     source = None if grow_from is None else read_source(grow_from, flags)
     source_size = source.image_size if source else None
     plan = Plan(flags if source is None else {"latent_dim": source.latent_dim, **flags})

@@ -1,4 +1,4 @@
-"""The folder of a run: complete, locked by one process, set aside for a new start."""
+"""The folder of a run: checks, lock and renaming."""
 
 import fcntl
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a
 
 
 def check_complete(run: Path) -> None:
-    """Raise RecordError if `run` has results, but lacks a file to resume from."""
+    """Raise RecordError if `run` lacks a file to resume from."""
     results = [name for name in RESULTS if (run / name).exists()]
     missing = [name for name in NEEDED_FILES if not (run / name).exists()]
     if results and missing:
@@ -25,7 +25,7 @@ def check_complete(run: Path) -> None:
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Create the folder `run`; keep other processes from training in it during a `with` block.
+    """Create and lock the folder `run` during a `with` block.
 
     Raises TrainingError if another process holds the lock.
     """
@@ -43,7 +43,7 @@ def lock_run(run: Path) -> Iterator[None]:
 
 
 def set_aside(run: Path) -> None:
-    """Rename the folder `run` if it holds a run, so that a new one can start there."""
+    """Rename the folder `run` if it holds a run."""
     if not any((run / name).exists() for name in ("config.json", *RESULTS)):
         return
     with lock_run(run):

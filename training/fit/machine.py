@@ -37,7 +37,7 @@ def detect_machine() -> Machine:
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
-    """Return the machine's memory, or the lowest limit of the control groups around this process.
+    """Return this process's memory: the machine's, or a control group's limit.
 
     `root` is the file system of /proc and /sys. Version 2 of control groups has a limit in each folder up to the slice,
     version 1 a hierarchy for memory alone. A container may see its own group as the root.

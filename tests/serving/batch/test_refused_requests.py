@@ -1,4 +1,4 @@
-"""gRPC calls that the batch server refuses without a call of the model, in one table."""
+"""Calls that the batch server refuses without calling the model."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""The batch server as a process, between gRPC clients and a fake model server on a socket."""
+"""The batch server as a process, with a fake model server."""
 
 import hashlib
 from concurrent import futures
@@ -28,7 +28,7 @@ def batch(model_server, tmp_path_factory):
         yield batch
 
 
-def seeds_asked(requests) -> int:
+def requested_seeds(requests) -> int:
     return sum(request.inputs["seeds"].tensor_shape.dim[0].size for request in requests)
 
 
@@ -121,7 +121,7 @@ def test_model_is_not_called_after_a_stream_is_cancelled(batch, model_server):
     stream = batch.stream(LONG)
     next(stream)
     cancel(batch, stream)
-    assert seeds_asked(model_server.requests[before:]) < len(LONG) / 2
+    assert requested_seeds(model_server.requests[before:]) < len(LONG) / 2
 
 
 def test_generation_waits_when_the_reader_is_slow(batch, model_server):
@@ -136,7 +136,7 @@ def test_generation_waits_when_the_reader_is_slow(batch, model_server):
 
     wait_until(stands_still, "generation to wait for its reader")
     # Most of them are in gRPC's window: 480 with batches of 32.
-    assert seeds_asked(model_server.requests[before:]) < 1000
+    assert requested_seeds(model_server.requests[before:]) < 1000
     assert [next(stream).picture.seed for _ in range(500)] == list(range(1, 501))
     cancel(batch, stream)
 
@@ -145,9 +145,9 @@ def test_streams_beyond_the_limit_get_resource_exhausted(batch):
     streams = [batch.stream(LONG, size=128) for _ in range(2)]
     for stream in streams:
         next(stream)
-    code, told, details = refusal(lambda: batch.paint([1]))
+    code, message, details = refusal(lambda: batch.paint([1]))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert told == "This server has 2 streams under way; try again later."
+    assert message == "This server has 2 streams under way; try again later."
     assert details["RetryInfo"].retry_delay.seconds == 1
     assert batch.status() == SERVING
     cancel(batch, *streams)
@@ -159,16 +159,16 @@ def test_sigterm_ends_streams_with_unavailable_after_the_drain_time(model_server
         changes = batch.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=LIMIT_S)
         assert next(changes).status == SERVING
         stream = batch.stream(LONG)
-        painted = [next(stream).picture.seed]
+        seeds = [next(stream).picture.seed]
         batch.process.terminate()
         assert next(changes).status == NOT_SERVING
         assert batch.status() == batch.status("") == NOT_SERVING  # a new call, while it drains
         code, _, _ = refusal(lambda: batch.paint([1]))
         assert code is grpc.StatusCode.UNAVAILABLE
-        code, told, details = refusal(lambda: painted.extend(response.picture.seed for response in stream))
+        code, message, details = refusal(lambda: seeds.extend(response.picture.seed for response in stream))
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
-        assert told == "This server is stopping; continue from the next seed on another one."
-        assert painted == list(range(len(painted)))
+        assert message == "This server is stopping; continue from the next seed on another one."
+        assert seeds == list(range(len(seeds)))
         assert batch.process.wait(LIMIT_S) == 0
     assert "Traceback" not in batch.log.read_text()
 
@@ -189,7 +189,7 @@ def test_health_is_not_serving_until_the_model_server_is_back(tmp_path):
         code, _, details = refusal(lambda: list(stream))
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
         assert details["RetryInfo"].retry_delay.seconds == 1
-        wait_until(lambda: batch.status() == batch.status("") == NOT_SERVING, "the loss to be told")
+        wait_until(lambda: batch.status() == batch.status("") == NOT_SERVING, "health to be NOT_SERVING")
         with FakeModelServer(port=server.port):
             wait_until(lambda: batch.status() == SERVING, "recovery")
             assert len(batch.paint([1, 2])) == 2
@@ -203,7 +203,7 @@ def test_an_unexpected_error_is_internal_without_its_cause(caplog):
     server.start()
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         pictures = picture_service_pb2_grpc.PictureServiceStub(channel)
-        code, told, _ = refusal(lambda: list(pictures.GenerateBatch(batch_request([1]), timeout=LIMIT_S)))
+        code, message, _ = refusal(lambda: list(pictures.GenerateBatch(batch_request([1]), timeout=LIMIT_S)))
     server.stop(None).wait(LIMIT_S)
-    assert (code, told) == (grpc.StatusCode.INTERNAL, "The server failed; its log says why.")
+    assert (code, message) == (grpc.StatusCode.INTERNAL, "The server failed; its log says why.")
     assert "AttributeError" in caplog.text

@@ -1,4 +1,4 @@
-"""The page at / in Debian's chromium, with a clean console and without requests to other hosts."""
+"""The page at / in Debian's chromium, without errors or foreign requests."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def tile(page, seed):
 
 
 def wait_for_pictures(page):
-    """Wait until all images on the screen are loaded, and the morph is drawn."""
+    """Wait until all visible images are loaded, and the morph is drawn."""
     page.wait_for_function(
         """() => document.querySelector("#morph").ariaBusy === "false" && document.querySelector("#wall img") &&
         [...document.querySelectorAll("#wall img")].every((image) => {

@@ -1,4 +1,4 @@
-"""ETags, Cache-Control and 304; the image cache, and requests that share one rendering."""
+"""ETags, Cache-Control and 304; the image cache, and shared renderings."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Names as seeds, and short URLs: the same images by HTTP, by gRPC and by the code in docs/ringo-name-1.md."""
+"""Names as seeds, by HTTP, gRPC and docs/ringo-name-1.md; short URLs."""
 
 import http.client
 import json
@@ -27,7 +27,7 @@ def code_of(language: str) -> str:
 
 @pytest.fixture(scope="module")
 def seeds() -> dict[str, int]:
-    """2,000 names from all planes of Unicode and the test vectors, by the Python code of the specification."""
+    """Seeds of names from all planes of Unicode, by the specification's code."""
     draw, space = random.Random(1), {}
     exec(code_of("python"), space)
     vectors = dict(re.findall(r"^\| `(\".*\")` \| `(\d+)` \|$", SPECIFICATION, re.MULTILINE))

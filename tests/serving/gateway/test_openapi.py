@@ -1,4 +1,4 @@
-"""The OpenAPI description, held against the gateway by schemathesis. `make fuzz` sends 20,000 requests."""
+"""The OpenAPI description, tested by schemathesis; `make fuzz` sends 20,000 requests."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""HTTP requests that the gateway refuses, in one table: bytes on sockets, and no call of the model."""
+"""HTTP requests that the gateway refuses without calling the model."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def request(
 
 
 def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body of the response to the bytes `sent`, read until the gateway closes."""
+    """Return status, headers and body of the response to `sent`."""
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
         received = b""
         with contextlib.suppress(ConnectionError):  # answered, and closed, before the end

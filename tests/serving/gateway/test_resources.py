@@ -1,4 +1,4 @@
-"""Images of each resource, their sizes and formats, and the pages about the service."""
+"""Images of each resource, their sizes and formats; pages about the service."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from werkzeug.http import parse_options_header
 
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.renderer import LICENCES
-from tests.conftest import SHIPPED, VERSION
+from tests.conftest import BUNDLED, VERSION
 from tests.fake_model_server import FakeModelServer, answer, picture
 from tests.gateway_process import Gateway, gateway_for
 
@@ -20,7 +20,7 @@ from tests.gateway_process import Gateway, gateway_for
 def gateway(model_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gateway")
     (folder / "3").mkdir()
-    shutil.copy(SHIPPED / "model_card.md", folder / "3")
+    shutil.copy(BUNDLED / "model_card.md", folder / "3")
     with gateway_for(model_server.target, folder, model_base_path=folder) as gateway:
         yield gateway
 
@@ -105,14 +105,14 @@ def test_about_names_model_versions_verdict_and_card(gateway):
         "size": 8,
         "renderer": RENDERER_VERSION,
         "licence": LICENCES["apple"],
-        "card": (SHIPPED / "model_card.md").read_text(),
+        "card": (BUNDLED / "model_card.md").read_text(),
     }
 
 
 def test_image_of_the_bundled_model_names_the_licence_of_its_card(gateway):
     with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
         assert image.info["Copyright"] == LICENCES["apple"]
-    card = (SHIPPED / "model_card.md").read_text()
+    card = (BUNDLED / "model_card.md").read_text()
     for stated in ("CC BY-SA 4.0", "Mihai Oltean, Fruits-360"):
         assert stated in LICENCES["apple"]
         assert stated in card

@@ -58,7 +58,7 @@ def test_requests_share_an_even_batch_when_the_model_is_busy(server, tmp_path):
 
 
 def refusing(signature: str, code: grpc.StatusCode):
-    """Return a reply that refuses the calls of `signature` with `code`, except for golden seeds."""
+    """Return a reply that refuses `signature` with `code`, except golden seeds."""
 
     def reply(request):
         rows = memoryview(next(iter(request.inputs.values())).tensor_content).cast("q").tolist()

@@ -16,7 +16,7 @@ from tests.gateway_process import gateway_for
 
 
 def otherwise(seed: int, version: int):
-    """Return a reply whose image of `seed` is one level off in one pixel, as on another processor."""
+    """Return a reply with one pixel of `seed` changed by 1."""
 
     def reply(request):
         response = answer(request, version=version)
@@ -132,7 +132,7 @@ def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, tmp
         def answers() -> set[int]:
             return {gateway.ask("/generate?seed=42&version=3").status for _ in range(8)}
 
-        # Each worker looks for itself, once a second.
+        # Each worker refreshes once a second.
         wait_until(lambda: answers() == {404} and gateway.metric(differing) == 0, "the loss to be noticed by both")
         assert gateway.ask("/generate?seed=42").headers["Ringo-Model-Version"] == "4"
 

@@ -1,4 +1,4 @@
-"""Status codes and messages of the embedded model server, as measured on TensorFlow Serving."""
+"""Status codes and messages of the embedded model server, as TensorFlow Serving's."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -229,7 +229,7 @@ def test_call_is_internal_without_a_traceback_when_bytes_are_no_request(hosted, 
 
 
 def test_unexpected_error_is_internal_and_its_cause_is_in_the_log_only(hosted, caplog):
-    init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but nothing that can be run
+    init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but not callable
     code, message = refusal_of(hosted, init)
     assert (code, message) == (
         grpc.StatusCode.INTERNAL,

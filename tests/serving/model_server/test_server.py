@@ -1,4 +1,4 @@
-"""The embedded model server: what it hosts when, and the process itself."""
+"""The embedded model server: hot swaps, and the process."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ from tests.hosted_model_server import (
 
 @pytest.fixture(scope="session")
 def saved_models(tmp_path_factory) -> dict[int, Path]:
-    """Two SavedModels by the shade that tells them apart."""
+    """Two SavedModels by their shade."""
     folders = {shade: tmp_path_factory.mktemp("saved") / str(shade) for shade in (10, 20)}
     for shade, folder in folders.items():
         save_model(folder, shade)
@@ -54,17 +54,17 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
     deadline = time.monotonic() + LIMIT_S
 
     def shades_until_20(_: int) -> set[int]:
-        seen: set[int] = set()
-        while 20 not in seen and time.monotonic() < deadline:
-            seen.add(int(images(swapped.predict(from_latents()))[0, 0, 0, 0]))
-        return seen
+        shades: set[int] = set()
+        while 20 not in shades and time.monotonic() < deadline:
+            shades.add(int(images(swapped.predict(from_latents()))[0, 0, 0, 0]))
+        return shades
 
     with ThreadPoolExecutor(4) as pool:
-        callers = pool.map(shades_until_20, range(4))
+        clients = pool.map(shades_until_20, range(4))
         publish(saved_models[20], swapped.base_path, "2")
         swapped.wait_for(2, VersionState.AVAILABLE)
-        for seen in callers:  # a call that failed is raised here
-            assert 20 in seen <= {10, 20}
+        for shades in clients:  # raises the error of a failed call
+            assert 20 in shades <= {10, 20}
     swapped.wait_for(1, VersionState.END)
     assert [(s.version, s.state) for s in statuses(swapped)] == [(2, VersionState.AVAILABLE), (1, VersionState.END)]
 

@@ -1,4 +1,4 @@
-"""The life of versions, step by step, with text files for models."""
+"""The states of versions, step by step, with text files as models."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A batch server on a real socket, with images of a few bytes, that fails on command."""
+"""A fake batch server on a socket, with images of few bytes."""
 
 import hashlib
 import threading
@@ -21,8 +21,8 @@ def data_of(seed: int, version: int = 1) -> bytes:
 class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers while the `with` block lasts.
 
-    `before(seed, context)` is called ahead of each picture, and may abort; `alter(picture)` may spoil one.
-    `painted` lists the seeds that were sent, `calls` those that each call asked for.
+    `before(seed, context)` is called before each image, and may abort; `alter(picture)` may spoil one. `rendered` lists
+    the seeds that were sent, `calls` the seeds of each call.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         self.version = version
         self.before = before
         self.alter = alter
-        self.painted: list[int] = []
+        self.rendered: list[int] = []
         self.calls: list[list[int]] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
         picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
@@ -70,7 +70,7 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
                 media_type="image/png",
             )
             self.alter(picture)
-            self.painted.append(seed)
+            self.rendered.append(seed)
             yield pb.GenerateBatchResponse(picture=picture)
 
 

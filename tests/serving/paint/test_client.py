@@ -48,7 +48,7 @@ def test_patience_starts_with_the_first_call_when_checks_take_longer(monkeypatch
         closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
     ):
         clock.ahead_s += 100  # the check
-        assert [painted.seed for painted in client.paint([7], QUERY)] == [7]
+        assert [image.seed for image in client.paint([7], QUERY)] == [7]
 
 
 def test_a_silent_stream_ends_when_patience_does(tmp_path):
@@ -71,21 +71,21 @@ def test_a_stream_is_not_silent_when_its_reader_is_slow(monkeypatch):
         next(pictures)
         clock.ahead_s += 100  # the reader's
         client.end_silent_calls()
-        assert [painted.seed for painted in pictures] == [1, 2]
+        assert [image.seed for image in pictures] == [1, 2]
         assert server.calls == [[0, 1, 2]]
 
 
 def test_paint_renders_no_image_twice_when_it_retries(tmp_path):
     with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 17)) as server:
         paint(server, tmp_path)
-        assert sorted(server.painted) == list(range(30))
+        assert sorted(server.rendered) == list(range(30))
         assert server.calls == [list(range(30)), list(range(17, 30))]
 
 
 def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
     with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAUTHENTICATED, 17)) as server:
-        said = paint(server, tmp_path, code=1)
-    assert said.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
+        output = paint(server, tmp_path, code=1)
+    assert output.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
     assert len(rows(tmp_path)) == 17
 
 
@@ -104,7 +104,7 @@ def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path
 
 @pytest.fixture
 def changing_server():
-    """A batch server whose model changes from version 1 to 2 at seed 12."""
+    """A batch server that changes to version 2 at seed 12."""
     with FakeBatchServer() as server:
 
         def before(seed, context):
@@ -138,8 +138,8 @@ def test_paint_goes_on_with_the_new_version_when_any_version_is_set(changing_ser
 )
 def test_paint_keeps_no_image_that_differs_from_the_request(tmp_path, field, value, sentence):
     with FakeBatchServer(alter=lambda picture: setattr(picture, field, value)) as server:
-        said = paint(server, tmp_path, code=1)
-    assert said.splitlines()[-1] == sentence.format(server.target)
+        output = paint(server, tmp_path, code=1)
+    assert output.splitlines()[-1] == sentence.format(server.target)
     assert list(content(tmp_path)) == ["manifest.jsonl"]
 
 

@@ -155,17 +155,17 @@ def test_paint_renders_a_file_again_when_it_is_damaged(server, tmp_path, layout)
     before = content(tmp_path)
     spoilt = tmp_path / ("000001.tar" if layout == "tar" else "000001/000000012.png")
     spoilt.write_bytes(spoilt.read_bytes()[:-12000] + b"x")
-    server.painted.clear()
+    server.rendered.clear()
     paint(server, tmp_path, *flags)
-    assert sorted(server.painted) == (list(range(10, 20)) if layout == "tar" else [12])
+    assert sorted(server.rendered) == (list(range(10, 20)) if layout == "tar" else [12])
     assert content(tmp_path) == before
 
 
 def test_paint_adds_more_seeds_to_a_folder(server, tmp_path):
     paint(server, tmp_path, seeds="10:20")
-    server.painted.clear()
+    server.rendered.clear()
     paint(server, tmp_path, seeds="5:15")
-    assert sorted(server.painted) == [5, 6, 7, 8, 9]
+    assert sorted(server.rendered) == [5, 6, 7, 8, 9]
     assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
 
 
@@ -173,8 +173,8 @@ def test_paint_refuses_when_a_tar_would_lose_seeds(server, tmp_path):
     flags = ("--layout", "tar", "--per-folder", 10)
     paint(server, tmp_path, *flags, seeds="0:15")
     before = content(tmp_path)
-    said = paint(server, tmp_path, *flags, seeds="15:30", code=1)
-    assert said.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
+    output = paint(server, tmp_path, *flags, seeds="15:30", code=1)
+    assert output.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
     assert content(tmp_path) == before
 
 
@@ -182,8 +182,8 @@ def test_a_shard_has_the_version_of_another_in_its_folder(tmp_path):
     with FakeBatchServer() as server:
         paint(server, tmp_path, "--shard", "0/2")
         server.version = 2
-        said = paint(server, tmp_path, "--shard", "1/2", code=3)
-    assert "loaded. --any-version goes on with the newest" in said
+        output = paint(server, tmp_path, "--shard", "1/2", code=3)
+    assert "loaded. --any-version goes on with the newest" in output
 
 
 ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_version": %d, "picture": ""}'
@@ -204,9 +204,9 @@ def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp
     manifest = tmp_path / "manifest.jsonl"
     before, lines = content(tmp_path), manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join([*lines[:3], row + b"\n", *lines[4:]]))
-    server.painted.clear()
+    server.rendered.clear()
     paint(server, tmp_path)
-    assert server.painted == [3]
+    assert server.rendered == [3]
     assert content(tmp_path) == before
 
 
@@ -232,8 +232,8 @@ def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_pat
     before = content(tmp_path)
     lost(tmp_path / "manifest.jsonl")
     with FakeBatchServer(version=2) as other:
-        said = paint(other, tmp_path, *flags, code=1)
-    assert "it has other bytes, and the manifest does not name it" in said.splitlines()[-1]
+        output = paint(other, tmp_path, *flags, code=1)
+    assert "it has other bytes, and the manifest does not name it" in output.splitlines()[-1]
     assert {name: data for name, data in content(tmp_path).items() if name in before and "manifest" not in name} == {
         name: data for name, data in before.items() if "manifest" not in name
     }
@@ -246,8 +246,8 @@ def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_p
     paint(server, tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    said = paint(server, tmp_path, code=1)
-    assert said.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.")
+    output = paint(server, tmp_path, code=1)
+    assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.")
 
 
 @pytest.mark.parametrize(
@@ -290,9 +290,9 @@ def test_paint_keeps_finished_images_when_the_disk_is_full(server, tmp_path):
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
     try:
-        said = paint(server, small, seeds="0:100", code=1)
-        assert said.splitlines()[-1].startswith("The disk is full: ")
-        assert said.splitlines()[-1].endswith("No space left on device.")
+        output = paint(server, small, seeds="0:100", code=1)
+        assert output.splitlines()[-1].startswith("The disk is full: ")
+        assert output.splitlines()[-1].endswith("No space left on device.")
         kept = rows(small)
         assert kept
         assert all((small / row["file"]).read_bytes() == data_of(row["seed"]) for row in kept)

@@ -33,9 +33,9 @@ def verify(target: str, *files: Path) -> tuple[int, list[str], str]:
 def rewritten(png: bytes, *, pixel: int = 0, **facts: str) -> bytes:
     """Return `png` with `pixel` added to one channel, and with other `facts`."""
     with Image.open(io.BytesIO(png)) as image:
-        pixels, told = np.array(image), image.info | facts
+        pixels, chunks = np.array(image), image.info | facts
     pixels[3, 3, 1] += pixel
-    return encode(pixels, "png", told)
+    return encode(pixels, "png", chunks)
 
 
 def test_true_images_are_identical(model_server, pngs, tmp_path):
@@ -70,7 +70,7 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
 def test_verify_names_each_fault_and_exits_with_the_lowest_status(model_server, pngs, tmp_path):
     png = pngs[0]
     address = "/generate?seed=42&format=png&version=3"
-    lies = {
+    faults = {
         "one pixel one level off": (rewritten(png, pixel=1), "different"),
         "another seed": (rewritten(png, Picture=address.replace("42", "43")), "different"),
         "one more chunk": (rewritten(png, Comment="mine"), "different"),
@@ -99,16 +99,16 @@ def test_verify_names_each_fault_and_exits_with_the_lowest_status(model_server, 
         "no PNG": (b"GIF89a", "unreadable (not a PNG)"),
     }
     files = []
-    for name, (changed, _) in lies.items():
+    for name, (changed, _) in faults.items():
         files.append(tmp_path / name)
         files[-1].write_bytes(changed)
-    status, said, complaint = verify(model_server.target, *files, tmp_path / "none.png")
-    assert said.pop() == "unreadable (No such file or directory)"
+    status, verdicts, complaint = verify(model_server.target, *files, tmp_path / "none.png")
+    assert verdicts.pop() == "unreadable (No such file or directory)"
     assert status == 1
     assert "Traceback" not in complaint
     assert "Decompression" not in complaint
-    assert "".join(said).isprintable()
-    for name, (_, expected), found in zip(lies, lies.values(), said, strict=True):
+    assert "".join(verdicts).isprintable()
+    for name, (_, expected), found in zip(faults, faults.values(), verdicts, strict=True):
         assert found.startswith(expected), name
 
 
@@ -122,8 +122,8 @@ def test_verify_fails_with_a_sentence_when_no_model_server_answers(pngs, tmp_pat
     with FakeModelServer() as gone:
         pass
     (tmp_path / "it.png").write_bytes(pngs[0])
-    status, said, complaint = verify(gone.target, tmp_path / "it.png")
-    assert (status, said) == (2, [])
+    status, verdicts, complaint = verify(gone.target, tmp_path / "it.png")
+    assert (status, verdicts) == (2, [])
     assert (
         complaint.splitlines()[-1] == f"The model server at {gone.target} does not answer: the connection was refused."
     )

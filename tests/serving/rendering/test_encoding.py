@@ -21,7 +21,7 @@ def test_png_has_text_chunks_when_the_text_is_not_latin(pixels):
 
 
 def test_bytes_are_those_of_this_renderer_version(pixels):
-    """If this fails after an upgrade, raise RENDERER_VERSION: the bytes of all images are different."""
+    """If this fails after an upgrade, raise RENDERER_VERSION: all bytes differ."""
     digests = {4: "5a0444215206f9490bb9f86448dcd8149c53b605f18d0c30749160a83472f03a"}
     frames = [pixels, np.flip(pixels, 0), np.flip(pixels, 1)]
     all_paths = [encode(resize(pixels, 128), name, FACTS) for name in ("png", "webp", "jpeg")]

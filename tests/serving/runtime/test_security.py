@@ -1,4 +1,4 @@
-"""TLS, client certificates and the token of the gateway and the batch server."""
+"""TLS, client certificates and the token of gateway and batch server."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files: the server's certificate with its key, the CA of server and client, and certificates of clients.
+    """PEM files: server certificate and key, the CA, and client certificates.
 
     `client` is of that CA, `stranger` of another one.
     """
@@ -66,7 +66,7 @@ def certificates(tmp_path_factory) -> Certificates:
 
 
 def described(batch: Batch, *metadata: tuple[str, str]) -> str:
-    """Return the model's name, or the code of the refusal, over the channel of `batch`."""
+    """Return the model's name, or the refusal's code, over the channel."""
     try:
         return batch.pictures.DescribeModel(DESCRIBE, metadata=metadata, timeout=LIMIT_S).name
     except grpc.RpcError as error:
@@ -144,7 +144,7 @@ def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_ser
 
 
 def write_certificate(ca: trustme.CA, files: dict[str, Path]) -> grpc.ChannelCredentials:
-    """Write a certificate of `ca` to `files`; return the credentials of a client that trusts `ca` alone."""
+    """Write a certificate to `files`; return a client's credentials that trust `ca`."""
     issued = ca.issue_cert("localhost")
     files["tls_key"].write_bytes(issued.private_key_pem.bytes())
     files["tls_certificate"].write_bytes(issued.cert_chain_pems[0].bytes())

@@ -1,4 +1,4 @@
-"""A gateway whose stderr is a full pipe: the log loses lines, the gateway works."""
+"""A gateway whose stderr is a full pipe loses only log lines."""
 
 import fcntl
 import http.client
@@ -56,6 +56,6 @@ def test_gateway_answers_and_counts_lost_lines_when_stderr_is_blocked(gateway):
 
 
 def test_sigterm_ends_a_gateway_when_stderr_is_blocked(gateway):
-    assert statuses(gateway, 100) == {404}  # five times what the pipe holds
+    assert statuses(gateway, 100) == {404}  # five times the pipe's size
     gateway.process.terminate()
     assert gateway.process.wait(LIMIT_S) == 0

@@ -1,4 +1,4 @@
-"""The log of gateway and batch server: one line per request, without tokens and queries."""
+"""The log: one line per request, without tokens and queries."""
 
 import json
 import logging
@@ -112,9 +112,9 @@ def test_a_path_is_logged_without_the_query_and_harmless(gateway, path, logged):
 
 def test_no_right_or_wrong_token_is_in_any_line_of_both_servers(gateway, batch):
     wrong = f"Bearer {SECRET}"
-    for number, given in enumerate((BEARER, wrong, TOKEN, f"Basic {TOKEN}")):
-        gateway.line_of(gateway.ask("/generate?seed=1", Authorization=given))
-        metadata = [("authorization", given), ("x-request-id", f"try-{number}")]
+    for number, header in enumerate((BEARER, wrong, TOKEN, f"Basic {TOKEN}")):
+        gateway.line_of(gateway.ask("/generate?seed=1", Authorization=header))
+        metadata = [("authorization", header), ("x-request-id", f"try-{number}")]
         call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
         with suppress(grpc.RpcError):
             list(call)

@@ -70,7 +70,7 @@ def test_totals_are_right_across_workers(model_server, tmp_path):
             ("generate", "invalid_request", ""): 2,
             ("unknown", "not_found", ""): 2,
         }
-        assert value(port, "ringo_pictures_total", source="model") == 4  # a picture and a grid, for each worker
+        assert value(port, "ringo_pictures_total", source="model") == 4  # an image and a grid, for each worker
         assert value(port, "ringo_pictures_total", source="cache") == 12
         assert value(port, "ringo_request_seconds_count", resource="generate") == 16
         assert value(port, "ringo_stage_seconds_count", stage="encode") == 4

@@ -1,4 +1,4 @@
-"""W3C trace context from the client to the model server and the log, and spans for a collector."""
+"""W3C trace context from client to model server; spans for a collector."""
 
 import sys
 from concurrent import futures
@@ -32,7 +32,7 @@ def batch(model_server, tmp_path_factory):
         yield batch
 
 
-def carried_on(model_server) -> dict[str, str]:
+def trace_of_last_call(model_server) -> dict[str, str]:
     """Return the trace context of the last Predict call."""
     return {name: text for name, text in model_server.metadata[-1].items() if name.startswith("trace")}
 
@@ -41,7 +41,7 @@ def carried_on(model_server) -> dict[str, str]:
 def test_gateway_passes_a_trace_to_the_log_and_the_model_server(gateway, model_server, url):
     reply = gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b")
     assert gateway.line_of(reply)["trace_id"] == TRACE
-    assert carried_on(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
+    assert trace_of_last_call(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
 
 
 def test_shared_call_is_part_of_the_trace_that_has_waited_longest(tmp_path):
@@ -58,27 +58,27 @@ def test_shared_call_is_part_of_the_trace_that_has_waited_longest(tmp_path):
             second = pool.submit(gateway.ask, "/generate?seed=101", Traceparent=PARENT)
             wait_until(lambda: gateway.metric("ringo_requests_in_flight") == 2, "the second to wait")
         assert first.result(LIMIT_S).status == second.result(LIMIT_S).status == 200
-        assert carried_on(server) == {"traceparent": PARENT}
-        told = gateway.line_of(second.result())
-        assert told["trace_id"] == TRACE
-        assert told["model_seconds"] > 0
+        assert trace_of_last_call(server) == {"traceparent": PARENT}
+        line = gateway.line_of(second.result())
+        assert line["trace_id"] == TRACE
+        assert line["model_seconds"] > 0
 
 
 def test_batch_server_passes_a_trace_to_the_log_and_the_model_server(batch, model_server):
     call = batch.pictures.GenerateBatch(batch_request(range(3)), metadata=[("traceparent", PARENT)], timeout=LIMIT_S)
     assert len(list(call)) == 3
-    assert carried_on(model_server) == {"traceparent": PARENT}
+    assert trace_of_last_call(model_server) == {"traceparent": PARENT}
     wait_until(lambda: f'"trace_id": "{TRACE}"' in batch.log.read_text(), "a line with the trace")
 
 
 @pytest.mark.parametrize("parent", [None, "", "x" * 1000, f"ff-{TRACE}-{SPAN}-01", f"{PARENT}, {PARENT}"])
 def test_trace_is_a_new_one_when_traceparent_is_not_valid(gateway, model_server, parent):
     reply = gateway.ask("/generate?seed=1", **({} if parent is None else {"Traceparent": parent}))
-    begun = gateway.line_of(reply)["trace_id"]
-    assert begun != TRACE
-    assert int(begun, 16)
-    version, trace_id, span_id, flags = carried_on(model_server)["traceparent"].split("-")
-    assert (version, trace_id, flags) == ("00", begun, "00")
+    new_trace = gateway.line_of(reply)["trace_id"]
+    assert new_trace != TRACE
+    assert int(new_trace, 16)
+    version, trace_id, span_id, flags = trace_of_last_call(model_server)["traceparent"].split("-")
+    assert (version, trace_id, flags) == ("00", new_trace, "00")
     assert int(span_id, 16)
 
 
@@ -112,7 +112,7 @@ def test_spans_of_both_servers_are_sent_to_the_collector(collector, model_server
     with gateway_for(model_server.target, tmp_path) as gateway:
         wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
         reply = gateway.ask("/generate?seed=1", Traceparent=PARENT)
-        traceparent = carried_on(model_server)["traceparent"]
+        traceparent = trace_of_last_call(model_server)["traceparent"]
     with batch_for(model_server.target, tmp_path) as batch:
         assert len(batch.paint(range(3))) == 3
     spans = {span.name: span for span in collector.spans if span.trace_id.hex() == TRACE}  # sent by SIGTERM

@@ -15,7 +15,7 @@ from training.errors import PhotosError
 
 
 def make_terabyte(path: Path) -> None:
-    """Write a photo and a hole of a terabyte; it takes kilobytes on disk."""
+    """Write a photo with a terabyte's hole; it takes kilobytes on disk."""
     save_photo(path)
     os.truncate(path, 2**40)
 
@@ -137,7 +137,7 @@ def test_folder_is_skipped_when_it_is_unreadable(folder: Path, mode: int) -> Non
 
 @pytest.fixture
 def mixed_folder(folder: Path) -> Path:
-    """Return a folder of two photos and one bad file of each kind."""
+    """Return a folder of two photos and each kind of bad file."""
     save_photo(folder / "a good photo", shade=90)
     (folder / "sub").mkdir()
     save_photo(folder / "sub" / "photo", shade=91)

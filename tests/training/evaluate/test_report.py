@@ -1,4 +1,4 @@
-"""report.html as a browser parses it, and the tables that its charts show."""
+"""report.html as a browser parses it, and its charts' tables."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SHIPPED
+from tests.conftest import BUNDLED
 from training.data.dataset import PhotosRecord
 from training.evaluate.report import Interpolation, Pairs, Report, write_report
 from training.evaluate.results import (
@@ -89,7 +89,7 @@ BARE = replace(
 
 
 class Page(HTMLParser):
-    """The page's elements in order; refuses one that is not closed where it belongs."""
+    """The page's elements in order; refuses elements that are not closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def test_report_shows_photos_of_missing_varieties(pages):
 
 
 def test_bundled_model_has_the_kid_that_reports_quote():
-    card = (SHIPPED / "model_card.md").read_text(encoding="utf-8")
+    card = (BUNDLED / "model_card.md").read_text(encoding="utf-8")
     assert f"| KID x1000, against all photos | {BUNDLED_KID_X1000} " in card
     assert f"| varieties covered | {BUNDLED_VARIETIES}," in card
 

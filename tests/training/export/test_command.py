@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tests.conftest import LIMIT_S, ROOT, SHIPPED
+from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from tests.training.evaluate.test_report import EVALUATION
 from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError, ExportError
@@ -89,7 +89,7 @@ NEEDS_AVX512 = pytest.mark.skipif(
 @pytest.mark.parametrize("model", ["small", pytest.param("bundled", marks=NEEDS_AVX512)])
 def test_images_are_equal_bytes_at_every_batch_size_from_1_to_64(model, signatures):
     if model == "bundled":
-        signatures = tf.saved_model.load(str(SHIPPED)).signatures
+        signatures = tf.saved_model.load(str(BUNDLED)).signatures
     expected = np.concatenate([run_generate(signatures, [seed]) for seed in SEEDS])
     for size in range(2, MAX_BATCH_SIZE + 1):
         assert np.array_equal(run_generate(signatures, SEEDS[-size:]), expected[-size:]), f"batches of {size}"

@@ -1,4 +1,4 @@
-"""`fit` in unusual environments: settings of other programs, terminals, limits of memory, `make`."""
+"""`fit` in unusual environments: other settings, terminals, memory limits, `make`."""
 
 import os
 import subprocess

@@ -19,7 +19,7 @@ def preview(photos, to, *flags: object) -> int:
 
 
 def read_cells(sheet) -> np.ndarray:
-    """Return the images of a sheet, uint8[rows, 1 + VERSIONS, SIZE, SIZE, 3]."""
+    """Return a sheet's images, uint8[rows, 1 + VERSIONS, SIZE, SIZE, 3]."""
     with Image.open(sheet) as image:
         pixels = np.asarray(image)[LABEL_HEIGHT:]
     pixels = np.concatenate([pixels[:, :CELL], pixels[:, CELL + GAP :]], axis=1)
