@@ -36,7 +36,7 @@ COLOURS = ("#444444", "#c0392b", "#2c7fb8", "#41ab5d", "#d99000", "#8856a7", "#7
 class Goal:
     """One line of the table of goals."""
 
-    what: str
+    subject: str
     wanted: str
     measured: str
     met: bool
@@ -56,14 +56,14 @@ def read_results(folder: Path) -> dict[str, Any]:
     return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.exists()}
 
 
-def at_least(what: str, value: float, wanted: float, unit: str = "") -> Goal:
+def at_least(subject: str, value: float, wanted: float, unit: str = "") -> Goal:
     """Return a goal with a lower bound."""
-    return Goal(what, f"at least {wanted:,g}{unit}", f"{number(value)}{unit}", value >= wanted)
+    return Goal(subject, f"at least {wanted:,g}{unit}", f"{number(value)}{unit}", value >= wanted)
 
 
-def at_most(what: str, value: float, wanted: float, unit: str = "") -> Goal:
+def at_most(subject: str, value: float, wanted: float, unit: str = "") -> Goal:
     """Return a goal with an upper bound."""
-    return Goal(what, f"at most {wanted:,g}{unit}", f"{number(value)}{unit}", value <= wanted)
+    return Goal(subject, f"at most {wanted:,g}{unit}", f"{number(value)}{unit}", value <= wanted)
 
 
 def goals(results: Mapping[str, Any]) -> list[Goal]:

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import rounds
 from training.config import PLAIN_SETTINGS, TrainingConfig
 
-PHOTOS = 2_000  # in memory, 64 x 64 of noise: what is on them costs nothing
+PHOTOS = 2_000  # in memory, 64 x 64 of noise: their content does not affect the time
 SETTLING = 3  # batches at the start of a turn that don't count: other processes have used the caches
 BATCHES = 15  # batches of a turn that count
 ROUNDS = 7
@@ -34,7 +34,7 @@ LOOPS: dict[str, dict[str, Any]] = {  # each with its settings
     "PyTorch": {},
 }
 STEP, ONE_BATCH, FEATURES = "step", "one batch again and again", "frozen features"
-# Turns by name: the loop, and what it does in that turn.
+# Turns by name: the loop, and its work in that turn.
 TURNS = {loop: (loop, STEP) for loop in LOOPS} | {
     "ours, one batch": ("ours", ONE_BATCH),
     "ours, features": ("ours", FEATURES),

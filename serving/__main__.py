@@ -20,7 +20,7 @@ GRPC_ENVIRONMENT = {
     "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
     # While no call is waiting, gRPC polls for the return of a model server; the default is 5 s.
     "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS": "200",
-    # Its own lines would block its threads when nobody reads stderr; errors reach our log as statuses.
+    # Its own lines would block its threads on a full stderr; errors reach our log as statuses.
     "GRPC_VERBOSITY": "NONE",
 }
 

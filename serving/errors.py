@@ -10,8 +10,8 @@ class RingoError(Exception):
 class InvalidRequest(RingoError):
     """A field of the request is invalid or missing.
 
-    `value` is None if the field is missing; both are cut to MAX_SHOWN_CHARACTERS. `fault` says what is wrong and what
-    to do, where there is more to say than that other values are allowed.
+    `value` is None if the field is missing; both are cut to MAX_SHOWN_CHARACTERS. `fault` replaces the sentence about
+    allowed values.
     """
 
     def __init__(self, field: str, value: str | None, allowed: str, fault: str = "") -> None:

@@ -22,7 +22,7 @@ MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
 class SettingsError(Exception):
     """A setting is invalid; the text names variable, value and allowed values.
 
-    None for the value says that there is no such variable: a mistyped name may hold a secret.
+    The value is None for an unknown variable: a mistyped name may hold a secret.
     """
 
     def __init__(self, variable: str, value: str | None, allowed: str) -> None:

@@ -31,11 +31,11 @@ def with_backend(name: str) -> dict[str, str]:
     return {**os.environ, "KERAS_BACKEND": name, **unoptimised}
 
 
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+def wait_until(condition: Callable[[], object], subject: str, limit_s: float = LIMIT_S) -> None:
     """Return when `condition()` is true; fail after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {limit_s} s"
+        assert time.monotonic() < deadline, f"{subject}: not within {limit_s} s"
         time.sleep(0.01)
 
 

@@ -29,7 +29,7 @@ MAX_REQUEST_BYTES = 2**20
 MAX_RESPONSE_BYTES = 4 * 2**20  # the default limit of clients; the largest image, 1024 x 1024 of noise, is 3.2 MB
 PAINT_THREADS = 8  # for all streams: enough to keep a model server busy while other batches are encoded
 SPARE_THREADS = 8  # beside those of streams and single images: for health, reflection, refusals
-HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
+HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving polls for new versions
 STOP_GRACE_S = 5.0  # for batches under way when the drain time ends
 FLUSH_S = 0.5  # after the grace time, to send the last responses
 

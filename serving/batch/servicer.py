@@ -44,7 +44,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         self._renderer = renderer
         self._model_name = model_name
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="paint")  # of all streams together
-        self._singles = ConcurrencyLimit(MAX_SINGLES, "single pictures")
+        self._singles = ConcurrencyLimit(MAX_SINGLES, "single images")
         self._streams = ConcurrencyLimit(max_streams, "streams")
         self._stopping = threading.Event()
 

@@ -30,7 +30,7 @@ from serving.telemetry.tracing import trace_metadata
 log = logging.getLogger(__name__)
 
 VERIFIED = "proved"  # wire name in ETags, /about and the proto: golden images have the exporter's bytes
-MAX_ROWS = 64  # of one request: what the exporter's batching parameters allow
+MAX_ROWS = 64  # of one request, as in the exporter's batching parameters
 STATUS_TIMEOUT_S = 1.0  # the answer takes a millisecond; probes must not pile up
 
 # gRPC resolves a name that is gone ever more rarely, up to every 120 s, and has no option for that. A new channel

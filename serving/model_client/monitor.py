@@ -21,7 +21,7 @@ from serving.telemetry.request_log import with_current_context
 
 log = logging.getLogger(__name__)
 
-REFRESH_INTERVAL_S = 1.0  # as often as TensorFlow Serving looks for new versions
+REFRESH_INTERVAL_S = 1.0  # as often as TensorFlow Serving polls for new versions
 # Allowed batch sizes, together 64: a replica whose images depend on the size of their batch shows it.
 CHECK_BATCHES = (1, 1, 2, 4, 8, 16, 32)
 MAX_ATTEMPTS = 5  # of one request, while connections change; servers end them after half a minute by default
@@ -121,8 +121,8 @@ class ModelMonitor:
     def versions(self) -> list[int]:
         """Return the loaded versions, oldest first, as the last refresh found them.
 
-        While no model server answers, these are the last known ones: cached images need no model server. Where none
-        were ever known, raises what `require_model` does.
+        While no model server answers, these are the last known ones: cached images need no model server. Without any,
+        raises the errors of `require_model`.
         """
         if self._refreshed_at_s == -math.inf:  # the first request
             return self.refresh()

@@ -38,7 +38,7 @@ def configure(log_format: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     # Its warnings would quote invalid trace contexts of clients.
     logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
-    # No line shows these; logging's documentation says how to save their time.
+    # No line shows these; logging's documentation recommends this to save time.
     logging._srcfile = None
     logging.raiseExceptions = False  # it would print to sys.stderr, which may be blocked
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

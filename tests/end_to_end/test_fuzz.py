@@ -18,7 +18,7 @@ from tests.hosted_model_server import from_latents, generate
 from tests.serving.gateway.test_refused_requests import answer_to, request
 
 MESSAGES, HEADS, FILES = (int(os.environ.get(f"FUZZ_{name}", "200")) for name in ("MESSAGES", "HEADS", "FILES"))
-TIME_S = 60 + 0.1 * max(MESSAGES, HEADS, FILES)  # twenty times what they take on an idle machine
+TIME_S = 60 + 0.1 * max(MESSAGES, HEADS, FILES)  # twenty times the duration on an idle machine
 
 # The same in every run, however long they take.
 STEADY = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}

@@ -41,8 +41,8 @@ def browser():
 
 
 @contextmanager
-def visiting(browser, gateway, *, faults=(), **look):
-    """Yield a blank page in a new context with the options `look`.
+def visiting(browser, gateway, *, faults=(), **view):
+    """Yield a blank page in a new context with the options `view`.
 
     Afterwards, fail on requests to other hosts and on errors in the console that `faults` does not name. Chromium
     writes violations of the Content-Security-Policy to the console.
@@ -57,7 +57,7 @@ def visiting(browser, gateway, *, faults=(), **look):
         if urlsplit(request.url).hostname != "127.0.0.1":
             errors.append(request.url)
 
-    with browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(look or WIDE)) as context:
+    with browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(view or WIDE)) as context:
         context.set_default_timeout(1000 * LIMIT_S)
         page = context.new_page()
         page.on("console", check_message)
@@ -239,16 +239,16 @@ def test_url_leads_to_a_seed_and_follows_back_and_forward(page):
 
 
 @pytest.mark.parametrize(
-    "look", [WIDE, DARK, PHONE, PHONE | {"color_scheme": "dark"}], ids=["wide", "wide-dark", "narrow", "narrow-dark"]
+    "view", [WIDE, DARK, PHONE, PHONE | {"color_scheme": "dark"}], ids=["wide", "wide-dark", "narrow", "narrow-dark"]
 )
-def test_axe_finds_no_accessibility_problem(browser, gateway, look):
-    with visiting(browser, gateway, **look, reduced_motion="reduce") as page:
+def test_axe_finds_no_accessibility_problem(browser, gateway, view):
+    with visiting(browser, gateway, **view, reduced_motion="reduce") as page:
         for url in ("/docs", "/", "/?seed=60"):
             page.goto(url)
             if url != "/docs":
                 wait_for_pictures(page)
             assert (
-                page.evaluate("document.documentElement.scrollWidth") <= look["viewport"]["width"]
+                page.evaluate("document.documentElement.scrollWidth") <= view["viewport"]["width"]
             )  # nothing is clipped
             found = Axe().run(page).response["violations"]
             assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == [], url

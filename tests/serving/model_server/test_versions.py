@@ -78,9 +78,9 @@ def test_broken_version_is_loaded_again_when_a_nested_file_changes(tmp_path):
     (tmp_path / "1" / "variables" / "data").touch()
     watcher.poll()
     assert watcher.snapshot.servables == {}
-    (tmp_path / "1" / "variables" / "data").write_text("mended")
+    (tmp_path / "1" / "variables" / "data").write_text("repaired")
     watcher.poll()
-    assert watcher.snapshot.servables == {1: "mended"}
+    assert watcher.snapshot.servables == {1: "repaired"}
 
 
 @pytest.mark.parametrize("name", ["abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20])

@@ -90,8 +90,8 @@ def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
 
 
 def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts, and says nothing
-        silent = Target(f"127.0.0.1:{deaf.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as silent_port:  # accepts, and sends nothing
+        silent = Target(f"127.0.0.1:{silent_port.getsockname()[1]}")
         assert paint(silent, tmp_path, "--patience-s", "2", code=1).startswith(
             f"No image for 1 s: {silent.target} has not answered yet.\n"
         )

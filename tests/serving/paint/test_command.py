@@ -293,9 +293,9 @@ def test_paint_keeps_finished_images_when_the_disk_is_full(server, tmp_path):
         output = paint(server, small, seeds="0:100", code=1)
         assert output.splitlines()[-1].startswith("The disk is full: ")
         assert output.splitlines()[-1].endswith("No space left on device.")
-        kept = rows(small)
-        assert kept
-        assert all((small / row["file"]).read_bytes() == data_of(row["seed"]) for row in kept)
+        stored = rows(small)
+        assert stored
+        assert all((small / row["file"]).read_bytes() == data_of(row["seed"]) for row in stored)
     finally:
         subprocess.run(["umount", "-l", small], check=True)
 
