@@ -57,7 +57,7 @@ WITHOUT_EFFECT = (
     "tensorflow_intra_op_parallelism",
 )
 
-SERVING = b"\x08\x01"  # a grpc.health.v1.HealthCheckResponse; its package is not among the requirements here
+SERVING = b"\x08\x01"  # a grpc.health.v1.HealthCheckResponse; requirements/train.txt lacks its package
 HEALTH = grpc.method_handlers_generic_handler(
     "grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(lambda request, context: SERVING)}
 )
