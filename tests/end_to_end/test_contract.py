@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import assume, example, given
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from werkzeug.http import parse_options_header
@@ -43,6 +43,7 @@ def client(target) -> Iterator[ModelClient]:
     client.close()
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])  # export refuses most random texts
 @given(st.text(max_size=90))
 @example("りんご")
 @example('café "2"\\')
