@@ -12,8 +12,6 @@ from grpc_channelz.v1.channelz import ChannelzServicer
 _IGNORED = SimpleNamespace(set_code=lambda code: None, set_details=lambda details: None)  # of a lookup that fails
 CHANNELZ_OPTIONS = (
     ("grpc.enable_channelz", 1),
-    # Channels of one process to one target share a connection by default, which channelz lists under the first of them.
-    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_channel_trace_event_memory_per_node", 0),  # bytes; the history of a channel is not used
 )
 

@@ -53,12 +53,6 @@ def test_replica_is_verified_when_its_golden_images_are_equal(monitor):
     assert (check.fingerprint, check.verdict, check.differing, check.size) == (VERIFIED, "proved", 0, 8)
 
 
-def test_each_client_of_a_process_knows_its_own_connection(monitor, server):
-    first = monitor.golden_check(3)
-    with closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client:
-        assert ModelMonitor(client).golden_check(3).connection != first.connection
-
-
 def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, server):
     monitor.golden_check(3)
     sizes = [r.inputs["seeds"].tensor_shape.dim[0].size for r in server.requests if "seeds" in r.inputs]
