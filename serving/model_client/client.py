@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError, UnknownVersion
-from serving.model_client.connection import CHANNELZ_OPTIONS, ConnectionReader
+from serving.model_client.connection import open_channel
 from serving.model_client.messages import (
     get_model_status_pb2,
     model_service_pb2_grpc,
@@ -52,7 +52,6 @@ CHANNEL_OPTIONS = (
     ("grpc.dns_ares_query_timeout", 2_000),
     # The model server is in the same network: http_proxy does not apply.
     ("grpc.enable_http_proxy", 0),
-    *CHANNELZ_OPTIONS,
 )
 
 # Any other status is a mismatch, of model, signature or server: a retry can't repair it.
@@ -101,9 +100,8 @@ class ModelClient:
         self._open()
 
     def _open(self) -> None:
-        channel = grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        channel, self._reader = open_channel(self._target, CHANNEL_OPTIONS)
         self._channels.append(channel)
-        self._reader = ConnectionReader(self._target)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)
 

@@ -4,24 +4,42 @@ One name may stand for several model servers, and gRPC replaces connections with
 uses no number twice: if the number is the same before and after a call, one connection carried it.
 """
 
+import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
+import grpc
 from grpc_channelz.v1 import channelz_pb2
 from grpc_channelz.v1.channelz import ChannelzServicer
 
 _IGNORED = SimpleNamespace(set_code=lambda code: None, set_details=lambda details: None)  # of a lookup that fails
+_OPENING = threading.Lock()
 CHANNELZ_OPTIONS = (
     ("grpc.enable_channelz", 1),
     ("grpc.max_channel_trace_event_memory_per_node", 0),  # bytes; the history of a channel is not used
 )
 
 
-class ConnectionReader:
-    """Reads the newest channel to `target`; create it right after that channel."""
+def open_channel(target: str, options: Sequence[tuple[str, Any]]) -> "tuple[grpc.Channel, ConnectionReader]":
+    """Return a new channel to `target`, and a reader of its connection."""
+    with _OPENING:
+        # gRPC numbers a channel when channelz first lists it, so the newest may have a lower number than others.
+        before = _channel_ids()
+        channel = grpc.insecure_channel(target, options=(*options, *CHANNELZ_OPTIONS))
+        channel_id = max(_channel_ids() - before)
+    return channel, ConnectionReader(channel_id)
 
-    def __init__(self, target: str) -> None:
-        channels = ChannelzServicer.GetTopChannels(channelz_pb2.GetTopChannelsRequest(), _IGNORED).channel
-        channel_id = max(channel.ref.channel_id for channel in channels if channel.data.target.endswith(target))
+
+def _channel_ids() -> set[int]:
+    response = ChannelzServicer.GetTopChannels(channelz_pb2.GetTopChannelsRequest(), _IGNORED)
+    return {channel.ref.channel_id for channel in response.channel}
+
+
+class ConnectionReader:
+    """Reads the connection of one channel."""
+
+    def __init__(self, channel_id: int) -> None:
         self._request = channelz_pb2.GetChannelRequest(channel_id=channel_id)
 
     def read(self) -> int | None:

@@ -53,6 +53,14 @@ def test_replica_is_verified_when_its_golden_images_are_equal(monitor):
     assert (check.fingerprint, check.verdict, check.differing, check.size) == (VERIFIED, "proved", 0, 8)
 
 
+def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server(server):
+    with (
+        grpc.insecure_channel(server.target),
+        closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client,
+    ):
+        assert ModelMonitor(client).golden_check(3).verdict == "proved"
+
+
 def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, server):
     monitor.golden_check(3)
     sizes = [r.inputs["seeds"].tensor_shape.dim[0].size for r in server.requests if "seeds" in r.inputs]
