@@ -7,7 +7,7 @@ from typing import Any
 
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import EXAMPLE_SEEDS, RESOURCES, SEEDS, STILL, Picture, Query, mimetypes, parameters
-from serving.rendering.renderer import LICENCES
+from serving.rendering.renderer import BUNDLED_MODEL, LICENCES
 
 # Short paths of the image of one seed: with seed or name, and format.
 SHORT_URLS = {
@@ -92,7 +92,7 @@ ABOUT = {
         },
         "licence": {
             "type": ["string", "null"],
-            "examples": [LICENCES["apple"]],
+            "examples": [LICENCES[BUNDLED_MODEL]],
             "description": "Licence of the images, with attribution; null if the gateway does not know it.",
         },
         "card": {

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from serving.errors import ModelTimeout, ModelUnavailable, Overloaded
 from serving.gateway.openapi import build_openapi
 from serving.gateway.responses import REVALIDATE, ImageResponses
-from serving.model_client.monitor import ModelMonitor
+from serving.model_client.monitor import GoldenCheck, ModelMonitor
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import EXAMPLE_SEEDS, MAX_SEED, Animation, Morph, Picture, Query, canonical_url
 from serving.rendering.renderer import LICENCES
@@ -33,7 +33,8 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
             version = monitor.versions()[-1]
         except (ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
             version = None
-        return revalidated(Response(render_gallery(settings, version), mimetype="text/html"))
+        check = None if version is None else monitor.latest_check(version)
+        return revalidated(Response(render_gallery(settings, version, check), mimetype="text/html"))
 
     @app.get("/about")
     def about() -> Response:
@@ -47,7 +48,7 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
             replica=check.verdict,
             size=check.size,
             renderer=RENDERER_VERSION,
-            licence=licence_of(settings.model_name, card),
+            licence=licence_of(check, card),
             card=card,
         )
         return revalidated(response)
@@ -84,7 +85,7 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
         return Response(f"ready: version {version}, {check.verdict}\n", mimetype="text/plain")
 
 
-def render_gallery(settings: Settings, version: int | None) -> str:
+def render_gallery(settings: Settings, version: int | None, check: GoldenCheck | None) -> str:
     """Return the page with the first images of `version`, if any."""
     card = None if version is None else model_card(settings.model_base_path / str(version))
 
@@ -94,7 +95,7 @@ def render_gallery(settings: Settings, version: int | None) -> str:
     return render_template(
         "gallery.html",
         model=settings.model_name,
-        licence=licence_of(settings.model_name, card),
+        licence=licence_of(check, card),
         version=version,
         max_seed=MAX_SEED,
         example_seeds=EXAMPLE_SEEDS,
@@ -118,10 +119,10 @@ def code_marked(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def licence_of(model_name: str, card: str | None) -> str | None:
+def licence_of(check: GoldenCheck | None, card: str | None) -> str | None:
     """Return licence and attribution, from LICENCES or the model card."""
     stated = re.findall("^(?:license|- Attribution): (.+)$", card or "", re.MULTILINE)
-    return LICENCES.get(model_name) or "; ".join(stated) or None
+    return (check and LICENCES.get(check.model)) or "; ".join(stated) or None
 
 
 def model_card(folder: Path) -> str | None:

@@ -21,9 +21,12 @@ from serving.rendering.query import Animation, Grid, Morph, Picture, Query, cano
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
 
-# Licences of images by the name of their model. The model card states them, too, but not every replica has it.
-LICENCES = {
-    "apple": "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
+# Model cards state the licence, too, but not every replica has the card.
+BUNDLED_MODEL = (
+    "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"  # GoldenCheck.model of models/apple/3
+)
+LICENCES = {  # of images, by GoldenCheck.model
+    BUNDLED_MODEL: "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
     "(Mihai Oltean, Fruits-360) and under the same licence."
 }
 LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
@@ -74,11 +77,11 @@ class Renderer:
             def encode_early(pixels: Pixels) -> Pixels:
                 """Encode a small image in the thread that has its pixels."""
                 if (query.size or max(pixels.shape)) ** 2 < LARGE_PIXELS:
-                    encoded.append(self._encode(query, [pixels], deadline_s))
+                    encoded.append(self._encode(query, [pixels], check, deadline_s))
                 return pixels
 
             tiles = self._tiles(query, check, deadline_s, with_current_context(encode_early))
-            image = encoded[0] if encoded else self._encode(query, tiles, deadline_s)
+            image = encoded[0] if encoded else self._encode(query, tiles, check, deadline_s)
             self._keep(key, image)
             return image
 
@@ -93,9 +96,9 @@ class Renderer:
         """
         tiles = self._pixels([seed_of(query) for query in queries], check, deadline_s=deadline_s)
         for query, pixels in zip(queries, tiles, strict=True):
-            yield self._encode(query, [pixels], deadline_s)
+            yield self._encode(query, [pixels], check, deadline_s)
 
-    def _encode(self, query: Query, tiles: Sequence[Pixels], deadline_s: float) -> bytes:
+    def _encode(self, query: Query, tiles: Sequence[Pixels], check: GoldenCheck, deadline_s: float) -> bytes:
         columns, rows = query.tiles
         if query.format is None:
             raise ValueError(f"{query} has no format yet.")
@@ -110,8 +113,8 @@ class Renderer:
                 "Picture": canonical_url(query),
                 "Renderer": str(RENDERER_VERSION),
             }
-            if self._model_name in LICENCES:
-                text_chunks["Copyright"] = LICENCES[self._model_name]
+            if check.model in LICENCES:
+                text_chunks["Copyright"] = LICENCES[check.model]
             return encode(arrange(tiles, columns), query.format, text_chunks)
 
     @contextlib.contextmanager
