@@ -34,6 +34,8 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Dockerfile.serve sets the same.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
+MODEL_SERVER = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # as serving/model_server/server.py sets it
+
 Children = dict[str, subprocess.Popen[bytes]]  # by name, in the order of their start
 
 
@@ -55,7 +57,7 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: Children = {}
     try:
-        children["model server"] = _start(model_server_command(settings))
+        children["model server"] = _start(model_server_command(settings), MODEL_SERVER | os.environ)
         host, port = settings.model_server_address
         _wait_until(lambda: _listens(reachable(host), port), children)  # once it has loaded a version
         children["gateway"] = _start(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from serving.run import ALLOCATOR
 
-# The product's own environment, set before TensorFlow or grpc is imported, here and in child processes.
+# The product's own environment, set before TensorFlow or grpc is imported.
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1", **ALLOCATOR}
 for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "KERAS_BACKEND"):
     os.environ.pop(name, None)

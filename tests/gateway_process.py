@@ -89,8 +89,11 @@ def free_port() -> int:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Return the environment with only `settings` and a free metrics port."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith("RINGO_")}
+    """Return the environment with only `settings` and a free metrics port.
+
+    Without TF_ENABLE_ONEDNN_OPTS, which the product sets itself: not every processor has it by default.
+    """
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("RINGO_", "TF_ENABLE"))}
     settings = {"metrics_port": free_port()} | settings
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
 

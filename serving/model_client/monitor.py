@@ -230,8 +230,9 @@ def compare(version: int, golden: Golden | None, digests: list[bytes], size: int
     if not differing:
         return GoldenCheck(version, VERIFIED, model, 0, size, connection)
     log.error(
-        "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: another "
-        "kind of processor, or another TensorFlow release? Its images get ETags with the prefix %s.",
+        "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: without "
+        "TF_ENABLE_ONEDNN_OPTS=1, on another kind of processor, or with another TensorFlow release? Its images get "
+        "ETags with the prefix %s.",
         *(differing, len(digests), version, fingerprint),
     )
     return GoldenCheck(version, fingerprint, model, differing, size, connection)
