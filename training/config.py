@@ -132,7 +132,9 @@ class TrainingConfig:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
             if meta["allowed"] and value not in meta["allowed"]:
-                raise ConfigError(f"{f.name} is {value!r}; set it to one of {', '.join(map(str, meta['allowed']))}.")
+                raise ConfigError(
+                    f"{f.name} is {value!r:.80}; set it to one of {', '.join(map(str, meta['allowed']))}."
+                )
             # A bool is also an int. NaN compares false, so it is out of range.
             if not isinstance(value, (bool, str)) and not meta["low"] <= value <= meta["high"]:
                 raise ConfigError(f"{f.name} is {value!r}; set it to a value from {meta['low']} to {meta['high']}.")
@@ -177,7 +179,7 @@ def read_config(path: Path) -> TrainingConfig:
     config = read_record(path, TrainingConfig)
     names = read_record(path, dict[str, Any]).keys()
     is_fixed = {f.name: f.metadata["fixed"] for f in fields(config)}
-    faults = [f"has the unknown setting {name!r}" for name in names if name not in is_fixed]
+    faults = [f"has the unknown setting {name!r:.80}" for name in names if name not in is_fixed]
     faults += [f"lacks the setting {name!r}" for name in is_fixed if is_fixed[name] and name not in names]
     if faults:
         raise RecordError(f"{path} {faults[0]}; restore it from a backup.")

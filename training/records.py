@@ -3,10 +3,10 @@
 Of checkpoints, it reads the number of batches only, without Keras.
 """
 
-import csv
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,12 +65,22 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 def read_record(path: Path, record_type: type[Record], *, remedy: str = "restore it from a backup") -> Record:
     """Return the JSON object in `path` as a `record_type`, a dataclass.
 
-    Raises RecordError, with `remedy`, if it is missing or damaged, or a value is missing or of another type.
+    Raises RecordError, with `remedy`, if it is missing or damaged, a name is repeated, or a value is missing or of
+    another type.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=record_type)
-    except (OSError, msgspec.DecodeError, RecursionError, ConfigError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        record = msgspec.json.decode(text, type=record_type)
+        json.loads(text, object_pairs_hook=_refuse_repetition, parse_int=str)  # msgspec takes the last value of a name
+        return record
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError, ConfigError) as error:
         raise RecordError(f"{path} cannot be read ({str(error).rstrip('.')}); {remedy}.") from error
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> None:
+    name, number = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if number > 1:
+        raise ConfigError(f"{name!r:.80} is there {number} times")
 
 
 def read_batches_done(checkpoint: Path) -> int:
@@ -83,21 +93,26 @@ def read_batches_done(checkpoint: Path) -> int:
     try:
         with checkpoint.open("rb") as stream, np.load(stream) as file:
             return int(file["step"])
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
         raise RecordError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error
 
 
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return the columns of the CSV file `path`, all of equal length.
 
-    Without a file or a complete row, it returns an empty dictionary. Rows without a number in every column are dropped,
-    because a full disk truncates the last row.
+    Without a file or a complete row, it returns an empty dictionary. The last row is dropped if it is incomplete,
+    because a full disk truncates it. Raises RecordError if another row is damaged.
     """
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        names, *rows = [*csv.reader(file)] or [[]]
-    numbers = [row for row in map(_parse_numbers, rows) if len(row) == len(names)]
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names, *rows = [line.split(",") for line in lines if line] or [[]]
+    numbers = [*map(_parse_numbers, rows)]
+    if numbers and len(numbers[-1]) != len(names):
+        numbers.pop()
+    for line, row in enumerate(numbers, 2):
+        if len(row) != len(names) or not row[0].is_integer():
+            raise RecordError(f"{path} is damaged in line {line}; restore it from a backup.")
     return dict(zip(names, np.array(numbers).T, strict=True)) if numbers else {}
 
 

@@ -57,12 +57,20 @@ def test_free_setting_has_its_default_when_config_is_older(tmp_path):
 VALID = json.dumps(asdict(TrainingConfig()))
 
 
+def test_config_is_read_when_an_editor_added_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text(VALID, encoding="utf-8-sig")
+    assert read_config(tmp_path / "config.json") == TrainingConfig()
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
         ("", "cannot be read (Input data was truncated)"),
         ("[]", "cannot be read (Expected `object`, got `array`)"),
-        (VALID.encode("utf-16"), "cannot be read (JSON is malformed: invalid character (byte 0))"),
+        (VALID.encode("utf-16"), "cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid"),
+        (VALID.encode("utf-16-le"), "cannot be read (JSON is malformed: object keys must be strings (byte 1))"),
+        (VALID.replace("cpu", "çpu").encode("latin-1"), "cannot be read ('utf-8' codec can't decode byte 0xe7 in"),
+        (VALID[:-1] + ', "seed": 7}', "cannot be read ('seed' is there 2 times)"),
         (VALID[:-1] + ', "colour": ' + "[" * 200_000, "cannot be read (maximum recursion depth exceeded"),
         (VALID[:-1] + ', "colour": 1}', "has the unknown setting 'colour'"),
         (VALID.replace('"flip": true, ', ""), "lacks the setting 'flip'"),

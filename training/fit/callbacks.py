@@ -234,7 +234,6 @@ class Checkpoints(StepCallback):
     def save(self) -> None:
         """Write checkpoint.npz and compute.json."""
         self.sync_variables()
-        save_checkpoint(self.model, self.path)
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
         record = ComputeRecord(
@@ -244,6 +243,7 @@ class Checkpoints(StepCallback):
             processors=os.cpu_count() or 1,
         )
         write_record(self.compute, asdict(record))
+        save_checkpoint(self.model, self.path)  # last: a kill leaves no checkpoint without compute.json
 
 
 class StopOnSignal(keras.callbacks.Callback):

@@ -7,15 +7,24 @@ from itertools import count
 from pathlib import Path
 
 from training.errors import RecordError, TrainingError
+from training.records import read_batches_done, read_curves
 
 NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
 RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a new start would overwrite them
 
 
 def check_complete(run: Path) -> None:
-    """Raise RecordError if `run` lacks a file to resume from."""
+    """Raise RecordError if `run` lacks a file to resume from, or one is damaged."""
     results = [name for name in RESULTS if (run / name).exists()]
     missing = [name for name in NEEDED_FILES if not (run / name).exists()]
+    if not missing and (done := read_batches_done(run / "checkpoint.npz")):
+        missing = [name for name in ("history.csv", "compute.json") if not (run / name).exists()]
+        read_curves(run / "history.csv")
+        measured, best = read_curves(run / "kid.csv").get("step", ()), read_batches_done(run / "best.npz")
+        if len(measured) and not best:
+            missing.append("best.npz")
+        elif best not in (0, done, *measured):  # of batch `done`, a kill may have interrupted the measurement
+            missing.append(f"row of batch {best} in kid.csv")
     if results and missing:
         raise RecordError(
             f"{run} has {results[0]} but no {' and no '.join(missing)}; restore it from a backup, "

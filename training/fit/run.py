@@ -74,8 +74,8 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
 def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None) -> GAN:
     """Return the GAN of the run's checkpoint, or a new one.
 
-    It also writes config.json, photos.json and generator.png, and the checkpoint of a new run last: a run that was
-    killed has a checkpoint or nothing to lose.
+    It also writes config.json and photos.json, then the checkpoint of a new run, then drawings: a run that was killed
+    has a checkpoint or nothing to lose.
     """
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
@@ -92,9 +92,10 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     write_record(run / "photos.json", asdict(describe_photos(photos, split)))
     write_record(config_file, asdict(config))
     if not checkpoint.exists():
+        save_checkpoint(gan, checkpoint)
+    if not (run / "grids" / "photos.png").exists():
         draw_network(gan.generator, run)
         draw_photos(photos, split, run)
-        save_checkpoint(gan, checkpoint)
     return gan
 
 

@@ -98,7 +98,7 @@ def _assign(variables: dict[str, Any], path: Path) -> None:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}
-    except (OSError, EOFError, ValueError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, BadZipFile) as error:
         raise CheckpointError(
             f"The checkpoint {path} cannot be read ({error}); restore it from a backup, or start a new run."
         ) from error

@@ -112,6 +112,14 @@ def remove(pattern):
     return delete_files
 
 
+def write(name, content):
+    return lambda folder: (folder / "run" / name).write_text(content)
+
+
+def add_best_checkpoint(folder):
+    np.savez(folder / "run" / "best.npz", step=2)
+
+
 def change_nothing(folder):
     pass
 
@@ -134,6 +142,11 @@ def change_nothing(folder):
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
         (remove("c*.*"), "run", (), "run has history.csv but no config.json and no checkpoint.npz;"),
+        (remove("history.csv"), "run", (), "run has checkpoint.npz but no history.csv;"),
+        (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
+        (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
+        (add_best_checkpoint, "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
+        (write("history.csv", "step,d_loss\n1,?\n2,1.4\n"), "run", (), "run/history.csv is damaged in line 2; restore"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
