@@ -15,7 +15,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from training.errors import ExportError
-from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
+from training.export.model_card import ExportChecks, Fault, RunRecord, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
@@ -75,9 +75,7 @@ def export(
                 checks=checks,
                 faults=faults,
             )
-            write_record(folder / "config.json", asdict(generator.config))
-            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)
-            write_record(folder / "photos.json", asdict(photos))
+            write_records(folder, generator, record)
             write_digests(folder)
             newest = to / str(version - 1)
             if adds_nothing(folder, newest):
@@ -90,6 +88,13 @@ def export(
         raise ExportError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
         ) from error
+
+
+def write_records(folder: Path, generator: TrainedGenerator, record: RunRecord) -> None:
+    """Write config.json, and photos.json without the names of photos. Raises OSError."""
+    write_record(folder / "config.json", asdict(generator.config))
+    photos = replace(record.photos, folder=None, fates=None, batch=record.steps)
+    write_record(folder / "photos.json", asdict(photos))
 
 
 def check_model_name(name: str) -> None:
