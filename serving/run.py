@@ -22,7 +22,7 @@ from serving.runtime.ports import listen, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 
-READY_TIMEOUT_S = 60.0  # importing TensorFlow takes 2 to 4 s, loading and warming the model as long again
+READY_TIMEOUT_S = 120.0  # TensorFlow and the model take 5 to 10 s, on a busy machine more than 60
 POLL_INTERVAL_S = 0.2
 MAX_WORKERS = 4  # 75 MB each
 PROBE_TIMEOUT_S = 2.0  # the gateway waits for the model server for at most 1 s

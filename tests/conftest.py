@@ -22,7 +22,7 @@ for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROX
 ROOT = Path(__file__).parents[1]
 BUNDLED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: int(version.name))
 VERSION = 3  # of the fake model: neither the first version nor a default
-LIMIT_S = 60.0  # of one wait, on a busy machine
+LIMIT_S = 120.0  # of one wait, on a busy machine
 
 
 def with_backend(name: str) -> dict[str, str]:
