@@ -58,6 +58,13 @@ def add_fit(commands: Subparsers) -> None:
         "--grow-from", type=Path, metavar="RUN", help="start from the generator of another run, at its size or twice it"
     )
     parser.add_argument(
+        "--from",
+        dest="from_model",
+        type=Path,
+        metavar="MODEL",
+        help="start from the generator of an exported model, such as models/apple or models/apple/3; for few photos",
+    )
+    parser.add_argument(
         "--new", action="store_true", help="start over; the folder of the previous run is renamed, and loses nothing"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
@@ -171,7 +178,13 @@ def run_fit(options: Options) -> int:
         run_scope = strategy_scope(options.strategy, options.out)
     with run_scope as run:
         is_finished = fit(
-            options.photos, run, flags, dry_run=options.dry_run, new=options.new, grow_from=options.grow_from
+            options.photos,
+            run,
+            flags,
+            dry_run=options.dry_run,
+            new=options.new,
+            grow_from=options.grow_from,
+            from_model=options.from_model,
         )
     return 0 if is_finished else INTERRUPTED
 

@@ -132,9 +132,7 @@ class TrainingConfig:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
             if meta["allowed"] and value not in meta["allowed"]:
-                raise ConfigError(
-                    f"{f.name} is {value!r:.80}; set it to one of {', '.join(map(str, meta['allowed']))}."
-                )
+                raise ConfigError(f"{f.name} is {value!r}; set it to one of {', '.join(map(str, meta['allowed']))}.")
             # A bool is also an int. NaN compares false, so it is out of range.
             if not isinstance(value, (bool, str)) and not meta["low"] <= value <= meta["high"]:
                 raise ConfigError(f"{f.name} is {value!r}; set it to a value from {meta['low']} to {meta['high']}.")

@@ -74,13 +74,13 @@ def read_record(path: Path, record_type: type[Record], *, remedy: str = "restore
         json.loads(text, object_pairs_hook=_refuse_repetition, parse_int=str)  # msgspec takes the last value of a name
         return record
     except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError, ConfigError) as error:
-        raise RecordError(f"{path} cannot be read ({str(error).rstrip('.')}); {remedy}.") from error
+        raise RecordError(f"{path} cannot be read ({str(error).rstrip('.'):.200}); {remedy}.") from error
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> None:
     name, number = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
     if number > 1:
-        raise ConfigError(f"{name!r:.80} is there {number} times")
+        raise ConfigError(f"{name!r} is there {number} times")
 
 
 def read_batches_done(checkpoint: Path) -> int:

@@ -18,7 +18,7 @@ from training.data.dataset import PhotosRecord
 from training.errors import ExportError
 from training.evaluate.results import Evaluation, read_evaluation
 from training.fit.measurements import Measurement, read_measurements
-from training.fit.run import SourceRecord
+from training.fit.run import ModelRecord, SourceRecord
 from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import ComputeRecord, read_record
@@ -64,6 +64,7 @@ class RunRecord:
     evaluation: Evaluation | None  # of this checkpoint
     compute: ComputeRecord
     source: SourceRecord | None  # the run it grew from, if any
+    model: ModelRecord | None  # the model it started from, if any
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
@@ -83,6 +84,7 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
         evaluation=evaluation if evaluation and evaluation.batch == steps else None,
         compute=read_record(run / "compute.json", ComputeRecord),
         source=read_record(source_file, SourceRecord) if source_file.exists() else None,
+        model=read_record(model_file, ModelRecord) if (model_file := run / "started_from.json").exists() else None,
     )
 
 
@@ -166,6 +168,9 @@ def _describe_training(run: RunRecord) -> str:
             f"`--steps {source.config.steps} --refine-from {source.config.refine_from}`.",
             f"That run {_describe_duration(source)}.",
         ]
+    if run.model:
+        rights = "; ".join(f"{label}: {text}" for label, text in run.model.rights.items())
+        sentences.append(f"It started from the weights of {run.model.model} ({rights or 'no licence is stated'}).")
     return " ".join(sentences)
 
 

@@ -26,6 +26,7 @@ from training.fit.folder import check_complete, set_aside
 from training.fit.plan import (
     Machine,
     Plan,
+    Start,
     StepTimes,
     choose_discriminator,
     choose_image_size,
@@ -36,7 +37,7 @@ from training.fit.plan import (
     format_duration,
 )
 from training.names import model_name
-from training.records import read_batches_done
+from training.records import read_batches_done, read_record
 from training.terminal import python_command
 
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
@@ -50,6 +51,7 @@ def fit(
     dry_run: bool,
     new: bool = False,
     grow_from: Path | None = None,
+    from_model: Path | None = None,
 ) -> bool:
     """Train until all batches are done; return whether they are.
 
@@ -62,16 +64,17 @@ def fit(
     """
     check_output_folder(run)
     check_run_outside_photos(photos_folder, run)
+    if grow_from is not None and from_model is not None:
+        raise ConfigError("--from and --grow-from exclude each other; choose one of them.")
+    source = grow_from if from_model is None else find_version(from_model)
     if not new:
         check_complete(run)
         if (run / "config.json").exists():
-            return resume_run(photos_folder, run, flags, dry_run=dry_run, grow_from=grow_from)
-    return start_run(photos_folder, run, flags, dry_run=dry_run, grow_from=grow_from)
+            return resume_run(photos_folder, run, flags, dry_run=dry_run, source=source)
+    return start_run(photos_folder, run, flags, dry_run=dry_run, source=source, from_model=from_model is not None)
 
 
-def resume_run(
-    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
-) -> bool:
+def resume_run(photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None) -> bool:
     """Resume `run` with the settings of its config.json and `flags`; see `fit`."""
     previous = read_config(run / "config.json")
     config = replace(previous, **flags)
@@ -89,65 +92,76 @@ def resume_run(
     import_backend()
     from training.fit.run import train
 
-    return report_end(train(photos, split, run, config, grow_from), run, config)
+    return report_end(train(photos, split, run, config, source), run, config)
 
 
 def start_run(
-    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, grow_from: Path | None
+    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None, from_model: bool
 ) -> bool:
     """Plan and start a new run; rename an existing folder. See `fit`."""
-    source = None if grow_from is None else read_source(grow_from, flags)
-    source_size = source.image_size if source else None
-    plan = Plan(flags if source is None else {"latent_dim": source.latent_dim, **flags})
+    start = None if source is None else read_start(source, flags, from_model=from_model)
+    plan = Plan(flags if start is None else {"latent_dim": start.config.latent_dim, **flags})
     sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
     if len(sides) < MIN_PHOTOS and not dry_run:
         load_run_photos(photos_folder, run, plan.config)  # prints the skipped files before it raises
     check_photo_count(len(sides), photos_folder)
     import_backend()
     from training.fit.machine import detect_machine
-    from training.fit.run import enable_determinism, train
+    from training.fit.run import enable_determinism, load_source, train
 
     machine = detect_machine()
-    plan = plan.with_choices(*choose_image_size(sides, machine, source_size))
+    plan = plan.with_choices(*choose_image_size(sides, machine, start))
     plan = plan.with_choices(*choose_discriminator(plan.config.discriminator))
     check_feature_weights(plan.config)
     photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
     usable = len(photos.pixels) if photos else count_usable(sides, plan.config.image_size, photos_folder)
     held_out = round(plan.config.holdout_fraction * usable)
     training = usable - held_out
-    plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine))
+    plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine, start))
     check_batch_size(training, held_out, plan.config.batch_size)
     enable_determinism(plan.config)
+    if source is not None:
+        load_source(source)  # raises before a file is written
     step_times = measure_steps(plan.config, flags, dry_run=dry_run)
-    plan = plan.with_choices(choose_length(training, plan.config, step_times, machine, grown=source is not None))
-    plan = plan.with_choices(*choose_refinement(plan.config, source_size))
+    plan = plan.with_choices(choose_length(training, plan.config, step_times, machine, start))
+    plan = plan.with_choices(*choose_refinement(plan.config, start))
     print_plan(plan, machine, step_times)
     if photos is None:
         return True
     set_aside(run)
     split = split_run_photos(photos, run, plan.config)
-    return report_end(train(photos, split, run, plan.config, grow_from), run, plan.config)
+    return report_end(train(photos, split, run, plan.config, source), run, plan.config)
 
 
-def read_source(run: Path, flags: Mapping[str, Any]) -> TrainingConfig:
-    """Return the configuration of the run to grow from.
+def find_version(model: Path) -> Path:
+    """Return the newest version in the folder `model`, or `model` itself."""
+    versions = [path.parent for path in model.glob("*/saved_model.pb") if path.parent.name.isdecimal()]
+    return max(versions, key=lambda path: int(path.name), default=model)
 
-    Raises ConfigError if it has no checkpoint or does not fit `flags`.
+
+def read_start(source: Path, flags: Mapping[str, Any], *, from_model: bool) -> Start:
+    """Return the start from the run `source`, or from the version `source`.
+
+    Raises ConfigError if it has no weights or does not fit `flags`.
     """
-    config_file = run / "config.json"
-    for file in (config_file, run / "checkpoint.npz"):
-        if not file.is_file():
-            raise ConfigError(f"--grow-from {run} has no {file.name}; set it to the --out folder of a finished `fit`.")
-    source = read_config(config_file)
-    size = flags.get("image_size", source.image_size)
-    if size < source.image_size:
+    flag, weights = ("--from", "saved_model.pb") if from_model else ("--grow-from", "checkpoint.npz")
+    remedy = "a model that `export` wrote" if from_model else "the --out folder of a finished `fit`"
+    for name in ("config.json", weights):
+        if not (source / name).is_file():
+            raise ConfigError(f"{flag} {source} has no {name}; set it to {remedy}.")
+    # Older versions lack newer settings.
+    config = read_record(source / "config.json", TrainingConfig) if from_model else read_config(source / "config.json")
+    size = flags.get("image_size", config.image_size)
+    if size < config.image_size and not from_model:
         raise ConfigError(
-            f"--size {size} is smaller than the {source.image_size} px of {run}; set it to {source.image_size} or more."
+            f"--size {size} is smaller than the {config.image_size} px of {source}; "
+            f"set it to {config.image_size} or more."
         )
-    latent_dim = flags.get("latent_dim", source.latent_dim)
-    if latent_dim != source.latent_dim:
-        raise ConfigError(f"--latent-dim is {latent_dim}, but {run} has {source.latent_dim}; set it to that.")
-    return source
+    for name in ("latent_dim", "preset"):
+        value, start_value = flags.get(name, getattr(config, name)), getattr(config, name)
+        if value != start_value:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, but {source} has {start_value}; set it to that.")
+    return Start(config, from_model)
 
 
 def check_feature_weights(config: TrainingConfig) -> None:

@@ -34,6 +34,7 @@ PLAIN_TRAINING_IMAGES = {"cpu": (100_000, 500_000), "gpu": (200_000, 2_000_000)}
 PLAIN_EPOCHS = 300
 REFINING_SHARE = 2 / 3  # of the images of a run: 128,000 of 192,000
 GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
+MODEL_SHARE = 1 / 5  # of them, for a run that starts from an exported model
 
 # Training images and KID x1000, measured with 7,180 photos of apples on white at 64 px (LOG.md, 2026-11-29).
 EXPECTED_KID = ((16_000, 15.1), (64_000, 8.8), (128_000, 4.5))
@@ -94,15 +95,26 @@ class Plan:
         return "\n".join(f"  {name:<{name_width}}  {value:<{value_width}}  {reason}" for name, value, reason in rows)
 
 
-def choose_image_size(sides: Sequence[int], machine: Machine, source_size: int | None = None) -> tuple[Choice, Choice]:
+@dataclass(frozen=True)
+class Start:
+    """The generator that a run starts from: of a run or of a model."""
+
+    config: TrainingConfig
+    is_model: bool
+
+
+def choose_image_size(sides: Sequence[int], machine: Machine, start: Start | None = None) -> tuple[Choice, Choice]:
     """Choose the image size, and the memory for photos.
 
-    `sides` are the shorter sides of the photos, in pixels. `source_size` is the image size of the run to grow from.
+    `sides` are the shorter sides of the photos, in pixels.
     """
     median, largest = int(statistics.median(sides)), MAX_IMAGE_SIZE[machine.kind]
     size = max((s for s in IMAGE_SIZES if s <= min(median, largest)), default=IMAGE_SIZES[0])
     reason = f"the median photo has {median} px"
-    if source_size is not None:
+    if start and start.is_model:
+        size, reason = start.config.image_size, "that of the model to start from"
+    elif start:
+        source_size = start.config.image_size
         size, reason = min(2 * source_size, IMAGE_SIZES[-1]), f"twice the {source_size} px of the source run"
     elif median >= 2 * largest:
         reason += f"; a {machine.kind.upper()} is fast enough for {largest} px"
@@ -123,7 +135,7 @@ def choose_discriminator(name: str) -> tuple[Choice, ...]:
     return (Choice("discriminator", name, "ImageNet features: 10 times faster than the plain one"),)
 
 
-def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Choice, Choice, Choice]:
+def choose_networks(photos: int, image_size: int, machine: Machine, start: Start | None = None) -> tuple[Choice, ...]:
     """Choose networks, batch size and compiler for `photos` photos.
 
     The compiler follows a rule, not a measurement: on a busy machine a measurement could vary, but equal commands must
@@ -135,6 +147,8 @@ def choose_networks(photos: int, image_size: int, machine: Machine) -> tuple[Cho
     else:
         preset = Choice("preset", "cpu", "wide networks need a GPU")
         batch_size, reason = (16, "learns most per image") if machine.cores < 8 else (32, "keeps the cores busy")
+    if start:
+        preset = Choice("preset", start.config.preset, "that of the generator to start from")
     if 2 * batch_size > photos:
         while 2 * batch_size > photos:
             batch_size //= 2
@@ -162,25 +176,26 @@ class StepTimes:
 
 
 def choose_length(
-    photos: int, config: TrainingConfig, step_times: StepTimes | None, machine: Machine, *, grown: bool
+    photos: int, config: TrainingConfig, step_times: StepTimes | None, machine: Machine, start: Start | None = None
 ) -> Choice:
     """Choose the number of batches for `photos` photos.
 
-    `grown` means that another run did the first stage. `step_times` is None if not measured.
+    `step_times` is None if not measured.
     """
     plain = config.discriminator == "plain"
     low, high = (PLAIN_TRAINING_IMAGES if plain else TRAINING_IMAGES)[machine.kind]
     images = min(max((PLAIN_EPOCHS if plain else EPOCHS) * photos, low), high)
-    if grown:
-        images = round(images * GROWN_SHARE)
+    if start:
+        images = round(images * (MODEL_SHARE if start.is_model else GROWN_SHARE))
     affordable = float(images)
     if step_times:
-        step_s = step_times.run_seconds(1.0, first_stage_share(plain=plain, grown=grown))
+        step_s = step_times.run_seconds(1.0, first_stage_share(plain=plain, grown=start is not None))
         affordable = MAX_HOURS * 3600 / step_s * config.batch_size
     if affordable < images:
         reason = f"the most in {MAX_HOURS} hours; {images:,} images would be better"
     else:
-        reason = f"{images:,} images, {images / photos:.0f} epochs of the photos"
+        share = ", a fifth of those without --from" if start and start.is_model else ""
+        reason = f"{images:,} images{share}, {images / photos:.0f} epochs of the photos"
     return Choice("steps", max(1, round(min(images, affordable) / config.batch_size)), reason)
 
 
@@ -189,14 +204,14 @@ def first_stage_share(*, plain: bool, grown: bool) -> float:
     return 1.0 if plain else 0.0 if grown else 1.0 - REFINING_SHARE
 
 
-def choose_refinement(config: TrainingConfig, source_size: int | None) -> tuple[Choice, ...]:
+def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choice, ...]:
     """Choose start and learning rate of the refining stage.
 
-    A grown run refines from its start.
+    A run with a source refines from its start.
     """
     if config.discriminator == "plain":
         return ()
-    if source_size is None:
+    if start is None:
         return (
             Choice(
                 "refine_from",
@@ -204,10 +219,10 @@ def choose_refinement(config: TrainingConfig, source_size: int | None) -> tuple[
                 "the last batches refine, at 128 px or more",
             ),
         )
-    start = Choice("refine_from", 0, "the source run did the first stage")
-    if source_size == config.image_size:
-        return (start,)
-    return (start, Choice("refining_learning_rate", config.learning_rate, "new layers start from random weights"))
+    first = Choice("refine_from", 0, "the generator to start from is past the first stage")
+    if start.config.image_size == config.image_size:
+        return (first,)
+    return (first, Choice("refining_learning_rate", config.learning_rate, "new layers start from random weights"))
 
 
 def expected_kid(config: TrainingConfig) -> float:

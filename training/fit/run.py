@@ -16,7 +16,9 @@ from training.data.dataset import describe_photos
 from training.data.holdout import Split
 from training.data.photos import Photos
 from training.errors import FeatureWeightsMissing, TrainingError
+from training.evaluate.command import quote_model_card
 from training.evaluate.features import build_extractor, features_of_photos
+from training.evaluate.generator import is_version
 from training.evaluate.metrics import kernel_distance
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
@@ -24,6 +26,7 @@ from training.fit.folder import lock_run
 from training.fit.measurements import KeepBest, Quality
 from training.fit.plots import draw_network, draw_photos
 from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator, save_checkpoint
+from training.model.exported import load_exported
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.projected import STATISTICS_PHOTOS
@@ -35,12 +38,13 @@ KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measuremen
 MeasureKID = Callable[[NDArray[np.uint8]], Quality]
 
 
-def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None = None) -> int:
+def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, source: Path | None = None) -> int:
     """Train until `config.steps` batches are done; return the number done.
 
     It is smaller than `config.steps` if a signal stopped training. `run` receives config.json, photos.json,
     history.csv, kid.csv, losses.png, grids/, generator.png, tensorboard/, checkpoint.npz and best.npz.
-    Training resumes from a checkpoint in `run`. A new run may start from the generator weights of the run `grow_from`.
+    Training resumes from a checkpoint in `run`. A new run may start from the generator of `source`, a run or an
+    exported version.
 
     Raises:
         TrainingError: the run cannot start or resume; no file in `run` is lost.
@@ -55,7 +59,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
     enable_determinism(config)
     stop = StopOnSignal()
     with lock_run(run), stop.handle_signals():
-        gan = prepare_gan(photos, split, run, config, grow_from)
+        gan = prepare_gan(photos, split, run, config, source)
         measure_kid = build_kid(photos, split, run, config)
         done = train_stage(gan, photos, split, run, measure_kid, stop)
         if done == gan.last_step < config.steps and not stop.received:
@@ -71,7 +75,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_
     return done
 
 
-def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig, grow_from: Path | None) -> GAN:
+def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig, source: Path | None) -> GAN:
     """Return the GAN of the run's checkpoint, or a new one.
 
     It also writes config.json and photos.json, then the checkpoint of a new run, then drawings: a run that was killed
@@ -84,10 +88,10 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
     else:
-        if grow_from is not None:
-            source = load_generator(grow_from)
-            gan.copy_generator_weights(source.network)
-            write_record(run / "grown_from.json", asdict(describe_source(grow_from, source)))
+        if source is not None:
+            network, file_name, record = load_source(source)
+            gan.copy_generator_weights(network)
+            write_record(run / file_name, asdict(record))
         set_feature_statistics(gan, photos, split)
     write_record(run / "photos.json", asdict(describe_photos(photos, split)))
     write_record(config_file, asdict(config))
@@ -112,6 +116,24 @@ def describe_source(run: Path, source: TrainedGenerator) -> SourceRecord:
     """Return the content of grown_from.json for the source run `run`."""
     compute = asdict(read_record(run / "compute.json", ComputeRecord))
     return SourceRecord(**compute, run=run.resolve().name, batch=source.batch, config=source.config)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The content of started_from.json: the model that a run started from."""
+
+    model: str  # its name and version
+    rights: dict[str, str]  # attribution and licence, from its model card
+
+
+def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRecord]:
+    """Return the generator of a run or version, and name and content of its record."""
+    if not is_version(source):
+        trained = load_generator(source)
+        return trained.network, "grown_from.json", describe_source(source, trained)
+    config, path = read_record(source / "config.json", TrainingConfig), source.resolve()
+    record = ModelRecord(f"{path.parent.name}, version {path.name}", quote_model_card(source / "model_card.md"))
+    return load_exported(source, config), "started_from.json", record
 
 
 def set_feature_statistics(gan: GAN, photos: Photos, split: Split) -> None:

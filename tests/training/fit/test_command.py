@@ -10,12 +10,16 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 from tests.conftest import ROOT, command, draw_photo, with_backend
 from training.__main__ import main
 from training.config import TrainingConfig
+from training.export.command import export
 from training.fit.folder import lock_run
 from training.model.checkpoints import load_generator
+from training.model.sampling import image_grid
 from training.records import read_batches_done, write_record
 
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
@@ -80,6 +84,18 @@ def test_run_keeps_the_layers_of_its_source_when_grown(photos, small_run, tmp_pa
     assert str(small_run) not in text
 
 
+def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_model, tmp_path):
+    run = tmp_path / "run"
+    assert fit(photos, run, "--steps", "1", "--from", str(small_model)) == 0
+    generate = tf.saved_model.load(str(small_model / "1")).signatures["generate"]
+    grid = image_grid(generate(seeds=tf.range(64, dtype=tf.int64))["images"].numpy(), columns=8)
+    with Image.open(run / "grids" / "0000000.png") as first_grid:
+        assert np.abs(np.asarray(first_grid, int) - np.asarray(grid)).max() <= 2
+    version = export(run, tmp_path / "started", licence="", attribution="")
+    sentence = "It started from the weights of fruit, version 1 (Attribution: drawn by the tests; Licence of"
+    assert sentence in (version / "model_card.md").read_text(encoding="utf-8")
+
+
 def test_fit_does_not_import_keras_when_photos_are_too_few(folder, tmp_path):
     draw_photo(0).save(folder / "0.png")
     call = f"main(['fit', '--photos', {str(folder)!r}, '--out', {str(tmp_path / 'run')!r}]) == 2"
@@ -120,6 +136,10 @@ def add_best_checkpoint(folder):
     np.savez(folder / "run" / "best.npz", step=2)
 
 
+def save_module(folder):
+    tf.saved_model.save(tf.Module(), str(folder / "run"))
+
+
 def change_nothing(folder):
     pass
 
@@ -158,6 +178,10 @@ def change_nothing(folder):
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
         (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
         (change_nothing, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
+        (change_nothing, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
+        (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
+        (save_module, "new", ("--from", "run"), "run is not a model that `export` wrote with its config.json"),
+        (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
 )

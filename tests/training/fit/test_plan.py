@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 
 from training.config import TrainingConfig
 from training.fit.plan import (
     MAX_HOURS,
+    Choice,
     Machine,
     Plan,
+    Start,
     StepTimes,
     choose_discriminator,
     choose_image_size,
@@ -76,16 +80,25 @@ def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, mach
     ],
 )
 def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, flags, steps):
-    choice = choose_length(photos, TrainingConfig(**flags), StepTimes(step_s, step_s), machine, grown=False)
+    choice = choose_length(photos, TrainingConfig(**flags), StepTimes(step_s, step_s), machine)
     assert choice.value == steps
 
 
 def test_grown_run_is_shorter_and_refines_from_its_start():
     config = TrainingConfig(image_size=128)
-    assert choose_length(7_180, config, None, LAPTOP, grown=True).value == 96_000 // 16
-    assert to_dict(*choose_refinement(config, 64)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
-    assert to_dict(*choose_refinement(config, 128)) == {"refine_from": 0}
-    assert to_dict(*choose_image_size([100], LAPTOP, 64))["image_size"] == 128
+    start = Start(TrainingConfig(image_size=64), is_model=False)
+    assert choose_length(7_180, config, None, LAPTOP, start).value == 96_000 // 16
+    assert to_dict(*choose_refinement(config, start)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
+    assert to_dict(*choose_refinement(config, replace(start, config=config))) == {"refine_from": 0}
+    assert to_dict(*choose_image_size([100], LAPTOP, start))["image_size"] == 128
+
+
+def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():
+    start = Start(TrainingConfig(image_size=128), is_model=True)
+    assert to_dict(*choose_image_size([100], LAPTOP, start))["image_size"] == 128
+    assert to_dict(*choose_networks(60, 128, WITH_GPU, start))["preset"] == "cpu"
+    reason = "19,200 images, a fifth of those without --from, 320 epochs of the photos"
+    assert choose_length(60, TrainingConfig(), None, LAPTOP, start) == Choice("steps", 1_200, reason)
 
 
 def test_new_run_refines_in_its_last_two_thirds():
@@ -105,7 +118,7 @@ def test_flags_are_never_overridden():
 
 
 def test_plan_table_has_a_line_with_a_reason_for_each_choice():
-    length = choose_length(60, TrainingConfig(), None, LAPTOP, grown=False)
+    length = choose_length(60, TrainingConfig(), None, LAPTOP)
     assert Plan({}).with_choices(*choose_networks(60, 64, LAPTOP), length).format_table() == (
         "  preset       cpu    wide networks need a GPU\n"
         "  batch_size   16     learns most per image\n"
