@@ -102,7 +102,7 @@ def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():
 
 
 def test_new_run_refines_in_its_last_two_thirds():
-    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 4_000}
+    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 3_000}
 
 
 def test_plain_discriminator_changes_its_dependent_settings():
