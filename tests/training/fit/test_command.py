@@ -194,6 +194,7 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     change(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.data.photos.PROGRESS_DELAY_S", 3600)  # a busy machine would show the progress
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert fit("photos", out, "--steps", "5", *flags) == 2
     captured = capsys.readouterr()
