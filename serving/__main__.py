@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving import __version__
 from serving.runtime.limits import raise_open_files
-from serving.runtime.output import OutputError
+from serving.runtime.output import OutputError, prepare_output, write_error
 from serving.settings import Settings, SettingsError
 
 INVALID = 2  # argparse's exit status for it, too
@@ -44,16 +44,17 @@ def main(argv: list[str]) -> int:
     chosen, rest = parser.parse_known_args(argv)
     if rest and chosen.command not in ("model-server", "paint"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    prepare_output()
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        write_error(str(error))
         return INVALID
     except OutputError as error:
-        print(error, file=sys.stderr)
+        write_error(str(error))
         return 1
     except KeyboardInterrupt:  # before the command handles it
         return 0

@@ -17,8 +17,8 @@ from functools import partial
 
 from serving.model_server.versions import version_folders
 from serving.rendering.query import EXAMPLE_SEEDS
-from serving.runtime.output import write_line
-from serving.runtime.ports import listen, with_port
+from serving.runtime.output import write_error, write_line
+from serving.runtime.ports import address_of, listen, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 
@@ -71,7 +71,7 @@ def run(settings: Settings) -> int:
     except KeyboardInterrupt:
         return 0
     except RunError as error:
-        print(error, file=sys.stderr, flush=True)
+        write_error(str(error))
         return 1
     finally:
         _end(children, timeout_s=settings.predict_timeout_s + DRAIN_MARGIN_S)
@@ -95,7 +95,7 @@ def _with_addresses(settings: Settings) -> Settings:
             host_variable="The host in RINGO_MODEL_SERVER",
         ) as model_server,
     ):
-        addresses = gateway.getsockname()[0], model_server.getsockname()[0]
+        addresses = address_of(gateway), address_of(model_server)
     return replace(settings, host=addresses[0], model_server=with_port(addresses[1], port))
 
 
@@ -134,7 +134,7 @@ def model_server_command(settings: Settings) -> list[str]:
     return [
         *(sys.executable, "-m", "serving", "model-server"),
         *("--host", host, "--port", str(port)),
-        *("--model_name", settings.model_name, "--model_base_path", str(base_path)),
+        *(f"--model_name={settings.model_name}", f"--model_base_path={base_path}"),
         *("--log-format", settings.log_format, "--enable_serialization_as_tensor_content"),
     ]
 

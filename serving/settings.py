@@ -169,23 +169,31 @@ def read_log_format(text: str) -> str:
 
 def read_target(text: str) -> str:
     """Return `text`, a gRPC target with port; or raise ValueError."""
-    found = TARGET.fullmatch(text)
-    if found is None:
+    addresses, scheme = addresses_of(text), text.partition(":")[0]
+    if not addresses or (len(addresses) > 1 and scheme not in ("ipv4", "ipv6")):
         raise ValueError
-    for _, ipv6, port in ADDRESS.findall(found["addresses"]):
+    for host, ipv6, port in addresses:
         integer_reader(1, 65535)(port)
-        if ipv6:
+        if ipv6 or scheme == "ipv6":
             ipaddress.IPv6Address(ipv6)
+        if scheme == "ipv4":
+            ipaddress.IPv4Address(host)
     return text
+
+
+def addresses_of(target: str) -> list[tuple[str, str, str]]:
+    """Return for each address its host, the same without brackets if IPv6, and its port."""
+    found = TARGET.fullmatch(target)
+    return ADDRESS.findall(found["addresses"]) if found else []
 
 
 def _path_prefix(text: str) -> str:
-    if not re.fullmatch("(/[A-Za-z0-9._~-]+)*", text):
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", text):
         raise ValueError
     return text
 
 
-ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
+ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]):([0-9]{1,5})")
 TARGET = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
 TARGET_ALLOWED = "host:port of a gRPC server without http://, an IPv6 address in brackets"
 PORT = (integer_reader(1, 65535), "a whole number from 1 to 65535")

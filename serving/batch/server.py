@@ -21,7 +21,7 @@ from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.renderer import Renderer
 from serving.runtime.ports import free_address, with_port
 from serving.runtime.security import check_tls
-from serving.settings import Settings
+from serving.settings import Settings, SettingsError
 from serving.telemetry.logs import configure as configure_logging
 from serving.telemetry.tracing import export_traces
 
@@ -62,6 +62,8 @@ def serve(settings: Settings) -> None:
     ports = {"RINGO_BATCH_PORT": settings.batch_port, "RINGO_BATCH_METRICS_PORT": settings.batch_metrics_port}
     for variable, port in ports.items():  # gRPC and prometheus_client have no such messages
         host = free_address(settings.host, port, variable=variable, value=str(port))
+    if "%" in host:  # prometheus_client would bind it without its interface
+        raise SettingsError("RINGO_HOST", settings.host, "an address that is not link-local")
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

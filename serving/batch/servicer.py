@@ -50,7 +50,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
     def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
         """Return one image before the client's deadline."""
-        with answering(context, "Generate") as record, self._singles.slot():
+        with answering(context, "Generate") as record, self._singles.slot(lambda: not context.is_active()):
             check_known(request, request.options)
             query, check = self._pinned(request.options, read_seed(request), deadline_s(context))
             record.model_version = query.version
@@ -67,7 +67,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         """Yield one image per seed, in order, rendered up to BATCHES_AHEAD ahead."""
-        with answering(context, "GenerateBatch") as record, self._streams.slot():
+        with answering(context, "GenerateBatch") as record, self._streams.slot(lambda: not context.is_active()):
             check_known(request, request.range, request.list, request.options)
             seeds = read_seeds(request)
             query, check = self._pinned(request.options, seeds[0], deadline_s(context))

@@ -157,7 +157,7 @@ def observing(app: Any, prefix: str) -> Any:
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["SCRIPT_NAME"] = prefix
         if f"{environ['PATH_INFO']}/".startswith(f"{prefix}/"):  # else the proxy has removed it
-            environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix)
+            environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix) or "/"  # no redirect
         sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
         probe = environ["PATH_INFO"] in PROBES
         environ.pop("HTTP_IF_MATCH", None)  # resources are read-only; Werkzeug would answer `*` with 412

@@ -2,12 +2,13 @@
 
 import hashlib
 import secrets
+import select
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import parse_qs, quote
 
 from flask import Response, request
 from werkzeug.datastructures import MultiDict
@@ -173,23 +174,21 @@ def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
         current_record().path = "/short-url"  # the path may name a person; an image gets its permanent URL here
         arguments.update(in_path | {"format": in_path["format"].replace("jpg", "jpeg")})
     if "name" in arguments:
+        sent = parse_qs(request.query_string.decode("latin-1"), encoding="latin-1").get("name", [])
         try:
-            (request.environ["PATH_INFO"].encode("latin-1") + unquote_to_bytes(request.query_string)).decode()
+            " ".join((request.environ["PATH_INFO"], *sent)).encode("latin-1").decode()
         except UnicodeDecodeError:
             raise InvalidRequest("name", arguments["name"], NAME.allowed, "is not UTF-8; encode it") from None
     return arguments
 
 
 def client_has_gone(connection: socket.socket | None) -> bool:
-    """Return whether the client has closed `connection`; always False with TLS."""
+    """Return whether the client has closed `connection`, which may hold unread bytes of TLS."""
     if connection is None:
         return False
-    try:
-        return not socket.socket.recv(connection, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _record_source(source: str) -> None:

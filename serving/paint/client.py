@@ -22,7 +22,7 @@ from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.query import Picture
 from serving.runtime.connection_failures import connection_failure
 from serving.runtime.security import check_pem_files
-from serving.settings import ADDRESS, read_setting
+from serving.settings import addresses_of, read_setting
 
 SERVICE_CONFIG = """{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -37,7 +37,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
-LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[::1\]")  # proxies lead elsewhere
+LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[[0:]*:0*1\]", re.IGNORECASE)  # proxies lead elsewhere
 DESCRIBE_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 REPORT_AFTER_S, REPORT_EVERY_S = 1.0, 10.0  # of waiting for an image
@@ -99,6 +99,7 @@ class PictureClient:
         """Open the channel. Raises SettingsError if a PEM file is not usable."""
         self._target = target
         self._patience_s = patience_s
+        self._describe_timeout_s = min(DESCRIBE_TIMEOUT_S, patience_s)
         self._is_tls = secrets.ca is not None
         self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
         self._channel = _open_channel(target, secrets)
@@ -154,7 +155,7 @@ class PictureClient:
         while True:
             try:
                 described = self._stub.DescribeModel(
-                    pb.DescribeModelRequest(), timeout=DESCRIBE_TIMEOUT_S, metadata=self._metadata
+                    pb.DescribeModelRequest(), timeout=self._describe_timeout_s, metadata=self._metadata
                 )
             except grpc.RpcError as error:
                 attempt = self._back_off(error, attempt)
@@ -236,7 +237,7 @@ class PictureClient:
             sentence = f"{self._target} does not answer: {reason}."
             if not may_help:
                 raise PaintError(sentence) from error
-        if error.code() is grpc.StatusCode.CANCELLED:
+        if error.code() is grpc.StatusCode.CANCELLED or details == "Deadline Exceeded":  # of this client
             sentence = f"{self._target} sent nothing."
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise VersionGoneError(sentence) from error
@@ -258,7 +259,7 @@ def backoff_s(attempt: int) -> float:
 
 
 def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
-    hosts = [host for host, *_ in ADDRESS.findall(target)]
+    hosts = [host for host, *_ in addresses_of(target)]
     options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not all(map(LOOPBACK.fullmatch, hosts)))))
     if secrets.ca is None:
         return grpc.insecure_channel(target, options=options)
@@ -271,7 +272,7 @@ def speaks_tls(target: str) -> bool:
     """Return whether the first address of `target` completes a TLS handshake."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
-    for host, _, port in ADDRESS.findall(target)[:1]:
+    for host, _, port in addresses_of(target)[:1]:
         with (
             suppress(OSError),
             socket.create_connection((host.strip("[]"), port), timeout=PROBE_TIMEOUT_S) as connection,

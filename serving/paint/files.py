@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError)  # tarfile's own, of damage
 ASIDE = ".part"  # suffix of an incomplete file
 
 
@@ -131,7 +132,7 @@ class Tars(Layout):
     def _images(self, file: BinaryIO) -> Iterator[tuple[int, str, int]]:
         """Yield seed, SHA-256 and end offset of each image; end at damage."""
         found: list[tuple[int, str]] = []
-        with suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as tar:
+        with suppress(*TAR_ERRORS), tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 stem, _, suffix = member.name.partition(".")
                 content = tar.extractfile(member) if member.isreg() and stem.isdecimal() else None
@@ -145,11 +146,11 @@ class Tars(Layout):
 
 def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file. Raises OSError, also for a FIFO."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _aside(path: Path) -> Path:

@@ -17,7 +17,7 @@ from werkzeug.datastructures import MultiDict
 from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import unchecked
-from serving.paint.files import open_file
+from serving.paint.files import TAR_ERRORS, open_file
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
 from serving.rendering.renderer import Renderer
@@ -69,7 +69,7 @@ def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
             yield entry
     except OSError as error:
         yield str(path), error.strerror or "not readable"
-    except tarfile.TarError:
+    except TAR_ERRORS:
         yield str(path), "the tar is damaged"
     else:
         if is_empty:
@@ -91,6 +91,9 @@ def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
                 content = tar.extractfile(member) if member.isreg() else None
                 if content is not None and member.name.endswith(".png"):
                     yield f"{path}/{member.name}", content
+            opened.seek(tar.offset)
+            if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # else its end, where tarfile stops
+                raise tarfile.ReadError
 
 
 def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[Verdict, str]:
@@ -105,7 +108,7 @@ def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[V
                 facts = {name: str(text) for name, text in image.info.items()}
     except Image.DecompressionBombError:
         return Verdict.UNREADABLE, "more pixels than any image of Ringo"
-    except (OSError, SyntaxError, ValueError, tarfile.TarError) as error:  # Pillow, of a damaged file
+    except (OSError, SyntaxError, *TAR_ERRORS) as error:  # Pillow, of a damaged file
         return Verdict.UNREADABLE, getattr(error, "strerror", None) or "not a PNG"
     if len(claimed) > MAX_FILE_BYTES:
         return Verdict.UNREADABLE, f"more than {MAX_FILE_BYTES} bytes"

@@ -11,9 +11,12 @@ FAILURES = (
     ("WRONG_VERSION_NUMBER", "it does not speak TLS", False),
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not valid for this CA", False),
     ("Hostname Verification Check failed", "its certificate names another host", False),
+    ("ALPN", "it speaks TLS, but not gRPC", False),
     ("Tls handshake failed", "the TLS handshake failed", True),
     ("Socket closed", "it closed the connection", True),
     ("Connection reset", "it closed the connection", True),
+    ("timed out before receiving SETTINGS", "it accepts connections, but sends nothing", True),
+    ("tcp handshaker shutdown", "there is no way to its address", True),
     ("Failed to connect to remote host", "there is no way to its address", True),
 )
 

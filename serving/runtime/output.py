@@ -1,12 +1,32 @@
 """Text on stdout and stderr, also if they are full or closed."""
 
+import io
 import os
 import sys
+import threading
 from typing import Any, TextIO
+
+BLOCKED_S = 1.0
 
 
 class OutputError(Exception):
     """Stdout can't be written; the text is one sentence."""
+
+
+def prepare_output() -> None:
+    """Open closed standard streams on /dev/null; let stdout escape unencodable text.
+
+    Else a socket or a file gets the number of stderr, and all log lines.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (until the end of the process)
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def write_line(text: str) -> None:
@@ -16,6 +36,14 @@ def write_line(text: str) -> None:
     except OSError as error:
         _silence(sys.stdout)
         raise OutputError(f"stdout cannot be written: {error.strerror}; send it elsewhere.") from error
+
+
+def write_error(text: str) -> None:
+    """Print `text` on stderr; wait at most BLOCKED_S for a blocked one."""
+    data = f"{text}\n".encode("utf-8", "backslashreplace")
+    thread = threading.Thread(target=os.write, args=(2, data), daemon=True)  # without Python's lock
+    thread.start()
+    thread.join(BLOCKED_S)
 
 
 class Stderr:

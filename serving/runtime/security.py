@@ -21,6 +21,9 @@ def check_pem_files(pair: dict[str, Path | None], ca: dict[str, Path | None]) ->
 
     Each has its name; files that are None are left out.
     """
+    for name, path in (pair | ca).items():
+        if path is not None and path.exists() and not path.is_file():  # a FIFO would block, or be read only once
+            raise SettingsError(name, str(path), "a regular file in PEM")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (certificate_name, certificate), (key_name, key) = pair.items()
     if certificate is not None:

@@ -13,6 +13,7 @@ import pytest
 from serving.telemetry.worker_files import FILE_BYTES, KINDS
 from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
+from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port, gateway_for, run_serving
 from tests.scrape import value
 
@@ -68,12 +69,15 @@ def test_command_names_the_number_of_files_when_too_few_may_be_open(part):
     ("target", "reason", "logged"),
     [
         ("HTTP", "it speaks HTTP/1, not gRPC", "HTTP status 400"),
+        ("SILENT", "it accepts connections, but sends nothing", "timed out before receiving SETTINGS"),
         ("nosuch.invalid:8500", "its name has no address", "errors resolving nosuch.invalid"),
     ],
 )
 def test_503_and_log_say_why_there_is_no_connection(gateway, tmp_path, target, reason, logged):
-    target = f"127.0.0.1:{gateway.port}" if target == "HTTP" else target
-    with gateway_for(target, tmp_path, log_format="json") as unconnected:
+    silent = socket.create_server(("127.0.0.1", 0))
+    ports = {"HTTP": gateway.port, "SILENT": silent.getsockname()[1]}
+    target = f"127.0.0.1:{ports[target]}" if target in ports else target
+    with silent, gateway_for(target, tmp_path, log_format="json") as unconnected:
         reply = unconnected.ask("/generate?seed=1")
         assert (reply.status, reply.problem["detail"]) == (
             503,
@@ -91,3 +95,22 @@ def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_se
         for port in ports:
             for address in ("127.0.0.1", "::1"):
                 socket.create_connection((address, port), timeout=LIMIT_S).close()
+
+
+def test_batch_server_names_the_host_when_it_is_link_local(tmp_path):
+    wrapper = ("unshare", "--net", *shell("ip link set lo up && ip -6 addr add fe80::5/64 dev lo nodad"))
+    if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root may add an address")
+    done = run_serving("batch", wrapper=wrapper, host="fe80::5%lo")
+    assert done.stderr == "RINGO_HOST is 'fe80::5%lo'; allowed is an address that is not link-local.\n"
+
+
+def test_new_streams_have_places_when_clients_cancelled_theirs(tmp_path):
+    with FakeModelServer() as server, batch_for(server.target, tmp_path, batch_streams=1) as batch:
+        batch.paint([1])
+        with server.holding():
+            cancelled, calls = batch.stream([2]), len(server.requests)
+            wait_until(lambda: len(server.requests) > calls, "a call of the model")
+            cancelled.cancel()
+            stream = batch.stream([3])
+        assert [response.picture.seed for response in stream] == [3]

@@ -23,6 +23,11 @@ REFUSED = [
     ("batch", {"tls_certificate": __file__, "tls_key": __file__}, f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
     (
         "gateway",
+        {"tls_certificate": "/dev/zero", "tls_key": "/dev/zero"},
+        "RINGO_TLS_CERTIFICATE is '/dev/zero'; allowed is a regular ",
+    ),
+    (
+        "gateway",
         {"model_name": "\udcff"},
         "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of printable ",
     ),

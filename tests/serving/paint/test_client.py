@@ -95,6 +95,7 @@ def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path
         assert paint(silent, tmp_path, "--patience-s", "2", code=1).startswith(
             f"No image for 1 s: {silent.target} has not answered yet.\n"
         )
+        assert paint(silent, tmp_path, "--patience-s", "2", code=1).endswith(f"{silent.target} sent nothing.\n")
     sentence = f"{silent.target} does not answer: the connection was refused."
     first, *_, last = paint(silent, tmp_path, "--patience-s", "2", code=1).splitlines()
     assert first == f"No image for 1 s: {sentence}"

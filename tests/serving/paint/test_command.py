@@ -241,11 +241,12 @@ def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_pat
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 @pytest.mark.parametrize("name", ["manifest.jsonl", "manifest-00000-of-00002.jsonl", "000000/000000003.png"])
-def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_path, name):
+def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_path, name, make):
     paint(server, tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
-    os.mkfifo(tmp_path / name)
+    make(tmp_path / name)
     output = paint(server, tmp_path, code=1)
     assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.")
 
@@ -266,13 +267,15 @@ def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
     assert done.stderr.splitlines()[-1] == "stdout cannot be written: No space left on device; send it elsewhere."
 
 
-def test_paint_goes_on_without_progress_when_stderr_is_full(server, tmp_path):
-    words = ("paint", "--seeds", "0:30", "--out", tmp_path, "--target", server.target)
-    done = run_serving(*words, wrapper=("sh", "-c", 'exec "$@" 2> /dev/full', "sh"))
-    assert (done.returncode, len(rows(tmp_path))) == (0, 30)
+@pytest.mark.parametrize("outputs", ["2> /dev/full", "2>&-", ">&- 2>&-", "< /dev/null"])
+def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tmp_path, outputs):
+    out = tmp_path / "caf\u00e9"  # not in the ASCII of stdout
+    words = ("paint", "--seeds", "0:30", "--out", out, "--target", server.target)
+    done = run_serving(*words, wrapper=("sh", "-c", f'PYTHONIOENCODING=ascii exec "$@" {outputs}', "sh"))
+    assert (done.returncode, len(rows(out))) == (0, 30)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "ipv4:127.0.0.1"])
 def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     paint(Target(f"{host}:{server.port}"), tmp_path, "--patience-s", 5)

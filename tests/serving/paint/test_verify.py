@@ -54,6 +54,11 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
     with tarfile.open(whole, "w") as tar:
         tar.add(inner, "x")
     cut.write_bytes(whole.read_bytes()[:700])
+    with tarfile.open(whole) as tar:
+        second = tar.getmembers()[2].offset
+    data = whole.read_bytes()
+    (tmp_path / "short.tar").write_bytes(data[:second])  # between two files
+    (tmp_path / "spoilt.tar").write_bytes(data[:second] + b"\xff" * 512 + data[second + 512 :])
     (tmp_path / "none").mkdir()
     os.mkfifo(tmp_path / "fifo.png")
     assert verify(model_server.target, tmp_path / "folder", tmp_path / "none", tmp_path / "fifo.png")[1] == [
@@ -65,6 +70,8 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
         "unreadable (no PNG in it)",
         "unreadable (it is not a regular file; move it away)",
     ]
+    found = verify(model_server.target, tmp_path / "short.tar", tmp_path / "spoilt.tar")
+    assert found[:2] == (2, ["identical", "unreadable (the tar is damaged)"] * 2)
 
 
 def test_verify_names_each_fault_and_exits_with_the_lowest_status(model_server, pngs, tmp_path):

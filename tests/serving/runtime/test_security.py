@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import ssl
 from contextlib import closing
 from dataclasses import dataclass
@@ -115,12 +116,14 @@ def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, certifi
         ("gateway", {}, "does not answer: it speaks HTTP/1, not gRPC."),
         ("gateway", {"ca": "ca"}, "does not answer: it does not speak TLS."),
         ("batch", {"ca": "notes"}, "--ca is "),
+        ("batch", {"ca": "fifo"}, "--ca is "),
         ("batch", {"ca": "ca", "certificate": "client", "key": "stranger"}, "--certificate is "),
     ],
 )
 def test_paint_stops_at_once_when_waiting_cannot_help(batch, gateway, certificates, tmp_path, port, flags, sentence):
     (tmp_path / "notes").write_text("no PEM")
-    files = {**vars(certificates), "notes": tmp_path / "notes"}
+    os.mkfifo(tmp_path / "fifo")
+    files = {**vars(certificates), "notes": tmp_path / "notes", "fifo": tmp_path / "fifo"}
     target = batch.target if port == "batch" else f"localhost:{gateway.port}"
     chosen = [word for name, file in flags.items() for word in (f"--{name}", files[file])]
     done = run_serving("paint", "--seeds", "0:3", "--out", tmp_path / "out", "--target", target, *chosen)
@@ -204,6 +207,10 @@ def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_serv
             for context in (certificates.context(), certificates.context(certificates.stranger)):
                 with pytest.raises((ssl.SSLError, ConnectionError)):
                     status_of(port, context)
+        words = {"target": f"localhost:{gateway.port}", "ca": certificates.ca, "seeds": 1, "out": tmp_path / "out"}
+        words |= dict.fromkeys(("certificate", "key"), certificates.client)
+        done = run_serving("paint", *(f"--{name}={text}" for name, text in words.items()))
+        assert "it speaks TLS, but not gRPC" in done.stderr
 
 
 @pytest.mark.parametrize(("path", "beginning"), [("/metrics", b"# HELP"), ("/livez", b"alive"), ("/readyz", b"ready")])

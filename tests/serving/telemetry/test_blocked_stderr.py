@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +17,12 @@ from tests.gateway_process import Gateway, environment, free_port
 PIPE_BYTES = 4096  # 20 lines
 
 
-@pytest.fixture
-def gateway(tmp_path) -> Iterator[Gateway]:
+@pytest.fixture(params=[""])
+def gateway(request, tmp_path) -> Iterator[Gateway]:
+    wrapper = ("sh", "-c", f'exec "$@" {request.param}', "sh")
     settings = {"port": free_port(), "metrics_port": free_port(), "model_server": "localhost:1"}
     process = subprocess.Popen(
-        command("serving", "gateway"), env=environment(**settings), stderr=subprocess.PIPE, cwd=ROOT
+        [*wrapper, *command("serving", "gateway")], env=environment(**settings), stderr=subprocess.PIPE, cwd=ROOT
     )
     fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     gateway = Gateway(settings["port"], settings["metrics_port"], process, tmp_path)
@@ -59,3 +61,8 @@ def test_sigterm_ends_a_gateway_when_stderr_is_blocked(gateway):
     assert statuses(gateway, 100) == {404}  # five times the pipe's size
     gateway.process.terminate()
     assert gateway.process.wait(LIMIT_S) == 0
+
+
+@pytest.mark.parametrize("gateway", ["2>&-", ">&- 2>&-"], indirect=True)
+def test_log_lines_go_nowhere_else_when_stderr_is_closed(gateway):
+    assert {(process / "fd" / "2").readlink() for process in gateway.workers()} == {Path("/dev/null")}
