@@ -40,6 +40,11 @@ from training.names import model_name
 from training.records import read_batches_done, read_record
 from training.terminal import python_command
 
+FEW_PHOTOS = 300
+FEW_PHOTOS_ADVICE = (
+    "images may become copies of them, for which `evaluate` looks. More photos help, or --from models/apple, which "
+    "starts from trained apples."
+)
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
 
 
@@ -126,6 +131,8 @@ def start_run(
     plan = plan.with_choices(choose_length(training, plan.config, step_times, machine, start))
     plan = plan.with_choices(*choose_refinement(plan.config, start))
     print_plan(plan, machine, step_times)
+    if training < FEW_PHOTOS and start is None:
+        print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
         return True
     set_aside(run)

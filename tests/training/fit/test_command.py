@@ -43,6 +43,7 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     assert "32     " in output.split("image_size")[1].splitlines()[0]  # the photos have 40 px
     assert "100,000 images" in output
     assert "This takes about" in output
+    assert "50 photos are few: images may become copies" in output
     assert sorted(tmp_path.rglob("*")) == files
 
 
