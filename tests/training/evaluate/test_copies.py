@@ -15,6 +15,7 @@ SOME_CLOSE = "Some images look like copies."
     [
         (FAR, FAR, "good", "No sign of copying."),
         (NEAR, FAR, "bad", ALL_CLOSE),
+        (FAR[10:30], FAR[5::8], "unknown", "The images may be copies; 6 unseen photos are too few to tell."),
         (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
         (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
         (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
