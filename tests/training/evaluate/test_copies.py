@@ -22,7 +22,16 @@ SOME_CLOSE = "Some images look like copies."
         (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", SOME_CLOSE),
         (NEAR, None, "unknown", "Not checked for copies."),
     ],
-    ids=["as far", "closer", "some", "a few", "some, 5 held out", "more, 5 held out", "none held out"],
+    ids=[
+        "as far",
+        "closer",
+        "a little closer, 6 held out",
+        "some",
+        "a few",
+        "some, 5 held out",
+        "more, 5 held out",
+        "none held out",
+    ],
 )
 def test_verdict_is_bad_when_images_are_closer_than_unseen_photos(generated, held_out, level, headline):
     verdict = assess_distances(generated, held_out)
