@@ -20,6 +20,7 @@ BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 OVERLAY ?= local
 SOAK_MINUTES ?= 30
+PARTS ?= serve paint generator train # of `make bench`; scale and memory take 5 minutes each
 # Each overlay with the Jobs that work on it (gpu has its own training).
 K8S_SETS := local+train+paint+roll-back+load gpu+paint+roll-back+load production+train+paint-tls+roll-back+load canary+paint
 K8S_RELEASES := 1.35.0 1.36.0 1.37.0
@@ -90,9 +91,10 @@ train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 12
 	$(BIN)/python $(if $(DRY_RUN),-B) -m training fit --photos=$(call quote,$(PHOTOS)) --out $(call quote,$(RUN)) $(FLAGS)
 	$(if $(DRY_RUN),,$(BIN)/python -m training export $(call quote,$(RUN)) --to $(call quote,$(MODEL)))
 
-bench: .venv-bench/ready $(STUBS) ## measure speed and memory, and write docs/benchmarks.md: 20 minutes
+bench: .venv-bench/ready $(STUBS) ## measure speed, cost and memory, and write docs/benchmarks.md: 20 minutes; FLAGS=--quick: 8
 	@command -v wrk > /dev/null || { echo "wrk is not on the PATH; run: apt-get install wrk"; exit 2; }
-	for part in serve paint generator train scale memory page; do .venv-bench/bin/python -m benchmarks.$$part || exit; done
+	for part in $(PARTS); do .venv-bench/bin/python -m benchmarks.$$part $(FLAGS) || exit; done
+	$(if $(findstring --quick,$(FLAGS)),,.venv-bench/bin/python -m benchmarks.page)
 
 stubs: .venv/serve $(STUBS) ## generate serving/pb from proto/
 

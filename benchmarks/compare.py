@@ -44,7 +44,7 @@ def compare(folders: dict[str, Path], model: Path, repeats: int, seconds: float)
             first, second = ([turn["responses_a_second"] for turn in turns] for turns in figures.values())
             print(f"ratio, {len(first)} rounds: {rounds.ratio(first, second)}", flush=True)
         for name, server in running.items():
-            print(f"{name}: {server.milestones_s}, memory in MiB {server.resident_mib()}", flush=True)
+            print(f"{name}: {server.milestones_s}, memory in MiB {servers.memory_mib(server.pids())}", flush=True)
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ from training.model.networks import BLUR, build_generator
 
 THREADS = len(os.sched_getaffinity(0))  # for each runtime; TensorFlow's own default, too
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-ROUNDS = 20
+ROUNDS = 10
 MATRIX = 2048  # 16 MB each: beyond a core's own cache
 OURS = "ours, fused SavedModel"
 NETWORKS = {f"{size} px": GENERATOR_CHANNELS["cpu", size] for size in IMAGE_SIZES} | {

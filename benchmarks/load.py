@@ -4,7 +4,7 @@ import itertools
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("load.lua")
@@ -42,6 +42,7 @@ class Load:
     p99_ms: float
     bytes_a_response: float
     failed_share: float = 0.0  # 503 for the most part, of a server at its limit
+    cpu_ms: dict[str, float] = field(default_factory=dict)  # of a response, by command; without wrk's
 
 
 def require_wrk() -> str:

@@ -24,21 +24,20 @@ import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import rounds
-from benchmarks.servers import NOT_INHERITED, free_port
-from benchmarks.weights import newest_version
+from benchmarks.servers import NOT_INHERITED, cpu_s, free_port, memory_mib
+from benchmarks.weights import models_by_size, newest_version
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from serving.rendering.encoding import encode
 
-ROUNDS, IMAGES = 5, 10_000  # of each side, in turns; includes the half second that `paint` takes to start
-MANY = 50_000  # images, for memory
+ROUNDS, IMAGES = 3, 5_000  # of each side, in turns; includes the half second that `paint` takes to start
+MANY = 10_000  # images, for memory
 PAUSE_S, PAUSE_EVERY = 1.0, 1_000  # of a slow reader: about as long as it reads, after 1,000 images
 READY_S = 60.0
-PARTS = ("speed", "memory", "memory_of_slow_reader")
 
 
 @contextmanager
-def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run model server and batch server; yield target and batch server process."""
+def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], list[int]]]:
+    """Run model server and batch server; yield target, batch server and both process ids."""
     ports = [free_port() for _ in range(3)]
     settings = {"MODEL_SERVER": f"localhost:{ports[0]}", "BATCH_PORT": ports[1], "BATCH_METRICS_PORT": ports[2]}
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
@@ -55,7 +54,7 @@ def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             while health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=READY_S).status != 1:
                 assert time.monotonic() < deadline, "No model is ready."
                 time.sleep(0.1)
-            yield f"localhost:{ports[1]}", batch
+            yield f"localhost:{ports[1]}", batch, [model_server.pid, batch.pid]
         finally:
             batch.terminate()
             model_server.terminate()
@@ -69,8 +68,8 @@ def start_paint(target: str, first: int, count: int, out: Path) -> "subprocess.P
     )
 
 
-def speed(model: Path, target: str, repeats: int) -> dict[str, object]:
-    """Return images a second of `paint` and the limit, in turns."""
+def speed(model: Path, target: str, pids: list[int], repeats: int) -> dict[str, object]:
+    """Return images a second of `paint` and the limit, in turns, and the cost of both servers."""
     loaded = tf.saved_model.load(str(newest_version(model)))
     generate = loaded.signatures["generate"]
 
@@ -94,13 +93,17 @@ def speed(model: Path, target: str, repeats: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as out:
         sides = {"limit": lambda: limit(IMAGES - IMAGES % best, best), "ours": lambda: ours(Path(out))}
         sides["ours"]()  # the first one connects
+        before = cpu_s(pids)
         speeds = rounds.take_turns(repeats, sides)
+        cpu_ms = {name: round(1e3 * (s - before[name]) / (repeats * IMAGES), 3) for name, s in cpu_s(pids).items()}
     return {
         "limit_batch": best,
         "images": IMAGES,
         "rounds": repeats,
         "images_a_second": {name: rounds.spread(done) for name, done in speeds.items()},
         "of_limit": rounds.ratio(speeds["ours"], speeds["limit"]),
+        "cpu_ms": cpu_ms,
+        "memory_mib": memory_mib(pids),
     }
 
 
@@ -151,21 +154,19 @@ def main() -> int:
     """Measure, print, and write results/paint.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paint", description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions")
-    parser.add_argument("--quick", action="store_true", help="speed alone, two rounds; not written")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others keep their results")
+    parser.add_argument("--quick", action="store_true", help="speed alone, one round, this model alone; not written")
     arguments = parser.parse_args()
-    result: dict[str, object] = {} if set(arguments.parts) == set(PARTS) else rounds.read("paint")
-    with servers(arguments.model) as (target, process):
-        for part in PARTS[:1] if arguments.quick else arguments.parts:
-            match part:
-                case "speed":
-                    result[part] = speed(arguments.model, target, 2 if arguments.quick else ROUNDS)
-                case "memory":
-                    result[part] = memory(target, process)
-                case "memory_of_slow_reader":
-                    result[part] = memory_of_slow_reader(target, process)
-            print(part, json.dumps(result[part]), flush=True)
-    rounds.write("paint", result, quick=arguments.quick)
+    quick, speeds = arguments.quick, dict[str, object]()
+    result: dict[str, object] = {"speed": speeds}
+    with tempfile.TemporaryDirectory() as scratch:
+        for size, model in models_by_size(arguments.model, Path(scratch), small=not quick).items():
+            with servers(model) as (target, process, pids):
+                speeds[size] = speed(model, target, pids, 1 if quick else ROUNDS)
+                if model == arguments.model and not quick:
+                    result["memory"] = memory(target, process)
+                    result["memory_of_slow_reader"] = memory_of_slow_reader(target, process)
+    print(json.dumps(result, indent=1), flush=True)
+    rounds.write("paint", result, quick=quick)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Cost by number of clients and of photos: python -m benchmarks.scale."""
+"""Time and memory of loading photos, by their number: python -m benchmarks.scale."""
 
 import argparse
 import json
@@ -7,43 +7,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from benchmarks import rounds, servers
-from benchmarks.load import NoLoadGenerator, put_load, require_wrk
+from benchmarks import rounds
 
-CLIENTS = (1, 4, 16, 64, 256)
 PHOTOS = (100, 1_000, 10_000, 100_000)
-SECONDS = 3.0
-ROUNDS = 3
 PHOTO_SIZE = (320, 240)
 TRAINED_SIZE = 64  # pixels to which photos are decoded
 PHOTOS_WAIT_S = 600.0
-
-
-def serving(model: Path, clients: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Return speed and latency by number of clients, and CPU time."""
-    with tempfile.TemporaryDirectory() as scratch, servers.ours(model, Path(scratch, "log")) as server:
-        put_load(server.request, clients=16, seconds=1.0)
-        before = server.cpu_s()
-        measured = put_load(server.request, clients=16, seconds=2 * SECONDS)
-        images = measured.responses_a_second * 2 * SECONDS
-        cost = {name: round(1e3 * (used - before[name]) / images, 3) for name, used in server.cpu_s().items()}
-        sides = {
-            str(number): partial(put_load, server.request, clients=number, seconds=SECONDS, may_fail=True)
-            for number in clients
-        }
-        loads = rounds.take_turns(repeats, sides)
-    by_clients = {
-        number: {key: rounds.spread([asdict(load)[key] for load in turns]) for key in asdict(turns[0])}
-        for number, turns in loads.items()
-    }
-    return {"clients": by_clients, "cpu_ms_an_image": cost, "bytes_an_image": round(measured.bytes_a_response)}
 
 
 def photos(counts: Sequence[int]) -> dict[str, Any]:
@@ -99,37 +73,20 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def measure(model: Path, *, quick: bool) -> dict[str, Any]:
-    """Return the result of the whole part."""
-    result = {"serving": serving(model, CLIENTS[:3] if quick else CLIENTS, 1 if quick else ROUNDS)}
-    keys = ("responses_a_second", "p50_ms", "p99_ms", "failed_share")
-    rounds.row("clients", *keys, width=20)
-    for number, load in result["serving"]["clients"].items():
-        rounds.row(number, *(f"{load[key]['median']:.4g}" for key in keys), width=20)
-    print(f"CPU ms an image: {result['serving']['cpu_ms_an_image']}")
-    result["photos"] = photos(PHOTOS[:2] if quick else PHOTOS)
-    for number, loading in result["photos"].items():
-        print(f"{number} photos: {loading}", flush=True)
-    return result
-
-
 def main() -> int:
-    """Measure, print, and write results/scale.json; return 1 where wrk is missing."""
+    """Measure, print, and write results/scale.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions")
-    parser.add_argument("--quick", action="store_true", help="one round, less of everything; not written")
+    parser.add_argument("--quick", action="store_true", help="few photos; not written")
     parser.add_argument("--load-photos", nargs=3, metavar=("FOLDER", "CACHE", "BYTES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load_photos:
         folder, cache, limit = arguments.load_photos
         load_here(folder, cache, int(limit))
         return 0
-    try:
-        require_wrk()
-    except NoLoadGenerator as error:
-        print(error, file=sys.stderr)
-        return 1
-    rounds.write("scale", measure(arguments.model, quick=arguments.quick), quick=arguments.quick)
+    result = photos(PHOTOS[:2] if arguments.quick else PHOTOS)
+    for number, loading in result.items():
+        print(f"{number} photos: {loading}", flush=True)
+    rounds.write("scale", {"photos": result}, quick=arguments.quick)
     return 0
 
 

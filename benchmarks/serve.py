@@ -1,4 +1,4 @@
-"""HTTP speed of Ringo, a limit and other servers: python -m benchmarks.serve.
+"""HTTP speed, CPU time and memory of Ringo, a limit and other servers: python -m benchmarks.serve.
 
 The limit is the SavedModel, as TensorFlow 2 loads it, and the encoder in one process, one after the other: at the best
 batch size, and for a single client at batch size 1. It has no server, client or queue. "session" is the same with the
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from PIL import Image
 
 from benchmarks import rounds, servers
 from benchmarks.load import Failed, Load, NoLoadGenerator, put_load, require_wrk
-from benchmarks.weights import newest_version
+from benchmarks.weights import SMALL, models_by_size, newest_version
 from serving.model_server.servable import load as load_servable
 from serving.rendering.encoding import encode
 
 CLIENTS = (1, 4, 16, 64)
+CLIENTS_OF_SMALL = (1, 16)
+SIDES = ("ours", "genuine", *servers.PEERS)  # ours has the embedded model server, genuine TensorFlow Serving
 CACHED_CLIENTS = 16  # for responses without the model
 ROUNDS, SECONDS = 3, 2.0
 WARM_UP_S = 1.0
@@ -101,23 +103,29 @@ def check_image(server: servers.Server, limit: Limit) -> None:
         raise Failed(f"The image of seed {servers.CHECKED_SEED} differs by {difference}/255.")
 
 
-def summary(loads: list[Load]) -> dict[str, dict[str, float]]:
+def summary(loads: list[Load]) -> dict[str, Any]:
     """Return the spread of each figure of `loads` over the rounds."""
-    return {name: rounds.spread([asdict(load)[name] for load in loads]) for name in asdict(loads[0])}
+    figures = [asdict(load) for load in loads]
+    cpu_ms = [figure.pop("cpu_ms") for figure in figures]
+    return {name: rounds.spread([figure[name] for figure in figures]) for name in figures[0]} | {
+        "cpu_ms": {name: rounds.spread([ms[name] for ms in cpu_ms]) for name in cpu_ms[0]}
+    }
 
 
 def start_servers(
     stack: contextlib.ExitStack, names: Sequence[str], model: Path, limit: Limit
 ) -> tuple[dict[str, servers.Server], dict[str, str]]:
-    """Return ours and `names`, running and checked, and errors of missing ones."""
+    """Return the servers `names`, running and checked, and errors of missing ones."""
     scratch, version = Path(stack.enter_context(tempfile.TemporaryDirectory())), newest_version(model).resolve()
     running: dict[str, servers.Server] = {}
     left_out: dict[str, str] = {}
-    for name in ("ours", *names):
+    for name in names:
         log = scratch / f"{name}.log"
         try:
-            start = servers.ours(model, log) if name == "ours" else servers.peer(name, version, log)
-            server = stack.enter_context(start)
+            if name in servers.PEERS:
+                server = stack.enter_context(servers.peer(name, version, log))
+            else:
+                server = stack.enter_context(servers.ours(model, log, genuine=name == "genuine"))
             check_image(server, limit)
             put_load(server.request, clients=16, seconds=WARM_UP_S)
             running[name] = server
@@ -128,9 +136,9 @@ def start_servers(
 
 
 def measure(
-    model: Path, names: tuple[str, ...], clients: tuple[int, ...], *, repeats: int, seconds: float
+    model: Path, names: Sequence[str], clients: Sequence[int], *, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the result of the part for ours and `names`."""
+    """Return the results of the servers `names` and the limits with one model."""
     version = newest_version(model).resolve()
     limits = {"limit": Limit.of_function(version), "session": Limit.of_session(version)}
     with contextlib.ExitStack() as stack:
@@ -152,19 +160,19 @@ def measure(
             show(f"{number} clients, new seeds", new_seeds[str(number)])
         result: dict[str, Any] = {
             "limit_batch": limits["limit"].batch,
-            "seconds": seconds,
-            "rounds": repeats,
-            "left_out": left_out,
             "new_seeds": new_seeds,
+            "processes": {name: describe(server) for name, server in running.items()},
         }
-        if "ours" in running:
-            with rounds.resumed(stopped["ours"]):
-                result["cached"] = measure_cached(running["ours"], repeats=repeats, seconds=seconds)
-            show(f"{CACHED_CLIENTS} clients, ours", result["cached"])
-        result["processes"] = {name: describe(server) for name, server in running.items()}
         for name, process in result["processes"].items():
             print(f"{name}: {process}", flush=True)
-        return result
+        if "ours" in running:
+            permalink = f"/generate?seed=SEED&format=png&version={version.name}"
+            with rounds.resumed(stopped["ours"]):
+                result["cached"] = measure_cached(
+                    running["ours"], permalink, left_out, repeats=repeats, seconds=seconds
+                )
+            show(f"{CACHED_CLIENTS} clients, cached", result["cached"])
+        return {**result, "left_out": left_out}
 
 
 def compare(loads: Mapping[str, list[Load]]) -> dict[str, Any]:
@@ -177,11 +185,9 @@ def compare(loads: Mapping[str, list[Load]]) -> dict[str, Any]:
     for name, side in result.items():
         if name != "limit":
             side["of_limit"] = ratio(name, "limit")
-        if name not in ("limit", "session", "ours") and "ours" in loads:
+            side["p50_to_limit"] = ratio(name, "limit", "p50_ms")
+        if name in servers.PEERS and "ours" in loads:
             side["ours_to_it"] = ratio("ours", name)
-    if "ours" in loads:
-        for name in ("limit", "session"):
-            result["ours"][f"p50_to_{name}"] = ratio("ours", name, "p50_ms")
     return result
 
 
@@ -190,25 +196,32 @@ def describe(server: servers.Server) -> dict[str, Any]:
     return {
         "first_response_s": server.first_response_s,
         "milestones_s": server.milestones_s,
-        "memory_mib": server.resident_mib(),
-        "largest_mib": server.largest_mib(),
+        "memory_mib": servers.memory_mib(server.pids()),
     }
 
 
-def measure_cached(server: servers.Server, *, repeats: int, seconds: float) -> dict[str, Any]:
-    """Return the speed of ours without the model: cached images, and 304."""
+def measure_cached(
+    server: servers.Server, permalink: str, left_out: dict[str, str], *, repeats: int, seconds: float
+) -> dict[str, Any]:
+    """Return the speed of a cached image: by ours, its 304 responses, and nginx."""
+    ours = replace(server, request=replace(server.request, path=permalink))
+    load: dict[str, Any] = {"clients": CACHED_CLIENTS, "repeat": servers.CHECKED_SEED}
     # After the stop, the gateway reconnects to the model server, and each worker caches the image.
-    put_load(
-        server.request, clients=CACHED_CLIENTS, seconds=servers.SETTLING_S, repeat=servers.CHECKED_SEED, may_fail=True
-    )
-    response, _ = servers.fetch(server.request, servers.CHECKED_SEED)
-    etag = response.headers["ETag"]
-    not_modified, _ = servers.fetch(server.request, servers.CHECKED_SEED, If_None_Match=etag)
+    put_load(ours.request, seconds=servers.SETTLING_S, may_fail=True, **load)
+    etag = servers.fetch(ours.request, servers.CHECKED_SEED)[0].headers["ETag"]
+    not_modified, _ = servers.fetch(ours.request, servers.CHECKED_SEED, If_None_Match=etag)
     if not_modified.status != 304:
         raise Failed(f"The response to If-None-Match is {not_modified.status}.")
-    load = partial(put_load, server.request, clients=CACHED_CLIENTS, seconds=seconds, repeat=servers.CHECKED_SEED)
-    loads = rounds.take_turns(repeats, {"cached image": load, "304": partial(load, etag=etag)})
-    return {name: summary(turns) for name, turns in loads.items()}
+    sides = {name: partial(ours.loaded, seconds=seconds, **load) for name in ("gateway", "304")}
+    sides["304"].keywords["etag"] = etag
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            proxy = stack.enter_context(servers.nginx(ours.request, scratch))
+            sides["nginx"] = partial(proxy.loaded, seconds=seconds, **load)
+        except servers.NotReady as error:
+            left_out["nginx"] = str(error)
+        return {name: summary(turns) for name, turns in rounds.take_turns(repeats, sides).items()}
 
 
 def show(title: str, sides: Mapping[str, Any]) -> None:
@@ -226,9 +239,9 @@ def main() -> int:
     """Measure, print, and write results/serve.json; return 1 where wrk is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions")
-    parser.add_argument("--quick", action="store_true", help="ours and the limit alone, 1 and 16 clients; not written")
-    parser.add_argument("--peers", nargs="*", choices=servers.PEERS, help="instead of all, or of none with --quick")
-    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients at a time")
+    parser.add_argument("--quick", action="store_true", help="one round, this model alone; not written")
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES, help="not written if not all")
+    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients at a time; not written")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each load")
     arguments = parser.parse_args()
@@ -237,11 +250,15 @@ def main() -> int:
     except NoLoadGenerator as error:
         print(error, file=sys.stderr)
         return 1
-    peers = arguments.peers if arguments.peers is not None else () if arguments.quick else servers.PEERS
-    clients = tuple(arguments.clients or ((1, 16) if arguments.quick else CLIENTS))
-    result = measure(arguments.model, tuple(peers), clients, repeats=arguments.rounds, seconds=arguments.seconds)
-    whole = not arguments.quick and tuple(peers) == servers.PEERS and clients == CLIENTS
-    rounds.write("serve", result, quick=not whole)
+    quick = arguments.quick or bool(arguments.clients) or set(arguments.sides) != set(SIDES)
+    repeats = 1 if arguments.quick else arguments.rounds
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for size, model in models_by_size(arguments.model, Path(scratch), small=not quick).items():
+            clients = arguments.clients or (CLIENTS_OF_SMALL if size == str(SMALL) else CLIENTS)
+            print(f"{size} px", flush=True)
+            results[size] = measure(model, arguments.sides, clients, repeats=repeats, seconds=arguments.seconds)
+    rounds.write("serve", {"rounds": repeats, "seconds": arguments.seconds, "sizes": results}, quick=quick)
     return 0
 
 

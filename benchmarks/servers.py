@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ RESPONSE_S = 20.0
 SETTLING_S = 2.0  # at the start of a turn, not counted: other processes have used the caches and the memory
 CHECKED_SEED = 42
 ROOT = Path(__file__).parents[1]
+GENUINE = "tensorflow_model_server"
+COMMANDS = {  # the name of a process by a part of its command line
+    GENUINE.encode(): "model-server",
+    b"serving\0model-server": "model-server",
+    b"serving\0gateway": "gateway",
+    b"serving\0batch": "batch",
+    b"serving\0run": "run",
+    b"nginx": "nginx",
+}
 
 
 class NotReady(Exception):
@@ -46,30 +56,14 @@ class Server:
         """Return its processes, parents first."""
         return descendants(self.process.pid)
 
-    def resident_mib(self) -> dict[str, float]:
-        """Return memory by command; shared pages are divided among processes."""
-        held: dict[str, float] = {}
-        for pid in self.pids():
-            name = command_name(pid)
-            held[name] = round(held.get(name, 0.0) + proportional_mib(pid), 1)
-        return held
-
-    def largest_mib(self) -> dict[str, float]:
-        """Return the memory of the largest process by command."""
-        held: dict[str, float] = {}
-        for pid in self.pids():
-            name = command_name(pid)
-            held[name] = max(held.get(name, 0.0), round(proportional_mib(pid), 1))
-        return held
-
-    def cpu_s(self) -> dict[str, float]:
-        """Return the CPU time since the start by command."""
-        used: dict[str, float] = {}
-        for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            name = command_name(pid)
-            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return used
+    def loaded(self, **load: Any) -> Load:
+        """Put a load on this server; return it with the CPU time."""
+        before = cpu_s(self.pids())
+        done = put_load(self.request, **load)
+        responses = done.responses_a_second * load["seconds"]
+        return replace(
+            done, cpu_ms={name: 1e3 * (s - before[name]) / responses for name, s in cpu_s(self.pids()).items()}
+        )
 
     def image(self, seed: int) -> bytes:
         """Return the PNG of `seed`."""
@@ -158,8 +152,9 @@ def in_turn(server: Server, stopped: Sequence[int], **load: Any) -> Load:
     Flask 5 s.
     """
     with resumed(stopped):
+        server.image(CHECKED_SEED)  # the gateway reconnects, and checks the golden images
         put_load(server.request, **load | {"clients": 1, "seconds": SETTLING_S})
-        done = put_load(server.request, **load)
+        done = server.loaded(**load)
         server.image(CHECKED_SEED)
         return done
 
@@ -186,8 +181,14 @@ def is_live(port: int) -> bool:
         return False
 
 
-def ours(model: Path, log: Path, folder: Path = ROOT) -> AbstractContextManager[Server]:
-    """Run gateway and model server of `folder` as `make run` does."""
+def ours(model: Path, log: Path, folder: Path = ROOT, *, genuine: bool = False) -> AbstractContextManager[Server]:
+    """Run gateway and model server of `folder` as `make run` does.
+
+    Raises NotReady if TensorFlow Serving is missing and `genuine`; otherwise, the model server is the embedded one.
+    """
+    if genuine and shutil.which(GENUINE) is None:
+        raise NotReady(f"{GENUINE} is not on the PATH; install TensorFlow Serving.")
+    path = [place for place in os.get_exec_path() if genuine or not Path(place, GENUINE).exists()]
     gateway, metrics, model_server = free_port(), free_port(), free_port()
     environment = {
         "RINGO_PORT": str(gateway),
@@ -195,10 +196,26 @@ def ours(model: Path, log: Path, folder: Path = ROOT) -> AbstractContextManager[
         "RINGO_MODEL_SERVER": f"localhost:{model_server}",
         "RINGO_MODEL_BASE_PATH": str(model.resolve()),
         "RINGO_MODEL_NAME": "apple",
+        "PATH": os.pathsep.join(path),
     }
     milestones = {"gateway": lambda: is_live(gateway), "model server": lambda: listens(model_server)}
     command = [sys.executable, "-m", "serving", "run"]
     return running(command, Request(gateway, "/generate?seed=SEED"), environment, milestones, log, folder)
+
+
+def nginx(gateway: Request, scratch: Path) -> AbstractContextManager[Server]:
+    """Run nginx with deploy/nginx.conf before the gateway of `gateway`."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        raise NotReady("nginx is not installed; run apt-get install nginx-light.")
+    port, text = free_port(), (ROOT / "deploy" / "nginx.conf").read_text()
+    places = {"/tmp/": f"{scratch}/", "/dev/stdout": f"{scratch}/requests.log", "listen 8080": f"listen {port}"}
+    for place, replacement in {**places, "gateway:8080": f"127.0.0.1:{gateway.port}"}.items():
+        text = text.replace(place, replacement)
+    (scratch / "nginx.conf").write_text(text)
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    command = [program, "-c", str(scratch / "nginx.conf"), *user]
+    return running(command, replace(gateway, port=port), {}, {}, scratch / "nginx.log")
 
 
 def peer(name: str, version: Path, log: Path) -> AbstractContextManager[Server]:
@@ -240,11 +257,26 @@ def descendants(pid: int) -> list[int]:
 
 def command_name(pid: int) -> str:
     """Return the command of our process, or "server" for a peer."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    for word in (b"model-server", b"gateway", b"run"):
-        if b"serving" in words and word in words:
-            return word.decode()
-    return "server"
+    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return next((name for part, name in COMMANDS.items() if part in line), "server")
+
+
+def cpu_s(pids: Sequence[int]) -> dict[str, float]:
+    """Return the CPU time of the processes `pids` since their start, by command."""
+    used: dict[str, float] = {}
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        name = command_name(pid)
+        used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+def memory_mib(pids: Sequence[int]) -> dict[str, list[float]]:
+    """Return the memory of each of the processes `pids`, by command."""
+    held: dict[str, list[float]] = {}
+    for pid in pids:
+        held.setdefault(command_name(pid), []).append(round(proportional_mib(pid), 1))
+    return held
 
 
 def proportional_mib(pid: int) -> float:

@@ -23,7 +23,7 @@ from training.config import PLAIN_SETTINGS, TrainingConfig
 PHOTOS = 2_000  # in memory, 64 x 64 of noise: their content does not affect the time
 SETTLING = 3  # batches at the start of a turn that don't count: other processes have used the caches
 BATCHES = 15  # batches of a turn that count
-ROUNDS = 7
+ROUNDS = 5
 READY_S = 180.0  # for TensorFlow to start and trace the step
 WARM_UP = 5  # batches
 LOOPS: dict[str, dict[str, Any]] = {  # each with its settings

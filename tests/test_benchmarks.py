@@ -10,10 +10,16 @@ def test_docs_page_equals_the_rendered_results():
     assert page.PAGE.read_text(encoding="utf-8") == page.render(page.read_results(rounds.RESULTS))
 
 
+def test_sizes_in_operations_equal_the_rendered_results():
+    text = page.OPERATIONS.read_text(encoding="utf-8")
+    assert page.SIZES_BEGIN in text
+    assert text == page.with_sizes(text, page.read_results(rounds.RESULTS))
+
+
 def test_page_is_rendered_when_only_one_part_was_measured():
     serve = page.read_results(rounds.RESULTS)["serve"]
     rendered = page.render({"serve": serve})
-    assert "| HTTP at 16 clients, share of the limit |" in rendered
+    assert "| images a second at 16 clients, share of the limit |" in rendered
     assert "multiply-adds" not in rendered
 
 
