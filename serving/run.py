@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Dockerfile.serve sets the same.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-MODEL_SERVER = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # as serving/model_server/server.py sets it
+MODEL_SERVER_ENVIRONMENT = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # for tensorflow_model_server; ours sets it itself
 
 Children = dict[str, subprocess.Popen[bytes]]  # by name, in the order of their start
 
@@ -57,7 +57,7 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: Children = {}
     try:
-        children["model server"] = _start(model_server_command(settings), MODEL_SERVER | os.environ)
+        children["model server"] = _start(model_server_command(settings), MODEL_SERVER_ENVIRONMENT | os.environ)
         host, port = settings.model_server_address
         _wait_until(lambda: _listens(reachable(host), port), children)  # once it has loaded a version
         children["gateway"] = _start(

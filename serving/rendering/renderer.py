@@ -21,11 +21,10 @@ from serving.rendering.query import Animation, Grid, Morph, Picture, Query, cano
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
 
-# Model cards state the licence, too, but not every replica has the card.
-BUNDLED_MODEL = (
-    "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"  # GoldenCheck.model of models/apple/3
-)
-LICENCES = {  # of images, by GoldenCheck.model
+# GoldenCheck.model of models/apple/3.
+BUNDLED_MODEL = "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"
+# Licences of images by GoldenCheck.model. Model cards state them, too, but not every replica has the card.
+LICENCES = {
     BUNDLED_MODEL: "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
     "(Mihai Oltean, Fruits-360) and under the same licence."
 }

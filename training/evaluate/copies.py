@@ -105,7 +105,9 @@ def assess_distances(
     if median < usual:
         # The median of n unseen photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
         if median >= np.quantile(held_out, max(0.0, 0.5 - 1.5 / math.sqrt(len(held_out)))):
-            headline = f"The images may be copies; {len(held_out)} unseen photos are too few to tell."
+            headline = (
+                f"The images may be copies: chance may explain that {len(held_out)} unseen photos are farther away."
+            )
             return Verdict("unknown", headline, explanation)
         return Verdict("bad", "The images are closer to the training photos than unseen photos are.", explanation)
     # With few photos the quantile is uncertain: three standard deviations are 0.32 with 6 photos, 0.20 with 19.

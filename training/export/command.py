@@ -77,13 +77,7 @@ def export(
             )
             write_records(folder, generator, record)
             write_digests(folder)
-            newest = to / str(version - 1)
-            if adds_nothing(folder, newest):
-                print(f"{newest} has the same images and the same facts on its model card; no version is written.")
-                return newest
-            folder.rename(to / str(version))
-            print(f"Wrote {to / str(version)}.")
-            return to / str(version)
+            return publish(folder, to)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
@@ -95,6 +89,18 @@ def write_records(folder: Path, generator: TrainedGenerator, record: RunRecord) 
     write_record(folder / "config.json", asdict(generator.config))
     photos = replace(record.photos, folder=None, fates=None, batch=record.steps)
     write_record(folder / "photos.json", asdict(photos))
+
+
+def publish(folder: Path, to: Path) -> Path:
+    """Move the version `folder` to the model folder `to`, unless it adds nothing; return its folder, or the newest."""
+    version = to / folder.name
+    newest = to / str(int(folder.name) - 1)
+    if adds_nothing(folder, newest):
+        print(f"{newest} has the same images and the same facts on its model card; no version is written.")
+        return newest
+    folder.rename(version)
+    print(f"Wrote {version}.")
+    return version
 
 
 def check_model_name(name: str) -> None:
