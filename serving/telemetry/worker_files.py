@@ -2,11 +2,15 @@
 
 The whole folder is allocated before the workers start: a write to a mapped page that no longer fits into /dev/shm
 would kill the worker with SIGBUS. One worker counts in its own memory.
+
+Gateway and workers hold a lock on their folder. A folder without one is of a gateway that was killed, and is removed.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import values
@@ -14,6 +18,7 @@ from prometheus_client import values
 from serving.settings import SettingsError
 
 SHARED_MEMORY = "/dev/shm"
+PREFIX = "ringo-workers-"
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # as prometheus_client names its files
 GAUGES = KINDS[2:]
 FILE_BYTES = 2**19  # 140 pairs of resource and outcome, at 3.6 kB for each in the histogram
@@ -26,7 +31,10 @@ def create_folder(workers: int) -> Path:
     """
     for parent in (SHARED_MEMORY, None):
         try:
-            folder = Path(tempfile.mkdtemp(prefix="ringo-", dir=parent))
+            _remove_abandoned(Path(parent or tempfile.gettempdir()))
+            new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
+            fcntl.flock(os.open(new, os.O_RDONLY), fcntl.LOCK_SH)  # until the last of our processes ends
+            folder = new.rename(new.with_name(new.name[1:]))
         except OSError as error:
             failed = error
             continue
@@ -44,6 +52,19 @@ def create_folder(workers: int) -> Path:
     reason = os.strerror(failed.errno or 0)
     room = f"a folder that has room for {mebibytes} MiB, as {SHARED_MEMORY} has not: {reason}"
     raise SettingsError("TMPDIR", os.environ.get("TMPDIR", "/tmp"), room)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # in use, or of another user
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for file in Path(f"/proc/self/fd/{descriptor}").iterdir():
+                    file.unlink()
+                folder.rmdir()
+            finally:
+                os.close(descriptor)
 
 
 def use(folder: Path, number: int) -> None:

@@ -5,11 +5,12 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.faults.load import put_load
-from tests.gateway_process import gateway_for
+from tests.gateway_process import Gateway, gateway_for
 
 CLIENTS = 16
 
@@ -45,12 +46,18 @@ def test_only_open_connections_fail_when_a_worker_is_killed(tmp_path):
     assert max(map(len, load.digests().values())) == 1
 
 
-def test_port_is_free_when_a_gateway_was_killed(tmp_path):
-    with gateway_for("localhost:1", tmp_path) as gateway:
+def shared_memory(gateway: Gateway) -> Path:
+    """Return the folder in memory that `gateway` has locked."""
+    opened = [file.readlink() for file in Path(f"/proc/{gateway.process.pid}/fd").iterdir()]
+    return next(path for path in opened if path.match("/dev/shm/ringo-*"))
+
+
+def test_port_and_shared_memory_are_free_when_a_gateway_was_killed(tmp_path):
+    with gateway_for("localhost:1", tmp_path) as living, gateway_for("localhost:1", tmp_path, workers=2) as gateway:
         assert gateway.ask("/livez").status == 200
-        workers = gateway.workers()
+        workers, folders = gateway.workers(), [shared_memory(one) for one in (gateway, living)]
         gateway.process.kill()
         gateway.process.wait(LIMIT_S)
         wait_until(lambda: not any(worker.exists() for worker in workers), "the end of its workers")
-        with socket.create_server(("127.0.0.1", gateway.port)):
-            pass
+        with socket.create_server(("127.0.0.1", gateway.port)), gateway_for("localhost:1", tmp_path):
+            assert [folder.exists() for folder in folders] == [False, True]
