@@ -23,6 +23,7 @@ from serving.runtime.ports import free_address, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 from serving.telemetry.logs import configure as configure_logging
+from serving.telemetry.metrics import build_metrics_app
 from serving.telemetry.tracing import export_traces
 
 MAX_REQUEST_BYTES = 2**20
@@ -78,7 +79,8 @@ def serve(settings: Settings) -> None:
     health_servicer = health.HealthServicer()
     set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     server = build_server(settings, with_port(host, settings.batch_port), service, health_servicer)
-    start_http_server(settings.batch_metrics_port, host)
+    metrics_server, _ = start_http_server(settings.batch_metrics_port, host)
+    metrics_server.set_app(build_metrics_app())
     ended = threading.Event()
     threading.Thread(target=monitor.watch, args=(ended,), name="monitor", daemon=True).start()
     threading.Thread(target=watch_health, args=(monitor, health_servicer, ended), name="health", daemon=True).start()

@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
-from serving.errors import RingoError
+from serving.errors import InvalidRequest, RingoError
 from serving.gateway.openapi import EXTENSIONS, SHORT_URLS
 from serving.gateway.pages import PROBES, add_pages, add_probes
 from serving.gateway.problems import domain_problem, http_problem
@@ -51,6 +51,8 @@ PREFLIGHT = {
     "Access-Control-Allow-Headers": "Authorization, If-None-Match, Traceparent, Tracestate, X-Request-ID",
     "Access-Control-Max-Age": "86400",
 }
+# RFC 3986: an address in brackets, or a name. Werkzeug's own check refuses the name my_service of a container.
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|([\w.~!$&'()*+,;=-]|%[0-9a-f]{2})*)(:[0-9]*)?", re.ASCII | re.IGNORECASE)
 # Flask's converters of the parameters in the path of a short URL.
 CONVERTERS = {"seed": "<seed>", "name": "<text:name>", "format": f"<any({','.join(EXTENSIONS)}):format>"}
 # Headers that identify a request, by their WSGI names.
@@ -111,9 +113,11 @@ def create_app(settings: Settings) -> Flask:
 
 
 def check_head() -> Response | None:
-    """Answer `OPTIONS *`; raise BadRequest for HTTP/1.1 without Host."""
+    """Answer `OPTIONS *`; raise BadRequest or InvalidRequest for a missing or invalid Host."""
     if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
         raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
+    if not HOST.fullmatch(host := request.headers.get("Host", "")):
+        raise InvalidRequest("Host", host, "a name or an address, with or without a port")
     if request.method == "OPTIONS" and request.environ["PATH_INFO"] == "*":
         return Response(headers={"Allow": PREFLIGHT["Access-Control-Allow-Methods"]})
     return None

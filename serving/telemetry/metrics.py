@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.multiprocess import MultiProcessCollector
+from werkzeug import Response
 
 from serving import __version__
 
@@ -59,9 +60,16 @@ GOLDEN_DIFFERING = Gauge(
 
 
 def build_metrics_app() -> Callable[[Any, Any], Iterable[bytes]]:
-    """Return the WSGI application that serves the metrics of all workers."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # a single process
-        return make_wsgi_app()
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return make_wsgi_app(registry)
+    """Return the WSGI application that serves the metrics of all workers, also to HEAD."""
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    app = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        whole = Response.from_app(app, environ | {"REQUEST_METHOD": "GET" if method == "HEAD" else method}, True)
+        return whole(environ, start_response)  # without the body if it is HEAD
+
+    return answer
