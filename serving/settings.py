@@ -188,11 +188,15 @@ def addresses_of(target: str) -> list[tuple[str, str, str]]:
 
 
 def _path_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", text):
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", text) or RESOURCE.fullmatch(text):
         raise ValueError
     return text
 
 
+# As a prefix, one of these is ambiguous: the proxy may have removed it.
+RESOURCE = re.compile(
+    r"/(generate|grid|morph|animation|about|docs|livez|readyz|(name|static)(/.*)?|[^/]*\.(json|ico|png|webp|jpe?g))"
+)
 ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]):([0-9]{1,5})")
 TARGET = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
 TARGET_ALLOWED = "host:port of a gRPC server without http://, an IPv6 address in brackets"
@@ -203,7 +207,10 @@ PEM_FILE = (_path, "the path of a PEM file")
 READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "host": (read_text, "the name or address to listen on"),
     "port": PORT,
-    "path_prefix": (_path_prefix, "a path such as /ringo, of letters, digits and ._~-, without a slash at its end"),
+    "path_prefix": (
+        _path_prefix,
+        "a path such as /ringo, of letters, digits and ._~-, without a slash at its end, and no resource's own",
+    ),
     "model_server": (read_target, TARGET_ALLOWED),
     "model_name": (read_model_name, MODEL_NAME_ALLOWED),
     "model_base_path": (_path, "the path of a folder"),

@@ -20,8 +20,10 @@ class Seeds:
     def __init__(self, ranges: list[range]) -> None:
         """Raise ValueError if one of `ranges` is empty or two overlap."""
         self._ranges = sorted(ranges, key=lambda part: part.start)
-        if not all(self._ranges) or any(one.stop > other.start for one, other in pairwise(self._ranges)):
-            raise ValueError
+        if not all(self._ranges):
+            raise ValueError("has an empty range; write first-last")
+        if any(one.stop > other.start for one, other in pairwise(self._ranges)):
+            raise ValueError("has a seed twice; give each once")
         self._ends = list(accumulate(len(part) for part in self._ranges))
 
     @classmethod
@@ -31,8 +33,9 @@ class Seeds:
         for term in text.split(","):
             first, colon, behind = term.partition(":")  # as in earlier releases, without its end
             ranges.append(range(SEED.read(first), SEED.read(behind)) if colon else read_range(term))
-        if sum(part.stop - part.start for part in ranges) > MAX_SEEDS:  # of a part alone, len() may overflow
-            raise ValueError
+        count = sum(part.stop - part.start for part in ranges)  # len() of one may overflow
+        if count > MAX_SEEDS:
+            raise ValueError(f"is {count:,} seeds; at most {MAX_SEEDS:,} are allowed")
         return cls(ranges)
 
     def __len__(self) -> int:

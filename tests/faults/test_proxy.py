@@ -179,6 +179,7 @@ def test_if_none_match_gets_304(service, url):
     [
         *("/generate?seed=1", "/42.png", f"/42.png?version={VERSION}", f"/random.png?version={VERSION}"),
         *(f"/name/alice.png?version={VERSION}", f"/generate?name=alice&version={VERSION}"),
+        *(f"/generate?%6eame=alice&version={VERSION}", f"/generate?version={VERSION}&n%61m%65=alice"),
     ],
 )
 def test_an_image_is_not_cached_when_its_url_is_not_permanent(service, url):

@@ -313,8 +313,10 @@ def test_paint_sends_nothing_when_the_token_is_invalid(server, tmp_path):
     ("flags", "named"),
     [
         (["--seeds", ""], "--seeds"),
-        (["--seeds", "9:3"], "'9:3'"),
-        (["--seeds", "0:10,5"], "'0:10,5'"),
+        (["--seeds", "5-2"], "'5-2' runs backwards at 5-2; write 2-5."),
+        (["--seeds", "9:3"], "'9:3' has an empty range; write first-last."),
+        (["--seeds", "0:10,5"], "'0:10,5' has a seed twice; give each once."),
+        (["--seeds", "0-100000000"], "'0-100000000' is 100,000,001 seeds; at most 100,000,000 are allowed."),
         (["--seeds", "0:99999999999999999999"], "--seeds"),
         (["--shard", "4/4"], "'4/4'"),
         (["--size", "8"], "16 to 1024"),
