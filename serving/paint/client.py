@@ -9,7 +9,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ class PictureClient:
         self._target = target
         self._patience_s = patience_s
         self._describe_timeout_s = min(DESCRIBE_TIMEOUT_S, patience_s)
-        self._is_tls = secrets.ca is not None
+        self._secrets = secrets
         self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
         self._channel = _open_channel(target, secrets)
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
@@ -230,10 +229,8 @@ class PictureClient:
             raise Stopped from error
         details = error.details() or "no reason given"
         sentence = f"{self._target} answered {error.code().name}: {details[:MAX_REASON_CHARACTERS]}"
-        if failure := connection_failure(error):
+        if failure := self._connection_failure(error):
             reason, may_help = failure
-            if not self._is_tls and speaks_tls(self._target):
-                reason, may_help = "it speaks TLS: give --ca", False
             sentence = f"{self._target} does not answer: {reason}."
             if not may_help:
                 raise PaintError(sentence) from error
@@ -250,6 +247,15 @@ class PictureClient:
         if self._stopped.wait(backoff_s(attempt)):
             raise Stopped from error
         return attempt + 1
+
+    def _connection_failure(self, error: grpc.RpcError) -> tuple[str, bool] | None:
+        """Return connection_failure, after a handshake if gRPC's text is vague."""
+        failure = connection_failure(error)
+        if failure and self._secrets.ca is None and speaks_tls(self._target, self._secrets):
+            return "it speaks TLS: give --ca", False
+        if failure and "TLS handshake" in failure[0] and refuses_client(self._target, self._secrets):
+            return "it demands a client certificate of a CA that it trusts: give --certificate and --key", False
+        return failure
 
 
 def backoff_s(attempt: int) -> float:
@@ -268,15 +274,26 @@ def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=options)
 
 
-def speaks_tls(target: str) -> bool:
-    """Return whether the first address of `target` completes a TLS handshake."""
+def refuses_client(target: str, secrets: Secrets) -> bool:
+    """Return whether `target` speaks TLS, but not with this client.
+
+    Up to TLS 1.2, the server checks the client's certificate within the handshake, from 1.3 on behind it.
+    """
+    return not speaks_tls(target, secrets, ssl.TLSVersion.TLSv1_2) and speaks_tls(target, secrets)
+
+
+def speaks_tls(target: str, secrets: Secrets, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bool:
+    """Return whether the first address of `target` speaks TLS with this client."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
+    context.maximum_version = newest
     for host, _, port in addresses_of(target)[:1]:
-        with (
-            suppress(OSError),
-            socket.create_connection((host.strip("[]"), port), timeout=PROBE_TIMEOUT_S) as connection,
-            context.wrap_socket(connection),
-        ):
-            return True
+        try:
+            if secrets.certificate is not None:
+                context.load_cert_chain(secrets.certificate, secrets.key, password="")
+            address = host.strip("[]"), int(port)
+            with socket.create_connection(address, PROBE_TIMEOUT_S) as plain, context.wrap_socket(plain):
+                return True
+        except OSError as error:
+            return "PROTOCOL_VERSION" in str(error)  # a newer one only
     return False

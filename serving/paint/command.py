@@ -148,7 +148,8 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         for other in sorted(set(chosen.out.glob(MANIFESTS)) - {chosen.out / chosen.shard.manifest}):
             for row in Manifest(other).rows():
                 folder.see(row)
-        folder.check()
+        if unnamed := folder.check():
+            _report(f"Images in {chosen.out} that the manifest does not name: {unnamed}; they are rendered again.")
         before = folder.count
         if before < len(seeds):
             version = _version(chosen, folder.versions, client)
@@ -221,8 +222,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--seeds", type=_seeds, required=True, help="such as 0-9999 or 7,42,100-115")
+    add, seeds = parser.add_argument, flag(Seeds.parse, ALLOWED, has_faults=True)
+    add("--seeds", type=seeds, required=True, help="such as 0-9999 or 7,42,100-115")
     add("--out", type=flag(_path, "the path of a folder"), required=True, help="the folder, with all to resume from")
     size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
     add("--size", type=size, help="pixels of the longer side (default: the model's own)")
@@ -254,14 +255,6 @@ def _add_connection_flags(parser: argparse.ArgumentParser) -> None:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     return flag(integer_reader(low, high), f"a whole number from {low} to {high}")
-
-
-def _seeds(text: str) -> Seeds:
-    try:
-        return Seeds.parse(text)
-    except ValueError as error:
-        fault = str(error) or f"is not valid; allowed is {ALLOWED}"
-        raise argparse.ArgumentTypeError(f"{text!r} {fault}.") from None
 
 
 def _path(text: str) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError)  # tarfile's own, of damage
+TAKEN = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
 ASIDE = ".part"  # suffix of an incomplete file
 
 
@@ -48,8 +49,7 @@ class Layout:
         aside = _aside(path)
         if name not in self.replaceable and path.exists() and not filecmp.cmp(aside, path, shallow=False):
             aside.unlink()
-            reason = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
-            raise FileExistsError(errno.EEXIST, reason, str(path))
+            raise FileExistsError(errno.EEXIST, TAKEN, str(path))
         aside.replace(path)
 
 
@@ -111,6 +111,9 @@ class Tars(Layout):
         pictures = iter(pictures)
         first = next(pictures)
         path = self.out / self.name(first.seed)
+        others = {} if self.name(first.seed) in self.replaceable else dict(self.digests([first.seed]))
+        if others and others.get(first.seed) != first.sha256:  # before a row names this tar
+            raise FileExistsError(errno.EEXIST, TAKEN, str(path if path.exists() else _aside(path)))
         written: list[Painted] = []
         with _aside(path).open("a+b") as file:
             file.seek(0)
@@ -136,7 +139,7 @@ class Tars(Layout):
             for member in tar:
                 stem, _, suffix = member.name.partition(".")
                 content = tar.extractfile(member) if member.isreg() and stem.isdecimal() else None
-                if content is not None and suffix == self.suffix:
+                if content is not None and suffix != "json":  # also of another format
                     found = [(int(stem), hashlib.sha256(content.read()).hexdigest())]
                 elif content is not None and len(content.read()) == member.size:
                     end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

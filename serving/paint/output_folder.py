@@ -62,18 +62,19 @@ class OutputFolder:
         self._hold(row)
         return row
 
-    def check(self) -> None:
-        """Forget images whose file is missing or damaged.
+    def check(self) -> int:
+        """Forget images whose file is missing or damaged; return how many have no row.
 
         One such image in a complete tar makes the whole tar missing. Raises PaintError if that tar has other seeds,
-        too, which would be lost.
+        too, which would be lost. Single files without a row are not searched for where no row names their folder.
         """
-        behind = 0
+        behind = unnamed = 0
         for group in self._seeds.groups(self._layout.per_folder):
             places = slice(behind, behind := behind + len(group))
             first, is_named = next(iter(group)), self._there[places].any()
-            if is_named:
+            if is_named or isinstance(self._layout, Tars):
                 found = dict(self._layout.digests(group))
+                unnamed += max(0, len(found) - int(self._there[places].sum()))
                 for place, seed in enumerate(group, places.start):
                     if self._there[place] and found.get(seed) != self._digests[place].tobytes().hex():
                         self._there[place] = False
@@ -88,6 +89,7 @@ class OutputFolder:
                         f"{tar} holds seed {other}, which --seeds doesn't name; a tar is written as a whole, so name "
                         "all its seeds."
                     )
+        return unnamed
 
     def _keep_beginning(self, places: slice, *, is_complete: bool) -> None:
         """Forget a tar's images from the first missing one, or all."""

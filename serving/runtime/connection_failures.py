@@ -13,6 +13,7 @@ FAILURES = (
     ("Hostname Verification Check failed", "its certificate names another host", False),
     ("ALPN", "it speaks TLS, but not gRPC", False),
     ("Tls handshake failed", "the TLS handshake failed", True),
+    ("Secure read failed", "it closed the connection after the TLS handshake", True),
     ("Socket closed", "it closed the connection", True),
     ("Connection reset", "it closed the connection", True),
     ("timed out before receiving SETTINGS", "it accepts connections, but sends nothing", True),

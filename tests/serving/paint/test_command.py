@@ -224,21 +224,26 @@ def test_paint_leaves_a_folder_alone_when_the_options_differ(server, whole, flag
     assert content(whole) == before
 
 
-@pytest.mark.parametrize("layout", ["files", "tar"])
+@pytest.mark.parametrize("layout", ["files", "tar", "incomplete tar"])
 @pytest.mark.parametrize("lost", [lambda manifest: manifest.unlink(), lambda manifest: manifest.write_bytes(b"")])
 def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_path, layout, lost):
-    flags = ("--layout", layout, "--per-folder", 10)
+    flags = ("--layout", layout.split()[-1], "--per-folder", 10)
     paint(server, tmp_path, *flags)
+    whole = content(tmp_path)
+    for tar in tmp_path.glob("*.tar"):
+        tar.rename(f"{tar}.part" if layout == "incomplete tar" else tar)
     before = content(tmp_path)
     lost(tmp_path / "manifest.jsonl")
     with FakeBatchServer(version=2) as other:
-        output = paint(other, tmp_path, *flags, code=1)
+        paint(other, tmp_path, *flags, code=1)
+        output = paint(other, tmp_path, *flags, code=1)  # whose manifest names no image of the first try
     assert "it has other bytes, and the manifest does not name it" in output.splitlines()[-1]
     assert {name: data for name, data in content(tmp_path).items() if name in before and "manifest" not in name} == {
         name: data for name, data in before.items() if "manifest" not in name
     }
-    paint(server, tmp_path, *flags)
-    assert content(tmp_path) == before
+    sentence = f"Images in {tmp_path} that the manifest does not name: 30; they are rendered again.\n"
+    assert paint(server, tmp_path, *flags).startswith(sentence) == (layout != "files")
+    assert content(tmp_path) == whole
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -144,6 +144,9 @@ def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_ser
             with channel, pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary("/ringo.v1.PictureService/DescribeModel")(b"", timeout=LIMIT_S)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        words = [f"--target={batch.target}", f"--ca={certificates.ca}", "--seeds=0-3", f"--out={tmp_path / 'out'}"]
+        for certificate in ((), [f"--{name}={certificates.stranger}" for name in ("certificate", "key")]):
+            assert ": it demands a client certificate of a " in run_serving("paint", *words, *certificate).stderr
 
 
 def write_certificate(ca: trustme.CA, files: dict[str, Path]) -> grpc.ChannelCredentials:
