@@ -142,14 +142,15 @@ def seconds_reader(high: float) -> Callable[[str], float]:
     return read
 
 
-def flag(read: Callable[[str], T], allowed: str) -> Callable[[str], T]:
-    """Return `read` for argparse, with an error that names `allowed`."""
+def flag(read: Callable[[str], T], allowed: str, *, has_faults: bool = False) -> Callable[[str], T]:
+    """Return `read` for argparse, with an error that names `allowed`, or the fault in the text of its ValueError."""
 
     def parse_value(value: str) -> T:
         try:
             return read(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{value!r} is not valid; allowed is {allowed}.") from None
+        except ValueError as error:
+            fault = (has_faults and str(error)) or f"is not valid; allowed is {allowed}"
+            raise argparse.ArgumentTypeError(f"{value!r} {fault}.") from None
 
     return parse_value
 
@@ -207,10 +208,7 @@ PEM_FILE = (_path, "the path of a PEM file")
 READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "host": (read_text, "the name or address to listen on"),
     "port": PORT,
-    "path_prefix": (
-        _path_prefix,
-        "a path such as /ringo, of letters, digits and ._~-, without a slash at its end, and no resource's own",
-    ),
+    "path_prefix": (_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no resource and no final slash"),
     "model_server": (read_target, TARGET_ALLOWED),
     "model_name": (read_model_name, MODEL_NAME_ALLOWED),
     "model_base_path": (_path, "the path of a folder"),

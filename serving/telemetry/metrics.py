@@ -68,8 +68,7 @@ def build_metrics_app() -> Callable[[Any, Any], Iterable[bytes]]:
     app = make_wsgi_app(registry)
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        method = environ["REQUEST_METHOD"]
-        whole = Response.from_app(app, environ | {"REQUEST_METHOD": "GET" if method == "HEAD" else method}, True)
-        return whole(environ, start_response)  # without the body if it is HEAD
+        get = environ | {"REQUEST_METHOD": "GET"} if environ["REQUEST_METHOD"] == "HEAD" else environ
+        return Response.from_app(app, get, buffered=True)(environ, start_response)  # the body not to HEAD
 
     return answer

@@ -60,9 +60,7 @@ def _remove_abandoned(parent: Path) -> None:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for file in Path(f"/proc/self/fd/{descriptor}").iterdir():
-                    file.unlink()
-                folder.rmdir()
+                shutil.rmtree(folder)
             finally:
                 os.close(descriptor)
 

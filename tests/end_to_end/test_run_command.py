@@ -21,7 +21,8 @@ from training.model.latents import MAX_SEED
 def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the command in the `with` block; yield its ready gateway."""
     ports = {"port": free_port(), "metrics_port": free_port()}
-    env = environment(model_server=f"127.0.0.1:{free_port()}", **ports, **settings) | {"PATH": "/nowhere"}
+    settings |= {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"}  # the name is no option
+    env = environment(**ports, **settings) | {"PATH": "/nowhere"}
     with running(env, folder) as run:
         assert "embedded default" in run.output
         yield Gateway(**ports, process=run.process, log=folder / "err")

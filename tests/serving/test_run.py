@@ -1,5 +1,6 @@
 """`python -m serving run` as a process, with a fake tensorflow_model_server."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -114,3 +115,14 @@ def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path)
         assert run.process.wait(LIMIT_S) == 1
     assert (tmp_path / "err").read_text().count("The gateway was killed by SIGKILL: ending the rest.\n") == 1
     wait_until(lambda: not alive(family), "the end of a worker whose gunicorn was killed", LIMIT_S)  # init reaps it
+
+
+def test_run_ends_when_stderr_is_blocked(surroundings, tmp_path):
+    (tmp_path / "bin" / "tensorflow_model_server").write_text("#!/bin/sh\nexit 3\n")
+    _, blocked = os.pipe()
+    os.write(blocked, bytes(fcntl.fcntl(blocked, fcntl.F_GETPIPE_SZ)))
+    streams = {"stdout": subprocess.DEVNULL, "stderr": blocked}
+    done = subprocess.run(
+        command("serving", "run"), env=surroundings, cwd=ROOT, timeout=LIMIT_S, check=False, **streams
+    )
+    assert done.returncode == 1

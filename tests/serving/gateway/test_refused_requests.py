@@ -95,10 +95,7 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (request("/42.gif"), 404, None),
     (request(host=""), 400, None),
     (request("/livez", host=""), 400, None),
-    *(
-        (request(host=f"Host: {host}\r\n"), 400, "Host")
-        for host in ("a b", "a/b", "a@b", "[::1", "a:x", "a:1:2", "\u00e9")
-    ),
+    *((request(host=f"Host: {host}\r\n"), 400, "Host") for host in ("a b", "a/b", "a@b", "[::1", "a:x", "a:1:2", "<")),
     (request("/metrics"), 404, None),  # only on the metrics port
     (request("/generate?seed=1&version=99"), 404, None),
     (request("/static/../gateway.py"), 404, None),
