@@ -143,7 +143,7 @@ def seconds_reader(high: float) -> Callable[[str], float]:
 
 
 def flag(read: Callable[[str], T], allowed: str, *, has_faults: bool = False) -> Callable[[str], T]:
-    """Return `read` for argparse, with an error that names `allowed`, or the fault in the text of its ValueError."""
+    """Return `read` for argparse; its errors name `allowed`, or their fault."""
 
     def parse_value(value: str) -> T:
         try:

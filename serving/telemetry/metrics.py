@@ -60,7 +60,7 @@ GOLDEN_DIFFERING = Gauge(
 
 
 def build_metrics_app() -> Callable[[Any, Any], Iterable[bytes]]:
-    """Return the WSGI application that serves the metrics of all workers, also to HEAD."""
+    """Return the WSGI application that serves the metrics of all workers."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
