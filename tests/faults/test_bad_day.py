@@ -110,7 +110,7 @@ def test_new_streams_have_places_when_clients_cancelled_theirs(tmp_path):
     with FakeModelServer() as server, batch_for(server.target, tmp_path, batch_streams=1) as batch:
         batch.paint([1])
         with server.holding():
-            cancelled, calls = batch.stream([2]), len(server.requests)
+            calls, cancelled = len(server.requests), batch.stream([2])
             wait_until(lambda: len(server.requests) > calls, "a call of the model")
             cancelled.cancel()
             time.sleep(0.5)  # until the server knows
