@@ -27,7 +27,6 @@ from training.fit.plan import (
     Machine,
     Plan,
     Start,
-    StepTimes,
     choose_discriminator,
     choose_image_size,
     choose_length,
@@ -35,6 +34,7 @@ from training.fit.plan import (
     choose_refinement,
     expected_kid,
     format_duration,
+    mean_step_s,
 )
 from training.names import model_name
 from training.records import read_batches_done, read_record
@@ -127,10 +127,12 @@ def start_run(
     enable_determinism(plan.config)
     if source is not None:
         load_source(source)  # raises before a file is written
-    step_times = measure_steps(plan.config, flags, dry_run=dry_run)
-    plan = plan.with_choices(choose_length(training, plan.config, step_times, machine, start))
+    step_s = measure_step(
+        plan.config, flags, dry_run=dry_run, refining=start is not None or plan.config.refine_from == 0
+    )
+    plan = plan.with_choices(choose_length(training, plan.config, step_s, machine, start))
     plan = plan.with_choices(*choose_refinement(plan.config, start))
-    print_plan(plan, machine, step_times)
+    print_plan(plan, machine, step_s)
     if training < FEW_PHOTOS and start is None:
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
@@ -194,8 +196,8 @@ def count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> 
     return usable
 
 
-def measure_steps(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool) -> StepTimes | None:
-    """Return the seconds of a batch in either stage, or None.
+def measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool, refining: bool) -> float | None:
+    """Return the seconds of the run's first batches, or None.
 
     It returns None for short runs, and for several workers, because their measurements could differ.
     """
@@ -206,22 +208,21 @@ def measure_steps(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: 
     if is_short or count_replicas() > 1:
         return None
     print("Measuring the time of a batch ...", flush=True)
-    first = measure_step_s(config)
-    plain = config.discriminator == "plain"
-    return StepTimes(first, first if plain else measure_step_s(config, refining=True))
+    return measure_step_s(config, refining=refining and config.discriminator != "plain")
 
 
-def print_plan(plan: Plan, machine: Machine, step_times: StepTimes | None) -> None:
+def print_plan(plan: Plan, machine: Machine, step_s: float | None) -> None:
     """Print the choices with their reasons, and the duration."""
     print(f"settings for {machine}")
     print(plan.format_table())
-    if step_times is None:
+    if step_s is None:
         print("The progress line `fit:` shows the remaining time.", flush=True)
         return
-    seconds = step_times.run_seconds(plan.config.steps, plan.config.first_refining_step)
+    config = plan.config
+    seconds = config.steps * mean_step_s(step_s, config.first_refining_step / config.steps)
     print(
         f"This takes about {format_duration(seconds)}. Photos of single apples reach a KID x1000 of about "
-        f"{expected_kid(plan.config):.0f} (0 is as good as photos); more varied photos end higher.",
+        f"{expected_kid(config):.0f} (0 is as good as photos); more varied photos end higher.",
         flush=True,
     )
 

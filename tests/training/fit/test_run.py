@@ -205,7 +205,7 @@ def simulate_training(
 
 def train_on_blank_photos(gan, run: Path) -> int:
     split = split_photos(BLANK.files, 0.0)
-    return train_stage(gan, BLANK, split, run, build_kid(BLANK, split, run, gan.config), StopOnSignal())
+    return train_stage(gan, BLANK, split, run, build_kid(BLANK, split, gan.config), StopOnSignal())
 
 
 def read_step(checkpoint: Path) -> int:
