@@ -277,7 +277,7 @@ def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
 def refuses_client(target: str, secrets: Secrets) -> bool:
     """Return whether `target` speaks TLS, but not with this client.
 
-    Up to TLS 1.2, the server checks the client's certificate within the handshake, from 1.3 on behind it.
+    Up to TLS 1.2, the server checks the client's certificate within the handshake, from 1.3 on after it.
     """
     return not speaks_tls(target, secrets, ssl.TLSVersion.TLSv1_2) and speaks_tls(target, secrets)
 

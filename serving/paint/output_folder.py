@@ -63,7 +63,7 @@ class OutputFolder:
         return row
 
     def check(self) -> int:
-        """Forget missing and damaged images; return the number of those without a row.
+        """Forget missing and damaged images; return the number without a row.
 
         One such image in a complete tar makes the whole tar missing. Raises PaintError if that tar has other seeds,
         too, which would be lost. Single files without a row are not searched for where no row names their folder.
