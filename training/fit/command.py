@@ -42,7 +42,7 @@ from training.terminal import python_command
 
 FEW_PHOTOS = 300
 FEW_PHOTOS_ADVICE = (
-    "images may become copies of them, for which `evaluate` looks. More photos help, or --from models/apple, which "
+    "images may become copies of them; `evaluate` looks for copies. More photos help, or --from models/apple, which "
     "starts from trained apples."
 )
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
@@ -197,7 +197,7 @@ def count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> 
 
 
 def measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool, refining: bool) -> float | None:
-    """Return the seconds of the run's first batches, or None.
+    """Return the seconds of one of the run's first batches, or None.
 
     It returns None for short runs, and for several workers, because their measurements could differ.
     """

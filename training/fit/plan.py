@@ -163,7 +163,7 @@ def choose_networks(photos: int, image_size: int, machine: Machine, start: Start
 
 
 def mean_step_s(step_s: float, first_stage_share: float) -> float:
-    """Return the mean seconds of a batch of a run, from those of its first batches."""
+    """Return the mean seconds of a batch, from those of a first one."""
     if first_stage_share == 0.0:  # the first batches refine already
         return step_s
     return step_s * (first_stage_share + (1.0 - first_stage_share) * REFINING_COST)
