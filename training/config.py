@@ -26,7 +26,6 @@ GENERATOR_CHANNELS = {
 }
 # Values for the plain discriminator; the defaults of the fields are for the projected one.
 PLAIN_SETTINGS = {
-    "learning_rate": 5e-4,
     "beta_1": 0.5,
     "final_rate_fraction": 0.1,
     "translate_fraction": 0.125,
@@ -94,7 +93,7 @@ class TrainingConfig:
         low=0,
         high=10_000_000,
     )
-    learning_rate: float = option(0.02, "Adam's learning rate in the first half", low=1e-8, high=1.0)
+    learning_rate: float = option(5e-4, "Adam's learning rate in the first half", low=1e-8, high=1.0)
     refining_learning_rate: float = option(
         2.5e-4, "Adam's learning rate in the first half of the refining stage", low=1e-8, high=1.0
     )

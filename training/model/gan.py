@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from training.config import TrainingConfig
@@ -78,25 +77,14 @@ class GAN(keras.Model):
     def copy_generator_weights(self, source: keras.Model) -> None:
         """Copy the weights of every layer that has equal shapes in `source`.
 
-        `source` may be a generator of a smaller image size. Layers match by name. A kernel before a batch normalisation
-        gets the scale of its random initial weights, which its images do not depend on: training lets kernels grow, and
-        the larger they are, the less a step of Adam turns them.
+        `source` may be a generator of a smaller image size. Layers match by name.
         """
         source_weights = {layer.name: layer.get_weights() for layer in source.layers}
         for target in (self.generator, self.ema_generator):
-            scale = 1.0
             for layer in target.layers:
                 weights = source_weights.get(layer.name, [])
-                if [w.shape for w in weights] != [tuple(w.shape) for w in layer.weights]:
-                    continue
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    gamma, beta, mean, variance = weights
-                    gamma = gamma * np.sqrt((variance + layer.epsilon / scale**2) / (variance + layer.epsilon))
-                    weights = [gamma, beta, mean * scale, variance * scale**2]
-                elif len(weights) == 1:  # without a bias
-                    scale = float(np.std(layer.get_weights()[0]) / np.std(weights[0]))
-                    weights = [weights[0] * scale]
-                layer.set_weights(weights)
+                if [w.shape for w in weights] == [tuple(w.shape) for w in layer.weights]:
+                    layer.set_weights(weights)
 
     def update_moving_average(self) -> None:
         """Move `ema_generator` towards the generator.

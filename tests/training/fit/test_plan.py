@@ -72,7 +72,7 @@ def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, mach
         (1_000, 0.1, LAPTOP, {"discriminator": "plain"}, 300 * 1_000 // 16),
         (60, 0.1, LAPTOP, {"discriminator": "plain"}, 100_000 // 16),
         (7_180, 0.1, WITH_GPU, {"discriminator": "plain", "batch_size": 64}, 2_000_000 // 64),
-        (7_180, 0.1, LAPTOP, {}, 128_000 // 16),
+        (7_180, 0.1, LAPTOP, {}, 192_000 // 16),
         (60, 0.1, LAPTOP, {}, 96_000 // 16),
         (7_180, 10.0, LAPTOP, {"discriminator": "plain"}, MAX_HOURS * 360),  # a slow machine: MAX_HOURS
         (7_180, 1e9, LAPTOP, {}, 1),
@@ -86,7 +86,7 @@ def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, 
 def test_grown_run_is_shorter_and_refines_from_its_start():
     config = TrainingConfig(image_size=128)
     start = Start(TrainingConfig(image_size=64), is_model=False)
-    assert choose_length(7_180, config, None, LAPTOP, start).value == 64_000 // 16
+    assert choose_length(7_180, config, None, LAPTOP, start).value == 96_000 // 16
     assert to_dict(*choose_refinement(config, start)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
     assert to_dict(*choose_refinement(config, replace(start, config=config))) == {"refine_from": 0}
     assert to_dict(*choose_image_size([100], LAPTOP, start))["image_size"] == 128

@@ -10,17 +10,9 @@ from training.errors import CheckpointError
 from training.fit.run import iterate_batches
 from training.model.checkpoints import load_checkpoint, save_checkpoint
 from training.model.gan import build_gan
-from training.model.latents import sample_latents
 
 CONFIG = TrainingConfig(
-    image_size=32,
-    discriminator="plain",
-    learning_rate=5e-4,
-    beta_1=0.5,
-    steps=6,
-    batch_size=8,
-    r1_gamma=0.2,
-    jit_compile=False,
+    image_size=32, discriminator="plain", beta_1=0.5, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False
 )
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 ROWS = np.arange(20)
@@ -61,19 +53,6 @@ def test_step_moves_each_network_down_the_gradient_of_its_loss():
     for network in (gan.generator, gan.discriminator):
         for actual, expected in zip(network.trainable_variables, network.expected, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5, err_msg=actual.path)
-
-
-def test_copied_generator_renders_the_same_images_with_kernels_of_their_initial_scale(trained):
-    source, gan = trained.ema_generator, build_gan(CONFIG)
-    for layer in source.layers:
-        if layer.name.startswith("upsample_conv"):
-            layer.set_weights([3 * layer.get_weights()[0]])
-    initial = [np.std(w) for w in gan.generator.trainable_variables if w.path.endswith("kernel")]
-    gan.copy_generator_weights(source)
-    copied = [np.std(w) for w in gan.generator.trainable_variables if w.path.endswith("kernel")]
-    latents = sample_latents(np.arange(8), CONFIG.latent_dim)
-    np.testing.assert_allclose(gan.ema_generator(latents), source(latents), atol=1e-3)
-    np.testing.assert_allclose(copied[:-1], initial[:-1], rtol=1e-5)  # the last one has no normalisation behind it
 
 
 def test_checkpoint_restores_every_bit_of_the_state(trained, tmp_path):
