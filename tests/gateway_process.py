@@ -107,18 +107,32 @@ def run_serving(
 
 
 @contextmanager
-def gateway_for(target: str, folder: Path, *, wrapper: Sequence[str] = (), **settings: object) -> Iterator[Gateway]:
-    """Run a gateway in a `with` block; `wrapper` as for run_serving."""
+def gateway_for(
+    target: str, folder: Path, *, wrapper: Sequence[str] = (), unread: bool = False, **settings: object
+) -> Iterator[Gateway]:
+    """Run a gateway in a `with` block; `wrapper` as for run_serving.
+
+    Its stderr is the file `log`, or a pipe that nobody reads, if `unread`.
+    """
     port, metrics_port = free_port(), free_port()
     log = folder / "gateway.log"
-    with log.open("wb") as stderr:
+    with log.open("wb") as file:
         process = subprocess.Popen(
             [*wrapper, *command("serving", "gateway")],
             env=environment(port=port, metrics_port=metrics_port, model_server=target, **settings),
-            stderr=stderr,
+            stderr=subprocess.PIPE if unread else file,
             cwd=ROOT,
         )
+    gateway = Gateway(port, metrics_port, process, log)
+
+    def listens() -> bool:
+        if not unread:
+            return "Listening at" in log.read_text()
+        with suppress(OSError):
+            return gateway.ask("/livez").status == 200
+        return False
+
     with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or "Listening at" in log.read_text(), "gateway")
+        wait_until(lambda: process.poll() is not None or listens(), "gateway")
         assert process.poll() is None, log.read_text()
-        yield Gateway(port, metrics_port, process, log)
+        yield gateway

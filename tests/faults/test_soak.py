@@ -1,4 +1,4 @@
-"""A load of 70 % of the capacity for SOAK_MINUTES (default: 30)."""
+"""A load of 70 % of the capacity for SOAK_MINUTES (default: 30), while nobody reads the gateway's stderr."""
 
 import os
 import time
@@ -30,7 +30,7 @@ def mixed(number: int) -> str:
 @pytest.mark.chaos
 @pytest.mark.timeout(SOAK_S + 300)
 def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
-    with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path) as gateway:
+    with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path, unread=True) as gateway:
         wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
         with put_load(gateway.port, 16, mixed) as most:  # this fills the cache, too
             pause(WARM_UP_S)
@@ -42,6 +42,7 @@ def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
                 pause(SOAK_S / SAMPLES)
                 samples.append((resident_kb(worker), open_files(worker), resident_kb(server.folder())))
         assert gateway.worker() == worker
+        assert gateway.metric("ringo_log_lines_dropped_total") > 0
     memory, files, of_model = zip(*samples, strict=True)
     p50, p99 = (percentile(load.answered, percent) for percent in (50, 99))
     print(

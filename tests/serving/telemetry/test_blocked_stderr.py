@@ -3,16 +3,15 @@
 import fcntl
 import http.client
 import re
-import subprocess
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from serving.telemetry.logs import MAX_QUEUED
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
-from tests.gateway_process import Gateway, environment, free_port
+from tests.conftest import LIMIT_S
+from tests.gateway_process import Gateway, gateway_for
 
 PIPE_BYTES = 4096  # 20 lines
 
@@ -20,21 +19,9 @@ PIPE_BYTES = 4096  # 20 lines
 @pytest.fixture(params=[""])
 def gateway(request, tmp_path) -> Iterator[Gateway]:
     wrapper = ("sh", "-c", f'exec "$@" {request.param}', "sh")
-    settings = {"port": free_port(), "metrics_port": free_port(), "model_server": "localhost:1"}
-    process = subprocess.Popen(
-        [*wrapper, *command("serving", "gateway")], env=environment(**settings), stderr=subprocess.PIPE, cwd=ROOT
-    )
-    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    gateway = Gateway(settings["port"], settings["metrics_port"], process, tmp_path)
-    with ended_afterwards(process):
-        wait_until(lambda: is_alive(gateway), "gateway")
+    with gateway_for("localhost:1", tmp_path, wrapper=wrapper, unread=True) as gateway:
+        fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         yield gateway
-
-
-def is_alive(gateway: Gateway) -> bool:
-    with suppress(OSError):
-        return gateway.ask("/livez").status == 200
-    return False
 
 
 def statuses(gateway: Gateway, count: int) -> set[int]:
