@@ -1,6 +1,7 @@
 """From the URL of an image to its response, 200 or 304."""
 
 import hashlib
+import math
 import secrets
 import select
 import socket
@@ -31,6 +32,8 @@ REVALIDATE = "no-cache"  # may be cached but must be revalidated: the newest ver
 IMMUTABLE = "public, max-age=31536000, immutable"  # a year, the longest that RFC 9111 suggests
 IMMUTABLE_WITH_TOKEN = IMMUTABLE.replace("public", "private")  # shared caches must not serve it without the token
 NOT_CACHED = "no-store"
+# A sheet takes the model longer than one image: 64 sheets of 64 would wait 20 s on two cores, past their deadline.
+IMAGES_PER_SLOT = 2
 RANDOM_SEEDS = 2**53  # JavaScript's numbers are exact below
 
 
@@ -103,7 +106,8 @@ class ImageResponses:
                 _record_source("cache")
                 return replace(check, fingerprint=fingerprint), image
         deadline_s = self.deadline_s()
-        with self._model_slot():
+        columns, rows = query.tiles
+        with self._model_slot(images=columns * rows):
             _record_source("model")
             return self._monitor.with_check(
                 check.version,
@@ -117,13 +121,13 @@ class ImageResponses:
         return named.is_strong(etag) or named.is_weak(etag)
 
     @contextmanager
-    def _model_slot(self) -> Iterator[None]:
-        """Hold a slot for a call of the model, or raise."""
+    def _model_slot(self, *, images: int = 1) -> Iterator[None]:
+        """Hold slots for a call of the model with `images`, or raise."""
         self._monitor.require_model()
         connection = request.environ.get("gunicorn.socket")
         record = current_record()
         record.is_abandoned = lambda: client_has_gone(connection)
-        with self._in_flight.slot(record.is_abandoned):
+        with self._in_flight.slot(record.is_abandoned, slots=math.ceil(images / IMAGES_PER_SLOT)):
             if record.is_abandoned():
                 raise ClientGone("The client closed the connection before its image was rendered.")
             yield

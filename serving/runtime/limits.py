@@ -14,28 +14,31 @@ SWEEP_INTERVAL_S = 0.02
 
 
 class ConcurrencyLimit:
-    """Admits up to `limit` calls, without abandoned ones; thread-safe."""
+    """Admits calls of up to `limit` slots, without abandoned ones; thread-safe."""
 
     def __init__(self, limit: int, calls: str) -> None:
         self._limit = limit
         self._calls = calls
         self._changed = threading.Condition()  # guards the fields below
-        self._holders: dict[object, Callable[[], bool]] = {}  # of the slots: whether each is abandoned
+        self._holders: dict[object, tuple[Callable[[], bool], int]] = {}  # whether each is abandoned, and its slots
         self._swept_s = -math.inf
         self._closed = False
 
     @contextmanager
-    def slot(self, is_abandoned: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Hold a slot for the `with` block, or raise Overloaded or Stopping."""
+    def slot(self, is_abandoned: Callable[[], bool] = lambda: False, *, slots: int = 1) -> Iterator[None]:
+        """Hold `slots` for the `with` block, or raise Overloaded or Stopping.
+
+        A call of more slots than the limit runs alone.
+        """
         holder = object()
         with self._changed:
             if self._closed:
                 raise Stopping("This server is stopping; send the request to another one.")
-            if len(self._holders) >= self._limit:
+            if not self._has_room(slots):
                 self._sweep()
-            if len(self._holders) >= self._limit:
-                raise Overloaded(f"This server has {self._limit} {self._calls} under way; try again later.")
-            self._holders[holder] = is_abandoned
+            if not self._has_room(slots):
+                raise Overloaded(f"This server has {len(self._holders)} {self._calls} under way; try again later.")
+            self._holders[holder] = is_abandoned, slots
         try:
             yield
         finally:
@@ -43,10 +46,14 @@ class ConcurrencyLimit:
                 self._holders.pop(holder, None)
                 self._changed.notify_all()
 
+    def _has_room(self, slots: int) -> bool:
+        held = sum(slots for _, slots in self._holders.values())
+        return not held or held + slots <= self._limit
+
     def _sweep(self) -> None:
         """Free the slots of abandoned calls, at most once in SWEEP_INTERVAL_S."""
         if time.monotonic() - self._swept_s >= SWEEP_INTERVAL_S:
-            self._holders = {holder: gone for holder, gone in self._holders.items() if not gone()}
+            self._holders = {holder: call for holder, call in self._holders.items() if not call[0]()}
             self._swept_s = time.monotonic()
 
     def close(self, timeout_s: float) -> None:

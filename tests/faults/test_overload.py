@@ -44,6 +44,26 @@ def test_excess_requests_get_503_and_cached_ones_are_served_in_overload(tmp_path
         wait_until(lambda: gateway.ask("/generate?seed=2").status == 200, "an image after the overload")
 
 
+def test_sheet_counts_as_a_request_for_every_two_images(tmp_path):
+    rendered = 'ringo_pictures_total{source="model"}'
+    with (
+        FakeModelServer() as server,
+        gateway_for(server.target, tmp_path, max_in_flight=LIMIT) as gateway,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert gateway.ask("/generate?seed=1").status == 200
+        with server.holding():
+            sheet = pool.submit(gateway.ask, f"/grid?seeds=2-{2 * LIMIT + 3}")  # alone, as it exceeds the limit
+            wait_until(lambda: gateway.metric(rendered) == 2, "the sheet's call")
+            assert gateway.ask("/generate?seed=100").status == 503
+        assert sheet.result().status == 200
+        with server.holding():
+            image = pool.submit(gateway.ask, "/generate?seed=100")
+            wait_until(lambda: gateway.metric(rendered) == 3, "the image's call")
+            assert gateway.ask(f"/grid?seeds=200-{199 + 2 * LIMIT}").status == 503
+        assert image.result().status == 200
+
+
 def test_model_is_not_called_when_the_client_has_disconnected(tmp_path):
     with FakeModelServer() as server, gateway_for(server.target, tmp_path) as gateway:
         assert gateway.ask("/generate?seed=1").status == 200
