@@ -43,7 +43,7 @@ fuzz: .venv/dev $(STUBS) ## send 20,000 random requests, 5,000 HTTP heads, messa
 	FUZZ_REQUESTS=20000 FUZZ_HEADS=5000 FUZZ_MESSAGES=5000 FUZZ_FILES=5000 \
 		$(BIN)/python -m pytest tests/serving/gateway/test_openapi.py tests/end_to_end/test_fuzz.py -k "fuzzer or test_fuzz"
 
-chaos: .venv/dev $(STUBS) ## test faults and load for 10 minutes, and a soak of SOAK_MINUTES (30)
+chaos: .venv/dev $(STUBS) ## test faults and load for 25 minutes, and a soak of SOAK_MINUTES (30)
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/faults -m chaos -s
 
 lint: .venv/dev $(STUBS) ## check style, types and import layers
