@@ -194,7 +194,7 @@ def _path_prefix(text: str) -> str:
     return text
 
 
-# As a prefix, one of these is ambiguous: the proxy may have removed it.
+# The gateway's routes. As a prefix, a route is ambiguous: the proxy may have removed the prefix.
 RESOURCE = re.compile(
     r"/(generate|grid|morph|animation|about|docs|livez|readyz|(name|static)(/.*)?|[^/]*\.(json|ico|png|webp|jpe?g))"
 )

@@ -113,7 +113,10 @@ def create_app(settings: Settings) -> Flask:
 
 
 def check_head() -> Response | None:
-    """Answer `OPTIONS *`; raise BadRequest or InvalidRequest for a missing or invalid Host."""
+    """Answer `OPTIONS *`; refuse a missing or invalid Host.
+
+    Raises BadRequest or InvalidRequest.
+    """
     if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
         raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
     if not HOST.fullmatch(host := request.headers.get("Host", "")):

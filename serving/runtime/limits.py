@@ -53,7 +53,11 @@ class ConcurrencyLimit:
     def _sweep(self) -> None:
         """Free the slots of abandoned calls, at most once in SWEEP_INTERVAL_S."""
         if time.monotonic() - self._swept_s >= SWEEP_INTERVAL_S:
-            self._holders = {holder: call for holder, call in self._holders.items() if not call[0]()}
+            self._holders = {
+                holder: (is_abandoned, slots)
+                for holder, (is_abandoned, slots) in self._holders.items()
+                if not is_abandoned()
+            }
             self._swept_s = time.monotonic()
 
     def close(self, timeout_s: float) -> None:

@@ -1,4 +1,7 @@
-"""A load of 70 % of the capacity for SOAK_MINUTES (default: 30), while nobody reads the gateway's stderr."""
+"""A load of 70 % of the capacity for SOAK_MINUTES (default: 30).
+
+Nobody reads the gateway's stderr.
+"""
 
 import os
 import time

@@ -237,7 +237,7 @@ class Checkpoints(StepCallback):
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
         record = ComputeRecord(
-            training_s=round(self.training_s, 3),
+            training_s=round(self.training_s, 6),
             backend=keras.backend.backend(),
             machine=platform.machine(),
             processors=os.cpu_count() or 1,

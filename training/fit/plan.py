@@ -162,7 +162,7 @@ def choose_networks(photos: int, image_size: int, machine: Machine, start: Start
 
 
 def mean_step_s(step_s: float, first_stage_share: float) -> float:
-    """Return the mean seconds of a batch, from those of a first one."""
+    """Return the mean seconds of a batch, given those of a first."""
     if first_stage_share == 0.0:  # the first batches refine already
         return step_s
     return step_s * (first_stage_share + (1.0 - first_stage_share) * REFINING_COST)
