@@ -3,13 +3,11 @@
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from serving.batch.calls import answering, known_method
 from serving.errors import InvalidRequest, NotAuthenticated, RingoError
 from serving.runtime.security import require_token
-
-Message = Any  # the generated classes carry no types
 
 
 class TokenInterceptor(grpc.ServerInterceptor):

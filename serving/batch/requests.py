@@ -1,8 +1,8 @@
 """Requests of the gRPC service: their seeds and options, all checked."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from werkzeug.datastructures import MultiDict
 
@@ -11,7 +11,6 @@ from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SEED, Picture, read_query
 
 MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of server.py lets through
-Message = Any  # the generated classes carry no types
 
 # Names of the parameters of rendering/query.py in a request.
 FIELDS = {

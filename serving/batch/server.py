@@ -127,32 +127,19 @@ def build_server(
 
 
 def build_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return credentials that reread the TLS files; None without TLS.
+    """Return credentials that read the TLS files for each handshake; None without TLS.
 
     A certificate that cert-manager renews needs no restart.
     """
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
     certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    if certificate is None or key is None:
+        return None
 
-    def read() -> tuple[bytes, bytes, bytes | None]:
-        return key.read_bytes(), certificate.read_bytes(), None if client_ca is None else client_ca.read_bytes()
+    def read() -> grpc.ServerCertificateConfiguration:
+        pair = key.read_bytes(), certificate.read_bytes()
+        return grpc.ssl_server_certificate_configuration([pair], client_ca and client_ca.read_bytes())
 
-    contents = read()
-
-    def read_changed() -> grpc.ServerCertificateConfiguration | None:
-        """Return the new certificate, or None if no file has changed."""
-        nonlocal contents
-        before, contents = contents, read()
-        return None if contents == before else _configuration(*contents)
-
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(*contents), read_changed, require_client_authentication=client_ca is not None
-    )
-
-
-def _configuration(key: bytes, certificate: bytes, client_ca: bytes | None) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
+    return grpc.dynamic_ssl_server_credentials(read(), read, require_client_authentication=client_ca is not None)
 
 
 def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
