@@ -42,8 +42,7 @@ PROBE_TIMEOUT_S = 2.0
 REPORT_AFTER_S, REPORT_EVERY_S = 1.0, 10.0  # of waiting for an image
 REPORT_STEP_S = 0.2
 MAX_REASON_CHARACTERS = 256
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
-DOUBLINGS = 6  # from the first pause to the longest
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0  # between two tries; each pause is twice the last one
 
 # A retry, perhaps on another replica, may succeed.
 TRANSIENT = frozenset(
@@ -98,7 +97,6 @@ class PictureClient:
         """Open the channel. Raises SettingsError if a PEM file is not usable."""
         self._target = target
         self._patience_s = patience_s
-        self._describe_timeout_s = min(DESCRIBE_TIMEOUT_S, patience_s)
         self._secrets = secrets
         self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
         self._channel = _open_channel(target, secrets)
@@ -108,28 +106,26 @@ class PictureClient:
         self._calls: dict[Any, float] = {}  # start of its wait for an image; infinite while it does not wait
         self._last_picture_s = math.inf  # or the start of the first call
         self._trouble: str | None = f"{target} has not answered yet."
-        self._closed = threading.Event()
         threading.Thread(target=self._report, args=(report,), name="report", daemon=True).start()
 
     def stop(self) -> None:
         """End all calls, also later ones, with Stopped."""
         self._stopped.set()
         with self._lock:
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
+            for call in self._calls:
+                call.cancel()
 
     def end_silent_calls(self) -> None:
         """Cancel calls without an image for `patience_s`; `paint` retries them."""
         latest_s = time.monotonic() - self._patience_s
         with self._lock:
-            silent = [call for call, since_s in self._calls.items() if since_s < latest_s]
-        for call in silent:
-            call.cancel()
+            for call, since_s in self._calls.items():
+                if since_s < latest_s:
+                    call.cancel()
 
     def close(self) -> None:
-        """Close the channel."""
-        self._closed.set()
+        """End all calls, and close the channel."""
+        self.stop()
         self._channel.close()
 
     def _report(self, report: Callable[[str], object]) -> None:
@@ -138,7 +134,7 @@ class PictureClient:
         Without a known cause, the first report comes after REPORT_EVERY_S.
         """
         next_s = REPORT_AFTER_S
-        while not self._closed.wait(REPORT_STEP_S):
+        while not self._stopped.wait(REPORT_STEP_S):
             with self._lock:
                 waited_s, trouble = time.monotonic() - self._last_picture_s, self._trouble
             if waited_s < REPORT_AFTER_S:
@@ -150,14 +146,14 @@ class PictureClient:
     def newest_version(self) -> int:
         """Return the newest model version that is loaded. Raises PaintError or Stopped."""
         self._start_clock()
-        attempt = 0
+        timeout_s, pause_s = min(DESCRIBE_TIMEOUT_S, self._patience_s), FIRST_PAUSE_S
         while True:
             try:
                 described = self._stub.DescribeModel(
-                    pb.DescribeModelRequest(), timeout=self._describe_timeout_s, metadata=self._metadata
+                    pb.DescribeModelRequest(), timeout=timeout_s, metadata=self._metadata
                 )
             except grpc.RpcError as error:
-                attempt = self._back_off(error, attempt)
+                pause_s = self._back_off(error, pause_s)
             else:
                 self._trouble = None
                 return int(described.model_versions[-1])
@@ -176,15 +172,15 @@ class PictureClient:
             model_version=query.version,
         )
         self._start_clock()
-        done = attempt = 0
+        done, pause_s = 0, FIRST_PAUSE_S
         while done < len(seeds):
             request = pb.GenerateBatchRequest(list=pb.SeedList(seeds=seeds[done:]), options=options)
             try:
                 for picture in self._pictures(request):
                     yield self._checked(picture, seeds[done], query)
-                    done, attempt = done + 1, 0
+                    done, pause_s = done + 1, FIRST_PAUSE_S
             except grpc.RpcError as error:
-                attempt = self._back_off(error, attempt)
+                pause_s = self._back_off(error, pause_s)
                 continue
             if done < len(seeds):
                 raise PaintError(f"{self._target} ended its response without the image of seed {seeds[done]}.")
@@ -223,8 +219,8 @@ class PictureClient:
             raise PaintError(f"The image of seed {seed} from {self._target} does not match its SHA-256.")
         return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
 
-    def _back_off(self, error: grpc.RpcError, attempt: int) -> int:
-        """Wait; return the next attempt's number; raise if retries can't help."""
+    def _back_off(self, error: grpc.RpcError, pause_s: float) -> float:
+        """Wait up to `pause_s`; return the next pause; raise if retries can't help."""
         if self._stopped.is_set():
             raise Stopped from error
         details = error.details() or "no reason given"
@@ -244,24 +240,21 @@ class PictureClient:
             waited_s, self._trouble = time.monotonic() - self._last_picture_s, sentence
         if waited_s > self._patience_s:
             raise PaintError(f"No image has come for {waited_s:.0f} s; {sentence}") from error
-        if self._stopped.wait(backoff_s(attempt)):
+        if self._stopped.wait(pause_s * random.uniform(0.5, 1.0)):  # jitter: streams retry at different times
             raise Stopped from error
-        return attempt + 1
+        return min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _connection_failure(self, error: grpc.RpcError) -> tuple[str, bool] | None:
         """Return connection_failure, after a handshake if gRPC's text is vague."""
         failure = connection_failure(error)
         if failure and self._secrets.ca is None and speaks_tls(self._target, self._secrets):
             return "it speaks TLS: give --ca", False
-        if failure and "TLS handshake" in failure[0] and refuses_client(self._target, self._secrets):
-            return "it demands a client certificate of a CA that it trusts: give --certificate and --key", False
+        if failure and "TLS handshake" in failure[0]:
+            # Up to TLS 1.2, the server checks the client's certificate within the handshake, from 1.3 on after it.
+            accepts_1_2 = speaks_tls(self._target, self._secrets, ssl.TLSVersion.TLSv1_2)
+            if not accepts_1_2 and speaks_tls(self._target, self._secrets):
+                return "it demands a client certificate of a CA that it trusts: give --certificate and --key", False
         return failure
-
-
-def backoff_s(attempt: int) -> float:
-    """Return the seconds to wait after attempt number `attempt`, from 0."""
-    longest_s: float = min(FIRST_PAUSE_S * 2 ** min(attempt, DOUBLINGS), LONGEST_PAUSE_S)
-    return longest_s * random.uniform(0.5, 1.0)  # jitter: streams retry at different times
 
 
 def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
@@ -274,26 +267,17 @@ def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=options)
 
 
-def refuses_client(target: str, secrets: Secrets) -> bool:
-    """Return whether `target` speaks TLS, but not with this client.
-
-    Up to TLS 1.2, the server checks the client's certificate within the handshake, from 1.3 on after it.
-    """
-    return not speaks_tls(target, secrets, ssl.TLSVersion.TLSv1_2) and speaks_tls(target, secrets)
-
-
 def speaks_tls(target: str, secrets: Secrets, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bool:
     """Return whether the first address of `target` speaks TLS with this client."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
     context.maximum_version = newest
-    for host, _, port in addresses_of(target)[:1]:
-        try:
-            if secrets.certificate is not None:
-                context.load_cert_chain(secrets.certificate, secrets.key, password="")
-            address = host.strip("[]"), int(port)
-            with socket.create_connection(address, PROBE_TIMEOUT_S) as plain, context.wrap_socket(plain):
-                return True
-        except OSError as error:
-            return "PROTOCOL_VERSION" in str(error)  # a newer one only
-    return False
+    host, _, port = addresses_of(target)[0]
+    try:
+        if secrets.certificate is not None:
+            context.load_cert_chain(secrets.certificate, secrets.key, password="")
+        address = host.strip("[]"), int(port)
+        with socket.create_connection(address, PROBE_TIMEOUT_S) as plain, context.wrap_socket(plain):
+            return True
+    except OSError as error:
+        return "PROTOCOL_VERSION" in str(error)  # a newer one only

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from serving.paint.client import PaintError, PictureClient, Secrets, VersionGoneError
 from serving.paint.files import Files, Painted, Tars
-from serving.paint.manifest import Manifest
+from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
@@ -37,7 +37,6 @@ from serving.settings import (
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
-MANIFESTS = "manifest*.jsonl"  # of all shards
 FAILED, VERSION_GONE, INTERRUPTED = 1, 3, 130  # exit statuses; argparse's own is 2
 
 
@@ -91,8 +90,7 @@ class Work:
         """
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
             try:
-                futures = [pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)]
-                waiting = set(futures)
+                waiting = {pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)}
                 while waiting:
                     done, waiting = wait(waiting, SIGNAL_STEP_S, FIRST_COMPLETED)
                     for future in done:
@@ -139,14 +137,15 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     folder = OutputFolder(seeds, layout, query)
     chosen.out.mkdir(parents=True, exist_ok=True)
     every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
+    path = chosen.out / chosen.shard.manifest
     with (
-        Manifest(chosen.out / chosen.shard.manifest) as manifest,
+        Manifest(path) as manifest,
         closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s, report=_report)) as client,
     ):
-        for row in manifest.rows():
+        for row in read_rows(path):
             folder.add(row)
-        for other in sorted(set(chosen.out.glob(MANIFESTS)) - {chosen.out / chosen.shard.manifest}):
-            for row in Manifest(other).rows():
+        for other in sorted(set(chosen.out.glob("manifest*.jsonl")) - {path}):  # of all shards
+            for row in read_rows(other):
                 folder.see(row)
         if unnamed := folder.check():
             _report(f"Images in {chosen.out} that the manifest does not name: {unnamed}; they are rendered again.")
@@ -211,20 +210,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line. Raises SystemExit(2) after one sentence on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__)
-    _add_output_flags(parser)
-    _add_connection_flags(parser)
-    parser.epilog = "A bearer token is taken from the environment: RINGO_TOKEN."
-    chosen = parser.parse_args(argv)
-    if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
-        parser.error("--certificate and --key go together, and with --ca.")
-    return chosen
-
-
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    epilog = "A bearer token is taken from the environment: RINGO_TOKEN."
+    parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__, epilog=epilog)
     add, seeds = parser.add_argument, flag(Seeds.parse, ALLOWED, has_faults=True)
     add("--seeds", type=seeds, required=True, help="such as 0-9999 or 7,42,100-115")
-    add("--out", type=flag(_path, "the path of a folder"), required=True, help="the folder, with all to resume from")
+    out = flag(lambda text: Path(read_text(text)), "the path of a folder")
+    add("--out", type=out, required=True, help="the folder, with all to resume from")
     size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
     add("--size", type=size, help="pixels of the longer side (default: the model's own)")
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
@@ -234,28 +225,19 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--per-folder", type=_whole(1, 100_000), default=1000, help="seeds in each folder or tar (default: 1000)")
     shard = flag(Shard.parse, "INDEX/COUNT, the index from 0, such as 0/4")
     add("--shard", type=shard, default=Shard(0, 1), metavar="I/N", help="render part I of N of the seeds")
-
-
-def _add_connection_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    target, max_s = "127.0.0.1:9090", 100 * MAX_TIMEOUT_S
-    add(
-        *("--target",),
-        type=flag(read_target, TARGET_ALLOWED),
-        default=target,
-        help=f"the batch servers (default: {target})",
-    )
+    target, max_s = flag(read_target, TARGET_ALLOWED), 100 * MAX_TIMEOUT_S
+    add("--target", type=target, default="127.0.0.1:9090", help="the batch servers (default: 127.0.0.1:9090)")
     add("--streams", type=_whole(1, 64), default=4, help="concurrent calls (default: 4)")
     patience = flag(seconds_reader(max_s), f"a number of seconds above 0, up to {max_s:g}")
     add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="stop after so long without an image (default: 600)")
     add("--ca", type=Path, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
     add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
     add("--key", type=Path, metavar="FILE", help="mutual TLS: its key, PEM")
+    chosen = parser.parse_args(argv)
+    if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
+        parser.error("--certificate and --key go together, and with --ca.")
+    return chosen
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     return flag(integer_reader(low, high), f"a whole number from {low} to {high}")
-
-
-def _path(text: str) -> Path:
-    return Path(read_text(text))

@@ -64,11 +64,8 @@ class Files(Layout):
     def digests(self, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
         """Yield those of `seeds` whose files exist, with the SHA-256 of each."""
         for seed in seeds:
-            try:
-                with open_file(self.out / self.name(seed)) as file:
-                    yield seed, hashlib.file_digest(file, "sha256").hexdigest()
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError), open_file(self.out / self.name(seed)) as file:
+                yield seed, hashlib.file_digest(file, "sha256").hexdigest()
 
     def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
         """Write `pictures`, and yield each when its file is complete. Raises OSError."""

@@ -9,9 +9,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Self
 
 from serving.paint.client import PaintError
 from serving.paint.files import open_file
@@ -37,64 +38,53 @@ class Row:
 
 
 class Manifest:
-    """A file of JSON lines, for one thread of one process."""
+    """A file of JSON lines that this process alone writes during a `with` block."""
 
     def __init__(self, path: Path) -> None:
+        """Open `path`, and create it if need be. Raises PaintError and OSError."""
+        if path.exists():
+            open_file(path).close()
         self._path = path
-        self._file: TextIO | None = None
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows, without damaged ones."""
-        try:
-            with io.TextIOWrapper(open_file(self._path), encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    try:
-                        row = Row(**json.loads(line))
-                    except (ValueError, TypeError, RecursionError):
-                        continue
-                    if row.is_sound():
-                        yield row
-        except FileNotFoundError:
-            return
-
-    def __enter__(self) -> Self:
-        if self._path.exists():
-            open_file(self._path).close()
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise PaintError(f"Another process is at work on {self._path}.") from None
-        if self._file.tell() and not self._ends_a_line():
-            self._file.write("\n")
+            raise PaintError(f"Another process is at work on {path}.") from None
+        self._file.seek(max(0, self._file.tell() - 1))
+        if self._file.read() not in (b"", b"\n"):  # a killed process left half a line
+            self._file.write(b"\n")
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add `rows` and flush them. Raises OSError."""
-        if self._file is None:
-            raise ValueError("The manifest is not open.")
         self._file.writelines(_line(row) for row in rows)
         self._file.flush()
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Replace the whole manifest by `rows`, atomically. Raises OSError."""
         aside = self._path.with_name(self._path.name + ".part")
-        with aside.open("w", encoding="utf-8") as file:
+        with aside.open("wb") as file:
             file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(self._path)
 
-    def _ends_a_line(self) -> bool:
-        with self._path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() == b"\n"
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a manifest, without damaged ones; none without a file."""
+    with suppress(FileNotFoundError), io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with suppress(ValueError, TypeError, RecursionError):
+                row = Row(**json.loads(line))
+                if row.is_sound():
+                    yield row
 
 
-def _line(row: Row) -> str:
-    return json.dumps(vars(row)) + "\n"
+def _line(row: Row) -> bytes:
+    return json.dumps(vars(row)).encode() + b"\n"

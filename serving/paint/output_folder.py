@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from operator import attrgetter
 
 import numpy as np
@@ -58,7 +59,7 @@ class OutputFolder:
 
     def take(self, picture: Painted) -> Row:
         """Add `picture`, whose file is written, and return its row."""
-        row = self._row(picture)
+        row = self._row(picture.seed, picture.sha256, picture.model_version)
         self._hold(row)
         return row
 
@@ -80,7 +81,9 @@ class OutputFolder:
                         self._there[place] = False
                         self._layout.replaceable.add(self._layout.name(seed))
             if isinstance(self._layout, Tars) and not (self._there[places].all() and self._layout.is_complete(first)):
-                self._keep_beginning(places, is_complete=self._layout.is_complete(first))
+                self._there[places.stop - 1] = False  # the tar has no name yet
+                is_anew = self._layout.is_complete(first)  # else it is continued from the first missing image on
+                self._there[places] = False if is_anew else np.logical_and.accumulate(self._there[places])
                 tar = self._layout.name(first)
                 if is_named:
                     self._layout.replaceable.add(tar)
@@ -91,11 +94,6 @@ class OutputFolder:
                     )
         return unnamed
 
-    def _keep_beginning(self, places: slice, *, is_complete: bool) -> None:
-        """Forget a tar's images from the first missing one, or all."""
-        self._there[places.stop - 1] = False  # the tar has no name yet
-        self._there[places] = False if is_complete else np.logical_and.accumulate(self._there[places])
-
     def missing(self) -> Iterator[list[int]]:
         """Yield the missing seeds of each call."""
         if isinstance(self._layout, Tars):
@@ -103,20 +101,14 @@ class OutputFolder:
                 if rest := [seed for seed in group if not self._holds(seed)]:
                     yield rest
             return
-        part: list[int] = []
-        for seed in self._seeds:
-            if not self._holds(seed):
-                part.append(seed)
-            if len(part) == CALL_SEEDS:
-                yield part
-                part = []
-        if part:
+        rest = (seed for seed in self._seeds if not self._holds(seed))
+        while part := list(islice(rest, CALL_SEEDS)):
             yield part
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all complete images, in the order of seeds."""
         own = (
-            self._row(Painted(seed, digest.tobytes().hex(), int(version), b""))
+            self._row(seed, digest.tobytes().hex(), int(version))
             for seed, there, digest, version in zip(
                 self._seeds, self._there, self._digests, self._versions, strict=True
             )
@@ -136,9 +128,8 @@ class OutputFolder:
         self._digests[place] = np.frombuffer(bytes.fromhex(row.sha256), np.uint8)
         self._versions[place] = row.model_version
 
-    def _row(self, picture: Painted) -> Row:
-        file, url = self._layout.name(picture.seed), self._url(picture.seed, picture.model_version)
-        return Row(picture.seed, file, picture.sha256, picture.model_version, url)
+    def _row(self, seed: int, sha256: str, version: int) -> Row:
+        return Row(seed, self._layout.name(seed), sha256, version, self._url(seed, version))
 
     def _holds(self, seed: int) -> bool:
         return bool(self._there[self._seeds.place(seed)])

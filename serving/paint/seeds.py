@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Self
 
 from serving.rendering.query import SEED, read_range
@@ -55,23 +55,18 @@ class Seeds:
 
     def between(self, first: int, behind: int) -> "Seeds":
         """Return the seeds from the place `first` to the one before `behind`."""
-        found = []
-        for part, end in zip(self._ranges, self._ends, strict=True):
-            begin = end - len(part)
-            cut = part[max(0, first - begin) : max(0, behind - begin)]
-            if cut:
-                found.append(cut)
-        return Seeds(found)
+        cuts = (
+            part[max(0, first - end + len(part)) : max(0, behind - end + len(part))]
+            for part, end in zip(self._ranges, self._ends, strict=True)
+        )
+        return Seeds([cut for cut in cuts if cut])
 
     def groups(self, size: int) -> Iterator["Seeds"]:
         """Yield groups of seeds that have one quotient by `size`."""
-        group: list[range] = []
-        for part in self._ranges:
-            for start in range(part.start - part.start % size, part.stop, size):
-                cut = range(max(start, part.start), min(start + size, part.stop))
-                if group and group[0].start // size != start // size:
-                    yield Seeds(group)
-                    group = []
-                group.append(cut)
-        if group:
-            yield Seeds(group)
+        cuts = (
+            range(max(start, part.start), min(start + size, part.stop))
+            for part in self._ranges
+            for start in range(part.start - part.start % size, part.stop, size)
+        )
+        for _, group in groupby(cuts, lambda cut: cut.start // size):
+            yield Seeds(list(group))

@@ -117,10 +117,8 @@ def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[V
     if facts.get("Model") != model_name:
         return Verdict.UNKNOWN_MODEL, f"of {quoted(facts.get('Model'))}, here is {model_name!r}"
     if facts.get("Renderer") != str(RENDERER_VERSION):
-        return (
-            Verdict.UNKNOWN_MODEL,
-            f"encoded by renderer {quoted(facts.get('Renderer'))}, here is '{RENDERER_VERSION}'",
-        )
+        renderer_version = quoted(facts.get("Renderer"))
+        return Verdict.UNKNOWN_MODEL, f"encoded by renderer {renderer_version}, here is '{RENDERER_VERSION}'"
     try:
         query = pinned_query(facts["Picture"])
         made = renderer.render(query, unchecked(query.version or 0))
@@ -133,16 +131,14 @@ def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[V
 
 def pinned_query(text: str) -> Query:
     """Return the query of a permanent URL; raise InvalidRequest for any other."""
+    resources = {resource.path: resource for resource in RESOURCES}
     try:
         url = urlsplit(text)
     except ValueError:
         raise InvalidRequest("Picture", text, "the permanent URL of an image") from None
-    for resource in RESOURCES:
-        if resource.path == url.path:
-            query = read_query(resource, MultiDict(parse_qsl(url.query, keep_blank_values=True)))
-            break
-    else:
-        raise InvalidRequest("Picture", text, f"one of {', '.join(resource.path for resource in RESOURCES)}")
+    if url.path not in resources:
+        raise InvalidRequest("Picture", text, f"one of {', '.join(resources)}")
+    query = read_query(resources[url.path], MultiDict(parse_qsl(url.query, keep_blank_values=True)))
     for name in ("seed", "format", "version"):
         if getattr(query, name, "") is None:
             raise InvalidRequest("Picture", text, f"a URL with {name}")
