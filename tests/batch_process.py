@@ -72,10 +72,9 @@ def batch_for(
     folder: Path,
     *,
     credentials: grpc.ChannelCredentials | None = None,
-    ready: bool = True,
     **settings: Any,
 ) -> Iterator[Batch]:
-    """Run the batch server in a `with` block, by default ready.
+    """Run the batch server in a `with` block, with a model that is ready.
 
     Ports are free ones unless `settings` names them.
     """
@@ -91,6 +90,5 @@ def batch_for(
         with channel:
             pictures, health = picture_service_pb2_grpc.PictureServiceStub(channel), health_pb2_grpc.HealthStub(channel)
             batch = Batch(address, settings["batch_metrics_port"], process, log, channel, pictures, health)
-            if ready:
-                wait_until(lambda: batch.status() == SERVING, "a model that is ready")
+            wait_until(lambda: batch.status() == SERVING, "a model that is ready")
             yield batch

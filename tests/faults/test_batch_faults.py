@@ -11,7 +11,7 @@ from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import free_port
-from tests.serving.paint.test_command import Target, rows, running_paint
+from tests.serving.paint.test_command import rows, running_paint
 
 STEP = 300  # images between two ends
 
@@ -22,7 +22,7 @@ def check_that_no_image_is_lost(target: str, folder: Path, ends: list[signal.Sig
     out, seeds = folder / "out", range(STEP * (len(ends) + 5))
     with ExitStack() as servers:
         batch = servers.enter_context(batch_for(target, folder, **settings))
-        with running_paint(Target(batch.target), out, "--streams", 16, seeds=f"0:{seeds.stop}") as process:
+        with running_paint(batch, out, "--streams", 16, seeds=f"0:{seeds.stop}") as process:
             wait_until(lambda: (out / "manifest.jsonl").exists(), "a manifest")
             for number, end in enumerate(ends, start=1):
                 wait_until(lambda: len(rows(out)) >= number * STEP, "images")  # noqa: B023 (is called here)

@@ -112,8 +112,8 @@ def test_calls_end_at_their_deadline_when_a_version_is_being_checked(tmp_path):
         with server.holding():
             server.version = 3
             assert {refusal(call)[0] for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-            in_flight = lambda: value(batch.metrics_port, "ringo_requests_in_flight")  # noqa: E731
-            wait_until(lambda: in_flight() == 0, "the end of the calls", limit_s=LIMIT_S / 2)
+            requests = "ringo_requests_in_flight"
+            wait_until(lambda: value(batch.metrics_port, requests) == 0, "the end of the calls", limit_s=LIMIT_S / 2)
 
 
 def test_model_is_not_called_after_a_stream_is_cancelled(batch, model_server):

@@ -1,17 +1,16 @@
 """A fake batch server on a socket, with images of few bytes."""
 
-import hashlib
 import threading
 from collections.abc import Callable
 from concurrent import futures
+from hashlib import sha256
 from typing import Any, Self
 
 import grpc
 
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
-
-LIMIT_S = 60.0
+from tests.conftest import LIMIT_S
 
 
 def data_of(seed: int, version: int = 1) -> bytes:
@@ -21,8 +20,8 @@ def data_of(seed: int, version: int = 1) -> bytes:
 class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers while the `with` block lasts.
 
-    `before(seed, context)` is called before each image, and may abort; `alter(picture)` may spoil one. `rendered` lists
-    the seeds that were sent, `calls` the seeds of each call.
+    `before(seed, context)` is called before each image, and may abort; `alter(picture)` may spoil one. `calls` has the
+    seeds of each call.
     """
 
     def __init__(
@@ -35,7 +34,6 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         self.version = version
         self.before = before
         self.alter = alter
-        self.rendered: list[int] = []
         self.calls: list[list[int]] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
         picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
@@ -50,9 +48,7 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         self._server.stop(grace=None).wait(timeout=LIMIT_S)
 
     def DescribeModel(self, request: Any, context: Any) -> pb.DescribeModelResponse:  # noqa: N802 (the service's name)
-        return pb.DescribeModelResponse(
-            name="apple", model_versions=[self.version], size=8, renderer=2, replica="proved"
-        )
+        return pb.DescribeModelResponse(model_versions=[self.version])
 
     def GenerateBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
         seeds = list(request.list.seeds)
@@ -62,30 +58,20 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
             if request.options.model_version != self.version:
                 context.abort(grpc.StatusCode.NOT_FOUND, "The model server has no such version of 'apple' loaded.")
             data = data_of(seed, self.version)
-            picture = pb.Picture(
-                seed=seed,
-                data=data,
-                sha256=hashlib.sha256(data).digest(),
-                model_version=self.version,
-                media_type="image/png",
-            )
+            picture = pb.Picture(seed=seed, data=data, sha256=sha256(data).digest(), model_version=self.version)
             self.alter(picture)
-            self.rendered.append(seed)
             yield pb.GenerateBatchResponse(picture=picture)
 
 
-class Gate:
-    """Holds calls at `seed` or a later one until it is opened."""
+class Gate(threading.Event):
+    """Holds calls at `seed` or a later one until it is set."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._seed = seed
-        self._opened = threading.Event()
         self.reached = threading.Event()
 
     def __call__(self, seed: int, context: Any) -> None:
         if seed >= self._seed:
             self.reached.set()
-            assert self._opened.wait(LIMIT_S)
-
-    def open(self) -> None:
-        self._opened.set()
+            assert self.wait(LIMIT_S)

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -13,19 +14,17 @@ from serving.paint.output_folder import CALL_SEEDS
 from serving.rendering.query import Picture
 from tests.conftest import LIMIT_S
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-from tests.serving.paint.test_command import Target, content, paint, rows
+from tests.serving.paint.test_command import content, paint, rows
 
 QUERY = Picture(format="png", version=1)
 
 
-class Clock:
-    """The module `time`, some seconds ahead."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead_s
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the client, `ahead_s` seconds ahead."""
+    clock = SimpleNamespace(ahead_s=0.0, monotonic=lambda: time.monotonic() + clock.ahead_s)
+    monkeypatch.setattr("serving.paint.client.time", clock)
+    return clock
 
 
 def abort_once(code: grpc.StatusCode, at: int):
@@ -40,9 +39,7 @@ def abort_once(code: grpc.StatusCode, at: int):
     return before
 
 
-def test_patience_starts_with_the_first_call_when_checks_take_longer(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("serving.paint.client.time", clock)
+def test_patience_starts_with_the_first_call_when_checks_take_longer(clock):
     with (
         FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 7)) as server,
         closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
@@ -55,18 +52,13 @@ def test_a_silent_stream_ends_when_patience_does(tmp_path):
     gate = Gate(17)
     with FakeBatchServer(before=gate) as server:
         printed = paint(server, tmp_path, "--patience-s", "1", "--streams", "1", code=1)
-        gate.open()
+        gate.set()
     assert "No image has come for" in printed.splitlines()[-1]
     assert len(rows(tmp_path)) == 17
 
 
-def test_a_stream_is_not_silent_when_its_reader_is_slow(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("serving.paint.client.time", clock)
-    with (
-        FakeBatchServer() as server,
-        closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
-    ):
+def test_a_stream_is_not_silent_when_its_reader_is_slow(clock):
+    with FakeBatchServer() as server, closing(PictureClient(server.target, Secrets(), patience_s=60)) as client:
         pictures = client.paint(range(3), QUERY)
         next(pictures)
         clock.ahead_s += 100  # the reader's
@@ -78,7 +70,6 @@ def test_a_stream_is_not_silent_when_its_reader_is_slow(monkeypatch):
 def test_paint_renders_no_image_twice_when_it_retries(tmp_path):
     with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 17)) as server:
         paint(server, tmp_path)
-        assert sorted(server.rendered) == list(range(30))
         assert server.calls == [list(range(30)), list(range(17, 30))]
 
 
@@ -91,11 +82,10 @@ def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
 
 def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent_port:  # accepts, and sends nothing
-        silent = Target(f"127.0.0.1:{silent_port.getsockname()[1]}")
-        assert paint(silent, tmp_path, "--patience-s", "2", code=1).startswith(
-            f"No image for 1 s: {silent.target} has not answered yet.\n"
-        )
-        assert paint(silent, tmp_path, "--patience-s", "2", code=1).endswith(f"{silent.target} sent nothing.\n")
+        silent = SimpleNamespace(target=f"127.0.0.1:{silent_port.getsockname()[1]}")
+        first, *_, last = paint(silent, tmp_path, "--patience-s", "2", code=1).splitlines()
+    assert first == f"No image for 1 s: {silent.target} has not answered yet."
+    assert last.endswith(f"{silent.target} sent nothing.")
     sentence = f"{silent.target} does not answer: the connection was refused."
     first, *_, last = paint(silent, tmp_path, "--patience-s", "2", code=1).splitlines()
     assert first == f"No image for 1 s: {sentence}"

@@ -1,4 +1,4 @@
-"""`paint` against a fake batch server; test_batch_servers.py has a real one."""
+"""`paint` with a fake batch server, and once with a real one."""
 
 import hashlib
 import io
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import tarfile
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,10 @@ import pytest
 from serving.paint.command import main
 from serving.paint.manifest import Manifest
 from serving.settings import SettingsError
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.batch_process import batch_for
+from tests.conftest import LIMIT_S, ROOT, VERSION, command, ended_afterwards, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-
-
-@dataclass
-class Target:
-    target: str
 
 
 def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
@@ -51,8 +46,8 @@ def content(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def rows(out: Path, name="manifest.jsonl") -> list[dict]:
-    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +79,16 @@ def test_paint_writes_one_file_and_one_manifest_row_per_seed(whole):
     ]
 
 
+def test_files_of_paint_are_the_bytes_of_generate(model_server, gateway, tmp_path):
+    seeds, token = (0, 31, 299), "a-token-of-the-tests"
+    with batch_for(model_server.target, tmp_path, token=token) as batch:
+        paint(batch, tmp_path / "out", seeds="0:300", token=token)
+    assert len(rows(tmp_path / "out")) == 300
+    for seed in seeds:
+        image = (tmp_path / "out" / f"000000/{seed:09d}.png").read_bytes()
+        assert image == gateway.ask(f"/generate?seed={seed}&version={VERSION}").body
+
+
 @pytest.mark.parametrize("layout", ["files", "tar"])
 def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, layout):
     flags = ("--layout", layout, "--per-folder", 10, "--streams", 1)
@@ -95,7 +100,7 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
             wait_until(lambda: len(rows(tmp_path / "twice")) == there, "images before the gate")
             process.kill()
             process.wait(LIMIT_S)
-        gate.open()
+        gate.set()
         server.calls.clear()
         paint(server, tmp_path / "twice", *flags)
         assert server.calls == [list(range(there, 30))]
@@ -124,7 +129,7 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
             sentence = process.communicate(timeout=LIMIT_S)[1].splitlines()[-1]
             assert process.returncode == 130
             assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
-        gate.open()
+        gate.set()
         assert "30 images" in paint(server, tmp_path)
 
 
@@ -155,17 +160,17 @@ def test_paint_renders_a_file_again_when_it_is_damaged(server, tmp_path, layout)
     before = content(tmp_path)
     spoilt = tmp_path / ("000001.tar" if layout == "tar" else "000001/000000012.png")
     spoilt.write_bytes(spoilt.read_bytes()[:-12000] + b"x")
-    server.rendered.clear()
+    server.calls.clear()
     paint(server, tmp_path, *flags)
-    assert sorted(server.rendered) == (list(range(10, 20)) if layout == "tar" else [12])
+    assert server.calls == [list(range(10, 20)) if layout == "tar" else [12]]
     assert content(tmp_path) == before
 
 
 def test_paint_adds_more_seeds_to_a_folder(server, tmp_path):
     paint(server, tmp_path, seeds="10:20")
-    server.rendered.clear()
+    server.calls.clear()
     paint(server, tmp_path, seeds="5:15")
-    assert sorted(server.rendered) == [5, 6, 7, 8, 9]
+    assert server.calls == [[5, 6, 7, 8, 9]]
     assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
 
 
@@ -204,9 +209,9 @@ def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp
     manifest = tmp_path / "manifest.jsonl"
     before, lines = content(tmp_path), manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join([*lines[:3], row + b"\n", *lines[4:]]))
-    server.rendered.clear()
+    server.calls.clear()
     paint(server, tmp_path)
-    assert server.rendered == [3]
+    assert server.calls == [[3]]
     assert content(tmp_path) == before
 
 
@@ -283,7 +288,7 @@ def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tm
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "ipv4:127.0.0.1"])
 def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    paint(Target(f"{host}:{server.port}"), tmp_path, "--patience-s", 5)
+    paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
 
 
 def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path):

@@ -16,12 +16,6 @@ def test_ranges_and_single_seeds_are_read_in_any_order():
     assert list(Seeds.parse("42,7,100-102,110:112")) == [7, 42, 100, 101, 102, 110, 111]
 
 
-def test_largest_range_takes_no_memory():
-    seeds = Seeds([range(2**63 - 1)])
-    assert len(seeds.between(5, 8)) == 3
-    assert seeds.place(2**62) == 2**62
-
-
 @given(numbers)
 def test_places_count_the_seeds_before(chosen):
     seeds = seeds_of(chosen)
