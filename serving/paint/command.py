@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -64,7 +65,7 @@ class Shard:
     def of(self, seeds: Seeds, layout: Files | Tars) -> Seeds:
         """Return this part of `seeds`: an equal share, without dividing a tar."""
         if isinstance(layout, Tars):
-            ends: Sequence[int] = [0, *accumulate(len(group) for group in seeds.groups(layout.per_folder))]
+            ends: Sequence[int] = [0, *accumulate(Counter(seed // layout.per_folder for seed in seeds).values())]
         else:
             ends = range(len(seeds) + 1)
         first, behind = (ends[index * (len(ends) - 1) // self.count] for index in (self.index, self.index + 1))

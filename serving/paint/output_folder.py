@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import compress, groupby, islice
 from operator import attrgetter
 
 import numpy as np
@@ -70,9 +70,10 @@ class OutputFolder:
         too, which would be lost. Single files without a row are not searched for where no row names their folder.
         """
         behind = unnamed = 0
-        for group in self._seeds.groups(self._layout.per_folder):
+        for _, seeds in groupby(self._seeds, lambda seed: seed // self._layout.per_folder):
+            group = list(seeds)
             places = slice(behind, behind := behind + len(group))
-            first, is_named = next(iter(group)), self._there[places].any()
+            first, is_named = group[0], self._there[places].any()
             if is_named or isinstance(self._layout, Tars):
                 found = dict(self._layout.digests(group))
                 unnamed += max(0, len(found) - int(self._there[places].sum()))
@@ -96,23 +97,19 @@ class OutputFolder:
 
     def missing(self) -> Iterator[list[int]]:
         """Yield the missing seeds of each call."""
+        missing = compress(self._seeds, ~self._there)
         if isinstance(self._layout, Tars):
-            for group in self._seeds.groups(self._layout.per_folder):
-                if rest := [seed for seed in group if not self._holds(seed)]:
-                    yield rest
-            return
-        rest = (seed for seed in self._seeds if not self._holds(seed))
-        while part := list(islice(rest, CALL_SEEDS)):
-            yield part
+            yield from (list(seeds) for _, seeds in groupby(missing, self._layout.name))
+        else:
+            while seeds := list(islice(missing, CALL_SEEDS)):
+                yield seeds
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all complete images, in the order of seeds."""
         own = (
-            self._row(seed, digest.tobytes().hex(), int(version))
-            for seed, there, digest, version in zip(
-                self._seeds, self._there, self._digests, self._versions, strict=True
-            )
-            if there
+            self._row(seed, self._digests[place].tobytes().hex(), int(self._versions[place]))
+            for place, seed in enumerate(self._seeds)
+            if self._there[place]
         )
         return heapq.merge(own, sorted(self._others, key=attrgetter("seed")), key=attrgetter("seed"))
 
@@ -130,9 +127,6 @@ class OutputFolder:
 
     def _row(self, seed: int, sha256: str, version: int) -> Row:
         return Row(seed, self._layout.name(seed), sha256, version, self._url(seed, version))
-
-    def _holds(self, seed: int) -> bool:
-        return bool(self._there[self._seeds.place(seed)])
 
     def _url(self, seed: int, version: int) -> str:
         return canonical_url(replace(self._query, seed=seed, version=version))

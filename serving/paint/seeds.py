@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, pairwise
 from typing import Self
 
 from serving.rendering.query import SEED, read_range
@@ -60,13 +60,3 @@ class Seeds:
             for part, end in zip(self._ranges, self._ends, strict=True)
         )
         return Seeds([cut for cut in cuts if cut])
-
-    def groups(self, size: int) -> Iterator["Seeds"]:
-        """Yield groups of seeds that have one quotient by `size`."""
-        cuts = (
-            range(max(start, part.start), min(start + size, part.stop))
-            for part in self._ranges
-            for start in range(part.start - part.start % size, part.stop, size)
-        )
-        for _, group in groupby(cuts, lambda cut: cut.start // size):
-            yield Seeds(list(group))

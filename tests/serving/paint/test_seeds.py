@@ -23,13 +23,6 @@ def test_places_count_the_seeds_before(chosen):
     assert seeds.place(301) is None
 
 
-@given(numbers, st.integers(1, 50))
-def test_groups_part_the_seeds_by_their_quotient(chosen, size):
-    groups = [list(group) for group in seeds_of(chosen).groups(size)]
-    assert list(chain(*groups)) == sorted(chosen)
-    assert [group[0] // size for group in groups] == sorted({seed // size for seed in chosen})
-
-
 @given(numbers, st.integers(1, 9))
 def test_parts_between_places_make_the_whole(chosen, count):
     seeds = seeds_of(chosen)
