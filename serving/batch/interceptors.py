@@ -1,5 +1,6 @@
 """Interceptors: refusals of calls before the service reads them."""
 
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,7 +24,8 @@ class TokenInterceptor(grpc.ServerInterceptor):
             try:
                 require_token(self._token, dict(handler_call_details.invocation_metadata).get("authorization"))
             except NotAuthenticated as error:
-                return refusing(error, handler_call_details.method)
+                refusal = partial(refuse, error, handler_call_details.method)
+                return grpc.stream_stream_rpc_method_handler(refusal)  # fits every method: it waits for no request
         return continuation(handler_call_details)
 
 
@@ -47,18 +49,13 @@ class WellFormedInterceptor(grpc.ServerInterceptor):
         def answer(request: Message | DecodeError, context: grpc.ServicerContext) -> Any:
             if isinstance(request, DecodeError):
                 allowed = "a message as ringo/v1/picture_service.proto defines it"
-                with answering(context, known_method(handler_call_details.method)):
-                    raise InvalidRequest("message", "not shown", allowed)
+                refuse(InvalidRequest("message", "not shown", allowed), handler_call_details.method, request, context)
             return respond(request, context)
 
         return handler._replace(request_deserializer=read, **{kind: answer})
 
 
-def refusing(error: RingoError, path: str) -> grpc.RpcMethodHandler:
-    """Return a handler that ends each call of `path` with `error`."""
-
-    def refuse(_: object, context: grpc.ServicerContext) -> None:
-        with answering(context, known_method(path)):
-            raise error
-
-    return grpc.stream_stream_rpc_method_handler(refuse)  # fits every method: it waits for no request
+def refuse(error: RingoError, path: str, _request: object, context: grpc.ServicerContext) -> None:
+    """End a call of `path` with `error`, by an exception of gRPC's own."""
+    with answering(context, known_method(path)):
+        raise error
