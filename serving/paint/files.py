@@ -53,7 +53,6 @@ class Layout:
         aside.replace(path)
 
 
-@dataclass(frozen=True)
 class Files(Layout):
     """One file for each image, in folders of `per_folder` seeds: 000042/000042007.png."""
 
@@ -77,7 +76,6 @@ class Files(Layout):
             yield [picture]
 
 
-@dataclass(frozen=True)
 class Tars(Layout):
     """One tar for `per_folder` seeds, 000042.tar: an image and a .json each.
 

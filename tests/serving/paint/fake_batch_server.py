@@ -20,8 +20,8 @@ def data_of(seed: int, version: int = 1) -> bytes:
 class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers while the `with` block lasts.
 
-    `before(seed, context)` is called before each image, and may abort; `alter(picture)` may spoil one. `calls` has the
-    seeds of each call.
+    `before(seed, context)` is called before each image, and `alter(picture)` may spoil one. `aborts` has seeds at which
+    one call ends, with its status. `calls` has the seeds of each call.
     """
 
     def __init__(
@@ -29,10 +29,12 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         *,
         version: int = 1,
         before: Callable[[int, Any], object] = lambda seed, context: None,
+        aborts: dict[int, grpc.StatusCode] | None = None,
         alter: Callable[[pb.Picture], object] = lambda picture: None,
     ) -> None:
         self.version = version
         self.before = before
+        self.aborts = aborts or {}
         self.alter = alter
         self.calls: list[list[int]] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
@@ -55,6 +57,8 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         self.calls.append(seeds)
         for seed in seeds:
             self.before(seed, context)
+            if code := self.aborts.pop(seed, None):
+                context.abort(code, "for a moment")
             if request.options.model_version != self.version:
                 context.abort(grpc.StatusCode.NOT_FOUND, "The model server has no such version of 'apple' loaded.")
             data = data_of(seed, self.version)

@@ -27,21 +27,9 @@ def clock(monkeypatch):
     return clock
 
 
-def abort_once(code: grpc.StatusCode, at: int):
-    """Return a `before` that aborts the first call at seed `at`."""
-    failed = []
-
-    def before(seed, context):
-        if seed == at and not failed:
-            failed.append(seed)
-            context.abort(code, "for a moment")
-
-    return before
-
-
 def test_patience_starts_with_the_first_call_when_checks_take_longer(clock):
     with (
-        FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 7)) as server,
+        FakeBatchServer(aborts={7: grpc.StatusCode.UNAVAILABLE}) as server,
         closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
     ):
         clock.ahead_s += 100  # the check
@@ -68,13 +56,13 @@ def test_a_stream_is_not_silent_when_its_reader_is_slow(clock):
 
 
 def test_paint_renders_no_image_twice_when_it_retries(tmp_path):
-    with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAVAILABLE, 17)) as server:
+    with FakeBatchServer(aborts={17: grpc.StatusCode.UNAVAILABLE}) as server:
         paint(server, tmp_path)
         assert server.calls == [list(range(30)), list(range(17, 30))]
 
 
 def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
-    with FakeBatchServer(before=abort_once(grpc.StatusCode.UNAUTHENTICATED, 17)) as server:
+    with FakeBatchServer(aborts={17: grpc.StatusCode.UNAUTHENTICATED}) as server:
         output = paint(server, tmp_path, code=1)
     assert output.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
     assert len(rows(tmp_path)) == 17
@@ -97,12 +85,7 @@ def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path
 def changing_server():
     """A batch server that changes to version 2 at seed 12."""
     with FakeBatchServer() as server:
-
-        def before(seed, context):
-            if seed == 12:
-                server.version = 2
-
-        server.before = before
+        server.before = lambda seed, context: setattr(server, "version", 2 if seed >= 12 else 1)
         yield server
 
 
