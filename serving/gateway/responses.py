@@ -120,7 +120,7 @@ class ImageResponses:
     def _model_slot(self, *, images: int = 1) -> Iterator[None]:
         """Hold slots for a call of the model with `images`, or raise."""
         self._monitor.require_model()
-        connection = request.environ.get("gunicorn.socket")
+        connection = request.environ["gunicorn.socket"]
         record = current_record()
         record.is_abandoned = lambda: client_has_gone(connection)
         with self._in_flight.slot(record.is_abandoned, slots=math.ceil(images / IMAGES_PER_SLOT)):
@@ -179,10 +179,8 @@ def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
     return arguments
 
 
-def client_has_gone(connection: socket.socket | None) -> bool:
+def client_has_gone(connection: socket.socket) -> bool:
     """Return whether the client has closed `connection`, which may hold unread bytes of TLS."""
-    if connection is None:
-        return False
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))
