@@ -48,16 +48,12 @@ class Gateway:
         lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
         return sum(float(found.removeprefix(line)) for found in lines if found.startswith(f"{line} "))
 
-    def lines(self) -> list[dict[str, object]]:
-        """Return the log lines of a gateway with RINGO_LOG_FORMAT=json."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
     def line_of(self, reply: Reply) -> dict[str, object]:
-        """Return the log line of the request of `reply`; wait for it."""
+        """Return the log line of the request of `reply`; wait for it. RINGO_LOG_FORMAT is json."""
 
         def found() -> list[dict[str, object]]:
-            own = reply.headers["X-Request-ID"]
-            return [line for line in self.lines() if line.get("request_id") == own and "outcome" in line]
+            own, lines = reply.headers["X-Request-ID"], map(json.loads, self.log.read_text().splitlines())
+            return [line for line in lines if line.get("request_id") == own and "outcome" in line]
 
         wait_until(found, "a line")
         (line,) = found()
@@ -98,12 +94,10 @@ def environment(**settings: object) -> dict[str, str]:
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
-def run_serving(
-    *words: object, cwd: Path = ROOT, wrapper: Sequence[str] = (), **settings: object
-) -> subprocess.CompletedProcess[str]:
+def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m serving`, by the command `wrapper`, to its end."""
     whole, env = [*wrapper, *command("serving", *words)], environment(**settings)
-    return subprocess.run(whole, env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, request
+from werkzeug.datastructures import EnvironHeaders
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from serving.errors import InvalidRequest, RingoError
-from serving.gateway.openapi import EXTENSIONS, SHORT_URLS
-from serving.gateway.pages import PROBES, add_pages, add_probes
+from serving.gateway.openapi import EXTENSIONS, PROBES, SHORT_URLS
+from serving.gateway.pages import add_pages, add_probes
 from serving.gateway.problems import domain_problem, http_problem
 from serving.gateway.responses import ImageResponses
 from serving.model_client.client import ModelClient
@@ -22,29 +23,22 @@ from serving.runtime.security import require_token
 from serving.settings import Settings
 from serving.telemetry.request_log import ANSWERED, NOT_MODIFIED, current_record, record_request
 
-# Pages load scripts, styles and images from this origin only, none of them inline.
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-# All other responses load nothing.
-ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'"
-PAGE_HEADERS = {
-    "Content-Security-Policy": PAGE_POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-}
-# Any page on the web may show, read and revalidate images.
-CORS = {
+# In every response: any page on the web may show, read and revalidate images.
+# Strict-Transport-Security is the proxy's to send.
+EVERYWHERE = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Content-Disposition, Content-Location, ETag, Retry-After, Ringo-Model-Version, "
     "Ringo-Seed, X-Request-ID",
-}
-# In every response. Strict-Transport-Security is the proxy's to send.
-EVERYWHERE = CORS | {
-    "Content-Security-Policy": ANSWER_POLICY,
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "cross-origin",
     "X-Content-Type-Options": "nosniff",
+}
+# Pages load scripts, styles and images from this origin only, none of them inline.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
 }
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
@@ -55,12 +49,6 @@ PREFLIGHT = {
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|([\w.~!$&'()*+,;=-]|%[0-9a-f]{2})*)(:[0-9]*)?", re.ASCII | re.IGNORECASE)
 # Flask's converters of the parameters in the path of a short URL.
 CONVERTERS = {"seed": "<seed>", "name": "<text:name>", "format": f"<any({','.join(EXTENSIONS)}):format>"}
-# Headers that identify a request, by their WSGI names.
-OBSERVED_HEADERS = {
-    "HTTP_X_REQUEST_ID": "x-request-id",
-    "HTTP_TRACEPARENT": "traceparent",
-    "HTTP_TRACESTATE": "tracestate",
-}
 
 
 class TextConverter(BaseConverter):
@@ -98,12 +86,9 @@ def create_app(settings: Settings) -> Flask:
             require_token(settings.token, request.headers.get("Authorization"))
 
     app.before_request(refuse_body)
-    for resource in RESOURCES:
-        app.add_url_rule(resource.path, resource.path[1:], responses.respond, defaults={"resource": resource})
-    for path in SHORT_URLS:
-        app.add_url_rule(
-            path.format_map(CONVERTERS), Picture.path[1:], responses.respond, defaults={"resource": Picture}
-        )
+    short_urls = [(path.format_map(CONVERTERS), Picture) for path in SHORT_URLS]
+    for path, resource in [*((resource.path, resource) for resource in RESOURCES), *short_urls]:
+        app.add_url_rule(path, resource.path[1:], responses.respond, defaults={"resource": resource})
     add_pages(app, settings, monitor, responses)
     add_probes(app, monitor, responses)
     app.after_request(add_headers)
@@ -147,7 +132,7 @@ def add_headers(response: Response) -> Response:
 def complete_record(response: Response) -> Response:
     """Record the outcome of the current request; return `response`."""
     record = current_record()
-    record.resource = (request.endpoint or "unknown").removeprefix("/")
+    record.resource = request.endpoint or "unknown"
     record.status = response.status_code
     if record.path == "-":
         record.path = quote(re.sub("(/name/).*", r"\1-", request.path, flags=re.DOTALL))  # it may be of a person
@@ -165,10 +150,10 @@ def observing(app: Any, prefix: str) -> Any:
         environ["SCRIPT_NAME"] = prefix
         if f"{environ['PATH_INFO']}/".startswith(f"{prefix}/"):  # else the proxy has removed it
             environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix) or "/"  # no redirect
-        sent = {name: environ[variable] for variable, name in OBSERVED_HEADERS.items() if variable in environ}
+        headers: Any = EnvironHeaders(environ)  # finds lower-case names, too
         probe = environ["PATH_INFO"] in PROBES
         environ.pop("HTTP_IF_MATCH", None)  # resources are read-only; Werkzeug would answer `*` with 412
-        with record_request(environ["REQUEST_METHOD"], sent, recorded=not probe) as record:
+        with record_request(environ["REQUEST_METHOD"], headers, recorded=not probe) as record:
             record.quiet = probe
             answer: Iterable[bytes] = app(environ, start_response)
             return answer

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 description of the gateway, built from its queries."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any
 
@@ -17,6 +17,7 @@ SHORT_URLS = {
 }
 IN_PATH = {"seed", "name", "format"}  # parameters that a short URL never has in its query
 EXTENSIONS = (*STILL, "jpg")
+PROBES = ("/livez", "/readyz")  # need no token
 
 INTRODUCTION = """\
 Each seed gives one image. One model version, one seed and one set of options give one SHA-256: alone or in a batch, \
@@ -126,7 +127,6 @@ IF_NONE_MATCH = {
     "schema": {"type": "string"},
     "example": ETAG,
 }
-NOT_MODIFIED = {"304": {"description": "The cached response is still valid."}}
 
 # Description and example.
 HEADERS = {
@@ -139,15 +139,15 @@ HEADERS = {
 }
 
 
-def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the API's description; paths not in `open_to_all` need a token."""
+def build_openapi(path_prefix: str, *, needs_token: bool) -> dict[str, Any]:
+    """Return the API's description; with `needs_token`, all paths but PROBES need one."""
     text, json_type = {"type": "string", "examples": ["ready: version 3, proved\n"]}, "application/json"
     paths = {
-        **{resource.path: _image_operation(resource) for resource in RESOURCES},
+        **{resource.path: _image_operation(resource, resource.path, resource.__doc__) for resource in RESOURCES},
         **{path: _image_operation(Picture, path, summary) for path, summary in SHORT_URLS.items()},
-        "/about": _page("The model: name, versions and model card.", json_type, ABOUT, OF_MODEL),
-        "/openapi.json": _page("This description, for programs (OpenAPI).", json_type, {"type": "object"}),
-        "/docs": _page("This description, for people.", "text/html", {"type": "string"}),
+        "/about": _operation("The model: name, versions and model card.", json_type, ABOUT, OF_MODEL),
+        "/openapi.json": _operation("This description, for programs (OpenAPI).", json_type, {"type": "object"}),
+        "/docs": _operation("This description, for people.", "text/html", {"type": "string"}),
         "/livez": _operation("200 while the gateway runs.", "text/plain", text | {"examples": ["alive\n"]}),
         "/readyz": _operation("200 while a model version is ready.", "text/plain", text, OF_MODEL),
     }
@@ -158,23 +158,27 @@ def build_openapi(path_prefix: str, *, open_to_all: Collection[str] | None = Non
         "paths": {path: {"get": operation} for path, operation in paths.items()},
         "components": {"schemas": {"Problem": PROBLEM}},
     }
-    if open_to_all is not None:
+    if needs_token:
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operation in paths.items():
         operation["operationId"] = re.sub("[^a-z]+", "_", path.removesuffix(".json")).strip("_")
         operation["responses"] |= {**_refusals(["413"]), "414": {"description": REFUSALS["414"]}}
-        if open_to_all is not None and path not in open_to_all:
+        if path in PROBES:
+            continue
+        operation["parameters"] = [*operation.get("parameters", ()), IF_NONE_MATCH]
+        operation["responses"]["304"] = {"description": "The cached response is still valid."}
+        if needs_token:
             operation["security"] = [{"token": []}]
             operation["responses"] |= _refusals(["401"])
     return described
 
 
-def _image_operation(resource: type[Query], short_url: str | None = None, summary: str = "") -> dict[str, Any]:
-    """Return the operation of `resource` at its path or at `short_url`."""
+def _image_operation(resource: type[Query], path: str, summary: str | None) -> dict[str, Any]:
+    """Return the operation of `resource` at its own path or at a short URL."""
     described = []
     for name, field, parameter in parameters(resource):
-        in_path = short_url is not None and name in IN_PATH
-        if in_path and f"{{{name}}}" not in str(short_url):
+        in_path = f"{{{name}}}" in path
+        if path in SHORT_URLS and name in IN_PATH and not in_path:
             continue
         schema = dict(parameter.schema)
         if in_path and name == "format":
@@ -192,8 +196,8 @@ def _image_operation(resource: type[Query], short_url: str | None = None, summar
             }
         )
     return {
-        "summary": summary or resource.__doc__,
-        "parameters": [*described, IF_NONE_MATCH],
+        "summary": summary,
+        "parameters": described,
         "responses": {
             "200": {
                 "description": "The image.",
@@ -203,7 +207,6 @@ def _image_operation(resource: type[Query], short_url: str | None = None, summar
                 },
                 "content": dict.fromkeys([*mimetypes(resource), ANY_BYTES], BINARY),
             },
-            **NOT_MODIFIED,
             **_refusals(OF_IMAGES),
         },
     }
@@ -212,13 +215,6 @@ def _image_operation(resource: type[Query], short_url: str | None = None, summar
 def _operation(summary: str, mimetype: str, schema: dict[str, Any], refusals: Sequence[str] = ()) -> dict[str, Any]:
     responses = {"200": _content("The response.", mimetype, schema), **_refusals(refusals)}
     return {"summary": summary, "responses": responses}
-
-
-def _page(summary: str, mimetype: str, schema: dict[str, Any], refusals: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the operation of a page that must be revalidated."""
-    operation = _operation(summary, mimetype, schema, refusals)
-    operation["responses"] |= NOT_MODIFIED
-    return operation | {"parameters": [IF_NONE_MATCH]}
 
 
 def _content(description: str, mimetype: str, schema: dict[str, Any]) -> dict[str, Any]:

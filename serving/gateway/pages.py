@@ -1,6 +1,7 @@
 """Pages for people and programs, and the probes."""
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,25 +17,22 @@ from serving.rendering.query import EXAMPLE_SEEDS, MAX_SEED, Animation, Morph, P
 from serving.rendering.renderer import LICENCES
 from serving.settings import Settings
 
-PROBES = ("/livez", "/readyz")  # need no token
 GALLERY_PART = 60  # images: whole rows for every number of columns in gallery.css
 
 
 def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
     """Add the gallery, /about and the description of the API to `app`."""
-    description = build_openapi(settings.path_prefix, open_to_all=None if settings.token is None else PROBES)
+    description = build_openapi(settings.path_prefix, needs_token=settings.token is not None)
     description_json = app.json.dumps(description)
     app.add_template_filter(code_marked)
 
     @app.get("/")
     def gallery() -> Response:
-        version: int | None
-        try:
+        version = check = None
+        with suppress(ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
             version = monitor.versions()[-1]
-        except (ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
-            version = None
-        check = None if version is None else monitor.latest_check(version)
-        return revalidated(Response(render_gallery(settings, version, check), mimetype="text/html"))
+            check = monitor.latest_check(version)
+        return revalidated(Response(render_gallery(settings, version, check)))
 
     @app.get("/about")
     def about() -> Response:
@@ -63,9 +61,7 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
 
     @app.get("/docs")
     def docs() -> Response:
-        return revalidated(
-            Response(render_template("docs.html", api=description, example_seed=EXAMPLE_SEEDS[0]), mimetype="text/html")
-        )
+        return revalidated(Response(render_template("docs.html", api=description, example_seed=EXAMPLE_SEEDS[0])))
 
 
 def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> None:

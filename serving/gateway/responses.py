@@ -90,7 +90,8 @@ class ImageResponses:
         record.model_version = version
         for fingerprint in dict.fromkeys((VERIFIED, check.fingerprint)):
             known = replace(check, fingerprint=fingerprint)
-            if self._client_has(url, known):
+            named, etag = request.if_none_match, self._etag(url, known)
+            if named.is_strong(etag) or named.is_weak(etag):  # contains_weak() is true for `*`, too
                 return self._build_response(None, query, url, known, cache_control)
         if query.size is None:
             check_canvas(query, check.size)
@@ -115,16 +116,11 @@ class ImageResponses:
                 deadline_s=deadline_s,
             )
 
-    def _client_has(self, url: str, check: GoldenCheck) -> bool:
-        """Return whether the client names this image in If-None-Match."""
-        named, etag = request.if_none_match, self._etag(url, check)  # contains_weak() is true for `*`, too
-        return named.is_strong(etag) or named.is_weak(etag)
-
     @contextmanager
     def _model_slot(self, *, images: int = 1) -> Iterator[None]:
         """Hold slots for a call of the model with `images`, or raise."""
         self._monitor.require_model()
-        connection = request.environ.get("gunicorn.socket")
+        connection = request.environ["gunicorn.socket"]
         record = current_record()
         record.is_abandoned = lambda: client_has_gone(connection)
         with self._in_flight.slot(record.is_abandoned, slots=math.ceil(images / IMAGES_PER_SLOT)):
@@ -143,21 +139,18 @@ class ImageResponses:
             "Content-Location": request.script_root + url,
             "Ringo-Model-Version": str(query.version),
         }
+        subject = query.path.removeprefix("/")
         if isinstance(query, Picture):
-            headers["Ringo-Seed"] = str(query.seed)
-        if image is not None:
-            headers["Content-Disposition"] = content_disposition(self._file_name(query))
+            headers["Ringo-Seed"] = subject = str(query.seed)
+        if image is not None:  # a browser saves it as apple-42.png or apple-grid.png
+            file_name = f"{self._settings.model_name}-{subject}.{query.format}"
+            headers["Content-Disposition"] = content_disposition(file_name)
         return Response(image, 304 if image is None else 200, headers, mimetype=MIMETYPES[str(query.format)])
 
     def _etag(self, url: str, check: GoldenCheck) -> str:
         """Return the ETag: fingerprint, and digest of model, URL and encoders."""
         named = "\n".join((self._settings.model_name, url, str(RENDERER_VERSION), check.model))
         return f"{check.fingerprint}-{hashlib.sha256(named.encode()).hexdigest()[:32]}"
-
-    def _file_name(self, query: Query) -> str:
-        """Return the file name for a browser that saves the image: apple-42.png."""
-        subject = query.seed if isinstance(query, Picture) else query.path.removeprefix("/")
-        return f"{self._settings.model_name}-{subject}.{query.format}"
 
 
 def content_disposition(file_name: str) -> str:
@@ -186,10 +179,8 @@ def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
     return arguments
 
 
-def client_has_gone(connection: socket.socket | None) -> bool:
+def client_has_gone(connection: socket.socket) -> bool:
     """Return whether the client has closed `connection`, which may hold unread bytes of TLS."""
-    if connection is None:
-        return False
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))

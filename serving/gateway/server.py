@@ -27,8 +27,6 @@ MAX_CONNECTIONS, MIN_CONNECTIONS = 1000, 16  # of a worker
 IDLE_FILES = 48  # open in an idle worker: 26, more with a trace collector
 FILES_PER_WORKER = 2  # of gunicorn
 
-Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # of WSGI
-
 
 def serve(settings: Settings) -> None:
     """Serve HTTP until SIGTERM, which drains requests in flight, or SIGINT.
@@ -67,12 +65,12 @@ class _Gunicorn(BaseApplication):
             "threads": settings.max_in_flight + SPARE_THREADS,
             "keepalive": KEEPALIVE_S,
             "graceful_timeout": math.ceil(settings.predict_timeout_s) + DRAIN_MARGIN_S,
-            "certfile": _text(settings.tls_certificate),
-            "keyfile": _text(settings.tls_key),
-            "ca_certs": _text(settings.tls_client_ca),
+            "certfile": settings.tls_certificate,
+            "keyfile": settings.tls_key,
+            "ca_certs": settings.tls_client_ca,
             "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
             # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers.
-            "worker_tmp_dir": str(self.folder),
+            "worker_tmp_dir": self.folder,
             "logger_class": _Log,
             "errorlog": None,  # gunicorn's lines go to the root logger
             "pre_fork": self._number,
@@ -83,17 +81,17 @@ class _Gunicorn(BaseApplication):
             "control_socket_disable": True,  # a remote control in $HOME, on by default
         }
         for name, value in options.items():
-            self.cfg.set(name, value)
+            self.cfg.set(name, str(value) if isinstance(value, Path) else value)
 
     def _number(self, arbiter: Any, worker: Any) -> None:
         """Give `worker` the lowest free number; gunicorn calls this before the fork."""
         taken = {other.number for other in arbiter.WORKERS.values()}
         worker.number = min(set(range(len(taken) + 1)) - taken)
 
-    def load(self) -> Application:
+    def load(self) -> Callable[..., Iterable[bytes]]:
         """Return the WSGI application; gunicorn calls this in each worker."""
         from serving.gateway.app import create_app
-        from serving.gateway.pages import PROBES
+        from serving.gateway.openapi import PROBES
         from serving.telemetry.metrics import build_metrics_app
         from serving.telemetry.tracing import export_traces
 
@@ -118,10 +116,6 @@ class ThreadWorker(gthread.ThreadWorker):
             fields, size = self.cfg.limit_request_fields, self.cfg.limit_request_field_size
             exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each")
         super().handle_error(req, client, addr, exc)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 class _Log(glogging.Logger):

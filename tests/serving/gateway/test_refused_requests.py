@@ -12,19 +12,8 @@ HOST = "Host: localhost\r\n"
 MAX_SEED = 2**63 - 1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def golden_check(gateway):
-    """Has the gateway render the golden images, which calls the model."""
-    gateway.ask("/readyz")
-
-
 def request(
-    target: str = "/generate?seed=1",
-    *,
-    method: str = "GET",
-    host: str = HOST,
-    headers: str = "",
-    body: str = "",
+    target: str = "/generate?seed=1", *, method: str = "GET", host: str = HOST, headers: str = "", body: str = ""
 ) -> bytes:
     return f"{method} {target} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n{body}".encode()
 
@@ -50,11 +39,8 @@ BAD_VALUES = [
     ("/generate?seed={}", "seed", ["-1", "-0", "%2B1", str(2**63), "9" * 3000, "1.5", "1e3", "0x2A", "1_000", "%2042"]),
     ("/generate?seed={}", "seed", ["42%0A", "007", "", "apple", "%EF%BC%94", "%D9%A3", "%FF", "%00", "1&seed=1"]),
     ("/generate?{}", "seed", ["seed"]),
-    (
-        "/generate?name={}",
-        "name",
-        ["", "%00", "a%7F", "%C2%85", "%FF", "a%ED%A0%80", "a" * 257, "%C3%A9" * 129, "a&name=a"],
-    ),
+    ("/generate?name={}", "name", ["", "%00", "a%7F", "%C2%85", "%FF", "a%ED%A0%80"]),
+    ("/generate?name={}", "name", ["a" * 257, "%C3%A9" * 129, "a&name=a"]),
     ("/generate?seed=1&{}", "name", ["name=a"]),
     ("/{}", "seed", ["apple.png", "007.webp", "-1.jpg", f"{2**63}.png"]),
     ("/name/{}.png", "name", ["", "a%0Db", "%FF"]),

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -13,15 +12,6 @@ from serving.rendering.encoding import RENDERER_VERSION
 from tests.conftest import BUNDLED, VERSION
 from tests.fake_model_server import FakeModelServer, answer, picture
 from tests.gateway_process import Gateway, gateway_for
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gateway")
-    (folder / "3").mkdir()
-    shutil.copy(BUNDLED / "model_card.md", folder / "3")
-    with gateway_for(model_server.target, folder, model_base_path=folder) as gateway:
-        yield gateway
 
 
 def pixels(gateway: Gateway, url: str) -> np.ndarray:
@@ -84,9 +74,8 @@ def test_format_follows_accept_when_it_is_not_requested(gateway, accept, mimetyp
 
 def test_grid_is_refused_when_images_of_the_model_are_too_large(tmp_path):
     def large(request):
-        if request.model_spec.signature_name != "generate":
-            return answer(request, version=1)
-        images = np.zeros((request.inputs["seeds"].tensor_shape.dim[0].size, 2, 300, 3), np.uint8)
+        (tensor,) = request.inputs.values()
+        images = np.zeros((tensor.tensor_shape.dim[0].size, 2, 300, 3), np.uint8)
         return answer(request, version=1, as_content=True, images=images)
 
     with FakeModelServer(reply=large) as server, gateway_for(server.target, tmp_path) as gateway:
@@ -94,38 +83,35 @@ def test_grid_is_refused_when_images_of_the_model_are_too_large(tmp_path):
         assert (problem["status"], problem["parameter"], problem["value"]) == (400, "size", "300")
 
 
-def test_about_names_model_versions_verdict_and_card(gateway):
-    about = json.loads(gateway.ask("/about").body)
-    assert about == {
-        "model": "apple",
-        "version": VERSION,
-        "versions": [VERSION],
-        "replica": "proved",
-        "size": 8,
-        "renderer": RENDERER_VERSION,
-        "licence": "CC-BY-SA-4.0; Mihai Oltean, Fruits-360 (fruits-360-3-body-problem, commit f0f02937), CC BY-SA 4.0, "
-        "pixels cropped and scaled to 128x128",
-        "card": (BUNDLED / "model_card.md").read_text(),
-    }
+def test_about_and_page_name_the_model_with_the_licence_of_its_card(tmp_path):
+    card = (BUNDLED / "model_card.md").read_text()
+    licence = (
+        "CC-BY-SA-4.0; Mihai Oltean, Fruits-360 (fruits-360-3-body-problem, commit f0f02937), CC BY-SA 4.0, "
+        "pixels cropped and scaled to 128x128"
+    )
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model_card.md").write_text(card)
+    with (
+        FakeModelServer(model_name="cats") as server,
+        gateway_for(server.target, tmp_path, model_name="cats", model_base_path=tmp_path) as gateway,
+    ):
+        assert json.loads(gateway.ask("/about").body) == {
+            "model": "cats",
+            "version": 1,
+            "versions": [1],
+            "replica": "proved",
+            "size": 8,
+            "renderer": RENDERER_VERSION,
+            "licence": licence,
+            "card": card,
+        }
+        assert licence in gateway.ask("/").body.decode()
 
 
 def test_another_model_with_the_name_of_the_bundled_one_does_not_get_its_licence(gateway):
     with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
         assert image.info["Model"] == "apple"
         assert "Copyright" not in image.info
-
-
-def test_about_and_page_name_the_licence_of_another_model_by_its_card(tmp_path):
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "model_card.md").write_text("---\nlicense: CC0-1.0\n---\n- Attribution: my cats\n")
-    with (
-        FakeModelServer(model_name="cats") as server,
-        gateway_for(server.target, tmp_path, model_name="cats", model_base_path=tmp_path) as gateway,
-    ):
-        assert json.loads(gateway.ask("/about").body)["licence"] == "CC0-1.0; my cats"
-        assert b"CC0-1.0; my cats" in gateway.ask("/").body
-        with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
-            assert "Copyright" not in image.info
 
 
 @pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js"])
@@ -135,11 +121,8 @@ def test_pages_about_the_service_are_revalidated(gateway, url):
     assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
 
 
-@pytest.mark.parametrize("name", ["りんご", 'café "2"'])
-def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(tmp_path, name):
+def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(tmp_path):
+    name = 'café "りんご"'
     with FakeModelServer(model_name=name) as server, gateway_for(server.target, tmp_path, model_name=name) as gateway:
-        reply = gateway.ask("/generate?seed=42")
-    assert (reply.status, parse_options_header(reply.headers["Content-Disposition"])[1]["filename"]) == (
-        200,
-        f"{name}-42.png",
-    )
+        header = gateway.ask("/generate?seed=42").headers["Content-Disposition"]
+    assert parse_options_header(header)[1]["filename"] == f"{name}-42.png"

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from serving.gateway.app import create_app
-from serving.gateway.pages import PROBES
+from serving.gateway.openapi import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.settings import Settings
 from tests.batch_process import SERVING, Batch, batch_for, refusal
