@@ -31,7 +31,7 @@ def seeds() -> dict[str, int]:
     vectors = dict(re.findall(r"^\| `(\".*\")` \| `(\d+)` \|$", SPECIFICATION, re.MULTILINE))
     seeds = {json.loads(name): int(seed) for name, seed in vectors.items()}
     assert {name: space["seed_of_name"](name) for name in seeds} == seeds != {}
-    while len(seeds) < 500 + len(vectors):
+    while len(seeds) < 2_000 + len(vectors):
         plane = len(seeds) % 17 << 16
         name = "".join(chr(plane + draw.randrange(2**16)) for _ in range(draw.randint(1, 60)))
         if not {"Cc", "Cs"} & set(map(unicodedata.category, name)):
