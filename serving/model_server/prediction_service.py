@@ -85,7 +85,7 @@ class PredictionService:
         inputs = decode_inputs(signature, request.inputs, servable.decode)
         chosen = choose_outputs(signature, request.output_filter)
         check_dtypes(signature, request.inputs)
-        check_rows(inputs)
+        check_rows(request.inputs)
         try:
             outputs = servable.run(name, inputs)
         except ValueError as error:
@@ -255,11 +255,12 @@ def check_dtypes(signature: Message, protos: Mapping[str, Message]) -> None:
             raise invalid(f"Expects arg[{index}] to be {dtype_name(wanted)} but {dtype_name(sent)} is provided")
 
 
-def check_rows(tensors: Mapping[str, Any]) -> None:
+def check_rows(protos: Mapping[str, Message]) -> None:
     """Refuse tensors of more than MAX_ROWS rows, in TensorFlow Serving's words."""
-    for tensor in tensors.values():
-        if tensor.ndim and len(tensor) > MAX_ROWS:
-            raise invalid(f"Task size {len(tensor)} is larger than maximum input batch size {MAX_ROWS}")
+    for proto in protos.values():
+        if proto.tensor_shape.dim and proto.tensor_shape.dim[0].size > MAX_ROWS:
+            rows = proto.tensor_shape.dim[0].size
+            raise invalid(f"Task size {rows} is larger than maximum input batch size {MAX_ROWS}")
 
 
 def dtype_name(dtype: int) -> str:
