@@ -6,8 +6,6 @@ As a program, it accepts the flags that `serving.run` passes to tensorflow_model
 import argparse
 import hashlib
 import math
-import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -53,18 +51,22 @@ def golden(version: int) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(64, 32)
 
 
-FIELDS = {"uint8": (types_pb2.DT_UINT8, "int_val"), "int64": (types_pb2.DT_INT64, "int64_val")} | {
-    "float32": (types_pb2.DT_FLOAT, "float_val")
+FIELDS = {
+    "uint8": (types_pb2.DT_UINT8, "int_val"),
+    "int64": (types_pb2.DT_INT64, "int64_val"),
+    "float32": (types_pb2.DT_FLOAT, "float_val"),
 }
 
 
 def answer(
-    request: Any, *, version: int, as_content: bool = False, images: np.ndarray | None = None
+    request: Any, *, version: int | None = None, as_content: bool = False, images: np.ndarray | None = None
 ) -> predict_pb2.PredictResponse:
     """Return the response to `request`, in typed fields or in tensor_content.
 
-    `images` replaces the images of `generate`.
+    `version` replaces the request's, and `images` the images of `generate`.
     """
+    if version is None:
+        version = request.model_spec.version.value
     (tensor,) = request.inputs.values()
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     dtype = np.float32 if tensor.dtype == types_pb2.DT_FLOAT else np.int64
@@ -94,11 +96,18 @@ def answer(
 
 
 class StatusError(Exception):
-    """Raised by a `reply` to send this status."""
+    """Raised by a `reply` to send this grpc.StatusCode."""
 
-    def __init__(self, code: grpc.StatusCode) -> None:
-        self.code = code
-        super().__init__(code.name)
+
+def refusing(code: grpc.StatusCode, signature: str = "") -> Callable[[Any], Any]:
+    """Return a reply that refuses `signature` with `code`, by default all."""
+
+    def reply(request: Any) -> Any:
+        if signature in ("", request.model_spec.signature_name):
+            raise StatusError(code)
+        return answer(request)
+
+    return reply
 
 
 class FakeModelServer(
@@ -116,13 +125,13 @@ class FakeModelServer(
         version: int = 1,
         port: int = 0,
         state: str = "AVAILABLE",
-        reply: Callable[[Any], Any] | None = None,
+        reply: Callable[[Any], Any] = answer,
         max_connection_age_s: float = math.inf,
     ) -> None:
         self.model_name = model_name
         self.version = version
         self.state = state
-        self.reply = reply or (lambda request: answer(request, version=self.version))
+        self.reply = reply
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []  # of each request
         self._is_free = threading.Event()
@@ -160,17 +169,12 @@ class FakeModelServer(
         self.metadata.append(dict(context.invocation_metadata()))
         self._is_free.wait(timeout=60)  # seconds
         spec = request.model_spec
-        if spec.name != self.model_name:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
-        if spec.HasField("version") and spec.version.value != self.version:
-            context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"Servable not found for request: Specific({spec.name}, {spec.version.value})",
-            )
+        if (spec.name, spec.version.value) != (self.model_name, self.version):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {spec.name}")
         try:
             return self.reply(request)
         except StatusError as refused:
-            context.abort(refused.code, INSIDE)
+            context.abort(*refused.args, INSIDE)
 
     def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model_spec.name != self.model_name:
@@ -186,11 +190,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model_name", required=True)
     chosen, _ = parser.parse_known_args()
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with FakeModelServer(port=chosen.port, model_name=chosen.model_name):
-        ended.wait(timeout=300)  # seconds; the tests' own limit
-    sys.exit(143)  # as tensorflow_model_server after SIGTERM
+        threading.Event().wait(timeout=300)  # seconds; the tests' own limit
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A tiny SavedModel, and an embedded model server in this process."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from serving.model_client.messages import (
     types_pb2,
 )
 from serving.model_server.prediction_service import PredictionService
-from serving.model_server.server import Listener, start_server
-from serving.model_server.versions import VersionState, VersionWatcher
-from tests.conftest import LIMIT_S
+from serving.model_server.server import parse, start_server
+from serving.model_server.versions import VersionWatcher
+from tests.conftest import LIMIT_S, wait_until
 
 POLL_INTERVAL_S = 0.05
 LATENT_DIM = 8
@@ -35,7 +35,6 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 def save_model(folder: Path, shade: int) -> None:
     """Write a SavedModel; latents of 0 give `shade` in every pixel."""
     import tensorflow as tf
-    from tensorflow_serving.apis import prediction_log_pb2
 
     class Model(tf.Module):
         def __init__(self):
@@ -58,9 +57,15 @@ def save_model(folder: Path, shade: int) -> None:
     }
     tf.saved_model.save(model, str(folder), signatures=signatures)
     (folder / "assets.extra").mkdir()
+    write_warm_up(folder, generate([1, 2]))
+
+
+def write_warm_up(folder: Path, request: Any) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        entry = prediction_log_pb2.PredictionLog()
-        entry.predict_log.request.CopyFrom(generate([1, 2]))
+        entry = prediction_log_pb2.PredictionLog(predict_log={"request": request})
         writer.write(entry.SerializeToString())
 
 
@@ -74,29 +79,27 @@ def withdraw(base_path: Path, name: str) -> None:
     (base_path / name).rename(base_path / f".gone-{name}")
 
 
-def generate(seeds: list[int], *, version: int | None = None) -> Any:
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = "apple"
+def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
+    """Return a request for the default signature with these tensors."""
+    request = predict_pb2.PredictRequest(model_spec={"name": "apple"}, output_filter=output_filter)
+    for alias, proto in protos.items():
+        request.inputs[alias].CopyFrom(proto)
+    return request
+
+
+def generate(seeds: list[int]) -> Any:
+    request = inputs(seeds=tensor(types_pb2.DT_INT64, [len(seeds)], int64_val=seeds))
     request.model_spec.signature_name = "generate"
-    if version is not None:
-        request.model_spec.version.value = version
-    request.inputs["seeds"].CopyFrom(tensor(types_pb2.DT_INT64, [len(seeds)], int64_val=seeds))
     return request
 
 
 def from_latents(**proto: Any) -> Any:
     """Return a request for images of latents: by default two zero rows."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = "apple"
-    request.inputs["latents"].CopyFrom(tensor(**{"dtype": types_pb2.DT_FLOAT, "shape": [2, LATENT_DIM]} | proto))
-    return request
+    return inputs(latents=tensor(**{"dtype": types_pb2.DT_FLOAT, "shape": [2, LATENT_DIM]} | proto))
 
 
 def tensor(dtype: int, shape: list[int], **values: Any) -> Any:
-    proto = TensorProto(dtype=dtype, **values)
-    for size in shape:
-        proto.tensor_shape.dim.add(size=size)
-    return proto
+    return TensorProto(dtype=dtype, tensor_shape={"dim": [{"size": size} for size in shape]}, **values)
 
 
 def images(response: Any) -> np.ndarray:
@@ -112,18 +115,23 @@ class Hosted:
 
     base_path: Path
     target: str
-    watcher: VersionWatcher
     predictions: Any
     models: Any
 
     def predict(self, request: Any) -> Any:
         return self.predictions.Predict(request, timeout=LIMIT_S)
 
-    def wait_for(self, version: int, state: VersionState) -> None:
-        def holds(snapshot):
-            return version in snapshot.statuses and snapshot.statuses[version].state is state
+    def statuses(self) -> list[Any]:
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": "apple"})
+        return list(self.models.GetModelStatus(request, timeout=LIMIT_S).model_version_status)
 
-        assert self.watcher.wait_for(holds, timeout_s=LIMIT_S), (version, state, self.watcher.snapshot.statuses)
+    def states(self) -> dict[int, str]:
+        """Return the state of each version, newest first."""
+        state = get_model_status_pb2.ModelVersionStatus.State
+        return {status.version: state.Name(status.state) for status in self.statuses()}
+
+    def wait_for(self, version: int, state: str) -> None:
+        wait_until(lambda: self.states().get(version) == state, f"version {version}: {state}")
 
 
 @contextmanager
@@ -131,25 +139,16 @@ def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     from serving.model_server.servable import load
 
     watcher = VersionWatcher(base_path, load, poll_interval_s=POLL_INTERVAL_S)
-    watcher.poll()
     watcher.start()
-    service = PredictionService(watcher, "apple", typed_fields=typed_fields)
-    server, port = start_server(service, Listener())
+    server, port = start_server(PredictionService(watcher, "apple", typed_fields=typed_fields), parse(["--port=0"]))
+    target = f"127.0.0.1:{port}"
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with grpc.insecure_channel(target) as channel:
             predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            yield Hosted(
-                base_path, f"127.0.0.1:{port}", watcher, predictions, model_service_pb2_grpc.ModelServiceStub(channel)
-            )
+            yield Hosted(base_path, target, predictions, model_service_pb2_grpc.ModelServiceStub(channel))
     finally:
         server.stop(None).wait(LIMIT_S)
         watcher.close(timeout_s=LIMIT_S)
-
-
-def statuses(hosted: Hosted) -> list[Any]:
-    request = get_model_status_pb2.GetModelStatusRequest()
-    request.model_spec.name = "apple"
-    return list(hosted.models.GetModelStatus(request, timeout=LIMIT_S).model_version_status)
 
 
 def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:

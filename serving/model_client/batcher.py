@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -40,7 +41,7 @@ Generate = Callable[[K, Sequence[int], float], Sequence[Pixels]]
 
 @dataclass(eq=False)
 class PendingRequest(Generic[K]):
-    """One request for one image, until its thread takes the result."""
+    """One request for one image."""
 
     key: K  # requests of one key may share a call
     seed: int
@@ -49,9 +50,7 @@ class PendingRequest(Generic[K]):
     queued_s: float = field(default_factory=time.monotonic)
     started_s: float = math.inf  # when the call began
     ended_s: float = math.inf
-    result: Any = None
-    error: BaseException | None = None  # set instead of `result`
-    is_done: bool = False
+    future: Future[Any] = field(default_factory=Future)
     wake_up: SimpleQueue[None] = field(default_factory=SimpleQueue)  # one item for each change
 
 
@@ -80,16 +79,14 @@ class PredictBatcher(Generic[K]):
             batch = self._wait(entry, until_s)
         if batch:
             self._run_batch(batch)
-        if entry.error is not None:
-            raise entry.error
-        result: T = entry.result
+        result: T = entry.future.result()
         return result
 
     def _wait(self, entry: PendingRequest[K], until_s: float) -> list[PendingRequest[K]]:
         """Wait for the result of `entry`, or for a batch to run."""
         batch: list[PendingRequest[K]] = []
         try:
-            while not batch and not entry.is_done:
+            while not batch and not entry.future.done():
                 with suppress(Empty):
                     entry.wake_up.get(timeout=min(max(0.0, until_s - time.monotonic()), ABANDONED_CHECK_S))
                 batch, until_s = self._take_batch(entry)
@@ -118,7 +115,7 @@ class PredictBatcher(Generic[K]):
                     self._remove(batch)
                     return batch, now_s
                 self._waiting[0].wake_up.put(None)
-            if entry.is_done:
+            if entry.future.done():
                 return [], now_s
             has_gone = is_abandoned()
             if has_gone or now_s >= entry.deadline_s:
@@ -171,11 +168,10 @@ class PredictBatcher(Generic[K]):
             try:
                 if failed is not None:
                     raise failed
-                request.result = request.on_pixels(images[row])
+                request.future.set_result(request.on_pixels(images[row]))
             except BaseException as error:
-                request.error = error
+                request.future.set_exception(error)
         for request in batch:  # at the end: woken threads compete for the interpreter's lock
-            request.is_done = True
             request.wake_up.put(None)
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError, UnknownVersion
-from serving.model_client.connection import open_channel
+from serving.model_client.connection import open_channel, read_connection
 from serving.model_client.messages import (
     get_model_status_pb2,
     model_service_pb2_grpc,
@@ -84,8 +84,7 @@ class ModelClient:
 
     Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: at once if the server is down, else
     after `predict_timeout_s` or at `deadline_s` (time.monotonic), whichever is earlier. Methods with a version raise
-    UnknownVersion if it is not loaded. Methods with rows send at most MAX_ROWS in one call; without any row they raise
-    ValueError, because a request of zero rows kills TensorFlow Serving.
+    UnknownVersion if it is not loaded. A call has 1 to MAX_ROWS rows: zero rows, a ValueError, kill TensorFlow Serving.
     """
 
     def __init__(self, target: str, model_name: str, *, predict_timeout_s: float) -> None:
@@ -100,7 +99,7 @@ class ModelClient:
         self._open()
 
     def _open(self) -> None:
-        channel, self._reader = open_channel(self._target, CHANNEL_OPTIONS)
+        channel, self._channel_id = open_channel(self._target, CHANNEL_OPTIONS)
         self._channels.append(channel)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -127,7 +126,7 @@ class ModelClient:
 
     def read_connection(self) -> int | None:
         """Return the number of the current connection, None if there is none."""
-        self.connection = self._reader.read()
+        self.connection = read_connection(self._channel_id)
         return self.connection
 
     def require_connection(self, connection: int) -> None:
@@ -137,19 +136,17 @@ class ModelClient:
 
     def generate(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.uint8]:
         """Return one image per seed, in order: uint8[N, H, W, 3], sRGB."""
-        values = np.array(seeds, np.int64)
-        return self._in_parts(version, "generate", "seeds", values, "images", IMAGES, deadline_s)
+        return self._run(version, "generate", "seeds", np.array(seeds, np.int64), IMAGES, deadline_s)
 
     def sample(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.float32]:
         """Return one latent per seed, in order: float32[N, latent_dim]."""
-        values = np.array(seeds, np.int64)
-        return self._in_parts(version, "sample", "seeds", values, "latents", LATENTS, deadline_s)
+        return self._run(version, "sample", "seeds", np.array(seeds, np.int64), LATENTS, deadline_s)
 
     def paint(
         self, version: int, latents: npt.NDArray[np.float32], *, deadline_s: float = math.inf
     ) -> npt.NDArray[np.uint8]:
         """Return one image per latent float32[N, latent_dim]: uint8[N, H, W, 3], sRGB."""
-        return self._in_parts(version, "serving_default", "latents", latents, "images", IMAGES, deadline_s)
+        return self._run(version, "serving_default", "latents", latents, IMAGES, deadline_s)
 
     def golden(self, version: int) -> Golden | None:
         """Return the golden digests of the model, None without any."""
@@ -159,9 +156,7 @@ class ModelClient:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # no such signature
                 return None
             raise self._domain_error(error, version) from error
-        return Golden(
-            _array(response, "seeds", SEEDS, rows=MAX_ROWS), _array(response, "digests", DIGESTS, rows=MAX_ROWS)
-        )
+        return Golden(_array(response, SEEDS, rows=MAX_ROWS), _array(response, DIGESTS, rows=MAX_ROWS))
 
     def available_versions(self) -> list[int]:
         """Return the versions that the model server has ready, oldest first.
@@ -189,28 +184,17 @@ class ModelClient:
             raise ModelUnavailable(f"The model server at {self._target} has no version of {self._model_name!r} ready.")
         return versions
 
-    def _in_parts(
-        self,
-        version: int,
-        signature: str,
-        name: str,
-        values: npt.NDArray[Any],
-        output: str,
-        kind: "Kind",
-        deadline_s: float,
+    def _run(
+        self, version: int, signature: str, name: str, values: npt.NDArray[Any], output: "Output", deadline_s: float
     ) -> npt.NDArray[Any]:
-        """Return `output` of `signature`, in calls of at most MAX_ROWS rows."""
+        """Return `output` of `signature`, whose input `name` has `values`."""
         if not len(values):
             raise ValueError("At least one row is needed.")
-        parts = []
-        for first in range(0, len(values), MAX_ROWS):
-            part = values[first : first + MAX_ROWS]
-            try:
-                response = self._predict(version, signature, name, part, deadline_s)
-            except grpc.RpcError as error:
-                raise self._domain_error(error, version) from error
-            parts.append(_array(response, output, kind, rows=len(part)))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            response = self._predict(version, signature, name, values, deadline_s)
+        except grpc.RpcError as error:
+            raise self._domain_error(error, version) from error
+        return _array(response, output, rows=len(values))
 
     def _predict(
         self, version: int, signature: str, name: str, values: npt.NDArray[Any], deadline_s: float = math.inf
@@ -260,41 +244,43 @@ def _cause(method: str, error: grpc.RpcError) -> str:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Type and shape of an output of the SavedModel contract."""
+class Output:
+    """Name, type and shape of an output of the SavedModel contract."""
 
+    name: str
     dtype: type[np.generic]
     data_type: int  # TensorFlow's number for it
     field: str  # of a TensorProto, where TensorFlow Serving up to 2.18 puts the numbers
-    row: str  # the shape of a row, in words
-    fits: Callable[[tuple[int, ...]], bool]  # whether a row may have this shape
+    row: tuple[int | str, ...]  # the shape of a row: numbers, and names of sizes that the model chooses
 
 
-IMAGES = Kind(np.uint8, types_pb2.DT_UINT8, "int_val", "height, width, 3", lambda row: len(row) == 3 and row[2] == 3)
-LATENTS = Kind(np.float32, types_pb2.DT_FLOAT, "float_val", "latent_dim", lambda row: len(row) == 1)
-SEEDS = Kind(np.int64, types_pb2.DT_INT64, "int64_val", "", lambda row: not row)
-DIGESTS = Kind(np.uint8, types_pb2.DT_UINT8, "int_val", "32", lambda row: row == (32,))
+IMAGES = Output("images", np.uint8, types_pb2.DT_UINT8, "int_val", ("height", "width", 3))
+LATENTS = Output("latents", np.float32, types_pb2.DT_FLOAT, "float_val", ("latent_dim",))
+SEEDS = Output("seeds", np.int64, types_pb2.DT_INT64, "int64_val", ())
+DIGESTS = Output("digests", np.uint8, types_pb2.DT_UINT8, "int_val", (32,))
 
 
-def _array(response: Any, name: str, kind: Kind, *, rows: int) -> npt.NDArray[Any]:
-    """Return the output `name` of a PredictResponse, [rows, ...]; or raise ModelMismatch."""
+def _array(response: Any, output: Output, *, rows: int) -> npt.NDArray[Any]:
+    """Return `output` of a PredictResponse, [rows, ...]; or raise ModelMismatch."""
+    name = output.name
     if name not in response.outputs:
         raise ModelMismatch(f"The model answered {sorted(response.outputs)}, not {name}.")
     tensor = response.outputs[name]
-    if tensor.dtype != kind.data_type:
-        found, expected = types_pb2.DataType.Name(tensor.dtype), types_pb2.DataType.Name(kind.data_type)
+    if tensor.dtype != output.data_type:
+        found, expected = types_pb2.DataType.Name(tensor.dtype), types_pb2.DataType.Name(output.data_type)
         raise ModelMismatch(f"The model answered {name} of {found}, not of {expected}.")
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if not shape or shape[0] != rows or min(shape) < 1 or not kind.fits(shape[1:]):
-        raise ModelMismatch(f"The model answered {name} of the shape {shape}, not of ({rows}, {kind.row}).")
+    shape, wanted = tuple(dim.size for dim in tensor.tensor_shape.dim), (rows, *output.row)
+    fits = all(size > 0 if isinstance(want, str) else size == want for size, want in zip(shape, wanted, strict=False))
+    if len(shape) != len(wanted) or not fits:
+        raise ModelMismatch(f"The model answered {name} of the shape {shape}, not of ({', '.join(map(str, wanted))}).")
     # TensorFlow Serving up to 2.18 fills typed fields, later ones can do either. NumPy reads both by the buffer:
     # 0.2 ms for 256 x 256 in typed fields, where iterating takes 9 ms.
     if tensor.tensor_content:
-        if len(tensor.tensor_content) != np.dtype(kind.dtype).itemsize * math.prod(shape):
+        if len(tensor.tensor_content) != np.dtype(output.dtype).itemsize * math.prod(shape):
             raise ModelMismatch(f"The model answered {len(tensor.tensor_content)} bytes for {name} of {shape}.")
-        numbers = np.frombuffer(tensor.tensor_content, kind.dtype)
+        numbers = np.frombuffer(tensor.tensor_content, output.dtype)
     else:
-        numbers = np.array(getattr(tensor, kind.field), kind.dtype)
+        numbers = np.array(getattr(tensor, output.field), output.dtype)
         if numbers.size != math.prod(shape):
             raise ModelMismatch(f"The model answered {numbers.size} numbers for {name} of the shape {shape}.")
     return numbers.reshape(shape)

@@ -21,14 +21,13 @@ CHANNELZ_OPTIONS = (
 )
 
 
-def open_channel(target: str, options: Sequence[tuple[str, Any]]) -> "tuple[grpc.Channel, ConnectionReader]":
-    """Return a new channel to `target`, and a reader of its connection."""
+def open_channel(target: str, options: Sequence[tuple[str, Any]]) -> tuple[grpc.Channel, int]:
+    """Return a new channel to `target`, and its number, for `read_connection`."""
     with _OPENING:
         # gRPC numbers a channel when channelz first lists it, so the newest may have a lower number than others.
         before = _channel_ids()
         channel = grpc.insecure_channel(target, options=(*options, *CHANNELZ_OPTIONS))
-        channel_id = max(_channel_ids() - before)
-    return channel, ConnectionReader(channel_id)
+        return channel, max(_channel_ids() - before)
 
 
 def _channel_ids() -> set[int]:
@@ -36,19 +35,13 @@ def _channel_ids() -> set[int]:
     return {channel.ref.channel_id for channel in response.channel}
 
 
-class ConnectionReader:
-    """Reads the connection of one channel."""
-
-    def __init__(self, channel_id: int) -> None:
-        self._request = channelz_pb2.GetChannelRequest(channel_id=channel_id)
-
-    def read(self) -> int | None:
-        """Return the number of the only connection, or None; takes 0.5 ms."""
-        sockets: list[int] = []
-        channel = ChannelzServicer.GetChannel(self._request, _IGNORED)
-        for ref in channel.channel.subchannel_ref if channel else ():
-            request = channelz_pb2.GetSubchannelRequest(subchannel_id=ref.subchannel_id)
-            subchannel = ChannelzServicer.GetSubchannel(request, _IGNORED)
-            if subchannel:  # it may have gone since
-                sockets += [socket.socket_id for socket in subchannel.subchannel.socket_ref]
-        return sockets[0] if len(sockets) == 1 else None
+def read_connection(channel_id: int) -> int | None:
+    """Return the number of the channel's only connection, or None; takes 0.5 ms."""
+    sockets: list[int] = []
+    channel = ChannelzServicer.GetChannel(channelz_pb2.GetChannelRequest(channel_id=channel_id), _IGNORED)
+    for ref in channel.channel.subchannel_ref if channel else ():
+        request = channelz_pb2.GetSubchannelRequest(subchannel_id=ref.subchannel_id)
+        subchannel = ChannelzServicer.GetSubchannel(request, _IGNORED)
+        if subchannel:  # it may have gone since
+            sockets += [socket.socket_id for socket in subchannel.subchannel.socket_ref]
+    return sockets[0] if len(sockets) == 1 else None

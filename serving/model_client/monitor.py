@@ -124,13 +124,9 @@ class ModelMonitor:
         While no model server answers, these are the last known ones: cached images need no model server. Without any,
         raises the errors of `require_model`.
         """
-        if self._refreshed_at_s == -math.inf:  # the first request
-            return self.refresh()
-        with self._lock:
-            versions = self._versions
-        if not versions:
+        if not self._versions:
             self.require_model()
-        return versions or self.refresh()
+        return self._versions or self.refresh()
 
     def require_model(self) -> None:
         """Raise ModelUnavailable if the last refresh found no loaded version."""
@@ -227,12 +223,11 @@ def compare(version: int, golden: Golden | None, digests: list[bytes], size: int
         return GoldenCheck(version, fingerprint, "", None, size, connection)
     model = hashlib.sha256(golden.seeds.tobytes() + golden.digests.tobytes()).hexdigest()
     differing = sum(found != row.tobytes() for found, row in zip(digests, golden.digests, strict=True))
-    if not differing:
-        return GoldenCheck(version, VERIFIED, model, 0, size, connection)
-    log.error(
-        "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: without "
-        "TF_ENABLE_ONEDNN_OPTS=1, on another kind of processor, or with another TensorFlow release? Its images get "
-        "ETags with the prefix %s.",
-        *(differing, len(digests), version, fingerprint),
-    )
-    return GoldenCheck(version, fingerprint, model, differing, size, connection)
+    if differing:
+        log.error(
+            "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: "
+            "without TF_ENABLE_ONEDNN_OPTS=1, on another kind of processor, or with another TensorFlow release? "
+            "Its images get ETags with the prefix %s.",
+            *(differing, len(digests), version, fingerprint),
+        )
+    return GoldenCheck(version, fingerprint if differing else VERIFIED, model, differing, size, connection)

@@ -5,6 +5,7 @@ Requests are checked in TensorFlow Serving's order; status codes and messages ar
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,7 +32,10 @@ METADATA_FIELD = "signature_def"  # the only one there is
 # TensorFlow Serving has no limit unless it batches. Forty bytes can claim a million rows of zeros, whose images are
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
 MAX_ROWS = 16_384
-EXAMPLE_METHODS = MappingProxyType({"classify": "classification", "regress": "regression"})
+# What a signature with tf.Examples would do, by its method name.
+EXAMPLE_METHODS = MappingProxyType(
+    {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
+)
 UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)
@@ -39,17 +43,13 @@ Message = Any  # the generated classes carry no types
 
 
 class Refusal(Exception):
-    """The call ends with `code`; the text is TensorFlow Serving's."""
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        self.code = code
-        super().__init__(text)
+    """The call ends with the status code and the text in `args`; the text is TensorFlow Serving's."""
 
 
 class PredictionService:
     """Answers for the versions of `watcher` as `model_name`; thread-safe."""
 
-    def __init__(self, watcher: "VersionWatcher[Servable]", model_name: str, *, typed_fields: bool) -> None:
+    def __init__(self, watcher: VersionWatcher, model_name: str, *, typed_fields: bool) -> None:
         self._watcher = watcher
         self._model_name = model_name
         self._typed_fields = typed_fields
@@ -59,8 +59,10 @@ class PredictionService:
         predictions = {
             "Predict": handler(self.predict, predict_pb2.PredictRequest),
             "GetModelMetadata": handler(self.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest),
-            "Classify": handler(self.classify, classification_pb2.ClassificationRequest),
-            "Regress": handler(self.regress, regression_pb2.RegressionRequest),
+            "Classify": handler(
+                partial(self.refuse_examples, "classification"), classification_pb2.ClassificationRequest
+            ),
+            "Regress": handler(partial(self.refuse_examples, "regression"), regression_pb2.RegressionRequest),
             "MultiInference": handler(self.multi_inference, inference_pb2.MultiInferenceRequest),
         }
         models = {
@@ -118,44 +120,33 @@ class PredictionService:
         """Return the state of one version or all; or raise Refusal."""
         check_spec(request)
         spec = request.model_spec
-        statuses = self._watcher.snapshot.statuses if spec.name == self._model_name else {}
+        statuses = self._watcher.statuses if spec.name == self._model_name else {}
         versions = [spec.version.value] if spec.HasField("version") else sorted(statuses, reverse=True)
         if not versions:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in versions:
             if version not in statuses:
-                text = f"Could not find version {version} of model {spec.name}"
-                raise Refusal(grpc.StatusCode.NOT_FOUND, text)
-            error = statuses[version].error
-            added = response.model_version_status.add(version=version, state=int(statuses[version].state))
-            added.status.error_code = 0 if error is None else UNKNOWN_ERROR
-            added.status.error_message = error or ""
+                raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
+            state = get_model_status_pb2.ModelVersionStatus.State.Value(statuses[version].state)
+            added = response.model_version_status.add(version=version, state=state)
+            added.status.error_code = UNKNOWN_ERROR if statuses[version].error else 0
+            added.status.error_message = statuses[version].error
         return response
-
-    def classify(self, request: Message) -> Message:
-        """Raise Refusal: no signature of the contract classifies."""
-        check_spec(request)
-        self._refuse_examples(request.model_spec, "classification")
-
-    def regress(self, request: Message) -> Message:
-        """Raise Refusal: no signature of the contract regresses."""
-        check_spec(request)
-        self._refuse_examples(request.model_spec, "regression")
 
     def multi_inference(self, request: Message) -> Message:
         """Raise Refusal, for the first task in `request`."""
         task = request.tasks[0] if request.tasks else inference_pb2.InferenceTask()
-        kinds = {f"tensorflow/serving/{verb}": kind for verb, kind in EXAMPLE_METHODS.items()}
         self._find(task.model_spec)
-        if task.method_name not in kinds:
+        if task.method_name not in EXAMPLE_METHODS:
             raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-        self._refuse_examples(task.model_spec, kinds[task.method_name])
+        self.refuse_examples(EXAMPLE_METHODS[task.method_name], task)
 
-    def _refuse_examples(self, spec: Message, kind: str) -> NoReturn:
-        """Refuse a request with tf.Examples for the signature that `spec` names."""
-        _, servable = self._find(spec)
-        name = spec.signature_name or DEFAULT_SIGNATURE
+    def refuse_examples(self, kind: str, request: Message) -> NoReturn:
+        """Raise Refusal: no signature of the contract takes tf.Examples, for classification or regression."""
+        check_spec(request)
+        _, servable = self._find(request.model_spec)
+        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         if name not in servable.signature_defs:
             raise invalid(f"No signature was found with the name: {name}")
         raise invalid(f"No {kind} inputs found in SignatureDef: {servable.signature_defs[name]}")
@@ -169,7 +160,7 @@ class PredictionService:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):
             raise invalid(f"Unrecognized servable version label: {spec.version_label}")
-        servables = self._watcher.snapshot.servables if spec.name == self._model_name else {}
+        servables = self._watcher.servables if spec.name == self._model_name else {}
         version = spec.version.value if spec.HasField("version") else max(servables, default=None)
         if version is None or version not in servables:
             wanted = f"Specific({spec.name}, {version})" if spec.HasField("version") else f"Latest({spec.name})"
@@ -184,7 +175,7 @@ def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.R
         try:
             return respond(request_class.FromString(request))
         except Refusal as refusal:
-            code, text = refusal.code, str(refusal)
+            code, text = refusal.args
         except DecodeError:  # gRPC itself would log a traceback for each
             code, text = grpc.StatusCode.INTERNAL, f"The bytes are no {request_class.DESCRIPTOR.name}."
         except Exception:  # its text may name paths and nodes: for the log only
@@ -192,10 +183,7 @@ def handler(respond: Callable[[Message], Message], request_class: Any) -> grpc.R
             code, text = grpc.StatusCode.INTERNAL, "The model server failed on this call; its log says why."
         return context.abort(code, text)  # raises
 
-    return grpc.unary_unary_rpc_method_handler(
-        answer,
-        response_serializer=lambda response: response.SerializeToString(),
-    )
+    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=lambda message: message.SerializeToString())
 
 
 def refuse_config(request: Message) -> Message:

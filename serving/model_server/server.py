@@ -8,9 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
 
@@ -30,16 +28,12 @@ from serving.settings import (
 )
 from serving.telemetry.logs import configure as configure_logging
 
-if TYPE_CHECKING:  # importing it imports TensorFlow
-    from serving.model_server.servable import Servable
-
 MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
 # Threads of one operation. With 4 and 8, oneDNN splits sums by the size of the batch, so last bits of an image depend
 # on its batch. With 2 they don't, but on two cores two concurrent calls of one image take 1.6 times as long, and larger
 # batches as long. More concurrent calls, or more replicas, use more cores.
 INTRA_OP_THREADS = 1
 STOP_GRACE_S = 10.0  # as long as a gateway waits for a response by default
-WAIT_STEP_S = 60.0  # of the wait for a first version, which has no limit
 MAX_POLL_INTERVAL_S = 3600.0  # a larger number is probably milliseconds
 
 SERVER_OPTIONS = (
@@ -65,53 +59,32 @@ HEALTH = grpc.method_handlers_generic_handler(
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Address and limits of the server."""
-
-    host: str = "127.0.0.1"
-    port: int = 0  # a free one
-    socket_path: str = ""  # of a Unix socket beside the port
-    max_threads: int = 8
-    channel_arguments: tuple[tuple[str, int | str], ...] = ()
-    has_health_check: bool = False
-
-
-def start_server(service: PredictionService, listener: Listener) -> tuple[grpc.Server, int]:
+def start_server(service: PredictionService, arguments: argparse.Namespace) -> tuple[grpc.Server, int]:
     """Return a running server for `service`, and its port.
 
-    Raises SettingsError if the port is taken.
+    `arguments` are those of `parse`. Raises SettingsError if the port is taken.
     """
     # gRPC would log a line of its own, without the reason.
-    port = listener.port
-    host = free_address(listener.host, port, variable="--port", value=str(port), host_variable="--host")
+    port = arguments.port
+    host = free_address(arguments.host, port, variable="--port", value=str(port), host_variable="--host")
     server = grpc.server(
-        ThreadPoolExecutor(listener.max_threads, thread_name_prefix="call"),
-        handlers=(*service.handlers(), *([HEALTH] if listener.has_health_check else [])),
-        options=(*SERVER_OPTIONS, *listener.channel_arguments),
+        ThreadPoolExecutor(arguments.grpc_max_threads, thread_name_prefix="call"),
+        handlers=(*service.handlers(), *([HEALTH] if arguments.enable_grpc_healthcheck_service else [])),
+        options=(*SERVER_OPTIONS, *arguments.grpc_channel_arguments),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # excess calls get RESOURCE_EXHAUSTED
     )
-    if listener.socket_path:
-        server.add_insecure_port(f"unix:{listener.socket_path}")
+    if arguments.grpc_socket_path:
+        server.add_insecure_port(f"unix:{arguments.grpc_socket_path}")
     bound = server.add_insecure_port(with_port(host, port))
     server.start()
     return server, bound
 
 
-def serve(
-    *,
-    model_name: str,
-    base_path: Path,
-    listener: Listener,
-    poll_interval_s: float,
-    typed_fields: bool,
-) -> None:
-    """Serve the versions in `base_path` as `model_name`; raise KeyboardInterrupt at the end.
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve the versions of one model; raise KeyboardInterrupt at the end.
 
-    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S.
-
-    Raises:
-        SettingsError: nothing can listen on the host and port of `listener`.
+    No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S. Raises SettingsError
+    if nothing can listen on host and port.
     """
     # TensorFlow logs remarks as errors, and raises real ones.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -123,17 +96,16 @@ def serve(
 
     gc.freeze()  # TensorFlow has 380,000 objects: a collection would delay a call by 0.2 s
 
-    watcher: VersionWatcher[Servable] = VersionWatcher(base_path, load, poll_interval_s=poll_interval_s)
-    watcher.poll()
-    if not watcher.snapshot.servables:
-        log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
+    model_name, base_path = arguments.model_name, arguments.model_base_path
+    watcher = VersionWatcher(base_path, load, poll_interval_s=arguments.file_system_poll_wait_seconds)
     watcher.start()
+    if not watcher.servables:
+        log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
     try:
-        while not watcher.wait_for(lambda snapshot: bool(snapshot.servables), timeout_s=WAIT_STEP_S):
-            pass
-        service = PredictionService(watcher, model_name, typed_fields=typed_fields)
-        server, bound = start_server(service, listener)
-        log.info("serving %s on %s:%d", model_name, listener.host, bound)
+        watcher.has_served.wait()
+        typed_fields = not arguments.enable_serialization_as_tensor_content
+        server, bound = start_server(PredictionService(watcher, model_name, typed_fields=typed_fields), arguments)
+        log.info("serving %s on %s:%d", model_name, arguments.host, bound)
         try:
             server.wait_for_termination()
         finally:
@@ -155,20 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(
-            model_name=arguments.model_name,
-            base_path=arguments.model_base_path,
-            listener=Listener(
-                arguments.host,
-                arguments.port,
-                arguments.grpc_socket_path,
-                arguments.grpc_max_threads,
-                arguments.grpc_channel_arguments,
-                arguments.enable_grpc_healthcheck_service,
-            ),
-            poll_interval_s=arguments.file_system_poll_wait_seconds,
-            typed_fields=not arguments.enable_serialization_as_tensor_content,
-        )
+        serve(arguments)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,47 +8,29 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
-from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # importing it imports TensorFlow
+    from serving.model_server.servable import Servable
 
 MAX_VERSION = 2**63 - 1  # of int64
 
 log = logging.getLogger(__name__)
-S = TypeVar("S")  # a servable: the type that `load` returns
-
-
-class VersionState(IntEnum):
-    """The state of a version, with the numbers of TensorFlow Serving's ModelVersionStatus.State."""
-
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """The state of one version; `error` is why its load failed."""
-
-    state: VersionState
-    error: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot(Generic[S]):
-    """All versions at one moment; a reference keeps its servables usable."""
-
-    statuses: Mapping[int, VersionStatus]  # of all versions since the start
-    servables: Mapping[int, S]  # of AVAILABLE versions
-
-
+State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]  # as TensorFlow Serving's ModelVersionStatus.State
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
-class VersionWatcher(Generic[S]):
+@dataclass(frozen=True, eq=False)
+class VersionStatus:
+    """The state of one version; its servable while AVAILABLE; why its load failed."""
+
+    state: State
+    servable: "Servable | None" = None
+    error: str = ""
+
+
+class VersionWatcher:
     """Serves the newest version in `base_path` that `load` can load.
 
     It polls every `poll_interval_s`. A version is unloaded only after another is AVAILABLE, or when no version folder
@@ -56,30 +38,25 @@ class VersionWatcher(Generic[S]):
     path that can't be listed changes nothing.
     """
 
-    def __init__(self, base_path: Path, load: Callable[[Path], S], *, poll_interval_s: float) -> None:
+    def __init__(self, base_path: Path, load: "Callable[[Path], Servable]", *, poll_interval_s: float) -> None:
+        self.statuses: Mapping[int, VersionStatus] = {}  # of all versions since the start; replaced, never changed
+        self.has_served = threading.Event()  # set when the first version is AVAILABLE
         self._base_path = base_path
         self._load = load
         self._poll_interval_s = poll_interval_s
-        self._changed = threading.Condition()  # its lock guards _snapshot, which only the polling thread replaces
-        self._snapshot: Snapshot[S] = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._broken: dict[int, Fingerprint] = {}
         self._listing_error: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="version-watcher", daemon=True)
 
     @property
-    def snapshot(self) -> Snapshot[S]:
-        """All versions now."""
-        with self._changed:
-            return self._snapshot
-
-    def wait_for(self, holds: Callable[[Snapshot[S]], bool], *, timeout_s: float) -> bool:
-        """Return True once `holds` is true of the snapshot, False after `timeout_s`."""
-        with self._changed:
-            return self._changed.wait_for(lambda: holds(self._snapshot), timeout_s)
+    def servables(self) -> "dict[int, Servable]":
+        """The servables of AVAILABLE versions; usable also after they are unloaded."""
+        return {version: found.servable for version, found in self.statuses.items() if found.servable is not None}
 
     def start(self) -> None:
-        """Start the polling thread."""
+        """Poll once, then in a thread."""
+        self.poll()
         self._thread.start()
 
     def close(self, *, timeout_s: float) -> None:
@@ -92,54 +69,43 @@ class VersionWatcher(Generic[S]):
         try:
             folders = version_folders(self._base_path)
         except OSError as error:
-            self._say_once(f"{self._base_path} can't be listed ({error.strerror}).")
+            if error.strerror != self._listing_error:
+                log.warning("%s can't be listed (%s).", self._base_path, error.strerror)
+            self._listing_error = error.strerror
             return
         self._listing_error = None
-        self._broken = {version: content for version, content in self._broken.items() if version in folders}
         served = self._load_newest(folders)
-        for version in self.snapshot.servables:
+        for version in self.servables:
             if not folders or (served is not None and version != served):
-                self._set(version, VersionState.UNLOADING)
-                self._set(version, VersionState.END)
+                self._set(version, "UNLOADING")
+                self._set(version, "END")
 
     def _load_newest(self, folders: Mapping[int, Path]) -> int | None:
         """Load the newest version of `folders` that works; return it, or None."""
         for version in sorted(folders, reverse=True):
-            if version in self.snapshot.servables:
+            if version in self.servables:
                 return version
             # Before the load: a change meanwhile is a reason to try again.
             content = fingerprint(folders[version])
             if self._broken.get(version) == content:
                 continue
-            self._set(version, VersionState.START)
-            self._set(version, VersionState.LOADING)
+            self._set(version, "START")
+            self._set(version, "LOADING")
             try:
                 servable = self._load(folders[version])
             except Exception as error:  # the version that serves must go on
                 log.exception("version %d in %s can't be loaded", version, folders[version])
                 self._broken[version] = content
-                self._set(version, VersionState.END, error=f"{type(error).__name__}: {error}")
+                self._set(version, "END", error=f"{type(error).__name__}: {error}")
                 continue
-            self._broken.pop(version, None)
-            self._set(version, VersionState.AVAILABLE, servable=servable)
+            self._set(version, "AVAILABLE", servable)
+            self.has_served.set()
             return version
         return None
 
-    def _set(self, version: int, state: VersionState, *, servable: S | None = None, error: str | None = None) -> None:
-        """Replace the snapshot; only an AVAILABLE version has a servable."""
-        log.info("version %d: %s", version, state.name)
-        with self._changed:
-            statuses = {**self._snapshot.statuses, version: VersionStatus(state, error)}
-            servables = {v: s for v, s in self._snapshot.servables.items() if v != version}
-            if servable is not None:
-                servables[version] = servable
-            self._snapshot = Snapshot(MappingProxyType(statuses), MappingProxyType(servables))
-            self._changed.notify_all()
-
-    def _say_once(self, sentence: str) -> None:
-        if sentence != self._listing_error:
-            log.warning("%s", sentence)
-        self._listing_error = sentence
+    def _set(self, version: int, state: State, servable: "Servable | None" = None, *, error: str = "") -> None:
+        log.info("version %d: %s", version, state)
+        self.statuses = {**self.statuses, version: VersionStatus(state, servable, error)}
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import pytest
 
 from serving.errors import ModelTimeout
 from serving.model_client.batcher import PredictBatcher
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer, StatusError, answer, latents, pictures_of
+from tests.fake_model_server import FakeModelServer, StatusError, answer, latents, pictures_of, refusing
 from tests.gateway_process import Gateway, Reply, gateway_for
 
 BUSY, WAITING = 1000, range(2000, 2009)
@@ -44,12 +43,6 @@ def asked_while_busy(
         yield gateway, replies
 
 
-@pytest.fixture
-def server():
-    with FakeModelServer() as server:
-        yield server
-
-
 def test_requests_share_an_even_batch_when_the_model_is_busy(server, tmp_path):
     with asked_while_busy(server, tmp_path, cache_mb=0) as (gateway, replies):
         assert [len(call) for call in calls_of(server)] == [1, 8, 1]
@@ -57,27 +50,20 @@ def test_requests_share_an_even_batch_when_the_model_is_busy(server, tmp_path):
     assert [reply.body for reply in replies] == alone
 
 
-def refusing(signature: str, code: grpc.StatusCode):
-    """Return a reply that refuses `signature` with `code`, except golden seeds."""
-
-    def reply(request):
-        rows = memoryview(next(iter(request.inputs.values())).tensor_content).cast("q").tolist()
-        if request.model_spec.signature_name == signature and (signature == "golden" or min(rows) >= BUSY):
-            raise StatusError(code)
-        return answer(request, version=1)
-
-    return reply
-
-
 def test_requests_do_not_share_calls_when_the_replica_is_not_verified(server, tmp_path):
-    server.reply = refusing("golden", grpc.StatusCode.FAILED_PRECONDITION)
+    server.reply = refusing(grpc.StatusCode.FAILED_PRECONDITION, "golden")
     with asked_while_busy(server, tmp_path):
         pass
     assert sorted(calls_of(server)) == [[BUSY], *([seed] for seed in WAITING)]
 
 
 def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, tmp_path):
-    server.reply = refusing("generate", grpc.StatusCode.RESOURCE_EXHAUSTED)
+    def reply(request):
+        if calls_of(server):  # not for the golden images
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        return answer(request)
+
+    server.reply = reply
     with asked_while_busy(server, tmp_path) as (_, replies):
         assert [reply.status for reply in replies] == [503] * len(WAITING)
     assert len(calls_of(server)) == 3

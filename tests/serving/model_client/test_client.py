@@ -1,55 +1,26 @@
-from contextlib import closing
-
 import grpc
 import numpy as np
 import pytest
 
-from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, UnknownVersion
-from serving.model_client.client import ModelClient
+from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded
 from serving.model_client.messages import predict_pb2, types_pb2
-from tests.fake_model_server import FakeModelServer, StatusError, answer, picture
-
-PREDICT_TIMEOUT_S = 10.0
-
-
-@pytest.fixture
-def server():
-    with FakeModelServer(version=7) as server:
-        yield server
+from tests.conftest import VERSION
+from tests.fake_model_server import answer, refusing
 
 
-@pytest.fixture
-def client(server):
-    with closing(ModelClient(server.target, "apple", predict_timeout_s=PREDICT_TIMEOUT_S)) as client:
-        yield client
-
-
-def test_generate_returns_one_image_per_seed_in_order(client):
-    seeds = [5, 0, 2**63 - 1, 5]
-    assert np.array_equal(client.generate(7, seeds), np.stack([picture(seed, 7) for seed in seeds]))
-
-
-@pytest.mark.parametrize("ask", [lambda client: client.sample(7, [1, 2]), lambda client: client.golden(7).digests])
+@pytest.mark.parametrize(
+    "ask", [lambda client: client.sample(VERSION, [1, 2]), lambda client: client.golden(VERSION).digests]
+)
 def test_typed_fields_and_tensor_content_give_equal_numbers(client, server, ask):
     typed = ask(client)
-    server.reply = lambda request: answer(request, version=7, as_content=True)
+    server.reply = lambda request: answer(request, as_content=True)
     assert np.array_equal(ask(client), typed)
-
-
-def test_client_raises_unknown_version_when_it_is_not_loaded(client):
-    with pytest.raises(UnknownVersion, match="no version 8 of 'apple'"):
-        client.generate(8, [1])
-
-
-def test_client_splits_requests_of_more_than_64_rows(client, server):
-    assert len(client.generate(7, range(130))) == 130
-    assert [r.inputs["seeds"].tensor_shape.dim[0].size for r in server.requests] == [64, 64, 2]
 
 
 def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server):
     large = np.zeros((64, 256, 256, 3), np.uint8)  # 12.6 MB
-    server.reply = lambda request: answer(request, version=7, as_content=True, images=large)
-    assert client.generate(7, range(64)).shape == large.shape
+    server.reply = lambda request: answer(request, as_content=True, images=large)
+    assert client.generate(VERSION, range(64)).shape == large.shape
 
 
 @pytest.mark.parametrize(
@@ -63,12 +34,9 @@ def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server)
     ],
 )
 def test_error_names_server_status_and_model_when_a_call_fails(client, server, code, error):
-    def refuse(request):
-        raise StatusError(code)
-
-    server.reply = refuse
+    server.reply = refusing(code)
     with pytest.raises(error) as caught:
-        client.generate(7, [1])
+        client.generate(VERSION, [1])
     assert str(caught.value) == f"The model server at {server.target} answered {code.name} for model 'apple'."
 
 
@@ -76,7 +44,7 @@ def altered(alter, **options):
     """Return a reply whose response `alter` has changed."""
 
     def reply(request):
-        response = answer(request, version=7, **options)
+        response = answer(request, **options)
         alter(response)
         return response
 
@@ -93,14 +61,14 @@ def cut_content(response):
 
 
 def shaped(*shape):
-    return lambda request: answer(request, version=7, images=np.zeros(shape, np.uint8))
+    return lambda request: answer(request, images=np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize(
     "reply",
     [
         lambda request: predict_pb2.PredictResponse(),
-        lambda request: answer(request, version=8),
+        lambda request: answer(request, version=VERSION + 1),
         altered(lambda response: setattr(response.outputs["images"], "dtype", types_pb2.DT_FLOAT)),
         altered(rename_output),
         altered(lambda response: response.outputs["images"].int_val.pop()),
@@ -112,11 +80,4 @@ def shaped(*shape):
 def test_client_raises_a_mismatch_when_a_response_breaks_the_contract(client, server, reply):
     server.reply = reply
     with pytest.raises(ModelMismatch):
-        client.generate(7, [1])
-
-
-def test_a_version_is_available_in_that_state_only(client, server):
-    assert client.available_versions() == [7]
-    server.state = "LOADING"
-    with pytest.raises(ModelUnavailable):
-        client.available_versions()
+        client.generate(VERSION, [1])

@@ -1,7 +1,7 @@
 """The golden check of a replica, and how the gateway reports it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import grpc
 import numpy as np
@@ -11,46 +11,27 @@ from serving.errors import ModelUnavailable
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer, StatusError, answer
+from tests.fake_model_server import FakeModelServer, answer, latents, pictures_of, refusing
 from tests.gateway_process import gateway_for
 
 
-def otherwise(seed: int, version: int):
+def otherwise(seed: int):
     """Return a reply with one pixel of `seed` changed by 1."""
 
     def reply(request):
-        response = answer(request, version=version)
-        if request.model_spec.signature_name == "generate":
-            images = np.array(response.outputs["images"].int_val, np.uint8).reshape(-1, 6, 8, 3)
-            seeds = np.frombuffer(request.inputs["seeds"].tensor_content, np.int64)
-            images[seeds == seed, 0, 0, 0] ^= 1
-            response = answer(request, version=version, images=images)
-        return response
+        if request.model_spec.signature_name != "generate":
+            return answer(request)
+        seeds = np.frombuffer(request.inputs["seeds"].tensor_content, np.int64)
+        images = pictures_of(latents(seeds), request.model_spec.version.value)
+        images[seeds == seed, 0, 0, 0] ^= 1
+        return answer(request, images=images)
 
     return reply
 
 
-def without_golden(request):
-    if request.model_spec.signature_name == "golden":
-        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION)
-    return answer(request, version=3)
-
-
 @pytest.fixture
-def server():
-    with FakeModelServer(version=3) as server:
-        yield server
-
-
-@pytest.fixture
-def monitor(server):
-    with closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client:
-        yield ModelMonitor(client)
-
-
-def test_replica_is_verified_when_its_golden_images_are_equal(monitor):
-    check = monitor.golden_check(3)
-    assert (check.fingerprint, check.verdict, check.differing, check.size) == (VERIFIED, "proved", 0, 8)
+def monitor(client) -> ModelMonitor:
+    return ModelMonitor(client)
 
 
 def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server(server):
@@ -67,17 +48,16 @@ def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, ser
     assert (sum(sizes), set(sizes)) == (64, {1, 2, 4, 8, 16, 32})
 
 
-def test_replicas_have_one_fingerprint_only_when_their_bytes_are_equal(server):
+def test_replicas_have_one_fingerprint_only_when_their_bytes_are_equal(client, server):
     fingerprints = []
     for seed in (63, 63, 5):
-        server.reply = otherwise(seed, version=3)
-        with closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client:
-            fingerprints.append(ModelMonitor(client).golden_check(3).fingerprint)
+        server.reply = otherwise(seed)
+        fingerprints.append(ModelMonitor(client).golden_check(3).fingerprint)
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_replica_is_unproved_when_its_model_has_no_golden_digests(monitor, server, caplog):
-    server.reply = without_golden
+    server.reply = refusing(grpc.StatusCode.FAILED_PRECONDITION, "golden")
     check = monitor.golden_check(3)
     assert (check.verdict, check.differing) == ("unproved", None)
     assert check.fingerprint != VERIFIED
@@ -95,18 +75,15 @@ def test_a_version_is_checked_again_when_it_was_gone_for_a_refresh(monitor, serv
     server.version = 4
     assert monitor.refresh() == [4]
     assert (monitor.latest_check(3), monitor.knows(3)) == (None, False)
-    server.version, server.reply = 3, otherwise(1, version=3)
+    server.version, server.reply = 3, otherwise(1)
     assert monitor.golden_check(3).verdict == "differs"
 
 
 def test_a_failed_check_is_tried_again(monitor, server):
-    def refuse(request):
-        raise StatusError(grpc.StatusCode.UNAVAILABLE)
-
-    server.reply = refuse
+    server.reply = refusing(grpc.StatusCode.UNAVAILABLE)
     with pytest.raises(ModelUnavailable):
         monitor.golden_check(3)
-    server.reply = lambda request: answer(request, version=3)
+    server.reply = answer
     assert monitor.golden_check(3).fingerprint == VERIFIED
 
 
@@ -117,25 +94,23 @@ def test_a_replica_is_checked_again_when_it_is_back_from_an_outage(monitor, serv
         monitor.refresh()
     assert monitor.versions() == [3]  # the last that was known
     assert monitor.latest_check(3) is not None
-    with FakeModelServer(port=server.port, version=3, reply=otherwise(1, version=3)):
+    with FakeModelServer(port=server.port, version=3, reply=otherwise(1)):
 
         def is_back():
-            try:
+            with suppress(ModelUnavailable):
                 return monitor.refresh()
-            except ModelUnavailable:
-                return False
 
         wait_until(is_back, "the other replica")
         assert monitor.golden_check(3).verdict == "differs"
 
 
 def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, tmp_path):
-    server.reply = otherwise(7, version=3)
+    server.reply = otherwise(7)
     with gateway_for(server.target, tmp_path, workers=2) as gateway:
         differing = 'ringo_golden_pictures_differing{model_version="3"}'
         assert [gateway.ask("/generate?seed=42&version=3").status for _ in range(8)] == [200] * 8
         assert gateway.metric(differing) == 1
-        server.version, server.reply = 4, lambda request: answer(request, version=4)
+        server.version, server.reply = 4, answer
 
         def answers() -> set[int]:
             return {gateway.ask("/generate?seed=42&version=3").status for _ in range(8)}
@@ -148,7 +123,7 @@ def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, tmp
 def test_gateway_reports_a_differing_replica_in_log_metric_and_etag(server, tmp_path):
     with gateway_for(server.target, tmp_path) as gateway:
         true = gateway.ask("/generate?seed=42&version=3")
-    server.reply = otherwise(7, version=3)
+    server.reply = otherwise(7)
     with gateway_for(server.target, tmp_path) as gateway:
         ready = gateway.ask("/readyz")
         assert (ready.status, ready.body) == (200, b"ready: version 3, differs\n")

@@ -1,8 +1,7 @@
 """Status codes and messages of the embedded model server, as TensorFlow Serving's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +18,6 @@ from serving.model_client.messages import (
     regression_pb2,
     types_pb2,
 )
-from serving.model_server.versions import VersionState
 from tests.conftest import LIMIT_S
 from tests.hosted_model_server import (
     INVALID,
@@ -30,27 +28,18 @@ from tests.hosted_model_server import (
     generate,
     hosting,
     images,
-    publish,
+    inputs,
     refusal_of,
     save_model,
-    statuses,
     tensor,
 )
 
 
 @pytest.fixture(scope="module")
-def saved_model(tmp_path_factory) -> Path:
-    """A SavedModel with shade 10."""
-    folder = tmp_path_factory.mktemp("saved") / "10"
-    save_model(folder, 10)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hosted(saved_model, tmp_path_factory) -> Iterator[Hosted]:
-    """Version 7 of apple, which no test changes."""
+def hosted(tmp_path_factory) -> Iterator[Hosted]:
+    """Version 7 of apple, with shade 10, which no test changes."""
     base_path = tmp_path_factory.mktemp("hosted")
-    publish(saved_model, base_path, "7")
+    save_model(base_path / "7", 10)
     with hosting(base_path) as hosted:
         yield hosted
 
@@ -65,10 +54,8 @@ def test_generate_is_serving_default_after_sample(hosted):
     pictures = images(hosted.predict(request))
     request.model_spec.signature_name = "sample"
     latents = hosted.predict(request).outputs["latents"]
-    again = from_latents()
-    again.inputs["latents"].CopyFrom(latents)
     assert pictures.shape == (3, 2, 2, 3)
-    assert (images(hosted.predict(again)) == pictures).all()
+    assert (images(hosted.predict(inputs(latents=latents))) == pictures).all()
 
 
 def test_response_is_equal_when_latents_are_in_typed_fields(hosted):
@@ -89,9 +76,8 @@ def test_response_has_no_rows_when_the_request_has_none(hosted):
     assert images(hosted.predict(generate([]))).shape == (0, 2, 2, 3)
 
 
-def test_images_are_equal_when_the_response_has_typed_fields(saved_model, tmp_path, hosted):
-    publish(saved_model, tmp_path, "7")
-    with hosting(tmp_path, typed_fields=True) as typed:
+def test_images_are_equal_when_the_response_has_typed_fields(hosted):
+    with hosting(hosted.base_path, typed_fields=True) as typed:
         response = typed.predict(generate([1, 2]))
     assert not response.outputs["images"].tensor_content
     assert (images(response) == images(hosted.predict(generate([1, 2])))).all()
@@ -114,25 +100,12 @@ def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):
     assert (seeds.dtype, [dim.size for dim in seeds.tensor_shape.dim]) == (types_pb2.DT_INT64, [-1])
 
 
-def test_the_status_of_a_loaded_version_is_available(hosted):
-    (status,) = statuses(hosted)
-    assert (status.version, status.state, status.status.error_code) == (7, VersionState.AVAILABLE, 0)
-
-
 def spec(request: Any, *, version: int | None = None, **fields: Any) -> Any:
     """Return `request` for another model, version, label or signature."""
     if version is not None:
         request.model_spec.version.value = version
     for field, value in fields.items():
         setattr(request.model_spec, field, value)
-    return request
-
-
-def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
-    request = predict_pb2.PredictRequest(output_filter=output_filter)
-    request.model_spec.name = "apple"
-    for alias, proto in protos.items():
-        request.inputs[alias].CopyFrom(proto)
     return request
 
 
@@ -147,6 +120,7 @@ def metadata_of(*fields: str, name: str = "apple") -> Any:
 FLOATS = tensor(types_pb2.DT_FLOAT, [1, LATENT_DIM])
 INTS = tensor(types_pb2.DT_INT32, [1], int_val=[1])
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+ReloadConfigRequest = model_management_pb2.ReloadConfigRequest
 NAMED = {"model_spec": {"name": "apple"}}
 REGRESSION = {**NAMED, "method_name": "tensorflow/serving/regress"}
 NEW_CONFIG = {"model_config_list": {"config": [{"name": "other", "base_path": "/tmp"}]}}
@@ -159,7 +133,7 @@ REFUSED = [
     (spec(generate([1]), name="nope"), NOT_FOUND, "Servable not found for request: Latest(nope)"),
     (spec(generate([1]), name="nope", version=7), NOT_FOUND, "Servable not found for request: Specific(nope, 7)"),
     *(
-        (generate([1], version=version), NOT_FOUND, f"Servable not found for request: Specific(apple, {version})")
+        (spec(generate([1]), version=version), NOT_FOUND, f"Servable not found for request: Specific(apple, {version})")
         for version in (99, 0, -1)
     ),
     (spec(inputs(), signature_name="nosig"), PRECONDITION, 'Serving signature key "nosig" not found.'),
@@ -199,6 +173,8 @@ REFUSED = [
     (regression_pb2.RegressionRequest(**NAMED), INVALID, "No regression inputs found in SignatureDef: "),
     (inference_pb2.MultiInferenceRequest(), INVALID, "ModelSpec has no name specified."),
     (inference_pb2.MultiInferenceRequest(tasks=[REGRESSION]), INVALID, "No regression inputs found in SignatureDef: "),
+    (ReloadConfigRequest(config={}), INVALID, "ServerModelConfig type not supported by HandleReloadConfigRequest."),
+    (ReloadConfigRequest(config=NEW_CONFIG), INVALID, "The embedded model server takes its configuration from the"),
 ]
 
 
@@ -206,13 +182,6 @@ REFUSED = [
 def test_model_server_refuses_requests_as_tensorflow_serving_does(hosted, request_, code, sentence):
     found, details = refusal_of(hosted, request_)
     assert (found, details[: len(sentence)]) == (code, sentence)
-
-
-@pytest.mark.parametrize("config", [{}, NEW_CONFIG])
-def test_embedded_model_server_cannot_be_reconfigured(hosted, config):
-    code, _ = refusal_of(hosted, model_management_pb2.ReloadConfigRequest(config=config))
-    assert code is INVALID
-    assert [status.version for status in statuses(hosted)] == [7]
 
 
 @pytest.mark.parametrize(

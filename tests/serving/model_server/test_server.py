@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.model_client.messages import prediction_service_pb2_grpc
 from serving.model_server.server import main
-from serving.model_server.versions import VersionState
 from serving.settings import MODEL_NAME_ALLOWED
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.gateway_process import free_port, run_serving
@@ -28,8 +27,8 @@ from tests.hosted_model_server import (
     publish,
     refusal_of,
     save_model,
-    statuses,
     withdraw,
+    write_warm_up,
 )
 
 
@@ -62,68 +61,59 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
     with ThreadPoolExecutor(4) as pool:
         clients = pool.map(shades_until_20, range(4))
         publish(saved_models[20], swapped.base_path, "2")
-        swapped.wait_for(2, VersionState.AVAILABLE)
+        swapped.wait_for(2, "AVAILABLE")
         for shades in clients:  # raises the error of a failed call
             assert 20 in shades <= {10, 20}
-    swapped.wait_for(1, VersionState.END)
-    assert [(s.version, s.state) for s in statuses(swapped)] == [(2, VersionState.AVAILABLE), (1, VersionState.END)]
+    swapped.wait_for(1, "END")
+    assert list(swapped.states().items()) == [(2, "AVAILABLE"), (1, "END")]
 
 
-def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models):
-    shutil.copytree(saved_models[20], swapped.base_path / ".aside")
-    (swapped.base_path / ".aside" / "variables" / "variables.index").unlink()
-    (swapped.base_path / ".aside").rename(swapped.base_path / "2")
-    swapped.wait_for(2, VersionState.END)
-    broken, served = statuses(swapped)
-    assert broken.status.error_code != 0
-    assert broken.status.error_message
-    assert (served.version, served.state) == (1, VersionState.AVAILABLE)
-    assert swapped.predict(from_latents()).model_spec.version.value == 1
-
-
-def test_old_version_serves_when_the_new_one_fails_its_warm_up(swapped, saved_models):
-    import tensorflow as tf
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    shutil.copytree(saved_models[20], swapped.base_path / ".aside")
-    with tf.io.TFRecordWriter(str(swapped.base_path / ".aside/assets.extra/tf_serving_warmup_requests")) as writer:
-        entry = prediction_log_pb2.PredictionLog()
-        entry.predict_log.request.CopyFrom(from_latents(shape=[2, 9]))
-        writer.write(entry.SerializeToString())
-    (swapped.base_path / ".aside").rename(swapped.base_path / "2")
-    swapped.wait_for(2, VersionState.END)
+@pytest.mark.parametrize(
+    "break_version",
+    [
+        lambda folder: (folder / "variables" / "variables.index").unlink(),
+        lambda folder: write_warm_up(folder, from_latents(shape=[2, 9])),
+    ],
+    ids=["a file is missing", "its warm-up fails"],
+)
+def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, break_version):
+    aside = swapped.base_path / ".aside"
+    shutil.copytree(saved_models[20], aside)
+    break_version(aside)
+    aside.rename(swapped.base_path / "2")
+    swapped.wait_for(2, "END")
+    broken, served = (version.status for version in swapped.statuses())
+    assert (broken.error_code, served.error_code) == (2, 0)
+    assert broken.error_message
+    assert swapped.states()[1] == "AVAILABLE"
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
 def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_models):
     withdraw(swapped.base_path, "1")
-    swapped.wait_for(1, VersionState.END)
+    swapped.wait_for(1, "END")
     assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
     (swapped.base_path / ".gone-1").rename(swapped.base_path / "1")
-    swapped.wait_for(1, VersionState.AVAILABLE)
+    swapped.wait_for(1, "AVAILABLE")
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
 def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_models, tmp_path):
-    port, log, base_path = free_port(), tmp_path / "log", tmp_path / "models"
+    port, log, models = free_port(), tmp_path / "log", tmp_path / "models"
     flags = (
-        "--port",
-        port,
-        "--model_base_path",
-        base_path,
-        "--file_system_poll_wait_seconds",
-        "0.05",
-        "--log-format",
-        "json",
+        f"--port={port}",
+        f"--model_base_path={models}",
+        "--file_system_poll_wait_seconds=0.05",
+        "--log-format=json",
     )
     with log.open("w") as stderr:
         process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
     with ended_afterwards(process):
-        wait_until(lambda: f"waiting for a version of apple in {base_path}" in log.read_text(), "a line that it waits")
+        wait_until(lambda: f"waiting for a version of apple in {models}" in log.read_text(), "a line that it waits")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
-        base_path.mkdir()
-        publish(saved_models[10], base_path, "1")
+        models.mkdir()
+        publish(saved_models[10], models, "1")
         wait_until(lambda: f"serving apple on 127.0.0.1:{port}" in log.read_text(), "a line that it serves")
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
