@@ -57,15 +57,8 @@ def all_below(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Return those of `pids` that run, without zombies (state Z)."""
-
-    def runs(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
-
-    return {pid for pid in pids if runs(pid)}
+    """Return those of `pids` that run, without zombies, which have no program."""
+    return {pid for pid in pids if Path(f"/proc/{pid}/exe").exists()}
 
 
 @contextmanager
