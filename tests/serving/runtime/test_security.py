@@ -18,7 +18,7 @@ from serving.settings import Settings
 from tests.batch_process import SERVING, Batch, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.gateway_process import gateway_for, run_serving
-from tests.scrape import value
+from tests.scrape import scrape, value
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
@@ -88,6 +88,15 @@ def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):
         next(call)
     assert dict(call.initial_metadata())["x-request-id"] == "mine"
     wait_until(lambda: count() == before + 1, "the call to be counted")
+
+
+def test_an_unknown_method_is_no_label(batch):
+    for path in ("/ringo.v1.PictureService/Invented", "/a.b/c"):
+        with pytest.raises(grpc.RpcError):
+            batch.channel.unary_unary(path)(b"", timeout=LIMIT_S)
+    resources = {one.labels["resource"] for one in scrape(batch.metrics_port) if one.name == "ringo_requests_total"}
+    assert "unknown" in resources
+    assert resources <= {"unknown", "Generate", "GenerateBatch", "DescribeModel"}
 
 
 def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, pem, tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
 
 from serving.batch.calls import ANSWERS as STATUSES
@@ -114,12 +113,3 @@ def test_every_response_has_a_request_id_of_its_own_and_a_problem_names_it(gatew
     assert first.headers["X-Request-ID"] != second.headers["X-Request-ID"]
     if first.status >= 400:
         assert first.problem["request_id"] == first.headers["X-Request-ID"]
-
-
-def test_an_unknown_method_is_no_label(batch):
-    for path in ("/ringo.v1.PictureService/Invented", "/a.b/c"):
-        with pytest.raises(grpc.RpcError):
-            batch.channel.unary_unary(path)(b"", timeout=LIMIT_S)
-    resources = {one.labels["resource"] for one in scrape(batch.metrics_port) if one.name == "ringo_requests_total"}
-    assert "unknown" in resources
-    assert resources <= {"unknown", "Generate", "GenerateBatch", "DescribeModel"}
