@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,15 +31,6 @@ LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
 LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
 
-@dataclass(frozen=True)
-class ImageKey:
-    """Key of an encoded image; of pixels if `query` has no format."""
-
-    fingerprint: str
-    model: str
-    query: Query
-
-
 class Renderer:
     """Renders queries with a version, a format and a seed; thread-safe.
 
@@ -55,26 +45,25 @@ class Renderer:
         self._batcher = PredictBatcher(self._generate, max_calls=model_calls)
         self._model_name = model_name
         self._lock = threading.Lock()  # guards the cache
-        # Holds bytes and arrays; memoryview has the size of both.
+        # Images, and pixels of queries without a format, by fingerprint, model and query; memoryview has their size.
         self._cache: LRUCache[Any, Any] = LRUCache(cache_bytes, getsizeof=lambda entry: memoryview(entry).nbytes)
-        self._flight = SingleFlight[ImageKey, bytes]()
+        self._flight = SingleFlight()
         self._large = threading.Lock()  # held while a large image is encoded
 
     def cached(self, query: Query, fingerprint: str, model: str) -> bytes | None:
         """Return the image of `query` if it is cached."""
         with self._lock:
-            encoded: bytes | None = self._cache.get(ImageKey(fingerprint, model, query))
+            encoded: bytes | None = self._cache.get((fingerprint, model, query))
         return encoded
 
     def render(self, query: Query, check: GoldenCheck, *, deadline_s: float = math.inf) -> bytes:
         """Return the encoded image of `query`; may raise Overloaded, too."""
-        key = ImageKey(check.fingerprint, check.model, query)
+        key = check.fingerprint, check.model, query
 
         def render() -> bytes:
             encoded: list[bytes] = []
 
-            def encode_early(pixels: Pixels) -> Pixels:
-                """Encode a small image in the thread that has its pixels."""
+            def encode_early(pixels: Pixels) -> Pixels:  # of a small image, in the thread that has them
                 if (query.size or max(pixels.shape)) ** 2 < LARGE_PIXELS:
                     encoded.append(self._encode(query, [pixels], check, deadline_s))
                 return pixels
@@ -161,7 +150,7 @@ class Renderer:
         On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
         others an image may depend on its batch.
         """
-        keys = {seed: ImageKey(check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
+        keys = {seed: (check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
         with self._lock:
             found = {seed: self._cache[key] for seed, key in keys.items() if key in self._cache}
         missing = [seed for seed in keys if seed not in found]
