@@ -82,19 +82,19 @@ class Renderer:
 
         Each image is encoded when the iterator reaches it.
         """
-        tiles = self._pixels([seed_of(query) for query in queries], check, deadline_s=deadline_s)
+        seeds = [query.seed for query in queries if query.seed is not None]
+        tiles = self._pixels(seeds, check, deadline_s=deadline_s)
         for query, pixels in zip(queries, tiles, strict=True):
             yield self._encode(query, [pixels], check, deadline_s)
 
     def _encode(self, query: Query, tiles: Sequence[Pixels], check: GoldenCheck, deadline_s: float) -> bytes:
         columns, rows = query.tiles
-        if query.format is None:
-            raise ValueError(f"{query} has no format yet.")
+        file_format = str(query.format)
         with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2, deadline_s), stage("encode"):
             if query.size is not None:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
-                return encode_animation(tiles, query.format)
+                return encode_animation(tiles, file_format)
             text_chunks = {
                 "Software": "Ringo",
                 "Model": self._model_name,
@@ -103,7 +103,7 @@ class Renderer:
             }
             if check.model in LICENCES:
                 text_chunks["Copyright"] = LICENCES[check.model]
-            return encode(arrange(tiles, columns), query.format, text_chunks)
+            return encode(arrange(tiles, columns), file_format, text_chunks)
 
     @contextlib.contextmanager
     def _room(self, pixels: int, deadline_s: float) -> Iterator[None]:
@@ -126,8 +126,8 @@ class Renderer:
     ) -> Sequence[Pixels]:
         """Return the pixels of each tile; one image goes through `on_pixels`."""
         match query:
-            case Picture():
-                return self._pixels([seed_of(query)], check, on_pixels, deadline_s=deadline_s)
+            case Picture(seed=int(seed)):
+                return self._pixels([seed], check, on_pixels, deadline_s=deadline_s)
             case Grid(seeds=seeds):
                 return self._pixels(seeds, check, deadline_s=deadline_s)
             case Morph(start, end, frames):  # or its Animation
@@ -136,6 +136,7 @@ class Renderer:
                 images = self._client.paint(check.version, np.stack(path), deadline_s=deadline_s)
                 self._require(check)
                 return list(images)
+        raise ValueError(f"{query} has no seed.")
 
     def _pixels(
         self,
@@ -175,10 +176,3 @@ class Renderer:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
             self._cache[key] = entry
         return entry
-
-
-def seed_of(query: Picture) -> int:
-    """Return the seed of `query`; raise ValueError if it has none."""
-    if query.seed is None:
-        raise ValueError(f"{query} has no seed.")
-    return query.seed
