@@ -7,10 +7,6 @@ from serving.gateway.app import create_app
 from serving.settings import Settings, SettingsError
 
 
-def test_settings_are_the_defaults_when_the_environment_is_empty():
-    assert Settings.from_environment({}) == Settings()
-
-
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
