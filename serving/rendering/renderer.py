@@ -30,6 +30,8 @@ LICENCES = {
 LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
 LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
+OnPixels = Callable[[Pixels], Pixels]
+
 
 class Renderer:
     """Renders queries with a version, a format and a seed; thread-safe.
@@ -75,15 +77,13 @@ class Renderer:
 
         return self._flight.do(key, render, deadline_s=deadline_s)
 
-    def render_many(
-        self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float = math.inf
-    ) -> Iterator[bytes]:
+    def render_many(self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float) -> Iterator[bytes]:
         """Yield the images of `queries` in order, with one Predict call.
 
         Each image is encoded when the iterator reaches it.
         """
         seeds = [query.seed for query in queries if query.seed is not None]
-        tiles = self._pixels(seeds, check, deadline_s=deadline_s)
+        tiles = self._pixels(seeds, check, deadline_s)
         for query, pixels in zip(queries, tiles, strict=True):
             yield self._encode(query, [pixels], check, deadline_s)
 
@@ -121,15 +121,13 @@ class Renderer:
         finally:
             self._large.release()
 
-    def _tiles(
-        self, query: Query, check: GoldenCheck, deadline_s: float, on_pixels: Callable[[Pixels], Pixels]
-    ) -> Sequence[Pixels]:
+    def _tiles(self, query: Query, check: GoldenCheck, deadline_s: float, on_pixels: OnPixels) -> Sequence[Pixels]:
         """Return the pixels of each tile; one image goes through `on_pixels`."""
         match query:
             case Picture(seed=int(seed)):
-                return self._pixels([seed], check, on_pixels, deadline_s=deadline_s)
+                return self._pixels([seed], check, deadline_s, on_pixels)
             case Grid(seeds=seeds):
-                return self._pixels(seeds, check, deadline_s=deadline_s)
+                return self._pixels(seeds, check, deadline_s)
             case Morph(start, end, frames):  # or its Animation
                 first, last = self._client.sample(check.version, [start, end], deadline_s=deadline_s)
                 path = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
@@ -139,12 +137,7 @@ class Renderer:
         raise ValueError(f"{query} has no seed.")
 
     def _pixels(
-        self,
-        seeds: Sequence[int],
-        check: GoldenCheck,
-        on_pixels: Callable[[Pixels], Pixels] = lambda pixels: pixels,
-        *,
-        deadline_s: float = math.inf,
+        self, seeds: Sequence[int], check: GoldenCheck, deadline_s: float, on_pixels: OnPixels = np.asarray
     ) -> list[Pixels]:
         """Return the pixels of each seed, with at most one Predict call.
 
