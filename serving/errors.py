@@ -15,8 +15,8 @@ class InvalidRequest(RingoError):
     """
 
     def __init__(self, field: str, value: str | None, allowed: str, fault: str = "") -> None:
-        self.field = _shown(field)
-        self.value = None if value is None else _shown(value)
+        self.field = shortened(field)
+        self.value = None if value is None else shortened(value)
         self.allowed = allowed
         self.fault = fault
         refused = f"{self.field} is missing" if value is None else f"{self.field}={self.value!r} is not valid"
@@ -55,5 +55,6 @@ class Stopping(RingoError):
     """The server is stopping; another one may answer."""
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+def shortened(text: str, characters: int = MAX_SHOWN_CHARACTERS) -> str:
+    """Return `text`, cut to `characters`."""
+    return text if len(text) <= characters else text[:characters] + "…"

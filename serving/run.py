@@ -34,8 +34,6 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Dockerfile.serve sets the same.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-MODEL_SERVER_ENVIRONMENT = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # for tensorflow_model_server; ours sets it itself
-
 Children = dict[str, subprocess.Popen[bytes]]  # by name, in the order of their start
 
 
@@ -57,7 +55,8 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: Children = {}
     try:
-        children["model server"] = _start(model_server_command(settings), MODEL_SERVER_ENVIRONMENT | os.environ)
+        # TensorFlow Serving needs it; the embedded model server sets it itself.
+        children["model server"] = _start(model_server_command(settings), {"TF_ENABLE_ONEDNN_OPTS": "1"} | os.environ)
         host, port = settings.model_server_address
         _wait_until(lambda: _listens(reachable(host), port), children)  # once it has loaded a version
         children["gateway"] = _start(
@@ -152,7 +151,7 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
     return {"RINGO_WORKERS": str(workers), "RINGO_MODEL_CALLS": str(calls), **ALLOCATOR, **environ, **addresses}
 
 
-def _start(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def _start(command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a child that Ctrl-C does not reach; it ends with us."""
     die_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, env=environ)

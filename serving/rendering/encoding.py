@@ -61,14 +61,8 @@ def encode(pixels: Pixels, file_format: str, facts: Mapping[str, str]) -> bytes:
     """
     if file_format == "png":
         return _png(pixels, facts)
-    image, encoded = Image.fromarray(pixels), io.BytesIO()
-    match file_format:
-        case "webp":
-            image.save(encoded, "WEBP", **WEBP)
-        case "jpeg":
-            image.save(encoded, "JPEG", **JPEG)
-        case _:
-            raise ValueError(f"{file_format!r} is not a format of stills.")
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, file_format, **{"webp": WEBP, "jpeg": JPEG}[file_format])
     return encoded.getvalue()
 
 

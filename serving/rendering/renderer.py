@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,14 +30,7 @@ LICENCES = {
 LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
 LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
-
-@dataclass(frozen=True)
-class ImageKey:
-    """Key of an encoded image; of pixels if `query` has no format."""
-
-    fingerprint: str
-    model: str
-    query: Query
+OnPixels = Callable[[Pixels], Pixels]
 
 
 class Renderer:
@@ -55,26 +47,25 @@ class Renderer:
         self._batcher = PredictBatcher(self._generate, max_calls=model_calls)
         self._model_name = model_name
         self._lock = threading.Lock()  # guards the cache
-        # Holds bytes and arrays; memoryview has the size of both.
+        # Images, and pixels of queries without a format, by fingerprint, model and query; memoryview has their size.
         self._cache: LRUCache[Any, Any] = LRUCache(cache_bytes, getsizeof=lambda entry: memoryview(entry).nbytes)
-        self._flight = SingleFlight[ImageKey, bytes]()
+        self._flight = SingleFlight()
         self._large = threading.Lock()  # held while a large image is encoded
 
     def cached(self, query: Query, fingerprint: str, model: str) -> bytes | None:
         """Return the image of `query` if it is cached."""
         with self._lock:
-            encoded: bytes | None = self._cache.get(ImageKey(fingerprint, model, query))
+            encoded: bytes | None = self._cache.get((fingerprint, model, query))
         return encoded
 
     def render(self, query: Query, check: GoldenCheck, *, deadline_s: float = math.inf) -> bytes:
         """Return the encoded image of `query`; may raise Overloaded, too."""
-        key = ImageKey(check.fingerprint, check.model, query)
+        key = check.fingerprint, check.model, query
 
         def render() -> bytes:
             encoded: list[bytes] = []
 
-            def encode_early(pixels: Pixels) -> Pixels:
-                """Encode a small image in the thread that has its pixels."""
+            def encode_early(pixels: Pixels) -> Pixels:  # of a small image, in the thread that has them
                 if (query.size or max(pixels.shape)) ** 2 < LARGE_PIXELS:
                     encoded.append(self._encode(query, [pixels], check, deadline_s))
                 return pixels
@@ -86,26 +77,24 @@ class Renderer:
 
         return self._flight.do(key, render, deadline_s=deadline_s)
 
-    def render_many(
-        self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float = math.inf
-    ) -> Iterator[bytes]:
+    def render_many(self, queries: Sequence[Picture], check: GoldenCheck, *, deadline_s: float) -> Iterator[bytes]:
         """Yield the images of `queries` in order, with one Predict call.
 
         Each image is encoded when the iterator reaches it.
         """
-        tiles = self._pixels([seed_of(query) for query in queries], check, deadline_s=deadline_s)
+        seeds = [query.seed for query in queries if query.seed is not None]
+        tiles = self._pixels(seeds, check, deadline_s)
         for query, pixels in zip(queries, tiles, strict=True):
             yield self._encode(query, [pixels], check, deadline_s)
 
     def _encode(self, query: Query, tiles: Sequence[Pixels], check: GoldenCheck, deadline_s: float) -> bytes:
         columns, rows = query.tiles
-        if query.format is None:
-            raise ValueError(f"{query} has no format yet.")
+        file_format = str(query.format)
         with self._room(columns * rows * (query.size or max(tiles[0].shape)) ** 2, deadline_s), stage("encode"):
             if query.size is not None:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
-                return encode_animation(tiles, query.format)
+                return encode_animation(tiles, file_format)
             text_chunks = {
                 "Software": "Ringo",
                 "Model": self._model_name,
@@ -114,7 +103,7 @@ class Renderer:
             }
             if check.model in LICENCES:
                 text_chunks["Copyright"] = LICENCES[check.model]
-            return encode(arrange(tiles, columns), query.format, text_chunks)
+            return encode(arrange(tiles, columns), file_format, text_chunks)
 
     @contextlib.contextmanager
     def _room(self, pixels: int, deadline_s: float) -> Iterator[None]:
@@ -132,36 +121,30 @@ class Renderer:
         finally:
             self._large.release()
 
-    def _tiles(
-        self, query: Query, check: GoldenCheck, deadline_s: float, on_pixels: Callable[[Pixels], Pixels]
-    ) -> Sequence[Pixels]:
+    def _tiles(self, query: Query, check: GoldenCheck, deadline_s: float, on_pixels: OnPixels) -> Sequence[Pixels]:
         """Return the pixels of each tile; one image goes through `on_pixels`."""
         match query:
-            case Picture():
-                return self._pixels([seed_of(query)], check, on_pixels, deadline_s=deadline_s)
+            case Picture(seed=int(seed)):
+                return self._pixels([seed], check, deadline_s, on_pixels)
             case Grid(seeds=seeds):
-                return self._pixels(seeds, check, deadline_s=deadline_s)
+                return self._pixels(seeds, check, deadline_s)
             case Morph(start, end, frames):  # or its Animation
                 first, last = self._client.sample(check.version, [start, end], deadline_s=deadline_s)
                 path = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
                 images = self._client.paint(check.version, np.stack(path), deadline_s=deadline_s)
                 self._require(check)
                 return list(images)
+        raise ValueError(f"{query} has no seed.")
 
     def _pixels(
-        self,
-        seeds: Sequence[int],
-        check: GoldenCheck,
-        on_pixels: Callable[[Pixels], Pixels] = lambda pixels: pixels,
-        *,
-        deadline_s: float = math.inf,
+        self, seeds: Sequence[int], check: GoldenCheck, deadline_s: float, on_pixels: OnPixels = np.asarray
     ) -> list[Pixels]:
         """Return the pixels of each seed, with at most one Predict call.
 
         On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
         others an image may depend on its batch.
         """
-        keys = {seed: ImageKey(check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
+        keys = {seed: (check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
         with self._lock:
             found = {seed: self._cache[key] for seed, key in keys.items() if key in self._cache}
         missing = [seed for seed in keys if seed not in found]
@@ -186,10 +169,3 @@ class Renderer:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
             self._cache[key] = entry
         return entry
-
-
-def seed_of(query: Picture) -> int:
-    """Return the seed of `query`; raise ValueError if it has none."""
-    if query.seed is None:
-        raise ValueError(f"{query} has no seed.")
-    return query.seed

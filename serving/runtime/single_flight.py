@@ -6,31 +6,27 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Generic, TypeVar
 
 from serving.errors import ClientGone, ModelTimeout
 from serving.telemetry.request_log import is_abandoned, stage
 
 ABANDONED_CHECK_S = 0.25
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
 
-
-class SingleFlight(Generic[K, V]):
+class SingleFlight:
     """Joins concurrent calls for one key into one; keeps no results; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[K, Future[V]] = {}
+        self._flights: dict[Hashable, Future[bytes]] = {}
 
-    def do(self, key: K, make: Callable[[], V], *, deadline_s: float = math.inf) -> V:
+    def do(self, key: Hashable, make: Callable[[], bytes], *, deadline_s: float = math.inf) -> bytes:
         """Return the result of `make`, or of the call in progress.
 
         A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout, or ClientGone before. Neither is
         shared by a leader with its followers: one of them starts again.
         """
-        entry: Future[V] = Future()
+        entry: Future[bytes] = Future()
         while True:
             with self._lock:
                 flight = self._flights.setdefault(key, entry)

@@ -22,6 +22,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode, format_trace_id
 from prometheus_client import Counter, Histogram
 
+from serving.errors import shortened
 from serving.telemetry.logs import LINE_IDS
 from serving.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from serving.telemetry.tracing import child_span, server_span
@@ -82,7 +83,7 @@ class RequestRecord:
             "request_id": self.request_id,
             "trace_id": self.trace_id,
             "method": self.method,
-            "path": shown(self.path),
+            "path": shortened(self.path, MAX_SHOWN_CHARACTERS),
             "status": self.status,
             "outcome": self.outcome,
             "bytes": self.size_bytes,
@@ -93,7 +94,7 @@ class RequestRecord:
         for stage, seconds in list(self.stages.items()):  # a thread that outlasts the request may add one now
             fields[f"{stage}_seconds"] = round(seconds, 4)
         if self.cause is not None:
-            fields["cause"] = shown(self.cause)
+            fields["cause"] = shortened(self.cause, MAX_SHOWN_CHARACTERS)
         return fields
 
     def _end(self) -> None:
@@ -111,7 +112,7 @@ class RequestRecord:
             log.log(logging.WARNING if trouble else logging.INFO, RequestLine(self.fields()))
 
 
-RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
+RECORD: ContextVar[RequestRecord] = ContextVar("record")
 
 
 class RequestLine(dict[str, Any]):
@@ -141,8 +142,8 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
         request_id = f"{getrandbits(64):016x}"
     span = server_span(method, carrier, recorded=recorded)
     record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
-    token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
-    RECORD.set(record)
+    span_token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
+    record_token = RECORD.set(record)
     LINE_IDS.set({"request_id": record.request_id, "trace_id": record.trace_id})
     REQUESTS_IN_FLIGHT.inc()
     try:
@@ -151,14 +152,14 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
         REQUESTS_IN_FLIGHT.dec()
         record.seconds = time.monotonic() - began_s
         record._end()
-        RECORD.set(None)
+        RECORD.reset(record_token)
         LINE_IDS.set({})
-        otel_context.detach(token)
+        otel_context.detach(span_token)
 
 
 def find_record() -> RequestRecord | None:
     """Return the record of the current request, None outside of one."""
-    return RECORD.get()
+    return RECORD.get(None)
 
 
 def is_abandoned() -> bool:
@@ -169,10 +170,7 @@ def is_abandoned() -> bool:
 
 def current_record() -> RequestRecord:
     """Return the record of the current request; raise LookupError outside of one."""
-    record = find_record()
-    if record is None:
-        raise LookupError("Requests come through record_request().")
-    return record
+    return RECORD.get()
 
 
 @contextmanager
@@ -198,8 +196,3 @@ def with_current_context(call: Callable[..., T]) -> Callable[..., T]:
     """Return `call` for another thread, as part of the current request."""
     context = contextvars.copy_context()
     return lambda *arguments: context.run(call, *arguments)
-
-
-def shown(text: str) -> str:
-    """Return `text`, cut to MAX_SHOWN_CHARACTERS."""
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

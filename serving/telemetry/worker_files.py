@@ -30,24 +30,21 @@ def create_folder(workers: int) -> Path:
     Raises SettingsError if none has the room.
     """
     for parent in (SHARED_MEMORY, None):
+        folder = None
         try:
             _remove_abandoned(Path(parent or tempfile.gettempdir()))
-            new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
-            fcntl.flock(os.open(new, os.O_RDONLY), fcntl.LOCK_SH)  # until the last of our processes ends
-            folder = new.rename(new.with_name(new.name[1:]))
-        except OSError as error:
-            failed = error
-            continue
-        try:
+            folder = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
+            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)  # until the last of our processes ends
+            folder = folder.rename(folder.with_name(folder.name[1:]))
             for number in range(workers if workers > 1 else 0):
                 for kind in KINDS:
                     with (folder / f"{kind}_{number}.db").open("wb") as file:
                         os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+            return folder
         except OSError as error:
             failed = error
-            shutil.rmtree(folder)
-        else:
-            return folder
+            if folder is not None:
+                shutil.rmtree(folder)
     mebibytes = workers * len(KINDS) * FILE_BYTES // 2**20
     reason = os.strerror(failed.errno or 0)
     room = f"a folder that has room for {mebibytes} MiB, as {SHARED_MEMORY} has not: {reason}"

@@ -7,6 +7,12 @@ from tests.gateway_process import free_port, run_serving
 
 NOT_HERE = "allowed is a name or address of this machine: "
 TAKEN_PORT = "allowed is a port that is free on 127.0.0.1: Address already"
+
+
+def tls(path: str) -> dict[str, str]:
+    return {"tls_certificate": path, "tls_key": path}
+
+
 # command, settings (TAKEN: a port that is in use), beginning of the sentence
 REFUSED = [
     ("gateway", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
@@ -19,18 +25,10 @@ REFUSED = [
     ("gateway", {"host": "x" * 64}, f"RINGO_HOST is '{'x' * 64}'; {NOT_HERE}"),
     ("run", {"model_server": "dns:///x:8500"}, f"The host in RINGO_MODEL_SERVER is 'dns:///x'; {NOT_HERE}"),
     ("run", {"model_base_path": "/nowhere"}, "RINGO_MODEL_BASE_PATH is '/nowhere'; allowed is a folder with numbered "),
-    ("gateway", {"tls_certificate": "/no", "tls_key": "/no"}, "RINGO_TLS_CERTIFICATE is '/no'; "),
-    ("batch", {"tls_certificate": __file__, "tls_key": __file__}, f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
-    (
-        "gateway",
-        {"tls_certificate": "/dev/zero", "tls_key": "/dev/zero"},
-        "RINGO_TLS_CERTIFICATE is '/dev/zero'; allowed is a regular ",
-    ),
-    (
-        "gateway",
-        {"model_name": "\udcff"},
-        "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of printable ",
-    ),
+    ("gateway", tls("/no"), "RINGO_TLS_CERTIFICATE is '/no'; "),
+    ("batch", tls(__file__), f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
+    ("gateway", tls("/dev/zero"), "RINGO_TLS_CERTIFICATE is '/dev/zero'; allowed is a regular "),
+    ("gateway", {"model_name": "\udcff"}, "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of "),
 ]
 
 

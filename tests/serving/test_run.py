@@ -41,6 +41,7 @@ def surroundings(tmp_path):
 @dataclass(frozen=True)
 class Running:
     process: subprocess.Popen[str]
+    family: set[int]  # the processes below it
     output: str
 
     @property
@@ -57,15 +58,8 @@ def all_below(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Return those of `pids` that run, without zombies (state Z)."""
-
-    def runs(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
-
-    return {pid for pid in pids if runs(pid)}
+    """Return those of `pids` that run, without zombies, which have no program."""
+    return {pid for pid in pids if Path(f"/proc/{pid}/exe").exists()}
 
 
 @contextmanager
@@ -76,7 +70,7 @@ def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
     with ended_afterwards(process):
         wait_until(lambda: process.poll() is not None or "Ctrl-C" in out.read_text(), "run")
         assert process.poll() is None, err.read_text()
-        yield Running(process, out.read_text())
+        yield Running(process, all_below(process.pid), out.read_text())
 
 
 def test_run_is_ready_when_clients_need_certificates_and_a_token(surroundings, tmp_path):
@@ -93,28 +87,25 @@ def test_run_serves_the_url_that_it_prints_until_sigint_ends_all(surroundings, t
     with running(surroundings, tmp_path) as run:
         with build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply:
             assert reply.read().startswith(b"\x89PNG")
-        family = all_below(run.process.pid)
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(LIMIT_S) == 0
-    assert len(family) == 2 + min(os.cpu_count(), MAX_WORKERS)  # model server, gunicorn, a worker per core
-    assert alive(family) == set()
+    assert len(run.family) == 2 + min(os.cpu_count(), MAX_WORKERS)  # model server, gunicorn, a worker per core
+    assert alive(run.family) == set()
 
 
 def test_run_leaves_no_process_when_it_is_killed(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
-        family = all_below(run.process.pid)
         run.process.kill()
-        wait_until(lambda: not alive(family), "the end of the children", LIMIT_S)
+        wait_until(lambda: not alive(run.family), "the end of the children")
 
 
 def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
-        family = all_below(run.process.pid)
         _, gateway = children_of(run.process.pid)
         os.kill(gateway, signal.SIGKILL)
         assert run.process.wait(LIMIT_S) == 1
     assert (tmp_path / "err").read_text().count("The gateway was killed by SIGKILL: ending the rest.\n") == 1
-    wait_until(lambda: not alive(family), "the end of a worker whose gunicorn was killed", LIMIT_S)  # init reaps it
+    wait_until(lambda: not alive(run.family), "the end of a worker whose gunicorn was killed")  # init reaps it
 
 
 def test_run_ends_when_stderr_is_blocked(surroundings, tmp_path):

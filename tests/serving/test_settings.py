@@ -7,10 +7,6 @@ from serving.gateway.app import create_app
 from serving.settings import Settings, SettingsError
 
 
-def test_settings_are_the_defaults_when_the_environment_is_empty():
-    assert Settings.from_environment({}) == Settings()
-
-
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
@@ -36,26 +32,10 @@ INVALID = {
     "RINGO_CACHE_MB": ["-1", "65537"],
     "RINGO_PREDICT_TIMEOUT_S": ["0", "-1", "nan", "inf", "10000", "1_0", " 5 ", "٣", "1.2.3", ".", "9" * 400, ""],
     "RINGO_MODEL_SERVER": [
-        *(
-            "8500",
-            ":8500",
-            "localhost",
-            "localhost:",
-            "localhost:0",
-            "",
-            "http://localhost:8500",
-            "grpc://localhost:8500",
-        ),
-        *(
-            "::1:8500",
-            "[::1]",
-            "[1:2]:8500",
-            "local host:8500",
-            "localhost:8500 ",
-            "localhost:8500/",
-            "localhost:99999",
-            *("a:1,b:2", "dns:127.0.0.1:1,127.0.0.1:2", "ipv4:localhost:8500", "ipv6:127.0.0.1:8500"),
-        ),
+        *("8500", ":8500", "localhost", "localhost:", "localhost:0", "", "http://localhost:8500"),
+        *("grpc://localhost:8500", "::1:8500", "[::1]", "[1:2]:8500", "local host:8500", "localhost:8500 "),
+        *("localhost:8500/", "localhost:99999", "a:1,b:2", "dns:127.0.0.1:1,127.0.0.1:2"),
+        *("ipv4:localhost:8500", "ipv6:127.0.0.1:8500"),
     ],
     "RINGO_PATH_PREFIX": ["/", "ringo", "/ringo/", "/..", "/a/./b", "/a//b", "/\u308a", "/a%20b", "/name/a", "/42.png"],
     "RINGO_LOG_FORMAT": ["", "JSON"],
@@ -92,14 +72,14 @@ def test_error_names_the_missing_variable_when_one_of_tls_is_alone(variable, mis
 
 
 @pytest.mark.parametrize(
-    ("variable", "shown"), [("RINGO_TOKEN", "not shown"), ("RINGO_TOKENS", "no setting"), ("RINGO_TOKNE", "no setting")]
+    ("variable", "fault"),
+    [
+        ("RINGO_TOKEN", "not shown; allowed is at least 16 "),
+        ("RINGO_TOKENS", "no setting; allowed is only RINGO_HOST, RINGO_PORT, "),
+        ("RINGO_TOKNE", "no setting; allowed is only RINGO_HOST, RINGO_PORT, "),
+    ],
 )
-def test_a_token_that_cannot_be_used_is_not_shown(variable, shown):
+def test_a_token_that_cannot_be_used_is_not_shown(variable, fault):
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({variable: "p\u00e4ssword"})
-    assert str(caught.value).startswith(f"{variable} is {shown}; allowed is ")
-
-
-def test_error_lists_the_known_variables_when_one_is_unknown():
-    with pytest.raises(SettingsError, match=r"RINGO_PROT is no setting; allowed is only RINGO_HOST, RINGO_PORT, "):
-        Settings.from_environment({"RINGO_PROT": "80"})
+    assert str(caught.value).startswith(f"{variable} is {fault}")

@@ -5,7 +5,6 @@ import json
 import os
 import ssl
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,54 +15,33 @@ from serving.gateway.app import create_app
 from serving.gateway.openapi import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.settings import Settings
-from tests.batch_process import SERVING, Batch, batch_for, refusal
-from tests.conftest import LIMIT_S, VERSION
+from tests.batch_process import SERVING, Batch, batch_for, batch_request, refusal
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.gateway_process import gateway_for, run_serving
+from tests.scrape import scrape, value
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
 DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files: server certificate and key, the CA, and client certificates.
-
-    `client` is of that CA, `stranger` of another one.
-    """
-
-    server: Path
-    ca: Path
-    client: Path
-    stranger: Path
-
-    @property
-    def tls(self) -> dict[str, Path]:
-        return {"tls_certificate": self.server, "tls_key": self.server}
-
-    def credentials(self, client: Path | None = None) -> grpc.ChannelCredentials:
-        pem = None if client is None else client.read_bytes()
-        return grpc.ssl_channel_credentials(self.ca.read_bytes(), private_key=pem, certificate_chain=pem)
-
-    def context(self, client: Path | None = None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.ca)
-        if client is not None:
-            context.load_cert_chain(client)
-        return context
-
-
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory) -> Certificates:
+def pem(tmp_path_factory) -> dict[str, Path]:
+    """PEM files: the `ca`, certificates of it for `server` and `client`, and of another CA for a `stranger`."""
     folder, ca = tmp_path_factory.mktemp("certificates"), trustme.CA()
-    certificates = Certificates(*(folder / f"{name}.pem" for name in ("server", "ca", "client", "stranger")))
-    ca.cert_pem.write_to_path(certificates.ca)
-    for issuer, name, file in (
-        (ca, "localhost", certificates.server),
-        (ca, "client", certificates.client),
-        (trustme.CA(), "client", certificates.stranger),
-    ):
-        issuer.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(file)
-    return certificates
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    for name, issuer in {"server": ca, "client": ca, "stranger": trustme.CA()}.items():
+        issuer.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / f"{name}.pem")
+    return {file.stem: file for file in folder.iterdir()}
+
+
+def tls(pem: dict[str, Path]) -> dict[str, Path]:
+    return {"tls_certificate": pem["server"], "tls_key": pem["server"]}
+
+
+def credentials(ca: Path, client: Path | None = None) -> grpc.ChannelCredentials:
+    certificate = None if client is None else client.read_bytes()
+    return grpc.ssl_channel_credentials(ca.read_bytes(), certificate, certificate)
 
 
 def described(batch: Batch, *metadata: tuple[str, str]) -> str:
@@ -75,12 +53,10 @@ def described(batch: Batch, *metadata: tuple[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def batch(model_server, certificates, tmp_path_factory):
+def batch(model_server, pem, tmp_path_factory):
     """With TLS and a token."""
-    folder = tmp_path_factory.mktemp("batch")
-    with batch_for(
-        model_server.target, folder, credentials=certificates.credentials(), token=TOKEN, **certificates.tls
-    ) as batch:
+    settings = {"credentials": credentials(pem["ca"]), "token": TOKEN, **tls(pem)}
+    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), **settings) as batch:
         yield batch
 
 
@@ -102,8 +78,29 @@ def test_batch_server_answers_only_health_checks_without_the_token(batch):
     assert sentence == "This service requires its token; send the header `authorization: Bearer ...`."
 
 
-def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, certificates, tmp_path):
-    flags = ("--target", f"dns:///{batch.target}", "--ca", certificates.server, "--seeds", "0:3", "--out", tmp_path)
+def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):
+    def count() -> float:
+        return value(batch.metrics_port, "ringo_requests_total", outcome="not_authenticated")
+
+    before, metadata = count(), [("x-request-id", "mine")]
+    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
+    with pytest.raises(grpc.RpcError):
+        next(call)
+    assert dict(call.initial_metadata())["x-request-id"] == "mine"
+    wait_until(lambda: count() == before + 1, "the call to be counted")
+
+
+def test_an_unknown_method_is_no_label(batch):
+    for path in ("/ringo.v1.PictureService/Invented", "/a.b/c"):
+        with pytest.raises(grpc.RpcError):
+            batch.channel.unary_unary(path)(b"", timeout=LIMIT_S)
+    resources = {one.labels["resource"] for one in scrape(batch.metrics_port) if one.name == "ringo_requests_total"}
+    assert "unknown" in resources
+    assert resources <= {"unknown", "Generate", "GenerateBatch", "DescribeModel"}
+
+
+def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, pem, tmp_path):
+    flags = ("--target", f"dns:///{batch.target}", "--ca", pem["server"], "--seeds", "0:3", "--out", tmp_path)
     done = run_serving("paint", *flags, token=TOKEN)
     assert (done.returncode, len(list(tmp_path.rglob("*.png")))) == (0, 3), done.stderr
 
@@ -120,10 +117,10 @@ def test_paint_trusts_the_certificate_of_the_server_as_its_own_ca(batch, certifi
         ("batch", {"ca": "ca", "certificate": "client", "key": "stranger"}, "--certificate is "),
     ],
 )
-def test_paint_stops_at_once_when_waiting_cannot_help(batch, gateway, certificates, tmp_path, port, flags, sentence):
+def test_paint_stops_at_once_when_waiting_cannot_help(batch, gateway, pem, tmp_path, port, flags, sentence):
     (tmp_path / "notes").write_text("no PEM")
     os.mkfifo(tmp_path / "fifo")
-    files = {**vars(certificates), "notes": tmp_path / "notes", "fifo": tmp_path / "fifo"}
+    files = {**pem, "notes": tmp_path / "notes", "fifo": tmp_path / "fifo"}
     target = batch.target if port == "batch" else f"localhost:{gateway.port}"
     chosen = [word for name, file in flags.items() for word in (f"--{name}", files[file])]
     done = run_serving("paint", "--seeds", "0:3", "--out", tmp_path / "out", "--target", target, *chosen)
@@ -131,21 +128,20 @@ def test_paint_stops_at_once_when_waiting_cannot_help(batch, gateway, certificat
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
 
 
-def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_server, certificates, tmp_path):
-    credentials = certificates.credentials(certificates.client)
-    mutual_tls = certificates.tls | {"tls_client_ca": certificates.ca}
-    with batch_for(model_server.target, tmp_path, credentials=credentials, **mutual_tls) as batch:
+def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_server, pem, tmp_path):
+    settings = {"credentials": credentials(pem["ca"], pem["client"]), "tls_client_ca": pem["ca"], **tls(pem)}
+    with batch_for(model_server.target, tmp_path, **settings) as batch:
         assert described(batch) == "apple"
         for channel in (
             grpc.insecure_channel(batch.target),
-            grpc.secure_channel(batch.target, certificates.credentials()),
-            grpc.secure_channel(batch.target, certificates.credentials(certificates.stranger)),
+            grpc.secure_channel(batch.target, credentials(pem["ca"])),
+            grpc.secure_channel(batch.target, credentials(pem["ca"], pem["stranger"])),
         ):
             with channel, pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary("/ringo.v1.PictureService/DescribeModel")(b"", timeout=LIMIT_S)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        words = [f"--target={batch.target}", f"--ca={certificates.ca}", "--seeds=0-3", f"--out={tmp_path / 'out'}"]
-        for certificate in ((), [f"--{name}={certificates.stranger}" for name in ("certificate", "key")]):
+        words = [f"--target={batch.target}", f"--ca={pem['ca']}", "--seeds=0-3", f"--out={tmp_path / 'out'}"]
+        for certificate in ((), [f"--{name}={pem['stranger']}" for name in ("certificate", "key")]):
             assert ": it demands a client certificate of a " in run_serving("paint", *words, *certificate).stderr
 
 
@@ -197,21 +193,24 @@ def test_openapi_names_the_paths_that_need_the_token(gateway):
     assert {path for path, methods in paths.items() if "401" not in methods["get"]["responses"]} == set(PROBES)
 
 
-def status_of(port: int, context: ssl.SSLContext) -> int:
+def status_of(port: int, ca: Path, client: Path | None = None) -> int:
+    context = ssl.create_default_context(cafile=ca)
+    if client is not None:
+        context.load_cert_chain(client)
     with closing(http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=context)) as connection:
         connection.request("GET", "/livez")
         return connection.getresponse().status
 
 
-def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_server, certificates, tmp_path):
-    with gateway_for(model_server.target, tmp_path, tls_client_ca=certificates.ca, **certificates.tls) as gateway:
+def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_server, pem, tmp_path):
+    with gateway_for(model_server.target, tmp_path, tls_client_ca=pem["ca"], **tls(pem)) as gateway:
         for port in (gateway.port, gateway.metrics_port):
-            assert status_of(port, certificates.context(certificates.client)) == 200
-            for context in (certificates.context(), certificates.context(certificates.stranger)):
+            assert status_of(port, pem["ca"], pem["client"]) == 200
+            for client in (None, pem["stranger"]):
                 with pytest.raises((ssl.SSLError, ConnectionError)):
-                    status_of(port, context)
-        words = {"target": f"localhost:{gateway.port}", "ca": certificates.ca, "seeds": 1, "out": tmp_path / "out"}
-        words |= dict.fromkeys(("certificate", "key"), certificates.client)
+                    status_of(port, pem["ca"], client)
+        words = {"target": f"localhost:{gateway.port}", "ca": pem["ca"], "seeds": 1, "out": tmp_path / "out"}
+        words |= dict.fromkeys(("certificate", "key"), pem["client"])
         done = run_serving("paint", *(f"--{name}={text}" for name, text in words.items()))
         assert "it speaks TLS, but not gRPC" in done.stderr
 

@@ -21,15 +21,15 @@ def test_follower_starts_again_when_the_deadline_of_the_leader_passes():
             followed.set()
             return True
 
-    def time_out() -> str:
+    def time_out() -> bytes:
         led.set()
         assert followed.wait(LIMIT_S)
         raise ModelTimeout("The deadline passed.")
 
-    flight: SingleFlight[Key, str] = SingleFlight()
+    flight = SingleFlight()
     with ThreadPoolExecutor() as pool:
         leader = pool.submit(flight.do, Key(), time_out)
         assert led.wait(LIMIT_S)
-        assert flight.do(Key(), lambda: "image") == "image"
+        assert flight.do(Key(), lambda: b"image") == b"image"
         with pytest.raises(ModelTimeout):
             leader.result(LIMIT_S)

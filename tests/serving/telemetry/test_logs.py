@@ -9,29 +9,15 @@ import grpc
 import pytest
 
 from serving.telemetry.logs import JsonLines, TextLines
-from tests.batch_process import batch_for, batch_request
+from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import StatusError
 from tests.gateway_process import gateway_for
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
+SETTINGS = {"token": TOKEN}
 SECRET = "swordfish-of-the-client"
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gateway")
-    with gateway_for(model_server.target, folder, log_format="json", token=TOKEN) as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("batch")
-    with batch_for(model_server.target, folder, log_format="json", token=TOKEN) as batch:
-        yield batch
 
 
 def lines_with(log, text: str) -> list[str]:

@@ -5,36 +5,16 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
 
 from serving.batch.calls import ANSWERS as STATUSES
 from serving.errors import RingoError
 from serving.gateway.problems import ANSWERS
-from tests.batch_process import batch_for, batch_request
+from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import gateway_for
 from tests.scrape import scrape, value
-
-TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gateway")
-    with gateway_for(model_server.target, folder, log_format="json") as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), token=TOKEN) as batch:
-        yield batch
-
-
-BEARER = ("authorization", f"Bearer {TOKEN}")
 
 
 def requests_of(port: int) -> dict[tuple[str, str, str], float]:
@@ -120,17 +100,11 @@ def test_gateway_and_batch_server_name_every_error_alike():
     ],
 )
 def test_request_id_of_the_client_is_returned_when_it_is_valid(gateway, batch, request_id, is_valid):
-    for returned in (
-        gateway.ask("/generate?seed=1", X_Request_ID=request_id).headers["X-Request-ID"],
-        initial_metadata(batch, ("x-request-id", request_id))["x-request-id"],
-    ):
-        assert returned == request_id if is_valid else int(returned, 16) and len(returned) == 16
-
-
-def initial_metadata(batch, *metadata: tuple[str, str]) -> dict[str, str]:
-    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=(BEARER, *metadata), timeout=LIMIT_S)
+    reply = gateway.ask("/generate?seed=1", X_Request_ID=request_id)
+    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=[("x-request-id", request_id)], timeout=LIMIT_S)
     assert len(list(call)) == 1
-    return dict(call.initial_metadata())
+    for returned in (reply.headers["X-Request-ID"], dict(call.initial_metadata())["x-request-id"]):
+        assert returned == request_id if is_valid else int(returned, 16) and len(returned) == 16
 
 
 @pytest.mark.parametrize("path", ["/generate?seed=1", "/livez", "/static/docs.css", "/generate?seed=x", "/nothing"])
@@ -139,24 +113,3 @@ def test_every_response_has_a_request_id_of_its_own_and_a_problem_names_it(gatew
     assert first.headers["X-Request-ID"] != second.headers["X-Request-ID"]
     if first.status >= 400:
         assert first.problem["request_id"] == first.headers["X-Request-ID"]
-
-
-def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):
-    def count() -> float:
-        return value(batch.metrics_port, "ringo_requests_total", outcome="not_authenticated")
-
-    before, metadata = count(), [("x-request-id", "mine")]
-    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
-    with pytest.raises(grpc.RpcError):
-        next(call)
-    assert dict(call.initial_metadata())["x-request-id"] == "mine"
-    wait_until(lambda: count() == before + 1, "the call to be counted")
-
-
-def test_an_unknown_method_is_no_label(batch):
-    for path in ("/ringo.v1.PictureService/Invented", "/a.b/c"):
-        with pytest.raises(grpc.RpcError):
-            batch.channel.unary_unary(path)(b"", timeout=LIMIT_S)
-    resources = {one.labels["resource"] for one in scrape(batch.metrics_port) if one.name == "ringo_requests_total"}
-    assert "unknown" in resources
-    assert resources <= {"unknown", "Generate", "GenerateBatch", "DescribeModel"}

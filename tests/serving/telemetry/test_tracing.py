@@ -16,20 +16,7 @@ from tests.gateway_process import gateway_for
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gateway")
-    with gateway_for(model_server.target, folder, log_format="json", cache_mb=0) as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), log_format="json") as batch:
-        yield batch
+SETTINGS = {"cache_mb": 0}
 
 
 def trace_of_last_call(model_server) -> dict[str, str]:
