@@ -112,7 +112,7 @@ class RequestRecord:
             log.log(logging.WARNING if trouble else logging.INFO, RequestLine(self.fields()))
 
 
-RECORD: ContextVar[RequestRecord] = ContextVar("record")
+RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
 class RequestLine(dict[str, Any]):
@@ -142,8 +142,8 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
         request_id = f"{getrandbits(64):016x}"
     span = server_span(method, carrier, recorded=recorded)
     record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
-    span_token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
-    record_token = RECORD.set(record)
+    token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
+    RECORD.set(record)
     LINE_IDS.set({"request_id": record.request_id, "trace_id": record.trace_id})
     REQUESTS_IN_FLIGHT.inc()
     try:
@@ -152,14 +152,14 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
         REQUESTS_IN_FLIGHT.dec()
         record.seconds = time.monotonic() - began_s
         record._end()
-        RECORD.reset(record_token)
+        RECORD.set(None)
         LINE_IDS.set({})
-        otel_context.detach(span_token)
+        otel_context.detach(token)
 
 
 def find_record() -> RequestRecord | None:
     """Return the record of the current request, None outside of one."""
-    return RECORD.get(None)
+    return RECORD.get()
 
 
 def is_abandoned() -> bool:
@@ -170,7 +170,10 @@ def is_abandoned() -> bool:
 
 def current_record() -> RequestRecord:
     """Return the record of the current request; raise LookupError outside of one."""
-    return RECORD.get()
+    record = find_record()
+    if record is None:
+        raise LookupError("Requests come through record_request().")
+    return record
 
 
 @contextmanager
