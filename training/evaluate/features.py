@@ -86,11 +86,11 @@ def _build_inception(weights: Path | None) -> Extractor:
     needed = "set --weights to the HDF5 file of Keras's InceptionV3 without top"
     if weights is None:
         raise TrainingError(f"--features inception has no weights; {needed}.")
-    inception = keras.applications.InceptionV3(
-        include_top=False, weights=None, pooling="avg", input_shape=(NETWORKS["inception"],) * 2 + (3,)
-    )
     try:
         with warnings.catch_warnings(), h5py.File(weights):  # h5py raises OSError for other files
+            inception = keras.applications.InceptionV3(
+                include_top=False, weights=None, pooling="avg", input_shape=(NETWORKS["inception"],) * 2 + (3,)
+            )
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
             inception.load_weights(weights)
     except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:

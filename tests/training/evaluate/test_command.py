@@ -111,19 +111,19 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
     assert read_record(tmp_path / "out" / "evaluation.json", Evaluation) == evaluation
 
 
-@pytest.fixture(scope="module")
-def version_evaluated(small_model, photos, tmp_path_factory):
+@pytest.fixture
+def version_evaluated(extractors, small_model, photos, tmp_path):
     """Return results, report and changed files for an exported version."""
-    version, out = small_model / "1", tmp_path_factory.mktemp("evaluation")
+    version, out = small_model / "1", tmp_path / "version"
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
     evaluation = evaluate_in_process(version, photos, out=out, rights={"Attribution": "another author"})
     changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
     return evaluation, (out / "report.html").read_text(encoding="utf-8"), changed
 
 
-def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluated, evaluated):
+def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluated, small_run, photos, tmp_path):
     evaluation, _, changed = version_evaluated
-    _, run_evaluation, _ = evaluated
+    run_evaluation = evaluate_in_process(small_run, photos, out=tmp_path / "run")
     assert (evaluation.model, evaluation.batch) == ("fruit, version 1", 4)
     assert evaluation.against_all.kid_x1000 == pytest.approx(run_evaluation.against_all.kid_x1000, rel=0.02)
     assert evaluation.coverage == run_evaluation.coverage
