@@ -63,9 +63,9 @@ def grey_tiff(sample: int, *, bits: int, white_is_zero: bool = False) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
 
 
-def two_halves(left: object, right: object, mode: str = "RGB", size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    image = solid(mode, right, size)
-    image.paste(left, (0, 0, size[0] // 2, size[1]))
+def two_halves(left: object, right: object, mode: str = "RGB") -> Image.Image:
+    image = solid(mode, right)
+    image.paste(left, (0, 0, SIDE // 2, SIDE))
     return image
 
 

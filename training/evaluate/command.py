@@ -1,11 +1,10 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from training.data.dataset import check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
@@ -15,7 +14,7 @@ from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
 from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
 from training.evaluate.metrics import Features, frechet_distance, kernel_distance
-from training.evaluate.report import Interpolation, Pairs, Report, write_report
+from training.evaluate.report import Interpolation, Report, write_report
 from training.evaluate.results import Distances, Evaluation, FeatureDistances, References
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.model.latents import sample_latents, slerp
@@ -36,19 +35,6 @@ class FeatureSet:
     network: str
     photos: Features
     images: Features
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model's images of `seeds`, and the photos to compare them with."""
-
-    folder: Path  # a run or a version
-    generator: GeneratorUnderTest
-    photos: Photos
-    split: Split | None  # None if the photos are not those of the training
-    remarks: tuple[str, ...]
-    seeds: NDArray[np.int64]
-    images: NDArray[np.uint8]  # [N, S, S, 3], sRGB
 
 
 def evaluate(
@@ -84,7 +70,7 @@ def evaluate(
         raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")
     seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
     images = generator.generate_images(seeds)
-    subject = Subject(model, generator, photos, *recover_split(generator, photos), seeds, images)
+    split, remarks = recover_split(generator, photos)
     feature_sets = [
         FeatureSet(
             extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress="images")
@@ -92,78 +78,44 @@ def evaluate(
         for extract in extractors
     ]
     noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *images.shape[1:]), np.uint8)
-    report = summarise(subject, feature_sets, extractors[0](noise), photos_folder.resolve().name, rights or {})
-    write_record(out / "evaluation.json", asdict(report.evaluation))
-    write_report(out / "report.html", report)
-    return report.evaluation
-
-
-def summarise(
-    subject: Subject,
-    feature_sets: Sequence[FeatureSet],
-    noise: Features,
-    photos_folder: str,
-    rights: Mapping[str, str],
-) -> Report:
-    """Return the report, with the evaluation in it.
-
-    `noise` are the features of images of noise, by the network of the first feature set.
-    """
-    generator, photos, split = subject.generator, subject.photos, subject.split
     first = feature_sets[0]
-    copies = image_pairs = held_out_pairs = None
+    copies = generated = held_out = None
     if split:
-        copies, image_pairs, held_out_pairs = check_copies(
-            photos, subject.images, first.photos, first.images, split, subject.seeds
-        )
+        copies, generated, held_out = check_copies(photos, images, first.photos, first.images, split, seeds)
     varieties = find_varieties(photos.files, first.photos)
+    coverage = measure_coverage(varieties, first.photos, first.images)
     distances, *other_distances = [measure_distances(features, split) for features in feature_sets]
     evaluation = Evaluation(
         model=generator.name,
         batch=generator.batch,
         features=first.network,
-        photos=f"{photos_folder}, {photos.summary.used:,} photos",
-        seeds=f"{subject.seeds[0]} to {subject.seeds[-1]}",
+        photos=f"{photos_folder.resolve().name}, {photos.summary.used:,} photos",
+        seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=distances.against_all,
         against_held_out=distances.against_held_out,
         other_features=tuple(other_distances),
         copies=copies,
-        coverage=measure_coverage(varieties, first.photos, first.images),
-        references=measure_references(varieties, first.photos, noise),
-        remarks=subject.remarks,
+        coverage=coverage,
+        references=measure_references(varieties, first.photos, extractors[0](noise)),
+        remarks=remarks,
     )
-    return illustrate(subject, evaluation, varieties, (image_pairs, held_out_pairs), rights)
-
-
-def illustrate(
-    subject: Subject,
-    evaluation: Evaluation,
-    varieties: Varieties,
-    pairs: tuple[Pairs | None, Pairs | None],
-    rights: Mapping[str, str],
-) -> Report:
-    """Return the report of `evaluation`.
-
-    `pairs` are generated images and held-out photos beside their nearest photos.
-    """
-    generator, photos, split = subject.generator, subject.photos, subject.split
-    record = generator.photos_record
-    return Report(
+    report = Report(
         evaluation=evaluation,
-        photos=record,
-        rights=quote_model_card(subject.folder / "model_card.md") | dict(rights),
-        held_out_photos=split.describe() if split else f"{record.held_out:,} photos.",
+        photos=generator.photos_record,
+        rights=quote_model_card(model / "model_card.md") | dict(rights or {}),
+        held_out_photos=split.describe() if split else f"{generator.photos_record.held_out:,} photos.",
         grid=generator.generate_images(np.arange(GRID_SEEDS)),
-        missing={
-            name: photos.pixels[np.flatnonzero(varieties.names == name)[:6]] for name in evaluation.coverage.missing
-        },
-        generated=pairs[0],
-        held_out=pairs[1],
+        missing={name: photos.pixels[np.flatnonzero(varieties.names == name)[:6]] for name in coverage.missing},
+        generated=generated,
+        held_out=held_out,
         interpolations=[interpolate(generator, start, end) for start, end in INTERPOLATED_SEEDS],
-        losses=read_curves(subject.folder / "history.csv"),
-        kid=read_curves(subject.folder / "kid.csv"),
+        losses=read_curves(model / "history.csv"),
+        kid=read_curves(model / "kid.csv"),
         config=asdict(generator.config),
     )
+    write_record(out / "evaluation.json", asdict(evaluation))
+    write_report(out / "report.html", report)
+    return evaluation
 
 
 def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
@@ -188,12 +140,10 @@ def measure_distances(features: FeatureSet, split: Split | None) -> FeatureDista
     """
     photos, images = features.photos, features.images
     sample = np.sort(np.random.default_rng(0).choice(len(photos), len(images), replace=False))
-    has_held_out = split is not None and len(split.held_out) >= MIN_COUNT
-    return FeatureDistances(
-        features=features.network,
-        against_all=_measure(photos[sample], images),
-        against_held_out=_measure(photos[split.held_out], images) if split is not None and has_held_out else None,
-    )
+    against_held_out = None
+    if split and len(split.held_out) >= MIN_COUNT:
+        against_held_out = _measure(photos[split.held_out], images)
+    return FeatureDistances(features.network, _measure(photos[sample], images), against_held_out)
 
 
 def _measure(photos: Features, images: Features) -> Distances:

@@ -60,11 +60,10 @@ class Extractor:
         images = [Image.fromarray(image) for image in pixels]
         if self.downscale_to is not None:
             images = [image.resize((self.downscale_to,) * 2, Image.Resampling.LANCZOS) for image in images]
-        resized = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+        resized = [np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float32) for image in images]
         # Always BATCH rows: another number would compile again, and round differently.
         rows = np.zeros((BATCH, *size, 3), np.float32)
-        rows[: len(resized)] = np.stack([np.asarray(image, np.float32) for image in resized])
-        rows[: len(resized)] = (rows[: len(resized)] - self.offset) / self.scale
+        rows[: len(resized)] = (np.stack(resized) - self.offset) / self.scale
         features: NDArray[np.float32] = ops.convert_to_numpy(self.network.predict_on_batch(rows))
         return features[: len(resized)]
 
@@ -86,11 +85,11 @@ def _build_inception(weights: Path | None) -> Extractor:
     needed = "set --weights to the HDF5 file of Keras's InceptionV3 without top"
     if weights is None:
         raise TrainingError(f"--features inception has no weights; {needed}.")
-    inception = keras.applications.InceptionV3(
-        include_top=False, weights=None, pooling="avg", input_shape=(NETWORKS["inception"],) * 2 + (3,)
-    )
     try:
         with warnings.catch_warnings(), h5py.File(weights):  # h5py raises OSError for other files
+            inception = keras.applications.InceptionV3(
+                include_top=False, weights=None, pooling="avg", input_shape=(NETWORKS["inception"],) * 2 + (3,)
+            )
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
             inception.load_weights(weights)
     except (UserWarning, ValueError, KeyError, OSError, AttributeError) as error:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-from training.records import read_record
 
 SMALL = 32  # pixels; images are compared at this size, because finer detail would hide similarity
 BUNDLED_KID_X1000, BUNDLED_VARIETIES = 2.73, "15 of 15"  # on the card of models/apple
-GOOD_KID, BAD_KID = (
-    1 / 30,
-    1 / 8,
-)  # of noise's KID, which is about 750
+GOOD_KID, BAD_KID = 1 / 30, 1 / 8  # of noise's KID, which is about 750
 GOOD_COVERAGE, BAD_COVERAGE = 3 / 4, 1 / 2  # of the varieties
 RARE_SHARE = 0.5  # of its share of the photos; a variety below it is named
 
@@ -181,11 +175,3 @@ class Evaluation:
 def _format_kid(distances: Distances) -> str:
     numbers = f"{distances.images:,} images, {distances.photos:,} photos"
     return f"{distances.kid_x1000} ± {distances.kid_x1000_std} ({numbers})"
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Return the content of evaluation.json.
-
-    Raises RecordError if it is damaged or of another layout.
-    """
-    return read_record(path, Evaluation, remedy="run `evaluate` again")

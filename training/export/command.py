@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from training.errors import ExportError
-from training.export.model_card import ExportChecks, Fault, RunRecord, read_run, write_model_card
+from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
@@ -75,20 +74,15 @@ def export(
                 checks=checks,
                 faults=faults,
             )
-            write_records(folder, generator, record)
+            write_record(folder / "config.json", asdict(generator.config))
+            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # no names of photos
+            write_record(folder / "photos.json", asdict(photos))
             write_digests(folder)
             return publish(folder, to)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
         ) from error
-
-
-def write_records(folder: Path, generator: TrainedGenerator, record: RunRecord) -> None:
-    """Write config.json, and photos.json without the names of photos. Raises OSError."""
-    write_record(folder / "config.json", asdict(generator.config))
-    photos = replace(record.photos, folder=None, fates=None, batch=record.steps)
-    write_record(folder / "photos.json", asdict(photos))
 
 
 def publish(folder: Path, to: Path) -> Path:
@@ -152,79 +146,33 @@ def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], fold
             Image.fromarray(image).save(folder / f"{fault.seed}.png")
 
 
-class BatchSizesDisagree(ExportError):
-    """The image of a seed depends on the size of its batch."""
-
-
 def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> ExportChecks:
     """Write and verify the SavedModel in `folder`.
 
-    It tries the fast form first, and falls back to the sequential one if batch sizes disagree.
-    """
-    try:
-        servable = Servable(generator, sequential=False)
-        save_servable(servable, folder, model_name=model_name)
-        return verify(generator, servable, folder)
-    except BatchSizesDisagree as error:
-        print(f"{error} The exported model runs the rows of a batch one by one.")
-    shutil.rmtree(folder)
-    servable = Servable(generator, sequential=True)
-    save_servable(servable, folder, model_name=model_name)
-    return verify(generator, servable, folder)
-
-
-def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
-    """Write the SavedModel, with batching parameters and warm-up requests."""
-    tf.saved_model.save(servable, str(folder), signatures=servable.signatures())
-    (folder / "batching_params.pbtxt").write_text(BATCHING_PARAMETERS, encoding="utf-8")
-    warm_up = folder / "assets.extra" / "tf_serving_warmup_requests"
-    warm_up.parent.mkdir()
-    with tf.io.TFRecordWriter(str(warm_up)) as writer:
-        for request in build_warm_up_requests(model_name, servable.latent_dim, ALLOWED_BATCH_SIZES):
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-            writer.write(log.SerializeToString())
-
-
-def build_warm_up_requests(model_name: str, latent_dim: int, sizes: Sequence[int]) -> list[predict_pb2.PredictRequest]:
-    """Return Predict requests of both signatures for each batch size.
-
-    The first request of a size takes 10 times as long.
-    """
-    requests = []
-    for size in sizes:
-        rows = {
-            ("generate", "seeds"): np.arange(size, dtype=np.int64),
-            ("serving_default", "latents"): np.zeros((size, latent_dim), np.float32),
-        }
-        for (signature, name), values in rows.items():
-            request = predict_pb2.PredictRequest()
-            request.model_spec.name = model_name
-            request.model_spec.signature_name = signature
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-            requests.append(request)
-    return requests
-
-
-def verify(generator: TrainedGenerator, servable: Servable, folder: Path) -> ExportChecks:
-    """Verify `servable` and its SavedModel in `folder`.
-
-    Raises:
-        BatchSizesDisagree: the bits of an image depend on the batch size.
-        ExportError: the SavedModel gives other images than the Keras generator, or than its golden digests.
+    It writes the fast form, or the sequential one if images depend on the batch size. Raises ExportError if a check
+    fails.
     """
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
-    check_batch_sizes(servable, seeds)
-    largest_difference = check_saved_model(generator, folder, seeds)
+    servable = Servable(generator, sequential=False)
+    if sizes := find_unequal_sizes(servable, seeds):
+        print(
+            f"On this machine, batches of {', '.join(map(str, sizes))} give other bits than batches of 1. "
+            "The exported model runs the rows of a batch one by one."
+        )
+        servable = Servable(generator, sequential=True)
+        if find_unequal_sizes(servable, seeds):
+            raise ExportError(f"An image depends on its batch even if rows run one by one; {REPORT_BUG}.")
+    save_servable(servable, folder, model_name=model_name)
     return ExportChecks(
-        largest_difference=largest_difference,
+        largest_difference=check_saved_model(generator, folder, seeds),
         seeds=len(seeds),
         sequential=servable.sequential,
         threads=os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of"),
     )
 
 
-def check_batch_sizes(servable: Servable, seeds: NDArray[np.int64]) -> None:
-    """Raise BatchSizesDisagree if the bits of an image depend on its batch.
+def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int]:
+    """Return the batch sizes that give other bits than batches of 1.
 
     It compares floats, not pixels: a wrong last bit changes pixels only rarely, so a check of pixels could miss it.
     """
@@ -232,10 +180,31 @@ def check_batch_sizes(servable: Servable, seeds: NDArray[np.int64]) -> None:
     compute_floats = tf.function(servable.compute_floats, input_signature=[spec], autograph=False)
     latents = tf.constant(sample_latents(seeds, servable.latent_dim))
     expected = np.concatenate([compute_floats(latents[i : i + 1]) for i in range(len(seeds))])
-    sizes = [n for n in range(1, len(seeds) + 1) if not np.array_equal(compute_floats(latents[:n]), expected[:n])]
-    if sizes:
-        numbers = ", ".join(map(str, sizes))
-        raise BatchSizesDisagree(f"On this machine, batches of {numbers} give other bits than batches of 1.")
+    return [n for n in range(1, len(seeds) + 1) if not np.array_equal(compute_floats(latents[:n]), expected[:n])]
+
+
+def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
+    """Write the SavedModel, with batching parameters and warm-up requests.
+
+    The warm-up calls two signatures at each batch size, because the first request of a size takes 10 times as long.
+    """
+    tf.saved_model.save(servable, str(folder), signatures=servable.signatures())
+    (folder / "batching_params.pbtxt").write_text(BATCHING_PARAMETERS, encoding="utf-8")
+    warm_up = folder / "assets.extra" / "tf_serving_warmup_requests"
+    warm_up.parent.mkdir()
+    with tf.io.TFRecordWriter(str(warm_up)) as writer:
+        for size in ALLOWED_BATCH_SIZES:
+            rows = {
+                ("generate", "seeds"): np.arange(size, dtype=np.int64),
+                ("serving_default", "latents"): np.zeros((size, servable.latent_dim), np.float32),
+            }
+            for (signature, name), values in rows.items():
+                log = prediction_log_pb2.PredictionLog()
+                request = log.predict_log.request
+                request.model_spec.name = model_name
+                request.model_spec.signature_name = signature
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+                writer.write(log.SerializeToString())
 
 
 def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[np.int64]) -> int:

@@ -16,7 +16,7 @@ import keras
 from training.config import TrainingConfig
 from training.data.dataset import PhotosRecord
 from training.errors import ExportError
-from training.evaluate.results import Evaluation, read_evaluation
+from training.evaluate.results import Evaluation
 from training.fit.measurements import Measurement, read_measurements
 from training.fit.run import ModelRecord, SourceRecord
 from training.model.checkpoints import TrainedGenerator
@@ -59,8 +59,7 @@ class RunRecord:
     config: TrainingConfig
     steps: int
     photos: PhotosRecord
-    measurement: Measurement | None  # KID of this checkpoint during training
-    measurements: list[Measurement]  # of all checkpoints
+    measurements: list[Measurement]  # KID of all checkpoints during training
     evaluation: Evaluation | None  # of this checkpoint
     compute: ComputeRecord
     source: SourceRecord | None  # the run it grew from, if any
@@ -72,19 +71,19 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
 
     Raises RecordError if a file is missing or damaged.
     """
-    steps, measurements = generator.batch, read_measurements(run / "kid.csv")
     evaluation_file, source_file = run / "evaluation.json", run / "grown_from.json"
-    evaluation = read_evaluation(evaluation_file) if evaluation_file.exists() else None
+    evaluation, model_file = None, run / "started_from.json"
+    if evaluation_file.exists():
+        evaluation = read_record(evaluation_file, Evaluation, remedy="run `evaluate` again")
     return RunRecord(
         config=generator.config,
-        steps=steps,
+        steps=generator.batch,
         photos=read_record(run / "photos.json", PhotosRecord),
-        measurement=next((row for row in measurements if row.step == steps), None),
-        measurements=measurements,
-        evaluation=evaluation if evaluation and evaluation.batch == steps else None,
+        measurements=read_measurements(run / "kid.csv"),
+        evaluation=evaluation if evaluation and evaluation.batch == generator.batch else None,
         compute=read_record(run / "compute.json", ComputeRecord),
         source=read_record(source_file, SourceRecord) if source_file.exists() else None,
-        model=read_record(model_file, ModelRecord) if (model_file := run / "started_from.json").exists() else None,
+        model=read_record(model_file, ModelRecord) if model_file.exists() else None,
     )
 
 
@@ -99,6 +98,7 @@ def write_model_card(
     faults: Sequence[Fault],
 ) -> None:
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
+    size = run.config.image_size
     card = f"""\
 ---
 license: {licence}
@@ -108,7 +108,10 @@ pipeline_tag: unconditional-image-generation
 
 # {model_name}, version {folder.name}
 
-{_describe_model(run.config.image_size)}
+A generator of {size}x{size} RGB images: the moving average of a GAN's generator, exported on
+{datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
+The signature `generate` maps seeds to images, `sample` maps seeds to latents by `{NAME}`, `serving_default` maps
+latents to images, and `golden` returns digests of the pixels of a few seeds.
 
 ## Data
 
@@ -138,14 +141,6 @@ pipeline_tag: unconditional-image-generation
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 
 
-def _describe_model(image_size: int) -> str:
-    return f"""\
-A generator of {image_size}x{image_size} RGB images: the moving average of a GAN's generator, exported on
-{datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
-The signature `generate` maps seeds to images, `sample` maps seeds to latents by `{NAME}`, `serving_default` maps
-latents to images, and `golden` returns digests of the pixels of a few seeds."""
-
-
 def _describe_data(photos: PhotosRecord) -> str:
     skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos.skipped.items())
     held_out = f"; {photos.held_out:,} held out of training" if photos.held_out else ""
@@ -156,9 +151,9 @@ def _describe_training(run: RunRecord) -> str:
     """Return batches, chosen checkpoint, duration and source run in words."""
     images = run.steps * run.config.batch_size
     sentences = [f"{run.steps:,} batches of {run.config.batch_size}: {images:,} images."]
-    if run.measurement:
+    if measurement := next((row for row in run.measurements if row.step == run.steps), None):
         last = run.measurements[-1].step  # config.json has the planned number
-        kid = f"KID x1000 {run.measurement.kid_x1000} ± {run.measurement.std} against the training photos"
+        kid = f"KID x1000 {measurement.kid_x1000} ± {measurement.std} against the training photos"
         sentences.append(f"The best of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}.")
     sentences.append(f"The run {_describe_duration(run.compute)}.")
     if source := run.source:

@@ -41,7 +41,7 @@ class Servable(tf.Module):
         the size of the batch. With AVX-512 and one thread per operation, every even size gives the bits of
         size 1, so an odd batch from 3 up gets one more row. Elsewhere sizes disagree (AVX2: all; eight threads: most).
         Then the function is `sequential`: rows run one by one, which is correct anywhere, but 1.4 times as slow.
-        `command.verify` checks it.
+        `command.save_verified` checks it.
         """
         if self.sequential:
             rows = tf.map_fn(lambda row: self._generate(row[tf.newaxis]), latents, fn_output_signature=tf.float32)

@@ -15,12 +15,13 @@ from tests.conftest import draw_photo
 from training.__main__ import main
 from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
-from training.errors import RecordError, TrainingError
+from training.errors import TrainingError
 from training.evaluate.command import evaluate as evaluate_in_process
 from training.evaluate.copies import check_copies
 from training.evaluate.features import Extractor, build_extractor, build_extractors, features_of_photos
-from training.evaluate.results import read_evaluation
+from training.evaluate.results import Evaluation
 from training.evaluate.varieties import find_varieties, measure_coverage
+from training.records import read_record
 
 
 def test_features_equal_those_of_onnx_runtime():
@@ -40,7 +41,7 @@ def evaluated(small_run, photos):
     with redirect_stdout(io.StringIO()) as output:
         assert main(["evaluate", str(small_run), "--photos", str(photos), "--licence", "MIT"]) == 0
     written = small_run / "evaluation.json", small_run / "report.html"
-    results = read_evaluation(written[0]), written[1].read_text(encoding="utf-8")
+    results = read_record(written[0], Evaluation), written[1].read_text(encoding="utf-8")
     for file in written:
         file.unlink()  # other tests need the shared run without an evaluation
     return output.getvalue(), *results
@@ -107,22 +108,22 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
     evaluation = evaluate_in_process(small_run, tmp_path, out=tmp_path / "out")
     assert evaluation.remarks == ("The photos differ from those of the training, so copies cannot be checked.",)
     assert (evaluation.copies, evaluation.against_held_out) == (None, None)
-    assert read_evaluation(tmp_path / "out" / "evaluation.json") == evaluation
+    assert read_record(tmp_path / "out" / "evaluation.json", Evaluation) == evaluation
 
 
-@pytest.fixture(scope="module")
-def version_evaluated(small_model, photos, tmp_path_factory):
+@pytest.fixture
+def version_evaluated(extractors, small_model, photos, tmp_path):
     """Return results, report and changed files for an exported version."""
-    version, out = small_model / "1", tmp_path_factory.mktemp("evaluation")
+    version, out = small_model / "1", tmp_path / "version"
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
     evaluation = evaluate_in_process(version, photos, out=out, rights={"Attribution": "another author"})
     changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
     return evaluation, (out / "report.html").read_text(encoding="utf-8"), changed
 
 
-def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluated, evaluated):
+def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluated, small_run, photos, tmp_path):
     evaluation, _, changed = version_evaluated
-    _, run_evaluation, _ = evaluated
+    run_evaluation = evaluate_in_process(small_run, photos, out=tmp_path / "run")
     assert (evaluation.model, evaluation.batch) == ("fruit, version 1", 4)
     assert evaluation.against_all.kid_x1000 == pytest.approx(run_evaluation.against_all.kid_x1000, rel=0.02)
     assert evaluation.coverage == run_evaluation.coverage
@@ -193,7 +194,7 @@ def test_each_feature_network_has_its_own_results(extractors, small_run, photos,
     assert other_distances.features == "Fine"
     assert other_distances.against_all.kid_x1000 != evaluation.against_all.kid_x1000
     assert "KID x1000 by Fine, against all photos" in evaluation.format_rows()
-    assert read_evaluation(tmp_path / "evaluation.json") == evaluation
+    assert read_record(tmp_path / "evaluation.json", Evaluation) == evaluation
 
 
 def test_extractors_also_scale_down_to_64_px_when_images_are_larger():
@@ -213,12 +214,6 @@ def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     assert (coverage.missing, coverage.images) == (("elstar",), {"gala": 0.8889, "elstar": 0.1111})
     coverage = measure_coverage(varieties, features, features[[*range(16), 20, 21, 22]])
     assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
-
-
-def test_read_evaluation_is_refused_when_the_layout_differs(tmp_path):
-    (tmp_path / "evaluation.json").write_text('{"copies": null}')
-    with pytest.raises(RecordError, match=r"\(Object missing required field `model`\); run `evaluate` again\.$"):
-        read_evaluation(tmp_path / "evaluation.json")
 
 
 def test_evaluate_is_refused_when_folder_is_no_run_and_no_version(small_model, photos, tmp_path):

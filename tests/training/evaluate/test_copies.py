@@ -9,31 +9,19 @@ FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dty
 ALL_CLOSE = "The images are closer to the training photos than unseen photos are."
 SOME_CLOSE = "Some images look like copies."
 UNCERTAIN = "The images may be copies: chance may explain that 6 unseen photos are farther away."
+VERDICTS = {
+    "as far": (FAR, FAR, "good", "No sign of copying."),
+    "closer": (NEAR, FAR, "bad", ALL_CLOSE),
+    "a little closer, 6 held out": (FAR[10:30], FAR[5::8], "unknown", UNCERTAIN),
+    "some": (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
+    "a few": (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
+    "some, 5 held out": (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
+    "more, 5 held out": (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", SOME_CLOSE),
+    "none held out": (NEAR, None, "unknown", "Not checked for copies."),
+}
 
 
-@pytest.mark.parametrize(
-    ("generated", "held_out", "level", "headline"),
-    [
-        (FAR, FAR, "good", "No sign of copying."),
-        (NEAR, FAR, "bad", ALL_CLOSE),
-        (FAR[10:30], FAR[5::8], "unknown", UNCERTAIN),
-        (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
-        (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
-        (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
-        (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", SOME_CLOSE),
-        (NEAR, None, "unknown", "Not checked for copies."),
-    ],
-    ids=[
-        "as far",
-        "closer",
-        "a little closer, 6 held out",
-        "some",
-        "a few",
-        "some, 5 held out",
-        "more, 5 held out",
-        "none held out",
-    ],
-)
+@pytest.mark.parametrize(("generated", "held_out", "level", "headline"), VERDICTS.values(), ids=VERDICTS)
 def test_verdict_is_bad_when_images_are_closer_than_unseen_photos(generated, held_out, level, headline):
     verdict = assess_distances(generated, held_out)
     assert (verdict.level, verdict.headline) == (level, headline)

