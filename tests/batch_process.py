@@ -68,17 +68,9 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str,
 
 @contextmanager
 def batch_for(
-    target: str,
-    folder: Path,
-    *,
-    credentials: grpc.ChannelCredentials | None = None,
-    ready: bool = True,
-    **settings: Any,
+    target: str, folder: Path, *, credentials: grpc.ChannelCredentials | None = None, **settings: Any
 ) -> Iterator[Batch]:
-    """Run the batch server in a `with` block, by default ready.
-
-    Ports are free ones unless `settings` names them.
-    """
+    """Run a ready batch server in a `with` block; its ports are free ones unless `settings` names them."""
     settings = {"batch_port": free_port(), "batch_metrics_port": free_port(), "model_server": target} | settings
     log = folder / "batch.log"
     with log.open("wb") as stderr:
@@ -91,6 +83,5 @@ def batch_for(
         with channel:
             pictures, health = picture_service_pb2_grpc.PictureServiceStub(channel), health_pb2_grpc.HealthStub(channel)
             batch = Batch(address, settings["batch_metrics_port"], process, log, channel, pictures, health)
-            if ready:
-                wait_until(lambda: batch.status() == SERVING, "a model that is ready")
+            wait_until(lambda: batch.status() == SERVING, "a model that is ready")
             yield batch

@@ -98,12 +98,10 @@ def environment(**settings: object) -> dict[str, str]:
     return {**others, **{f"RINGO_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
-def run_serving(
-    *words: object, cwd: Path = ROOT, wrapper: Sequence[str] = (), **settings: object
-) -> subprocess.CompletedProcess[str]:
+def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m serving`, by the command `wrapper`, to its end."""
     whole, env = [*wrapper, *command("serving", *words)], environment(**settings)
-    return subprocess.run(whole, env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @contextmanager
