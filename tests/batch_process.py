@@ -68,16 +68,9 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str,
 
 @contextmanager
 def batch_for(
-    target: str,
-    folder: Path,
-    *,
-    credentials: grpc.ChannelCredentials | None = None,
-    **settings: Any,
+    target: str, folder: Path, *, credentials: grpc.ChannelCredentials | None = None, **settings: Any
 ) -> Iterator[Batch]:
-    """Run the batch server in a `with` block, with a model that is ready.
-
-    Ports are free ones unless `settings` names them.
-    """
+    """Run a ready batch server in a `with` block; its ports are free ones unless `settings` names them."""
     settings = {"batch_port": free_port(), "batch_metrics_port": free_port(), "model_server": target} | settings
     log = folder / "batch.log"
     with log.open("wb") as stderr:

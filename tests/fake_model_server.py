@@ -169,8 +169,8 @@ class FakeModelServer(
         self.metadata.append(dict(context.invocation_metadata()))
         self._is_free.wait(timeout=60)  # seconds
         spec = request.model_spec
-        if (spec.name, spec.version.value) != (self.model_name, self.version):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {spec.name}")
+        if spec.name != self.model_name or spec.version.value != self.version:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found: {spec.name}, version {spec.version.value}")
         try:
             return self.reply(request)
         except StatusError as refused:
@@ -179,9 +179,8 @@ class FakeModelServer(
     def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model_spec.name != self.model_name:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
-        state = get_model_status_pb2.ModelVersionStatus.State.Value(self.state)
         response = get_model_status_pb2.GetModelStatusResponse()
-        response.model_version_status.add(version=self.version, state=state)
+        response.model_version_status.add(version=self.version, state=self.state)
         return response
 
 

@@ -49,12 +49,6 @@ def container(*arguments: object) -> Iterator[str]:
         engine("rm", "-f", name)
 
 
-@pytest.fixture(scope="module")
-def model_server() -> Iterator[FakeModelServer]:
-    with FakeModelServer() as fake:
-        yield fake
-
-
 @contextmanager
 def gateway_at(model_server: FakeModelServer, port: int) -> Iterator[str]:
     """Run the gateway's container; return its name once it is ready."""

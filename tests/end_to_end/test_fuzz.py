@@ -25,23 +25,18 @@ STEADY = {"derandomize": True, "database": None, "deadline": None, "suppress_hea
 
 int32, int64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 seed = st.integers(0, 50) | st.sampled_from([-1, 2**63 - 1, -(2**63)]) | int64
-options = st.builds(
+options = st.none() | st.builds(
     api.PictureOptions,
     size=st.none() | st.sampled_from([0, 15, 16, 17, 64, 256, 257, -1]) | int32,
     format=st.integers(0, 5) | int32,
     model_version=st.none() | st.just(1) | int64,
 )
-seeds = st.builds(api.SeedRange, start=seed, end=seed) | st.builds(api.SeedList, seeds=st.lists(seed, max_size=70))
-
-
-def batch_of(seeds, options) -> api.GenerateBatchRequest:
-    which = "range" if isinstance(seeds, api.SeedRange) else "list"
-    return api.GenerateBatchRequest(options=options, **{which: seeds})
-
-
+seed_range = st.builds(api.SeedRange, start=seed, end=seed)
+seed_list = st.builds(api.SeedList, seeds=st.lists(seed, max_size=70))
 messages = (
-    st.builds(api.GenerateRequest, seed=st.none() | seed, name=st.none() | st.text(), options=st.none() | options)
-    | st.builds(batch_of, seeds, st.none() | options)
+    st.builds(api.GenerateRequest, seed=st.none() | seed, name=st.none() | st.text(), options=options)
+    | st.builds(api.GenerateBatchRequest, range=seed_range, options=options)
+    | st.builds(api.GenerateBatchRequest, list=seed_list, options=options)
 ).map(lambda message: message.SerializeToString())
 
 

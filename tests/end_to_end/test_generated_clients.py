@@ -18,11 +18,7 @@ from tests.conftest import LIMIT_S, ROOT
     ("language", "generator", "options", "folder", "suffix", "commands"),
     [
         (
-            "python",
-            "openapi-python-client",
-            "generate --output-path client --path",
-            "client",
-            "py",
+            *("python", "openapi-python-client", "generate --output-path client --path", "client", "py"),
             "{python} program.py",
         ),
         (

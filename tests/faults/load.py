@@ -3,12 +3,15 @@
 import hashlib
 import http.client
 import itertools
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.conftest import LIMIT_S, wait_until
 
 PAUSE_S = 0.01  # of a client after a failed connection
 CLIENT_TIMEOUT_S = 30.0  # three times the gateway's longest wait by default: beyond it something hangs
@@ -29,10 +32,6 @@ class Outcome:
     def ended_s(self) -> float:
         return self.started_s + self.took_s
 
-    @property
-    def permanent_url(self) -> str:
-        return self.headers["Content-Location"]
-
 
 @dataclass
 class Load:
@@ -52,6 +51,11 @@ class Load:
     def failed(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.status != 200]
 
+    def wait_for_images(self, count: int, limit_s: float = LIMIT_S) -> None:
+        """Return after `count` more images."""
+        before = len(self.answered)
+        wait_until(lambda: len(self.answered) >= before + count, "images", limit_s)
+
     def digests(self, header: str = "Content-Location") -> dict[str, set[str]]:
         """Return the digests of all images, by the value of `header`."""
         found: dict[str, set[str]] = {}
@@ -62,8 +66,7 @@ class Load:
 
 def percentile(outcomes: list[Outcome], percent: float) -> float:
     """Return the duration in seconds that `percent` of `outcomes` do not exceed."""
-    times = sorted(outcome.took_s for outcome in outcomes)
-    return times[max(0, math.ceil(len(times) * percent / 100) - 1)]
+    return float(np.percentile([outcome.took_s for outcome in outcomes], percent, method="inverted_cdf"))
 
 
 def pause(seconds: float) -> None:

@@ -1,6 +1,5 @@
 """Model servers as processes that tests kill, stop and start again."""
 
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -24,26 +23,15 @@ class ModelServer:
         else:
             program = ("serving", "model-server", "--model_base_path", models, "--file_system_poll_wait_seconds", 0.2)
         self._command = command(*program, "--port", self.port, "--model_name", "apple")
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start a process, and return once it listens."""
-        self._process = subprocess.Popen(self._command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self._command, cwd=ROOT, stderr=subprocess.DEVNULL)
         wait_until(lambda: listens(self.port), "a model server that listens")
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def folder(self) -> Path:
-        """Return the process's folder in /proc."""
-        return Path("/proc", str(self._process.pid))
-
     def kill(self) -> None:
-        """End the process by SIGKILL, if there is one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(LIMIT_S)
-            self._process = None
+        self.process.kill()
+        self.process.wait(LIMIT_S)
 
 
 def listens(port: int) -> bool:
@@ -66,7 +54,3 @@ def resident_kb(process: Path) -> int:
     """Return the resident memory of the process with this folder in /proc."""
     (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1])
-
-
-def open_files(process: Path) -> int:
-    return sum(1 for _ in (process / "fd").iterdir())

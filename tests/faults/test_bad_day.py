@@ -66,27 +66,6 @@ def test_command_names_the_number_of_files_when_too_few_may_be_open(part):
     assert done.stderr == "ulimit -n is '100'; allowed is a limit of at least 128 open files.\n"
 
 
-@pytest.mark.parametrize(
-    ("target", "reason", "logged"),
-    [
-        ("HTTP", "it speaks HTTP/1, not gRPC", "HTTP status 400"),
-        ("SILENT", "it accepts connections, but sends nothing", "timed out before receiving SETTINGS"),
-        ("nosuch.invalid:8500", "its name has no address", "errors resolving nosuch.invalid"),
-    ],
-)
-def test_503_and_log_say_why_there_is_no_connection(gateway, tmp_path, target, reason, logged):
-    silent = socket.create_server(("127.0.0.1", 0))
-    ports = {"HTTP": gateway.port, "SILENT": silent.getsockname()[1]}
-    target = f"127.0.0.1:{ports[target]}" if target in ports else target
-    with silent, gateway_for(target, tmp_path, log_format="json") as unconnected:
-        reply = unconnected.ask("/generate?seed=1")
-        assert (reply.status, reply.problem["detail"]) == (
-            503,
-            f"The model server at {target} does not answer: {reason}.",
-        )
-        wait_until(lambda: logged in unconnected.log.read_text(), "gRPC's own text")
-
-
 def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, tmp_path):
     with (
         gateway_for(model_server.target, tmp_path, host="::") as gateway,

@@ -39,8 +39,7 @@ def test_only_open_connections_fail_when_a_worker_is_killed(tmp_path):
         os.kill(int(min(before).name), signal.SIGKILL)
         killed_s = time.monotonic()
         wait_until(lambda: len(set(gateway.workers()) - before) == 1, "another worker", limit_s=10)
-        served = len(load.answered)
-        wait_until(lambda: len(load.answered) > served + 500, "images")
+        load.wait_for_images(500)
     assert len(load.failed) <= 2 * CLIENTS
     assert all(outcome.status is None and outcome.started_s < killed_s + 1 for outcome in load.failed)
     assert max(map(len, load.digests().values())) == 1

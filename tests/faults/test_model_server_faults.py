@@ -1,12 +1,9 @@
 """The gateway while the model server is dead, hangs or is slow."""
 
 import signal
+import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -25,19 +22,20 @@ def seeds(number: int) -> str:
     return f"/generate?seed={number}"
 
 
-def check_requests_while_the_model_server_is_dead(folder: Path, models: Path | None = None) -> None:
+@pytest.mark.parametrize("models", [None, pytest.param(BUNDLED_MODEL, marks=pytest.mark.chaos)])
+def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models):
     with (
         model_server(models) as server,
-        gateway_for(server.target, folder, cache_mb=0) as gateway,
+        gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
         put_load(gateway.port, 16, seeds) as load,
     ):
-        wait_until(lambda: len(load.answered) > 50, "images")
+        load.wait_for_images(50)
         server.kill()
         wait_until(lambda: len(load.shed) > 50, "refusals")
         pause(NOTICED_S)
         server.start()
-        back_s, served = time.monotonic(), len(load.answered)
-        wait_until(lambda: len(load.answered) > served + 500, "images again")
+        back_s = time.monotonic()
+        load.wait_for_images(500)
     assert {outcome.status for outcome in load.outcomes} == {200, 503}, load.failed[-1]
     headers = {(outcome.headers["Content-Type"], outcome.headers["Retry-After"]) for outcome in load.shed}
     assert headers == {("application/problem+json", "1")}
@@ -46,28 +44,18 @@ def check_requests_while_the_model_server_is_dead(folder: Path, models: Path | N
     assert "Traceback" not in gateway.log.read_text()
 
 
-def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path):
-    check_requests_while_the_model_server_is_dead(tmp_path)
-
-
-@pytest.mark.chaos
-def test_requests_get_503_at_once_when_the_bundled_model_is_away(tmp_path):
-    check_requests_while_the_model_server_is_dead(tmp_path, BUNDLED_MODEL)
-
-
 def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
     with model_server() as server, gateway_for(server.target, tmp_path, predict_timeout_s=3) as gateway:
         cached = gateway.ask("/generate?seed=1")
-        server.signal(signal.SIGSTOP)
+        server.process.send_signal(signal.SIGSTOP)
         hung_s = time.monotonic()
         with put_load(gateway.port, 8, lambda number: seeds(number + 100)) as load:
             wait_until(lambda: len(load.shed) > 50, "refusals")
             assert gateway.ask("/generate?seed=1").body == cached.body
             assert gateway.ask("/generate?seed=1", If_None_Match=cached.headers["ETag"]).status == 304
             wait_until(lambda: any(outcome.status == 504 for outcome in load.outcomes), "the first deadline")
-            server.signal(signal.SIGCONT)
-            served = len(load.answered)
-            wait_until(lambda: len(load.answered) > served + 50, "images again", limit_s=BACK_WITHIN_S)
+            server.process.send_signal(signal.SIGCONT)
+            load.wait_for_images(50, limit_s=BACK_WITHIN_S)
     assert {outcome.status for outcome in load.failed} == {503, 504}
     assert max(outcome.took_s for outcome in load.shed) < REFUSED_WITHIN_S
     late = [outcome for outcome in load.outcomes if outcome.status == 504]
@@ -118,24 +106,25 @@ def test_no_request_fails_when_a_busy_model_server_reports_slowly(tmp_path):
     assert not load.failed
 
 
-@pytest.fixture(params=["silent", "HTTP"])
-def another_program(request) -> Iterator[str]:
-    """The address of a program that does not speak gRPC."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        thread = Thread(target=server.serve_forever)
-        if request.param == "HTTP":
-            thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        if request.param == "HTTP":
-            server.shutdown()
-            thread.join()
-
-
-def test_requests_get_503_when_another_program_listens(another_program, tmp_path):
-    with gateway_for(another_program, tmp_path) as gateway:
-        assert gateway.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
-        with put_load(gateway.port, 4, seeds) as load:
+@pytest.mark.parametrize(
+    ("target", "reason", "logged"),
+    [
+        ("HTTP", "it speaks HTTP/1, not gRPC", "HTTP status 400"),
+        ("SILENT", "it accepts connections, but sends nothing", "timed out before receiving SETTINGS"),
+        ("nosuch.invalid:8500", "its name has no address", "errors resolving nosuch.invalid"),
+    ],
+)
+def test_503_and_log_say_at_once_why_there_is_no_connection(gateway, tmp_path, target, reason, logged):
+    silent = socket.create_server(("127.0.0.1", 0))
+    ports = {"HTTP": gateway.port, "SILENT": silent.getsockname()[1]}
+    target = f"127.0.0.1:{ports[target]}" if target in ports else target
+    with silent, gateway_for(target, tmp_path, log_format="json") as unconnected:
+        assert unconnected.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
+        with put_load(unconnected.port, 4, seeds) as load:
             wait_until(lambda: len(load.outcomes) > 50, "refusals")
+        detail = unconnected.ask("/generate?seed=1").problem["detail"]
+        assert detail == f"The model server at {target} does not answer: {reason}."
+        wait_until(lambda: logged in unconnected.log.read_text(), "gRPC's own text")
     assert {outcome.status for outcome in load.outcomes} == {503}
     assert max(outcome.took_s for outcome in load.outcomes) < NOTICED_S
-    assert "Traceback" not in gateway.log.read_text()
+    assert "Traceback" not in unconnected.log.read_text()
