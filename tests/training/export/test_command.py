@@ -60,6 +60,11 @@ def test_sample_equals_ringo_latent_1_bits_for_1000_seeds(signatures):
     assert actual.tobytes() == sample_latents(seeds, 128).tobytes()
 
 
+def test_generate_equals_serving_default_after_sample(signatures):
+    latents = signatures["sample"](seeds=tf.constant(SEEDS[:8]))["latents"]
+    assert np.array_equal(signatures["serving_default"](latents=latents)["images"], run_generate(signatures, SEEDS[:8]))
+
+
 def test_sha256sum_accepts_an_exported_version(small_model):
     version = small_model / "1"
     digests = (version / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
