@@ -135,7 +135,7 @@ def test_training_time_adds_up_when_a_run_resumes(small_gan, tmp_path):
 
 def test_run_ends_with_equal_bits_when_killed_and_resumed(photos, tmp_path):
     run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
-    flags = ("--steps", 20, "--keep-best", "--evaluate-count", 50, "--evaluate-every", 20)
+    flags = ("--steps", 20, "--keep-best", "--evaluate-count", 50, "--evaluate-every", 10)
     process = start_fit(photos, run, *flags)
     wait_until(lambda: len(steps_in(run)) >= 5, "five batches", limit_s=240)
     process.kill()
