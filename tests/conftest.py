@@ -25,12 +25,6 @@ VERSION = 3  # of the fake model: neither the first version nor a default
 LIMIT_S = 120.0  # of one wait, on a busy machine
 
 
-def with_backend(name: str) -> dict[str, str]:
-    """Return an environment with a Keras backend; JAX does not optimise."""
-    unoptimised = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if name == "jax" else {}
-    return {**os.environ, "KERAS_BACKEND": name, **unoptimised}
-
-
 def wait_until(condition: Callable[[], object], subject: str, limit_s: float = LIMIT_S) -> None:
     """Return when `condition()` is true; fail after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s

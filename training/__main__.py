@@ -29,30 +29,27 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser; every field of TrainingConfig is a flag of `fit`."""
     parser = argparse.ArgumentParser(prog="python -m training", description=sys.modules["training"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_fit(commands)
-    add_preview(commands)
-    add_samples(commands)
-    add_evaluate(commands)
-    add_export(commands)
+    _add_fit(commands)
+    _add_preview(commands)
+    _add_samples(commands)
+    _add_evaluate(commands)
+    _add_export(commands)
     return parser
 
 
-def add_command(commands: Subparsers, name: str, run: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
-    """Return the parser of a new command that calls `run`."""
+def _add_command(commands: Subparsers, name: str, run: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
     parser.set_defaults(run_command=run)
     return parser
 
 
-def add_photos(parser: argparse.ArgumentParser, text: str = "folder of photos, with subfolders") -> None:
-    """Add the flag --photos."""
+def _add_photos(parser: argparse.ArgumentParser, text: str = "folder of photos, with subfolders") -> None:
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help=text)
 
 
-def add_fit(commands: Subparsers) -> None:
-    """Add the command `fit`."""
-    parser = add_command(commands, "fit", run_fit, "train a GAN on a folder of photos; the same command resumes")
-    add_photos(parser)
+def _add_fit(commands: Subparsers) -> None:
+    parser = _add_command(commands, "fit", _run_fit, "train a GAN on a folder of photos; the same command resumes")
+    _add_photos(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, for all files of the run")
     parser.add_argument(
         "--grow-from", type=Path, metavar="RUN", help="start from the generator of another run, at its size or twice it"
@@ -76,34 +73,31 @@ def add_fit(commands: Subparsers) -> None:
         "several devices train without XLA (default: single)",
     )
     for f in fields(TrainingConfig):
-        add_config_flag(parser, f, is_optional=True)
+        _add_config_flag(parser, f, is_optional=True)
 
 
-def add_preview(commands: Subparsers) -> None:
-    """Add the command `preview`."""
-    parser = add_command(commands, "preview", run_preview, "write a sheet of photos with their augmented versions")
-    add_photos(parser)
+def _add_preview(commands: Subparsers) -> None:
+    parser = _add_command(commands, "preview", _run_preview, "write a sheet of photos with their augmented versions")
+    _add_photos(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("preview.png"), metavar="PNG", help="file of the sheet (default: preview.png)"
     )
     for f in fields(TrainingConfig):
         if f.metadata["augments"]:
-            add_config_flag(parser, f)
+            _add_config_flag(parser, f)
 
 
-def add_samples(commands: Subparsers) -> None:
-    """Add the command `samples`."""
-    parser = add_command(commands, "samples", run_samples, "write a grid, a morph and single images of a run")
+def _add_samples(commands: Subparsers) -> None:
+    parser = _add_command(commands, "samples", _run_samples, "write a grid, a morph and single images of a run")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
     parser.add_argument("--seeds", default="0-63", help="numbers and ranges, such as 7,42,100-115 (default: 0-63)")
 
 
-def add_evaluate(commands: Subparsers) -> None:
-    """Add the command `evaluate`."""
+def _add_evaluate(commands: Subparsers) -> None:
     text = "compare a model's images with photos; write a report and the figures of the model card"
-    parser = add_command(commands, "evaluate", run_evaluate, text)
+    parser = _add_command(commands, "evaluate", _run_evaluate, text)
     parser.add_argument("model", type=Path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
-    add_photos(parser, "folder of photos to compare with")
+    _add_photos(parser, "folder of photos to compare with")
     parser.add_argument("--count", type=int, default=1900, help="number of images, and of photos (default: 1900)")
     parser.add_argument(
         "--out",
@@ -126,9 +120,8 @@ def add_evaluate(commands: Subparsers) -> None:
     parser.add_argument("--attribution", help="authors of the photos, for the report (default: from the model card)")
 
 
-def add_export(commands: Subparsers) -> None:
-    """Add the command `export`."""
-    parser = add_command(commands, "export", run_export, "write the generator of a run as the next model version")
+def _add_export(commands: Subparsers) -> None:
+    parser = _add_command(commands, "export", _run_export, "write the generator of a run as the next model version")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
     parser.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
@@ -143,7 +136,7 @@ def add_export(commands: Subparsers) -> None:
     )
 
 
-def add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
+def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
     """Add the flag of a field of TrainingConfig.
 
     If `is_optional`, the value is None without the flag, so a resumed run can keep its own value.
@@ -163,8 +156,7 @@ def add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_opti
     )
 
 
-def run_fit(options: Options) -> int:
-    """Run `fit`; return its exit status."""
+def _run_fit(options: Options) -> int:
     from training.fit.command import fit
 
     values = {f.name: getattr(options, f.name) for f in fields(TrainingConfig)}
@@ -189,8 +181,7 @@ def run_fit(options: Options) -> int:
     return 0 if is_finished else INTERRUPTED
 
 
-def run_preview(options: Options) -> int:
-    """Run `preview`; return its exit status."""
+def _run_preview(options: Options) -> int:
     names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
     config = TrainingConfig(**{name: getattr(options, name) for name in names})
     import_backend()
@@ -201,8 +192,7 @@ def run_preview(options: Options) -> int:
     return 0
 
 
-def run_samples(options: Options) -> int:
-    """Run `samples`; return its exit status."""
+def _run_samples(options: Options) -> int:
     import_backend()
     from training.evaluate.samples import parse_seeds, write_samples
 
@@ -211,8 +201,7 @@ def run_samples(options: Options) -> int:
     return 0
 
 
-def run_evaluate(options: Options) -> int:
-    """Run `evaluate`; return its exit status."""
+def _run_evaluate(options: Options) -> int:
     import_backend()
     from training.evaluate.command import evaluate
     from training.evaluate.generator import is_version
@@ -237,8 +226,7 @@ def run_evaluate(options: Options) -> int:
     return 0
 
 
-def run_export(options: Options) -> int:
-    """Run `export`; return its exit status."""
+def _run_export(options: Options) -> int:
     # As in the model servers: batches of several threads round by their size, those of one thread do not (see
     # training/export/signatures.py).
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")

@@ -56,14 +56,10 @@ class Progress(StepCallback):
 
     def __init__(self, config: TrainingConfig, first_step: int) -> None:
         super().__init__(first_step)
-        self.config = config
-        self.bar: Any = None
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Open the progress line."""
+        self.batch_size = config.batch_size
         interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
         self.bar = tqdm(
-            total=self.config.steps, initial=self.step, unit="batch", mininterval=interval_s, desc="fit: training"
+            total=config.steps, initial=first_step, unit="batch", mininterval=interval_s, desc="fit: training"
         )
 
     def after_step(self, logs: dict[str, float]) -> None:
@@ -74,12 +70,11 @@ class Progress(StepCallback):
         status = self.bar.format_dict
         rate = status["rate"] or (status["n"] - status["initial"]) / status["elapsed"]  # tqdm's rate is None at first
         losses = {name: f"{value:.3f}" for name, value in logs.items()}
-        self.bar.set_postfix({"images/s": f"{rate * self.config.batch_size:.0f}", **losses}, refresh=False)
+        self.bar.set_postfix({"images/s": f"{rate * self.batch_size:.0f}", **losses}, refresh=False)
 
     def close(self) -> None:
         """End the progress line, also after an error."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 class History(StepCallback):
@@ -216,10 +211,6 @@ class Checkpoints(StepCallback):
         self.training_s = 0.0
         if first_step > 0 and self.compute.exists():
             self.training_s = read_record(self.compute, ComputeRecord).training_s
-        self.saved_at_s = time.monotonic()
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Start the clock."""
         self.saved_at_s = time.monotonic()
 
     def after_step(self, logs: dict[str, float]) -> None:

@@ -71,16 +71,17 @@ def fit(
     check_run_outside_photos(photos_folder, run)
     if grow_from is not None and from_model is not None:
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")
-    source = grow_from if from_model is None else find_version(from_model)
+    source = grow_from if from_model is None else _find_version(from_model)
     if not new:
         check_complete(run)
         if (run / "config.json").exists():
-            return resume_run(photos_folder, run, flags, dry_run=dry_run, source=source)
-    return start_run(photos_folder, run, flags, dry_run=dry_run, source=source, from_model=from_model is not None)
+            return _resume_run(photos_folder, run, flags, dry_run=dry_run, source=source)
+    return _start_run(photos_folder, run, flags, dry_run=dry_run, source=source, from_model=from_model is not None)
 
 
-def resume_run(photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None) -> bool:
-    """Resume `run` with the settings of its config.json and `flags`; see `fit`."""
+def _resume_run(
+    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None
+) -> bool:
     previous = read_config(run / "config.json")
     config = replace(previous, **flags)
     config.check_resumable(previous)
@@ -97,14 +98,13 @@ def resume_run(photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_
     import_backend()
     from training.fit.run import train
 
-    return report_end(train(photos, split, run, config, source), run, config)
+    return _report_end(train(photos, split, run, config, source), run, config)
 
 
-def start_run(
+def _start_run(
     photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None, from_model: bool
 ) -> bool:
-    """Plan and start a new run; rename an existing folder. See `fit`."""
-    start = None if source is None else read_start(source, flags, from_model=from_model)
+    start = None if source is None else _read_start(source, flags, from_model=from_model)
     plan = Plan(flags if start is None else {"latent_dim": start.config.latent_dim, **flags})
     sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
     if len(sides) < MIN_PHOTOS and not dry_run:
@@ -117,9 +117,9 @@ def start_run(
     machine = detect_machine()
     plan = plan.with_choices(*choose_image_size(sides, machine, start))
     plan = plan.with_choices(*choose_discriminator(plan.config.discriminator))
-    check_feature_weights(plan.config)
+    _check_feature_weights(plan.config)
     photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
-    usable = len(photos.pixels) if photos else count_usable(sides, plan.config.image_size, photos_folder)
+    usable = len(photos.pixels) if photos else _count_usable(sides, plan.config.image_size, photos_folder)
     held_out = round(plan.config.holdout_fraction * usable)
     training = usable - held_out
     plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine, start))
@@ -127,32 +127,29 @@ def start_run(
     enable_determinism(plan.config)
     if source is not None:
         load_source(source)  # raises before a file is written
-    step_s = measure_step(
+    step_s = _measure_step(
         plan.config, flags, dry_run=dry_run, refining=start is not None or plan.config.refine_from == 0
     )
     plan = plan.with_choices(choose_length(training, plan.config, step_s, machine, start))
     plan = plan.with_choices(*choose_refinement(plan.config, start))
-    print_plan(plan, machine, step_s)
+    _print_plan(plan, machine, step_s)
     if training < FEW_PHOTOS and start is None:
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
         return True
     set_aside(run)
     split = split_run_photos(photos, run, plan.config)
-    return report_end(train(photos, split, run, plan.config, source), run, plan.config)
+    return _report_end(train(photos, split, run, plan.config, source), run, plan.config)
 
 
-def find_version(model: Path) -> Path:
+def _find_version(model: Path) -> Path:
     """Return the newest version in the folder `model`, or `model` itself."""
     versions = [path.parent for path in model.glob("*/saved_model.pb") if path.parent.name.isdecimal()]
     return max(versions, key=lambda path: int(path.name), default=model)
 
 
-def read_start(source: Path, flags: Mapping[str, Any], *, from_model: bool) -> Start:
-    """Return the start from the run `source`, or from the version `source`.
-
-    Raises ConfigError if it has no weights or does not fit `flags`.
-    """
+def _read_start(source: Path, flags: Mapping[str, Any], *, from_model: bool) -> Start:
+    """Return the start from a run or a version; raise ConfigError if it does not fit `flags`."""
     flag, weights = ("--from", "saved_model.pb") if from_model else ("--grow-from", "checkpoint.npz")
     remedy = "a model that `export` wrote" if from_model else "the --out folder of a finished `fit`"
     for name in ("config.json", weights):
@@ -173,8 +170,7 @@ def read_start(source: Path, flags: Mapping[str, Any], *, from_model: bool) -> S
     return Start(config, from_model)
 
 
-def check_feature_weights(config: TrainingConfig) -> None:
-    """Raise FeatureWeightsMissing if the projected discriminator lacks its weights."""
+def _check_feature_weights(config: TrainingConfig) -> None:
     if config.discriminator != "projected":
         return
     from training.model.backbone import load_weights
@@ -185,34 +181,27 @@ def check_feature_weights(config: TrainingConfig) -> None:
         raise FeatureWeightsMissing(f"{error}, or train without it by --discriminator plain.") from error
 
 
-def count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> int:
-    """Print and return the number of photos of sufficient size.
-
-    Raises TrainingError if they are too few.
-    """
+def _count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> int:
+    """Print and return the number of photos of sufficient size."""
     usable = sum(side * MAX_ENLARGEMENT >= image_size for side in sides)
     check_photo_count(usable, photos_folder)
     print(f"{usable:,} photos in {photos_folder} appear usable")
     return usable
 
 
-def measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool, refining: bool) -> float | None:
-    """Return the seconds of one of the run's first batches, or None.
-
-    It returns None for short runs, and for several workers, because their measurements could differ.
-    """
+def _measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool, refining: bool) -> float | None:
+    """Return the seconds of one of the run's first batches, None if not measured."""
     from training.fit.machine import measure_step_s
     from training.model.replicas import count_replicas
 
     is_short = not dry_run and flags.get("steps", MIN_MEASURED_STEPS) < MIN_MEASURED_STEPS
-    if is_short or count_replicas() > 1:
+    if is_short or count_replicas() > 1:  # the measurements of several workers could differ
         return None
     print("Measuring the time of a batch ...", flush=True)
     return measure_step_s(config, refining=refining and config.discriminator != "plain")
 
 
-def print_plan(plan: Plan, machine: Machine, step_s: float | None) -> None:
-    """Print the choices with their reasons, and the duration."""
+def _print_plan(plan: Plan, machine: Machine, step_s: float | None) -> None:
     print(f"settings for {machine}")
     print(plan.format_table())
     if step_s is None:
@@ -227,7 +216,7 @@ def print_plan(plan: Plan, machine: Machine, step_s: float | None) -> None:
     )
 
 
-def report_end(done: int, run: Path, config: TrainingConfig) -> bool:
+def _report_end(done: int, run: Path, config: TrainingConfig) -> bool:
     """Return whether all batches are done; if so, print the next command."""
     if done < config.steps:
         return False

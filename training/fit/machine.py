@@ -70,24 +70,15 @@ def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
         while True:
             yield pixels, latents
 
-    stopwatch = _Stopwatch()
-    build_gan(config, refining=refining).fit(
-        distribute_batches(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch]
-    )
+    gan = build_gan(config, refining=refining)
+    ends_s: list[float] = []  # of the batches after the warm-up
+
+    def record_end(batch: int, logs: Any) -> None:
+        if batch + 1 >= WARM_UP_STEPS:
+            ends_s.append(time.perf_counter())
+        gan.stop_training = len(ends_s) > MIN_TIMED_STEPS and ends_s[-1] - ends_s[0] > TIMED_S
+
+    stopwatch = keras.callbacks.LambdaCallback(on_train_batch_end=record_end)
+    gan.fit(distribute_batches(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch])
     keras.utils.clear_session()
-    return statistics.median(after - before for before, after in itertools.pairwise(stopwatch.ends_s))
-
-
-class _Stopwatch(keras.callbacks.Callback):
-    """Records the end of every batch after the warm-up, then stops training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ends_s: list[float] = []
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if batch + 1 < WARM_UP_STEPS:
-            return
-        self.ends_s.append(time.perf_counter())
-        is_done = len(self.ends_s) > MIN_TIMED_STEPS and self.ends_s[-1] - self.ends_s[0] > TIMED_S
-        self.model.stop_training = is_done
+    return statistics.median(after - before for before, after in itertools.pairwise(ends_s))

@@ -1,18 +1,14 @@
 """KID and varieties during training: kid.csv, warnings and the best checkpoint."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.config import TrainingConfig
 from training.evaluate.results import BUNDLED_KID_X1000
 from training.fit.callbacks import Checkpoints, StepCallback, write_summaries
 from training.model.checkpoints import save_checkpoint
@@ -36,6 +32,9 @@ class Quality:
     varieties: int
 
 
+MeasureQuality = Callable[[NDArray[np.uint8]], Quality]  # of images
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A row of kid.csv: KID x1000 of the images at batch `step`."""
@@ -55,17 +54,10 @@ class KeepBest(StepCallback):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: TrainingConfig,
-        first_step: int,
-        generator: keras.Model,
-        measure_quality: Callable[[NDArray[np.uint8]], Quality],
-        checkpoints: Checkpoints,
+        self, folder: Path, first_step: int, measure_quality: MeasureQuality, checkpoints: Checkpoints
     ) -> None:
         super().__init__(first_step)
-        self.folder, self.config, self.generator = folder, config, generator
-        self.measure_quality, self.checkpoints = measure_quality, checkpoints
+        self.folder, self.measure_quality, self.checkpoints = folder, measure_quality, checkpoints
         self.discriminator_losses: list[float] = []  # since the last measurement
         self.most_covered = 0  # varieties, since the start of the command
         self.measurements = [row for row in read_measurements(folder / "kid.csv") if row.step <= first_step]
@@ -78,21 +70,22 @@ class KeepBest(StepCallback):
     def after_step(self, logs: dict[str, float]) -> None:
         """Measure if it is due."""
         self.discriminator_losses += [float(logs["d_loss"])] if logs else []
-        if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
+        if self.step % self.model.config.evaluate_every == 0 or self.step == self.model.config.steps:
             self.checkpoints.save()
             self.measure()
 
     def measure(self) -> None:
         """Write the best checkpoint if KID improved, then a row of kid.csv."""
-        images = generate_images(self.generator, np.arange(self.config.evaluate_count))
-        quality = self.measure_quality(images)
+        seeds = np.arange(self.model.config.evaluate_count)
+        quality = self.measure_quality(generate_images(self.model.ema_generator, seeds))
         minutes = round(self.checkpoints.training_s / 60, 2)
         row = Measurement(self.step, round(1000 * quality.kid, 3), round(1000 * quality.std, 3), minutes)
         best = self.folder / "best.npz"
         if not best.exists() or all(row.kid_x1000 < previous.kid_x1000 for previous in self.measurements):
             save_checkpoint(self.model, best)
         self.measurements.append(row)
-        self.write_table()
+        table = [[f.name for f in fields(Measurement)], *map(astuple, self.measurements)]
+        write_atomically(self.folder / "kid.csv", "".join(",".join(map(str, line)) + "\n" for line in table))
         best_row = min(self.measurements, key=lambda measurement: measurement.kid_x1000)
         tqdm.write(
             f"Batch {row.step:,} after {row.minutes:.0f} minutes: KID x1000 {row.kid_x1000:.1f}; "
@@ -114,14 +107,6 @@ class KeepBest(StepCallback):
         if len(self.measurements) > 1 and quality.covered < expected:  # after the first one, most images are blurs
             yield f"Varieties vanish: the images show {quality.covered} of {quality.varieties}."
         self.most_covered = max(self.most_covered, quality.covered)
-
-    def write_table(self) -> None:
-        """Write all measurements to kid.csv."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(f.name for f in fields(Measurement))
-        writer.writerows(astuple(row) for row in self.measurements)
-        write_atomically(self.folder / "kid.csv", text.getvalue())
 
 
 def read_measurements(path: Path) -> list[Measurement]:

@@ -200,13 +200,8 @@ def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choi
     if config.discriminator == "plain":
         return ()
     if start is None:
-        return (
-            Choice(
-                "refine_from",
-                round(config.steps * (1.0 - REFINING_SHARE)),
-                "the last batches refine, at 128 px or more",
-            ),
-        )
+        first_refining_step = round(config.steps * (1.0 - REFINING_SHARE))
+        return (Choice("refine_from", first_refining_step, "the last batches refine, at 128 px or more"),)
     first = Choice("refine_from", 0, "the generator to start from is past the first stage")
     if start.config.image_size == config.image_size:
         return (first,)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from training.config import TrainingConfig
 from training.data.photos import sample_photos
 from training.errors import TrainingError
-from training.model.gan import augment_images
+from training.model.augmentation import augment
 from training.model.sampling import image_grid, write_image
 
 PHOTOS, VERSIONS = 8, 7
@@ -36,7 +36,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
         )
     photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
-    augmented = augment_images(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
+    augmented = augment(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
     versions = ((ops.convert_to_numpy(augmented) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
     to.parent.mkdir(parents=True, exist_ok=True)
     write_image(to, draw_sheet(photos, versions))

@@ -1,6 +1,6 @@
 """The training of a run, which can resume at any batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,9 +23,9 @@ from training.evaluate.metrics import kernel_distance
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
 from training.fit.folder import lock_run
-from training.fit.measurements import KeepBest, Quality
+from training.fit.measurements import KeepBest, MeasureQuality, Quality
 from training.fit.plots import draw_network, draw_photos
-from training.model.checkpoints import TrainedGenerator, load_checkpoint, load_generator, save_checkpoint
+from training.model.checkpoints import load_checkpoint, load_generator, save_checkpoint
 from training.model.exported import load_exported
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
@@ -35,8 +35,6 @@ from training.records import ComputeRecord, read_batches_done, read_record, writ
 
 KID_PHOTOS = 2_000  # their features take 20 s on two cores with AVX2
 KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measurement uses the same seeds and photos
-
-MeasureKID = Callable[[NDArray[np.uint8]], Quality]
 
 
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, source: Path | None = None) -> int:
@@ -113,12 +111,6 @@ class SourceRecord(ComputeRecord):
     config: TrainingConfig
 
 
-def describe_source(run: Path, source: TrainedGenerator) -> SourceRecord:
-    """Return the content of grown_from.json for the source run `run`."""
-    compute = asdict(read_record(run / "compute.json", ComputeRecord))
-    return SourceRecord(**compute, run=run.resolve().name, batch=source.batch, config=source.config)
-
-
 @dataclass(frozen=True)
 class ModelRecord:
     """The content of started_from.json: the model that a run started from."""
@@ -129,12 +121,14 @@ class ModelRecord:
 
 def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRecord]:
     """Return the generator of a run or version, and name and content of its record."""
-    if not is_version(source):
-        trained = load_generator(source)
-        return trained.network, "grown_from.json", describe_source(source, trained)
-    config, path = read_record(source / "config.json", TrainingConfig), source.resolve()
-    record = ModelRecord(f"{path.parent.name}, version {path.name}", quote_model_card(source / "model_card.md"))
-    return load_exported(source, config), "started_from.json", record
+    path = source.resolve()
+    if is_version(source):
+        config = read_record(source / "config.json", TrainingConfig)
+        model = ModelRecord(f"{path.parent.name}, version {path.name}", quote_model_card(source / "model_card.md"))
+        return load_exported(source, config), "started_from.json", model
+    trained, compute = load_generator(source), asdict(read_record(source / "compute.json", ComputeRecord))
+    run = SourceRecord(**compute, run=path.name, batch=trained.batch, config=trained.config)
+    return trained.network, "grown_from.json", run
 
 
 def set_feature_statistics(gan: GAN, photos: Photos, split: Split) -> None:
@@ -158,14 +152,14 @@ def enable_determinism(config: TrainingConfig) -> None:
 
 
 def train_stage(
-    gan: GAN, photos: Photos, split: Split, run: Path, measure_kid: MeasureKID | None, stop: StopOnSignal
+    gan: GAN, photos: Photos, split: Split, run: Path, measure_kid: MeasureQuality | None, stop: StopOnSignal
 ) -> int:
     """Train `gan` to the end of its stage; return the batches done."""
     config, first_step = gan.config, gan.step
     checkpoints = Checkpoints(run, config.checkpoint_every_s, first_step)
     savers: list[keras.callbacks.Callback] = [checkpoints]
     if measure_kid is not None:
-        savers.append(KeepBest(run, config, first_step, gan.ema_generator, measure_kid, checkpoints))
+        savers.append(KeepBest(run, first_step, measure_kid, checkpoints))
     if first_step >= gan.last_step:
         # A kill may have interrupted the measurement of the last batch.
         keras.callbacks.CallbackList(savers, model=gan).on_train_begin()
@@ -174,8 +168,7 @@ def train_stage(
         return first_step
     if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
-    progress = Progress(config, first_step)
-    with closing(progress):
+    with closing(Progress(config, first_step)) as progress:
         gan.fit(
             distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=gan.last_step - first_step,
@@ -193,7 +186,7 @@ def train_stage(
     return gan.step
 
 
-def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureKID | None:
+def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureQuality | None:
     """Return a function from images to their KID and varieties.
 
     Images are uint8[N, S, S, 3]; it compares them with up to KID_PHOTOS training photos. Returns None if `config` turns

@@ -9,20 +9,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from training.config import TrainingConfig
 from training.model.replicas import draw_rows
 
 Tensor = Any
 
 
-def augment(
-    images: Tensor,
-    seed: keras.random.SeedGenerator,
-    *,
-    flip: bool,
-    translate_fraction: float,
-    translate_probability: float,
-) -> Tensor:
-    """Return `images` float32[N, S, S, 3], randomly mirrored and shifted.
+def augment(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
+    """Return `images` float32[N, S, S, 3], randomly mirrored and shifted as in `config`.
 
     Reflection at the border fills the gap: white fill left white edges in 88 of 512 images of a run on shelves and
     orchards. Each image is one product Y x X with 0/1 matrices that select its rows and columns: differentiable, and
@@ -31,14 +25,15 @@ def augment(
     batch, size = ops.shape(images)[0], images.shape[1]
     columns = ops.broadcast_to(ops.arange(size, dtype="int32"), (batch, size))
     rows = columns
-    if flip:
-        is_mirrored = draw_rows(keras.random.uniform, (batch, 1), seed=seed) < 0.5
+    if config.flip:
+        is_mirrored = draw_rows(keras.random.uniform, (batch, 1), seed=noise) < 0.5
         columns = ops.where(is_mirrored, size - 1 - columns, columns)
-    if translate_fraction > 0 and translate_probability > 0:
-        max_shift = round(size * translate_fraction)
-        is_shifted = ops.cast(draw_rows(keras.random.uniform, (batch, 1), seed=seed) < translate_probability, "int32")
-        shift_x = draw_rows(keras.random.randint, (batch, 1), -max_shift, max_shift + 1, seed=seed)
-        shift_y = draw_rows(keras.random.randint, (batch, 1), -max_shift, max_shift + 1, seed=seed)
+    if config.translate_fraction > 0 and config.translate_probability > 0:
+        max_shift = round(size * config.translate_fraction)
+        draws = draw_rows(keras.random.uniform, (batch, 1), seed=noise)
+        is_shifted = ops.cast(draws < config.translate_probability, "int32")
+        shift_x = draw_rows(keras.random.randint, (batch, 1), -max_shift, max_shift + 1, seed=noise)
+        shift_y = draw_rows(keras.random.randint, (batch, 1), -max_shift, max_shift + 1, seed=noise)
         columns, rows = columns + is_shifted * shift_x, rows + is_shifted * shift_y
     select_rows = ops.one_hot(_reflect(rows, size), size, dtype=images.dtype)
     select_columns = ops.one_hot(_reflect(columns, size), size, dtype=images.dtype)

@@ -4,7 +4,6 @@ Keras's BackupAndRestore omits the seed generators and deletes its backup on suc
 exact resume, are readable with numpy.load, and are the same on every backend.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from training.model.networks import build_generator
 from training.records import open_atomically, read_batches_done
 
 
-def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
-    """Yield every variable with a name independent of the backend."""
+def _named_variables(gan: GAN) -> dict[str, Any]:
+    """Return every variable by a name independent of the backend."""
     discriminator = gan.discriminator
     parts = {
         "optimizer": gan.optimizer.variables,
@@ -30,9 +29,7 @@ def _named_variables(gan: GAN) -> Iterator[tuple[str, Any]]:
         "average": gan.ema_generator.variables,
         "noise": [gan.noise.state],
     }
-    for part, variables in parts.items():
-        for index, variable in enumerate(variables):
-            yield f"{part}/{index:03d}", variable
+    return {f"{part}/{index:03d}": variable for part in parts for index, variable in enumerate(parts[part])}
 
 
 def save_checkpoint(gan: GAN, path: Path) -> None:
@@ -41,7 +38,7 @@ def save_checkpoint(gan: GAN, path: Path) -> None:
     Raises:
         CheckpointError: the disk is full or not writable; an older checkpoint is unchanged.
     """
-    arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan)}
+    arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan).items()}
     try:
         with open_atomically(path) as file:
             np.savez(file, step=gan.step, **arrays)
@@ -57,7 +54,7 @@ def load_checkpoint(gan: GAN, path: Path) -> None:
     Raises:
         CheckpointError: `path` is damaged or belongs to other networks; `gan` is unchanged.
     """
-    _assign(dict(_named_variables(gan)), path)
+    _assign(_named_variables(gan), path)
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class GAN(keras.Model):
         so no network needs freezing and no tensor needs detaching.
         """
         config = self.config
-        real = augment_images(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
-        generated = augment_images(config, self.generator(latents, training=True), self.noise)
+        real = augment(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
+        generated = augment(config, self.generator(latents, training=True), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
         generator_loss = self.loss_functions.generator(generated_logits)
@@ -146,10 +146,8 @@ class GAN(keras.Model):
         with tf.GradientTape(persistent=True) as tape:
             generator_loss, discriminator_loss, logs = self.compute_losses(*data)
             # The optimizer sums the gradients of all replicas, and each replica has a share of the batch.
-            generator_loss, discriminator_loss = (
-                generator_loss / count_replicas(),
-                discriminator_loss / count_replicas(),
-            )
+            generator_loss /= count_replicas()
+            discriminator_loss /= count_replicas()
         generator_variables = self.generator.trainable_variables
         discriminator_variables = self.discriminator.trainable_variables
         gradients = tape.gradient(generator_loss, generator_variables)
@@ -185,20 +183,6 @@ class GAN(keras.Model):
             self.update_moving_average()
         non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
         return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
-
-
-def augment_images(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
-    """Return `images` float32[N, S, S, 3] augmented as in `config`.
-
-    Values are in [-1, 1].
-    """
-    return augment(
-        images,
-        noise,
-        flip=config.flip,
-        translate_fraction=config.translate_fraction,
-        translate_probability=config.translate_probability,
-    )
 
 
 def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscriminator:

@@ -89,7 +89,8 @@ class ProjectedDiscriminator(keras.Model):
     @property
     def state(self) -> list[Any]:
         """All variables except the backbone's, which come from its wheel."""
-        return [v for v in self.variables if all(v is not weight for weight in self.backbone.variables)]
+        frozen = {id(weight) for weight in self.backbone.variables}
+        return [v for v in self.variables if id(v) not in frozen]
 
     def mixed_features(self, images: Tensor) -> list[Tensor]:
         """Return the mixed features of every tap, fine to coarse.

@@ -25,14 +25,12 @@ def generate_images(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray
 
 def images_from_latents(generator: keras.Model, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return the images uint8[N, S, S, 3] of `latents` float32[N, latent_dim]."""
-    starts = range(0, len(latents), SAMPLING_BATCH)
-    return np.concatenate([_generate_batch(generator, latents[i : i + SAMPLING_BATCH]) for i in starts])
-
-
-def _generate_batch(generator: keras.Model, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    images = generator(latents, training=False)
-    pixels: NDArray[np.float32] = (ops.convert_to_numpy(images) + 1.0) * 127.5
-    return pixels.round().clip(0, 255).astype(np.uint8)
+    batches = []
+    for start in range(0, len(latents), SAMPLING_BATCH):
+        images = generator(latents[start : start + SAMPLING_BATCH], training=False)
+        pixels: NDArray[np.float32] = (ops.convert_to_numpy(images) + 1.0) * 127.5
+        batches.append(pixels.round().clip(0, 255).astype(np.uint8))
+    return np.concatenate(batches)
 
 
 def image_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:

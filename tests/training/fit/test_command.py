@@ -6,16 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.conftest import ROOT, command, draw_photo, with_backend
+from tests.conftest import ROOT, draw_photo
 from training.__main__ import main
-from training.config import TrainingConfig
 from training.export.command import export
 from training.fit.folder import lock_run
 from training.model.checkpoints import load_generator
@@ -47,21 +45,16 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_same_command_resumes_with_the_settings_of_the_run(photos, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert fit(photos, run, "--steps", "1", "--seed", "3") == 0
-    assert "The progress line `fit:` shows the remaining time." in capsys.readouterr().out
-    first_config = config_of(run)
-    assert (first_config["image_size"], first_config["batch_size"], first_config["seed"]) == (32, 16, 3)
-    # This machine would choose another limit, but the run keeps its own.
-    config = TrainingConfig(**first_config | {"memory_limit_mib": 77})
-    write_record(run / "config.json", asdict(config))
-    assert fit(photos, run, "--steps", "2") == 0
+def test_same_command_resumes_with_the_settings_of_the_run(photos, small_run, tmp_path, capsys):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    config = config_of(run) | {"memory_limit_mib": 77}  # a new run would have more, and a batch size of 16
+    write_record(run / "config.json", config)
+    assert fit(photos, run, "--steps", "5") == 0
     output = capsys.readouterr().out
-    assert "Resuming at batch 1." in output
+    assert "Resuming at batch 4." in output
     assert "settings for" not in output
-    assert "All 2 batches are done." in output
-    assert config_of(run) == first_config | {"memory_limit_mib": 77, "steps": 2}
+    assert "All 5 batches are done." in output
+    assert config_of(run) == config | {"steps": 5}
 
 
 def test_dry_run_changes_nothing_when_the_run_exists(photos, small_run, capsys):
@@ -113,12 +106,7 @@ def keep_photos(count):
 
 
 def enlarge(folder):
-    config = TrainingConfig(**config_of(folder / "run") | {"image_size": 128})
-    write_record(folder / "run" / "config.json", asdict(config))
-
-
-def truncate(name):
-    return lambda folder: (folder / "run" / name).write_bytes(b"")
+    write_record(folder / "run" / "config.json", config_of(folder / "run") | {"image_size": 128})
 
 
 def remove(pattern):
@@ -151,15 +139,10 @@ def change_nothing(folder):
         (change_nothing, "run", ("--batch-size", "9"), "batch_size is 9, but the run began with 8"),
         (keep_photos(55), "run", (), "The photos, their names or their decoding differ from those in"),
         (change_nothing, "run", ("--steps", "3"), "run is at batch 4 of 4; set it to 4 or more."),
-        (truncate("photos.json"), "run", (), "photos.json"),
-        (truncate("config.json"), "run", (), "config.json"),
-        (truncate("checkpoint.npz"), "run", (), "checkpoint.npz"),
-        (
-            remove("checkpoint.npz"),
-            "run",
-            (),
-            "run has history.csv but no checkpoint.npz; restore it from a backup, or",
-        ),
+        (write("photos.json", ""), "run", (), "photos.json"),
+        (write("config.json", ""), "run", (), "config.json"),
+        (write("checkpoint.npz", ""), "run", (), "checkpoint.npz"),
+        (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
         (remove("c*.*"), "run", (), "run has history.csv but no config.json and no checkpoint.npz;"),
@@ -220,27 +203,23 @@ def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_
     assert read_files(run) == read_files(small_run)
 
 
-def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path):
+def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "checkpoint.npz").unlink()
     before = read_files(run)
     assert fit(photos, run, "--new", "--steps", "1", "--seed", "3") == 0
-    assert (config_of(run)["seed"], read_batches_done(run / "checkpoint.npz")) == (3, 1)
+    assert "The progress line `fit:` shows the remaining time." in capsys.readouterr().out
+    config = config_of(run)
+    assert (config["image_size"], config["batch_size"], config["seed"]) == (32, 16, 3)
+    assert read_batches_done(run / "checkpoint.npz") == 1
     assert read_files(tmp_path / "run-old-1") == before
 
 
-def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path):
-    process = subprocess.run(
-        command("training", "fit", "--photos", photos, "--out", tmp_path / "run"),
-        cwd=ROOT,
-        env=with_backend("torch"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (process.returncode, process.stdout) == (2, "")
+def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert fit(photos, tmp_path / "run") == 2
     sentence = "KERAS_BACKEND is 'torch', which is unknown or not installed; set it to tensorflow or jax."
-    assert process.stderr == f"python -m training fit: {sentence}\n"
+    assert capsys.readouterr() == ("", f"python -m training fit: {sentence}\n")
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,16 @@ def run_in_root(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
 
 
-def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, tmp_path):
+def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, small_run, tmp_path):
     run = tmp_path / "it's りんご"
     (tmp_path / "keras.json").write_text('{"floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}')
     settings = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "1", "TQDM_DISABLE": "1"}
-    words = command("training", *fit_arguments(photos, run, "--steps", 2))
+    words = command("training", *fit_arguments(photos, run, "--steps", 4))
     process = run_in_root("bash", "-c", '"$@" 2>&-', "bash", *words, PYTHONIOENCODING="ascii", **settings)
     assert process.returncode == 0
     pasted = run_in_root("bash", "-c", f"printf '%s\n' {process.stdout.splitlines()[-1]}")
     assert pasted.stdout.splitlines()[4:] == [str(run), "--to", "models/it-s"]
-    assert (
-        run_in_root(*command("training", *fit_arguments(photos, tmp_path / "expected", "--steps", 2))).returncode == 0
-    )
-    assert_equal_bits(run, tmp_path / "expected")
+    assert_equal_bits(run, small_run)
 
 
 def test_make_train_writes_and_prints_nothing_else_in_a_dry_run(photos, tmp_path):

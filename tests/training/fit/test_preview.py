@@ -78,12 +78,7 @@ def test_preview_prints_its_file_and_photo_count(photos, tmp_path, capsys):
         ("text", "sheet.png", (), "text' has no usable photo: 1 of 1 files are skipped as 'not an image"),
         ("text", "sheet.jpg", (), "not a PNG file; set it to a name such as preview.png."),
         ("text", "text/sheet.png", (), "so the sheet would become a photo; set --out to a file elsewhere."),
-        (
-            "text",
-            "sheet.png",
-            ("--translate-fraction", 0.9),
-            "translate_fraction is 0.9; set it to a value from 0.0 to 0.5.",
-        ),
+        ("text", "sheet.png", ("--translate-fraction", 0.9), "translate_fraction is 0.9; set it to a value from 0.0"),
     ],
 )
 def test_preview_writes_nothing_when_input_is_bad(tmp_path, capsys, photos_in, out, flags, sentence):

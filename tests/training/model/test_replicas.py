@@ -1,36 +1,17 @@
 """Two worker processes that train together."""
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, command, wait_until
+from tests.conftest import wait_until
 from tests.gateway_process import free_port
-from tests.training.fit.test_run import fit, fit_arguments, interrupt_at, output_of, read_losses, steps_in
+from tests.training.fit.test_run import fit, interrupt_at, output_of, read_losses, start_fit, steps_in
 from training.errors import TrainingError
 from training.model.replicas import strategy_scope
-
-
-def start_workers(arguments: list[str]) -> list[subprocess.Popen]:
-    """Return the processes of two workers, the chief first."""
-    cluster = {"worker": [f"localhost:{free_port()}", f"localhost:{free_port()}"]}
-    return [
-        subprocess.Popen(
-            command("training", *arguments),
-            cwd=ROOT,
-            env=os.environ
-            | {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +21,10 @@ def chief(photos, small_run, tmp_path_factory) -> tuple[Path, int, str]:
     They resumed the small run until the other one was killed.
     """
     run = shutil.copytree(small_run, tmp_path_factory.mktemp("workers") / "run")
-    arguments = fit_arguments(photos, run, "--steps", 500, "--strategy", "multi-worker")
-    process, other = start_workers(arguments)
+    cluster = {"worker": [f"localhost:{free_port()}", f"localhost:{free_port()}"]}
+    tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in range(2)]
+    flags = ("--steps", 500, "--strategy", "multi-worker")
+    process, other = (start_fit(photos, run, *flags, TF_CONFIG=task) for task in tasks)
     wait_until(lambda: len(steps_in(run)) > 6, "three batches", limit_s=240)
     other.kill()
     output = output_of(process)
