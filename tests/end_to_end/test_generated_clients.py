@@ -1,7 +1,7 @@
 """Generated clients of /openapi.json call a gateway, as in docs/http.md.
 
 The generators are not among our requirements: `pip install openapi-python-client ruff` and
-`npm install openapi-typescript openapi-fetch typescript @types/node`, on the PATH, turn the tests on.
+`npm install openapi-typescript openapi-fetch typescript@5 @types/node`, on the PATH, turn the tests on.
 """
 
 import re
