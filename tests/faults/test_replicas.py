@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer
 from tests.faults.load import put_load
 from tests.gateway_process import gateway_for
@@ -24,13 +25,12 @@ def render_other_bytes(request):
 def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
     with (
         FakeModelServer(max_connection_age_s=1) as verified,
-        FakeModelServer(port=verified.port, reply=render_other_bytes, max_connection_age_s=1) as other,
+        FakeModelServer(port=verified.port, reply=render_other_bytes, max_connection_age_s=1),
         gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
         put_load(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
     ):
         load.wait_for_images(REQUESTS, limit_s=200)
-        assert len(verified.requests) > 100 < len(other.requests)
+        # The kernel chooses the server of each connection, so the first few may all have the same one.
+        wait_until(lambda: len(load.digests("ETag")) == 2 * SEEDS, "each image of both servers", limit_s=200)
     assert {outcome.status for outcome in load.failed} <= {503}  # if a connection ends before its golden check
-    digests = load.digests("ETag")
-    assert {len(found) for found in digests.values()} == {1}
-    assert len(digests) == 2 * SEEDS
+    assert {len(found) for found in load.digests("ETag").values()} == {1}
