@@ -4,6 +4,7 @@ Limits, bytes, errors and the model client are the gateway's own modules.
 """
 
 import hashlib
+import math
 import threading
 import time
 from collections import deque
@@ -52,6 +53,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         with answering(context, "Generate") as record, self._singles.slot(lambda: not context.is_active()):
             check_known(request, request.options)
             until_s = deadline_s(context)
+            record.is_abandoned = lambda: not context.is_active()
             query, check = self._pinned(request.options, read_seed(request), until_s)
             record.model_version = query.version
             if not context.is_active():
@@ -145,8 +147,9 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
 
 def deadline_s(context: grpc.ServicerContext) -> float:
-    """Return the client's deadline by time.monotonic."""
-    return time.monotonic() + float(context.time_remaining())
+    """Return the client's deadline by time.monotonic, infinity without one."""
+    left_s = float(context.time_remaining())  # 292 years without a deadline: more than a lock can wait for
+    return math.inf if left_s > threading.TIMEOUT_MAX else time.monotonic() + left_s
 
 
 def picture(query: Picture, encoded: bytes) -> Message:

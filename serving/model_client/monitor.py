@@ -37,17 +37,12 @@ class GoldenCheck:
     model: str  # a digest that names the model; empty if it was exported without golden digests
     differing: int | None  # of the golden images; None if the model was exported without their digests
     size: int  # pixels of the longer side of the model's images
-    connection: int | None  # None of `unchecked`
+    connection: int
 
     @property
     def verdict(self) -> str:
         """One word for people: proved, unproved or differs."""
         return "unproved" if self.differing is None else "differs" if self.differing else VERIFIED
-
-
-def unchecked(version: int) -> GoldenCheck:
-    """Return a placeholder for a check, of any connection and any bytes."""
-    return GoldenCheck(version, "", "", None, 0, None)
 
 
 class ModelMonitor:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import parse_qsl, urlsplit
@@ -16,7 +17,7 @@ from werkzeug.datastructures import MultiDict
 
 from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion
 from serving.model_client.client import ModelClient
-from serving.model_client.monitor import unchecked
+from serving.model_client.monitor import ModelMonitor
 from serving.paint.files import TAR_ERRORS, open_file
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
@@ -47,11 +48,11 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
-    found = set()
+    monitor, found = ModelMonitor(client), set()
     with closing(client):
         for name, file in (entry for path in paths for entry in open_pngs(path)):
             try:
-                verdict, reason = judge(file, renderer, settings.model_name)
+                verdict, reason = judge(file, renderer, monitor, settings.model_name)
             except RingoError as error:
                 print(error, file=sys.stderr)
                 return Verdict.UNREADABLE.value
@@ -96,7 +97,9 @@ def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
                 raise tarfile.ReadError
 
 
-def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[Verdict, str]:
+def judge(
+    file: IO[bytes] | str, renderer: Renderer, monitor: ModelMonitor, model_name: str
+) -> tuple[Verdict, str]:
     """Return the verdict on `file`, and its reason in a few words."""
     if isinstance(file, str):
         return Verdict.UNREADABLE, file
@@ -121,7 +124,7 @@ def judge(file: IO[bytes] | str, renderer: Renderer, model_name: str) -> tuple[V
         return Verdict.UNKNOWN_MODEL, f"encoded by renderer {renderer_version}, here is '{RENDERER_VERSION}'"
     try:
         query = pinned_query(facts["Picture"])
-        made = renderer.render(query, unchecked(query.version or 0))
+        _, made = monitor.with_check(query.version or 0, partial(renderer.render, query))
     except UnknownVersion as error:
         return Verdict.UNKNOWN_MODEL, str(error)
     except InvalidRequest as error:

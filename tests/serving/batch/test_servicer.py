@@ -55,6 +55,14 @@ def test_largest_images_are_below_the_default_limit_of_clients(batch):
     assert len(batch.paint([1, 2], size=1024)) == 2
 
 
+def test_calls_without_a_deadline_get_images_and_refusals(model_server, tmp_path):
+    with batch_for(model_server.target, tmp_path) as batch:
+        code, _, details = refusal(lambda: list(batch.stream([1], timeout=None, model_version=9)))
+        assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION")
+        single = batch.pictures.Generate(picture_service_pb2.GenerateRequest(seed=1))
+        assert [response.picture.data for response in batch.stream([1], timeout=None)] == [single.picture.data]
+
+
 def test_description_has_name_versions_size_and_replica_state(batch):
     model = batch.pictures.DescribeModel(picture_service_pb2.DescribeModelRequest(), timeout=LIMIT_S)
     assert (model.name, list(model.model_versions), model.size, model.replica) == ("apple", [3], 8, "proved")
