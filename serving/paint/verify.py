@@ -97,9 +97,7 @@ def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
                 raise tarfile.ReadError
 
 
-def judge(
-    file: IO[bytes] | str, renderer: Renderer, monitor: ModelMonitor, model_name: str
-) -> tuple[Verdict, str]:
+def judge(file: IO[bytes] | str, renderer: Renderer, monitor: ModelMonitor, model_name: str) -> tuple[Verdict, str]:
     """Return the verdict on `file`, and its reason in a few words."""
     if isinstance(file, str):
         return Verdict.UNREADABLE, file

@@ -132,7 +132,7 @@ class Renderer:
                 first, last = self._client.sample(check.version, [start, end], deadline_s=deadline_s)
                 path = [slerp(first, last, frame / (frames - 1)) for frame in range(frames)]
                 images = self._client.paint(check.version, np.stack(path), deadline_s=deadline_s)
-                self._require(check)
+                self._client.require_connection(check.connection)
                 return list(images)
         raise ValueError(f"{query} has no seed.")
 
@@ -158,12 +158,8 @@ class Renderer:
 
     def _generate(self, check: GoldenCheck, seeds: Sequence[int], deadline_s: float) -> list[Pixels]:
         images = self._client.generate(check.version, seeds, deadline_s=deadline_s)
-        self._require(check)
+        self._client.require_connection(check.connection)
         return list(images)
-
-    def _require(self, check: GoldenCheck) -> None:
-        if check.connection is not None:
-            self._client.require_connection(check.connection)
 
     def _keep(self, key: Any, entry: Any) -> Any:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache

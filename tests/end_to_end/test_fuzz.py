@@ -171,7 +171,7 @@ def test_gateway_answers_or_refuses_any_head(gateway):
     def send(head):
         # The second request completes a head that is cut off, or else ends the connection.
         status, _, body = answer_to(gateway.port, head + request("/livez"))
-        assert status < 499, body
+        assert status < 499 or b"Unsupported transfer coding" in body, body  # 501, as RFC 9112 wants
         assert b"Traceback" not in body
         statuses.add(status)
 

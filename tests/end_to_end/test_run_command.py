@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import BUNDLED
-from tests.gateway_process import Gateway, environment, free_port
+from tests.gateway_process import Gateway, environment, free_port, run_serving
 from tests.serving.test_run import running
 from training.model.latents import MAX_SEED
 
@@ -21,7 +21,7 @@ from training.model.latents import MAX_SEED
 def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the command in the `with` block; yield its ready gateway."""
     ports = {"port": free_port(), "metrics_port": free_port()}
-    settings |= {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"}  # the name is no option
+    settings = {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"} | settings  # the name is no option
     env = environment(**ports, **settings) | {"PATH": "/nowhere"}
     with running(env, folder) as run:
         assert "embedded default" in run.output
@@ -29,8 +29,13 @@ def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with running_service(tmp_path_factory.mktemp("run")) as service:
+def target() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="module")
+def service(target, tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("run"), model_server=target) as service:
         yield service
 
 
@@ -64,6 +69,12 @@ def test_bundled_model_states_the_licence_of_its_card_in_image_about_and_page(se
         assert stated in card
     assert json.loads(service.ask("/about").body)["licence"] == licence
     assert licence in service.ask("/").body.decode()
+
+
+def test_verify_calls_images_of_the_bundled_model_identical(service, target, tmp_path):
+    (tmp_path / "apple.png").write_bytes(png(service, "/generate?seed=35"))
+    done = run_serving("verify", tmp_path / "apple.png", model_server=target, model_name="-apple")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/apple.png: identical\n")
 
 
 def test_bytes_are_equal_for_32_clients_and_after_a_restart(service, tmp_path):
