@@ -3,6 +3,7 @@
 import gc
 import math
 import shutil
+import signal
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -73,6 +74,7 @@ class _Gunicorn(BaseApplication):
             "worker_tmp_dir": self.folder,
             "logger_class": _Log,
             "errorlog": None,  # gunicorn's lines go to the root logger
+            "when_ready": lambda arbiter: _ignore_reloads(),
             "pre_fork": self._number,
             "post_fork": lambda arbiter, worker: worker_files.use(self.folder, worker.number),
             "on_exit": lambda arbiter: shutil.rmtree(self.folder, ignore_errors=True),
@@ -105,6 +107,12 @@ class _Gunicorn(BaseApplication):
             return (metrics if private else gateway)(environ, start_response)
 
         return by_port
+
+
+def _ignore_reloads() -> None:
+    """Ignore signals by which gunicorn starts workers that have no files for metrics."""
+    for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ThreadWorker(gthread.ThreadWorker):
