@@ -82,6 +82,7 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (request(host=""), 400, None),
     (request("/livez", host=""), 400, None),
     *((request(host=f"Host: {host}\r\n"), 400, "Host") for host in ("a b", "a/b", "a@b", "[::1", "a:x", "a:1:2", "<")),
+    *((request(host=f"Host: {host}\r\n"), 400, "Host") for host in ("a" * 64, "a" * 300, "a..b")),
     (request("/metrics"), 404, None),  # only on the metrics port
     (request("/generate?seed=1&version=99"), 404, None),
     (request("/static/../gateway.py"), 404, None),
@@ -126,7 +127,7 @@ def test_gateway_refuses_without_calling_the_model(gateway, model_server, sent, 
     ("sent", "status"),
     [
         (request("/generate?seed=" + "1" * 4096), 414),
-        (request(headers=f"X: {'a' * 8192}\r\n"), 431),
+        (request(headers=f"X: {'a' * (8190 - len('X: '))}\r\n"), 431),  # with its line end 8,192 bytes
         (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
         (request(headers=FIVE + CHUNKED, body="0\r\n\r\n"), 400),
     ],
