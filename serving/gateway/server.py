@@ -122,7 +122,7 @@ class ThreadWorker(gthread.ThreadWorker):
         """Answer a request that gunicorn could not read."""
         if isinstance(exc, LimitRequestHeaders):
             fields, size = self.cfg.limit_request_fields, self.cfg.limit_request_field_size
-            exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each")
+            exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each, with line end")
         super().handle_error(req, client, addr, exc)
 
 
