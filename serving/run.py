@@ -200,10 +200,13 @@ def _is_ready(settings: Settings) -> bool:
 
 
 def _announce(settings: Settings) -> None:
-    scheme = "http" if settings.tls_certificate is None else "https"
+    certificate = settings.tls_certificate
+    scheme = "http" if certificate is None else "https"
     url = f"{scheme}://{with_port(reachable(settings.host), settings.port)}/generate?seed={EXAMPLE_SEEDS[0]}"
     file = shlex.quote(f"{settings.model_name}.png")
-    write_line(f"Ready: {url}\n  curl '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends it.")
+    options = "" if certificate is None else f" --cacert {shlex.quote(str(certificate))}"
+    options += "" if settings.token is None else ' -H "Authorization: Bearer $RINGO_TOKEN"'
+    write_line(f"Ready: {url}\n  curl{options} '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends it.")
 
 
 def _end(children: Children, *, timeout_s: float) -> None:

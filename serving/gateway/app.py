@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from flask import Flask, Response, request
 from werkzeug.datastructures import EnvironHeaders
-from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import BadHost, BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from serving.errors import InvalidRequest, RingoError
@@ -104,8 +104,9 @@ def check_head() -> Response | None:
     """
     if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
         raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
-    if not HOST.fullmatch(host := request.headers.get("Host", "")):
-        raise InvalidRequest("Host", host, "a name or an address, with or without a port")
+    host = request.headers.get("Host", "")
+    if not HOST.fullmatch(host) or isinstance(request.routing_exception, BadHost):  # Werkzeug checks the parts' length
+        raise InvalidRequest("Host", host, "an address, or a name with parts of 1 to 63 characters; a port may follow")
     if request.method == "OPTIONS" and request.environ["PATH_INFO"] == "*":
         return Response(headers={"Allow": PREFLIGHT["Access-Control-Allow-Methods"]})
     return None

@@ -27,15 +27,15 @@ A parameter that is unknown, missing, repeated or out of range gives 400, and th
 clamped.
 
 With `version`, responses of a verified replica are immutable: caches may keep them for a year. Without `version`, the \
-newest version answers, and the response must be revalidated. `Content-Location` is the permanent URL, with every \
-default filled in.
+newest version answers, and the response must be revalidated. `Content-Location` is the permanent URL. It states \
+the format, the version and, for one image, the seed; other defaults are left out.
 
 The `ETag` is computed without running the model. `If-None-Match` gets 304 even while the model server is down. The \
 prefix of the ETag is `proved` on a verified replica: its golden images have the same bytes as on the machine that \
 exported the model. Other replicas have a numeric fingerprint as prefix. Equal ETags mean equal bytes.
 
-Every response has an `X-Request-ID`. It is that of the request, if this one has 1 to 64 letters, digits and `._-`, \
-else a new one. A `traceparent` is passed on to the model server."""
+Every response has an `X-Request-ID`, except errors in HTML: a malformed head, 414 and 431. It is that of the request, \
+if this one has 1 to 64 letters, digits and `._-`, else a new one. A `traceparent` is passed on to the model server."""
 
 REFUSALS = {
     "400": "A parameter is invalid; `parameter`, `value` and `allowed` describe it.",
@@ -43,7 +43,7 @@ REFUSALS = {
     "404": "The model server has not loaded this version.",
     "406": "`Accept` admits none of the formats.",
     "413": "The request has a body; requests must have none.",
-    "414": "The URL is longer than 4 kB. The response is plain HTML.",
+    "414": "The URL is longer than 4 kB. The response is HTML.",
     "502": "The model server returned data that does not fit the model.",
     "503": "No model is ready, or the service is at its limit. Retry after the seconds in `Retry-After`.",
     "504": "The deadline passed before the model server answered.",
@@ -132,7 +132,7 @@ IF_NONE_MATCH = {
 HEADERS = {
     "ETag": ("Prefix and digest; equal ETags mean equal bytes.", ETAG),
     "Cache-Control": ("Whether the response is immutable or must be revalidated.", "no-cache"),
-    "Content-Location": ("The permanent URL, with every default filled in.", "/generate?seed=35&format=png&version=3"),
+    "Content-Location": ("The permanent URL of the image.", "/generate?seed=35&format=png&version=3"),
     "Content-Disposition": ("A file name for the image.", "inline; filename=apple-35.png"),
     "Ringo-Model-Version": ("The model version.", "3"),
     "Ringo-Seed": ("The seed, if the image has one.", "35"),

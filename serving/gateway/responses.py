@@ -168,7 +168,8 @@ def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
     if in_path:
         for name in IN_PATH & arguments.keys():
             raise InvalidRequest(name, arguments[name], "none", "is not allowed in a short URL; leave it out")
-        current_record().path = "/short-url"  # the path may name a person; an image gets its permanent URL here
+        if not in_path.get("seed", "0").isdecimal():  # it may be of a person
+            current_record().path = f"/-.{in_path['format']}"
         arguments.update(in_path | {"format": in_path["format"].replace("jpg", "jpeg")})
     if "name" in arguments:
         sent = parse_qs(request.query_string.decode("latin-1"), encoding="latin-1").get("name", [])

@@ -3,6 +3,7 @@
 import gc
 import math
 import shutil
+import signal
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -73,6 +74,7 @@ class _Gunicorn(BaseApplication):
             "worker_tmp_dir": self.folder,
             "logger_class": _Log,
             "errorlog": None,  # gunicorn's lines go to the root logger
+            "when_ready": lambda arbiter: _ignore_reloads(),
             "pre_fork": self._number,
             "post_fork": lambda arbiter, worker: worker_files.use(self.folder, worker.number),
             "on_exit": lambda arbiter: shutil.rmtree(self.folder, ignore_errors=True),
@@ -107,6 +109,12 @@ class _Gunicorn(BaseApplication):
         return by_port
 
 
+def _ignore_reloads() -> None:
+    """Ignore signals by which gunicorn starts workers that have no files for metrics."""
+    for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class ThreadWorker(gthread.ThreadWorker):
     """gunicorn's own, with the limits in a 431."""
 
@@ -114,7 +122,7 @@ class ThreadWorker(gthread.ThreadWorker):
         """Answer a request that gunicorn could not read."""
         if isinstance(exc, LimitRequestHeaders):
             fields, size = self.cfg.limit_request_fields, self.cfg.limit_request_field_size
-            exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each")
+            exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each, with line end")
         super().handle_error(req, client, addr, exc)
 
 

@@ -14,8 +14,7 @@ OUR_HOST = "a name or address of this machine"
 def listen(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> socket.socket:
     """Return a socket that listens on `host`; `::` has both families.
 
-    Raises SettingsError, naming `variable` and its `value` if the port is taken or not permitted, and `host_variable`
-    if the host is not this machine.
+    Raises SettingsError, naming `variable` and its `value` if the port is taken or not permitted, else `host_variable`.
     """
     try:
         # create_server would lose the reason why the name has no address.
@@ -28,9 +27,9 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
         raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
     except OSError as error:
         reason = os.strerror(error.errno or 0)  # Python 3.11's own text repeats the address
-        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
-        raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
+        if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EPERM):
+            raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
+        raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
 
 
 def free_address(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> str:

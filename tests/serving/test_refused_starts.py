@@ -23,6 +23,11 @@ REFUSED = [
     ("gateway", {"host": "nosuchhost.invalid"}, f"RINGO_HOST is 'nosuchhost.invalid'; {NOT_HERE}"),
     ("gateway", {"host": "192.0.2.1"}, f"RINGO_HOST is '192.0.2.1'; {NOT_HERE}"),
     ("gateway", {"host": "x" * 64}, f"RINGO_HOST is '{'x' * 64}'; {NOT_HERE}"),
+    *(
+        (part, {"host": host}, f"RINGO_HOST is '{host}'; {NOT_HERE}Invalid argument")
+        for part, host in (("gateway", "fe80::1"), ("run", "ff02::1"), ("batch", "ff02::1"))
+    ),
+    ("run", {"model_server": "[ff02::1]:8500"}, f"The host in RINGO_MODEL_SERVER is 'ff02::1'; {NOT_HERE}"),
     ("run", {"model_server": "dns:///x:8500"}, f"The host in RINGO_MODEL_SERVER is 'dns:///x'; {NOT_HERE}"),
     ("run", {"model_base_path": "/nowhere"}, "RINGO_MODEL_BASE_PATH is '/nowhere'; allowed is a folder with numbered "),
     ("gateway", tls("/no"), "RINGO_TLS_CERTIFICATE is '/no'; "),

@@ -83,6 +83,21 @@ def test_run_is_ready_when_clients_need_certificates_and_a_token(surroundings, t
         assert run.url.startswith("https://")
 
 
+@pytest.mark.parametrize("is_secured", [False, True])
+def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_path, is_secured):
+    server = trustme.CA().issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "its certificate", tmp_path / "key"
+    server.cert_chain_pems[0].write_to_path(certificate)
+    server.private_key_pem.write_to_path(key)
+    secured = {"TLS_CERTIFICATE": certificate, "TLS_KEY": key, "TOKEN": "0123456789abcdef"} if is_secured else {}
+    env = surroundings | {f"RINGO_{name}": str(text) for name, text in secured.items()}
+    with running(env, tmp_path) as run:
+        _, pasted, _ = run.output.split("Ready: ")[1].splitlines()
+        subprocess.run(["sh", "-c", pasted], env=env, cwd=tmp_path, timeout=LIMIT_S, check=True)
+    assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
+    assert "0123456789abcdef" not in run.output
+
+
 def test_run_serves_the_url_that_it_prints_until_sigint_ends_all(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
         with build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import LIMIT_S
 
+CRLF = "\r\n"
 HOST = "Host: localhost\r\n"
 MAX_SEED = 2**63 - 1
 
@@ -82,6 +83,7 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (request(host=""), 400, None),
     (request("/livez", host=""), 400, None),
     *((request(host=f"Host: {host}\r\n"), 400, "Host") for host in ("a b", "a/b", "a@b", "[::1", "a:x", "a:1:2", "<")),
+    *((request(host=f"Host: {host}\r\n"), 400, "Host") for host in ("a" * 64, "a" * 300, "a..b")),
     (request("/metrics"), 404, None),  # only on the metrics port
     (request("/generate?seed=1&version=99"), 404, None),
     (request("/static/../gateway.py"), 404, None),
@@ -126,15 +128,19 @@ def test_gateway_refuses_without_calling_the_model(gateway, model_server, sent, 
     ("sent", "status"),
     [
         (request("/generate?seed=" + "1" * 4096), 414),
-        (request(headers=f"X: {'a' * 8192}\r\n"), 431),
+        (request(headers=f"X: {'a' * (8191 - len('X: ' + CRLF))}{CRLF}"), 431),
         (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
         (request(headers=FIVE + CHUNKED, body="0\r\n\r\n"), 400),
+        (request(method="get"), 400),
+        (request().replace(b"HTTP/1.1", b"HTTP/2.0"), 400),
+        *((request(headers=f"{field}\r\n"), 400) for field in ("A b: c", "A: \0", "A: b\r\n c")),
     ],
-    ids=["url", "header", "headers", "two-lengths"],
+    ids=["url", "header", "headers", "two-lengths", "lower-case", "http-2", "space-in-name", "nul", "folded"],
 )
 def test_gunicorn_refuses_a_head_beyond_its_limits(gateway, model_server, sent, status):
     before = len(model_server.requests)
-    got, _, body = answer_to(gateway.port, sent)
+    got, headers, body = answer_to(gateway.port, sent)
+    assert (headers["Content-Type"], "X-Request-ID" in headers) == ("text/html", False)
     assert (got, b"at most 100 header fields of 8190 bytes each" in body) == (status, status == 431)
     assert len(model_server.requests) == before
 

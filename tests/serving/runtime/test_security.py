@@ -163,6 +163,15 @@ def test_batch_server_serves_a_renewed_certificate_without_a_restart(model_serve
         assert describe(b"", timeout=LIMIT_S)
 
 
+def test_gateway_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
+    files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
+    write_certificate(trustme.CA(), files)
+    with gateway_for(model_server.target, tmp_path, **files) as gateway:
+        write_certificate(trustme.CA(), files)
+        served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
+    assert served == files["tls_certificate"].read_text()
+
+
 @pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory):
     """With a token."""

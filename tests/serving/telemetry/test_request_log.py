@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +31,8 @@ def test_totals_are_right_across_workers(model_server, tmp_path):
     with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
         wait_until(lambda: len(gateway.workers()) == 2, "two workers")
         wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        for unused in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+            gateway.process.send_signal(unused)
         for asleep in gateway.workers():
             os.kill(int(asleep.name), signal.SIGSTOP)
             etag = gateway.ask("/generate?seed=1").headers["ETag"]
@@ -55,6 +58,7 @@ def test_totals_are_right_across_workers(model_server, tmp_path):
         assert value(port, "ringo_request_seconds_count", resource="generate") == 16
         assert value(port, "ringo_stage_seconds_count", stage="encode") == 4
         assert value(port, "ringo_requests_in_flight") == 0
+    assert re.findall("Handling signal: (.*)", gateway.log.read_text()) == ["term"]
 
 
 def test_rows_of_predict_calls_are_counted_by_signature(gateway):
