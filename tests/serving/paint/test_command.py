@@ -34,10 +34,10 @@ def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
 
 
 @contextmanager
-def running_paint(server, out, *flags, seeds="0:30"):
+def running_paint(server, out, *flags, seeds="0:30", stderr=subprocess.PIPE):
     """Run `paint` as a process during the `with` block."""
     words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=stderr, stdout=subprocess.PIPE, text=True)
     with ended_afterwards(process):
         yield process
 
@@ -131,6 +131,17 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
             assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
         gate.set()
         assert "30 images" in paint(server, tmp_path)
+
+
+@pytest.mark.parametrize(("words", "status"), [(("paint",), 130), (("verify", "x"), 130), (("batch",), 0)])
+def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, words, status):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "sys.addaudithook(lambda event, found: event == 'import' and found[0] == 'grpc'\n"
+        "    and signal.raise_signal(signal.SIGINT))\n"
+    )
+    done = run_serving(*words, wrapper=("env", f"PYTHONPATH={tmp_path}"))
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
