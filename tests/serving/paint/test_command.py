@@ -273,6 +273,22 @@ def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_p
 
 
 @pytest.mark.parametrize(
+    "name", ["000000/000000003.png.part", "manifest.jsonl.part", "manifest.jsonl", "000000.tar.part"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_paint_writes_to_no_fifo_or_link_in_the_place_of_a_file(server, tmp_path, name, kind):
+    foreign, path = tmp_path / "foreign", tmp_path / "out" / name
+    foreign.write_bytes(b"foreign")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(foreign) if kind == "link" else os.mkfifo(path)
+    is_continued = name in ("manifest.jsonl", "000000.tar.part")  # others are written anew
+    output = paint(server, tmp_path / "out", "--layout", "tar" if "tar" in name else "files", code=is_continued)
+    assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.") == is_continued
+    assert path.exists() == is_continued
+    assert foreign.read_bytes() == b"foreign"
+
+
+@pytest.mark.parametrize(
     "words", [("paint", "--seeds", "0:3", "--out", "out", "--target"), ("verify", "no.png"), ("run",)]
 )
 def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
