@@ -1,16 +1,17 @@
 """`paint` with a fake batch server, and once with a real one."""
 
 import hashlib
-import io
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
 import tarfile
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -26,11 +27,18 @@ from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
 def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
     """Run `paint` in this process; return its stdout and stderr."""
     words = ["--target", server.target, "--seeds", seeds, "--out", out, *flags]
-    output = io.StringIO()
-    with redirect_stdout(output), redirect_stderr(output):
-        status = main([str(word) for word in words], {"RINGO_TOKEN": token} if token else {})
-    assert status == code, output.getvalue()
-    return output.getvalue()
+    stderr = os.dup(2)
+    with TemporaryFile("w+") as output, redirect_stdout(output):
+        os.dup2(output.fileno(), 2)
+        try:
+            status = main([str(word) for word in words], {"RINGO_TOKEN": token} if token else {})
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        output.seek(0)
+        printed = output.read()
+    assert status == code, printed
+    return printed
 
 
 @contextmanager
@@ -131,6 +139,34 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
             assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
         gate.set()
         assert "30 images" in paint(server, tmp_path)
+
+
+@contextmanager
+def full_pipe(mode):
+    """Open a full pipe that nobody reads, for writing."""
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writable, bytes(select.PIPE_BUF))
+    os.set_blocking(writable, True)
+    with os.fdopen(readable), os.fdopen(writable, mode) as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize("unwritable", [full_pipe, Path("/dev/full").open])
+def test_paint_has_its_exit_status_when_stderr_is_unwritable(tmp_path, unwritable):
+    gate = Gate(10)
+    with FakeBatchServer(before=gate) as server, unwritable("wb") as stderr:
+        with running_paint(server, tmp_path, stderr=stderr) as process:
+            assert gate.reached.wait(LIMIT_S)
+            wait_until(lambda: len(rows(tmp_path)) == 10, "images before the gate")
+            process.terminate()
+            assert process.wait(LIMIT_S) == 130
+        gate.set()
+        server.version = 2
+        with running_paint(server, tmp_path, stderr=stderr) as process:
+            assert process.wait(LIMIT_S) == 3
 
 
 @pytest.mark.parametrize(("words", "status"), [(("paint",), 130), (("verify", "x"), 130), (("batch",), 0)])
