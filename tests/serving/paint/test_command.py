@@ -348,7 +348,7 @@ def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tm
     assert (done.returncode, len(rows(out))) == (0, 30)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "ipv4:127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "ipv4:127.0.0.1", "[::ffff:127.0.0.1]"])
 def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
