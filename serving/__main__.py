@@ -10,7 +10,7 @@ from serving.runtime.limits import raise_open_files
 from serving.runtime.output import OutputError, prepare_output, write_error
 from serving.settings import Settings, SettingsError
 
-INVALID = 2  # argparse's exit status for it, too
+INVALID, INTERRUPTED = 2, 130  # exit statuses; argparse has the same for invalid flags
 MIN_FILES, FILES = 128, 4096  # open ones: TensorFlow and gRPC take 30 to 60, each connection one
 
 # gRPC reads these when it is imported.
@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
     except OutputError as error:
         write_error(str(error))
         return 1
-    except KeyboardInterrupt:  # before the command handles it
-        return 0
+    except KeyboardInterrupt:  # before or after the command handles it
+        return INTERRUPTED if chosen.command in ("paint", "verify") else 0  # servers end by a signal
 
 
 def _run_command(chosen: argparse.Namespace, argv: list[str]) -> int:

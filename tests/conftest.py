@@ -16,6 +16,7 @@ from serving.run import ALLOCATOR
 
 # The product's own environment, set before TensorFlow or grpc is imported.
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1", **ALLOCATOR}
+os.environ["GRPC_VERBOSITY"] = "NONE"
 for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "KERAS_BACKEND"):
     os.environ.pop(name, None)
 

@@ -1,9 +1,10 @@
 """The client of the batch server: checked images, with retries."""
 
 import hashlib
+import ipaddress
 import math
+import os
 import random
-import re
 import socket
 import ssl
 import threading
@@ -36,7 +37,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
-LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[[0:]*:0*1\]", re.IGNORECASE)  # proxies lead elsewhere
+PROXIES = {"grpc_proxy", "https_proxy", "http_proxy"}  # the variables that gRPC reads
 DESCRIBE_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 REPORT_AFTER_S, REPORT_EVERY_S = 1.0, 10.0  # of waiting for an image
@@ -258,13 +259,23 @@ class PictureClient:
 
 
 def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
-    hosts = [host for host, *_ in addresses_of(target)]
-    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not all(map(LOOPBACK.fullmatch, hosts)))))
+    use_proxy = bool(PROXIES & os.environ.keys()) and not all(is_loopback(host) for host, *_ in addresses_of(target))
+    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(use_proxy)))
     if secrets.ca is None:
         return grpc.insecure_channel(target, options=options)
     check_pem_files({"--certificate": secrets.certificate, "--key": secrets.key}, {"--ca": secrets.ca})
     parts = [path and path.read_bytes() for path in (secrets.ca, secrets.key, secrets.certificate)]
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=options)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether all addresses of `host` are loopback, which a proxy cannot reach."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None)
+    except (OSError, UnicodeError):  # UnicodeError: not a name at all, such as 64 letters
+        return False
+    addresses = [ipaddress.ip_address(address[0]) for *_, address in found]
+    return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
 
 
 def speaks_tls(target: str, secrets: Secrets, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bool:

@@ -25,7 +25,7 @@ from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
-from serving.runtime.output import Stderr, printable, write_line
+from serving.runtime.output import Stderr, printable, write_error, write_line
 from serving.settings import (
     MAX_TIMEOUT_S,
     TARGET_ALLOWED,
@@ -192,18 +192,18 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     try:
         paint(chosen, secrets)
     except KeyboardInterrupt:
-        print(f"Stopped. Finished images are in {chosen.out}; rerun the same command to resume.", file=sys.stderr)
+        write_error(f"Stopped. Finished images are in {chosen.out}; rerun the same command to resume.")
         return INTERRUPTED
     except VersionGoneError as error:
         cause = str(error).removesuffix(".")  # quotes the server's message
-        print(printable(f"{cause}. --any-version goes on with the newest; finished images stay."), file=sys.stderr)
+        write_error(printable(f"{cause}. --any-version goes on with the newest; finished images stay."))
         return VERSION_GONE
     except PaintError as error:
-        print(printable(str(error)), file=sys.stderr)
+        write_error(printable(str(error)))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fault = "The disk is full" if full else f"{chosen.out} can't be used"
-        print(printable(f"{fault}: {error.filename or chosen.out}: {error.strerror}."), file=sys.stderr)
+        write_error(printable(f"{fault}: {error.filename or chosen.out}: {error.strerror}."))
     else:
         return 0
     return FAILED

@@ -71,7 +71,8 @@ class Files(Layout):
         for picture in pictures:
             path = self.out / self.name(picture.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _aside(path).write_bytes(picture.data)
+            with create_file(_aside(path)) as file:
+                file.write(picture.data)
             self._put(self.name(picture.seed))
             yield [picture]
 
@@ -110,7 +111,7 @@ class Tars(Layout):
         if others and others.get(first.seed) != first.sha256:  # before a row names this tar
             raise FileExistsError(errno.EEXIST, TAKEN, str(path if path.exists() else _aside(path)))
         written: list[Painted] = []
-        with _aside(path).open("a+b") as file:
+        with open_file(_aside(path), append=True) as file:
             file.seek(0)
             file.truncate(max((end for seed, _, end in self._images(file) if seed < first.seed), default=0))
             file.seek(0, os.SEEK_END)
@@ -142,13 +143,24 @@ class Tars(Layout):
                         yield seed, digest, end
 
 
-def open_file(path: Path) -> io.BufferedReader:
-    """Open a regular file. Raises OSError, also for a FIFO."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
-    return os.fdopen(descriptor, "rb")
+def open_file(path: Path, *, append: bool = False) -> io.BufferedReader | io.BufferedRandom:
+    """Open a regular file; with `append`, create it if need be.
+
+    Raises OSError, also for a FIFO, and with `append` for a link, whose target may be foreign.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat(follow_symlinks=not append).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
+    if append:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.fdopen(os.open(path, flags, 0o666), "a+b")
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+
+
+def create_file(path: Path) -> BinaryIO:
+    """Replace the file, FIFO or link `path` by a new file. Raises OSError."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def _aside(path: Path) -> Path:

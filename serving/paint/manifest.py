@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from serving.paint.client import PaintError
-from serving.paint.files import open_file
+from serving.paint.files import create_file, open_file
 from serving.rendering.query import MAX_SEED
 
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -42,10 +42,8 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         """Open `path`, and create it if need be. Raises PaintError and OSError."""
-        if path.exists():
-            open_file(path).close()
         self._path = path
-        self._file = path.open("a+b")
+        self._file = open_file(path, append=True)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -69,7 +67,7 @@ class Manifest:
     def replace(self, rows: Iterable[Row]) -> None:
         """Replace the whole manifest by `rows`, atomically. Raises OSError."""
         aside = self._path.with_name(self._path.name + ".part")
-        with aside.open("wb") as file:
+        with create_file(aside) as file:
             file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())

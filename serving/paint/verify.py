@@ -1,7 +1,6 @@
 """`verify`: renders PNGs again from their text chunks, and compares the bytes."""
 
 import io
-import sys
 import tarfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from serving.paint.files import TAR_ERRORS, open_file
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
 from serving.rendering.renderer import Renderer
-from serving.runtime.output import printable, write_line
+from serving.runtime.output import printable, write_error, write_line
 from serving.settings import Settings
 
 MAX_FILE_BYTES = 64 * 2**20  # five times the largest image of Ringo
@@ -54,7 +53,7 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
             try:
                 verdict, reason = judge(file, renderer, monitor, settings.model_name)
             except RingoError as error:
-                print(error, file=sys.stderr)
+                write_error(str(error))
                 return Verdict.UNREADABLE.value
             write_line(f"{printable(name)}: {verdict}{reason and f' ({reason})'}")
             found.add(verdict.value)

@@ -4,9 +4,11 @@ import io
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, TextIO
 
 BLOCKED_S = 1.0
+_stderr = threading.Lock()  # held until a text is written
 
 
 class OutputError(Exception):
@@ -38,24 +40,30 @@ def write_line(text: str) -> None:
         raise OutputError(f"stdout cannot be written: {error.strerror}; send it elsewhere.") from error
 
 
-def write_error(text: str) -> None:
-    """Print `text` on stderr; wait at most BLOCKED_S for a blocked one."""
-    data = f"{text}\n".encode("utf-8", "backslashreplace")
-    thread = threading.Thread(target=os.write, args=(2, data), daemon=True)  # without Python's lock
-    thread.start()
-    thread.join(BLOCKED_S)
+def write_error(text: str, *, end: str = "\n", wait_s: float = BLOCKED_S) -> None:
+    """Print `text` on stderr; wait at most BLOCKED_S for a blocked one.
+
+    If an earlier text still blocks after `wait_s`, this one is dropped. Errors of writing are ignored.
+    """
+    data = f"{text}{end}".encode(sys.stderr.encoding, "backslashreplace")
+    if _stderr.acquire(timeout=wait_s):
+        thread = threading.Thread(target=_write_stderr, args=(data,), daemon=True)
+        thread.start()
+        thread.join(BLOCKED_S)
+
+
+def _write_stderr(data: bytes) -> None:
+    with suppress(OSError):
+        os.write(2, data)  # without Python's lock
+    _stderr.release()
 
 
 class Stderr:
-    """Stderr for progress; errors of writing are ignored."""
+    """Stderr for progress, which is dropped while stderr is blocked."""
 
     def write(self, text: str) -> None:
         """Write `text`."""
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except OSError:
-            _silence(sys.stderr)
+        write_error(text, end="", wait_s=0)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of sys.stderr, such as its encoding."""

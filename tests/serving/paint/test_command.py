@@ -1,16 +1,17 @@
 """`paint` with a fake batch server, and once with a real one."""
 
 import hashlib
-import io
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
 import tarfile
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -26,18 +27,25 @@ from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
 def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
     """Run `paint` in this process; return its stdout and stderr."""
     words = ["--target", server.target, "--seeds", seeds, "--out", out, *flags]
-    output = io.StringIO()
-    with redirect_stdout(output), redirect_stderr(output):
-        status = main([str(word) for word in words], {"RINGO_TOKEN": token} if token else {})
-    assert status == code, output.getvalue()
-    return output.getvalue()
+    stderr = os.dup(2)
+    with TemporaryFile("w+") as output, redirect_stdout(output):
+        os.dup2(output.fileno(), 2)
+        try:
+            status = main([str(word) for word in words], {"RINGO_TOKEN": token} if token else {})
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        output.seek(0)
+        printed = output.read()
+    assert status == code, printed
+    return printed
 
 
 @contextmanager
-def running_paint(server, out, *flags, seeds="0:30"):
+def running_paint(server, out, *flags, seeds="0:30", stderr=subprocess.PIPE):
     """Run `paint` as a process during the `with` block."""
     words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=stderr, stdout=subprocess.PIPE, text=True)
     with ended_afterwards(process):
         yield process
 
@@ -131,6 +139,45 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
             assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
         gate.set()
         assert "30 images" in paint(server, tmp_path)
+
+
+@contextmanager
+def full_pipe(mode):
+    """Open a full pipe that nobody reads, for writing."""
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writable, bytes(select.PIPE_BUF))
+    os.set_blocking(writable, True)
+    with os.fdopen(readable), os.fdopen(writable, mode) as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize("unwritable", [full_pipe, Path("/dev/full").open])
+def test_paint_has_its_exit_status_when_stderr_is_unwritable(tmp_path, unwritable):
+    gate = Gate(10)
+    with FakeBatchServer(before=gate) as server, unwritable("wb") as stderr:
+        with running_paint(server, tmp_path, stderr=stderr) as process:
+            assert gate.reached.wait(LIMIT_S)
+            wait_until(lambda: len(rows(tmp_path)) == 10, "images before the gate")
+            process.terminate()
+            assert process.wait(LIMIT_S) == 130
+        gate.set()
+        server.version = 2
+        with running_paint(server, tmp_path, stderr=stderr) as process:
+            assert process.wait(LIMIT_S) == 3
+
+
+@pytest.mark.parametrize(("words", "status"), [(("paint",), 130), (("verify", "x"), 130), (("batch",), 0)])
+def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, words, status):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "sys.addaudithook(lambda event, found: event == 'import' and found[0] == 'grpc'\n"
+        "    and signal.raise_signal(signal.SIGINT))\n"
+    )
+    done = run_serving(*words, wrapper=("env", f"PYTHONPATH={tmp_path}"))
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
@@ -262,6 +309,22 @@ def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_p
 
 
 @pytest.mark.parametrize(
+    "name", ["000000/000000003.png.part", "manifest.jsonl.part", "manifest.jsonl", "000000.tar.part"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_paint_writes_to_no_fifo_or_link_in_the_place_of_a_file(server, tmp_path, name, kind):
+    foreign, path = tmp_path / "foreign", tmp_path / "out" / name
+    foreign.write_bytes(b"foreign")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(foreign) if kind == "link" else os.mkfifo(path)
+    is_continued = name in ("manifest.jsonl", "000000.tar.part")  # others are written anew
+    output = paint(server, tmp_path / "out", "--layout", "tar" if "tar" in name else "files", code=is_continued)
+    assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.") == is_continued
+    assert path.exists() == is_continued
+    assert foreign.read_bytes() == b"foreign"
+
+
+@pytest.mark.parametrize(
     "words", [("paint", "--seeds", "0:3", "--out", "out", "--target"), ("verify", "no.png"), ("run",)]
 )
 def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
@@ -285,7 +348,7 @@ def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tm
     assert (done.returncode, len(rows(out))) == (0, 30)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "ipv4:127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "ipv4:127.0.0.1", "[::ffff:127.0.0.1]"])
 def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
