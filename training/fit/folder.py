@@ -12,6 +12,8 @@ from training.records import read_batches_done, read_curves
 NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
 RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a new start would overwrite them
 
+PARTIAL_FILES = f"*.{'[0-9a-f]' * 8}.part"  # see open_atomically
+
 
 def check_complete(run: Path) -> None:
     """Raise RecordError if `run` lacks a file to resume from, or one is damaged."""
@@ -46,8 +48,10 @@ def lock_run(run: Path) -> Iterator[None]:
             raise TrainingError(
                 f"Another process trains in {run}; wait until it ends, or choose a new --out."
             ) from None
-        for partial in run.rglob("*.part"):  # of a process that was killed
-            partial.unlink()
+        for pattern in (PARTIAL_FILES, f"grids/{PARTIAL_FILES}"):  # of a process that was killed
+            for partial in run.glob(pattern):
+                if partial.is_file():
+                    partial.unlink()
         yield
 
 

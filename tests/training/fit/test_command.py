@@ -203,6 +203,18 @@ def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_
     assert read_files(run) == read_files(small_run)
 
 
+def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    others = [run / name for name in ("film.mp4.part", "photos/a.png.0123abcd.part", "0123abcd.part")]
+    partials = [run / name for name in ("checkpoint.npz.0123abcd.part", "grids/progress.gif.89abcdef.part")]
+    for file in (*others, *partials):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (run / "folder.0123abcd.part").mkdir()
+    assert fit(photos, run, "--steps", "4") == 0
+    assert [file for file in (*others, *partials) if file.exists()] == others
+
+
 def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "checkpoint.npz").unlink()
