@@ -22,7 +22,7 @@ from training.data.dataset import (
 from training.data.decoding import MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
-from training.fit.folder import check_complete, set_aside
+from training.fit.folder import check_complete, check_no_runs_inside, set_aside
 from training.fit.plan import (
     Machine,
     Plan,
@@ -69,6 +69,7 @@ def fit(
     """
     check_output_folder(run)
     check_run_outside_photos(photos_folder, run)
+    check_no_runs_inside(run)
     if grow_from is not None and from_model is not None:
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")
     source = grow_from if from_model is None else _find_version(from_model)

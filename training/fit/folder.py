@@ -6,13 +6,19 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from training.errors import RecordError, TrainingError
+from training.errors import ConfigError, RecordError, TrainingError
 from training.records import read_batches_done, read_curves
 
 NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
 RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a new start would overwrite them
 
 PARTIAL_FILES = f"*.{'[0-9a-f]' * 8}.part"  # see open_atomically
+
+
+def check_no_runs_inside(run: Path) -> None:
+    """Raise ConfigError if `run` is no run, but holds other runs."""
+    if not (run / "config.json").exists() and (other := next(run.glob("*/config.json"), None)):
+        raise ConfigError(f"--out {run} holds other runs, such as {other.parent}; set it to a folder of its own.")
 
 
 def check_complete(run: Path) -> None:

@@ -152,6 +152,9 @@ def change_nothing(folder):
         (add_best_checkpoint, "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
         (write("history.csv", "step,d_loss\n1,?\n2,1.4\n"), "run", (), "run/history.csv is damaged in line 2; restore"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
+        (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
+        (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
+        (change_nothing, "new", ("--photos", "~root/no"), "The photo folder '/root/no' cannot be opened"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
@@ -234,6 +237,17 @@ def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypa
     assert capsys.readouterr() == ("", f"python -m training fit: {sentence}\n")
 
 
+def make_train(*words):
+    return subprocess.run(
+        ["make", "-o", ".venv/train", "train", *words],
+        cwd=ROOT,
+        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},  # `make test` may be running these tests
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
 @pytest.mark.parametrize(
     ("folder_name", "model"),
     [
@@ -247,18 +261,28 @@ def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypa
     ],
 )
 def test_make_train_names_the_model_after_the_folder(tmp_path, folder_name, model):
-    output = subprocess.run(
-        ["make", "-n", "-o", ".venv/train", "train", f"PHOTOS={tmp_path}/{folder_name}"],
-        cwd=ROOT,
-        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},  # `make test` may be running these tests
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    ).stdout
+    output = make_train("-n", f"PHOTOS={tmp_path}/{folder_name}").stdout
     *_, fit_words, export_words = map(shlex.split, output.splitlines())
     assert fit_words[3:] == ["fit", f"--photos={tmp_path}/{folder_name}", "--out", f"runs/{model}"]
     assert export_words[3:] == ["export", f"runs/{model}", "--to", f"models/{model}"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "run", "model"),
+    [
+        (("MODEL=models/cats/",), "runs/cats", "models/cats/"),
+        (("MODEL=models/a$b  'c/d, e",), "runs/d, e", "models/a$b  'c/d, e"),
+        (("MODEL=", "RUN="), "runs/dogs", "models/dogs"),
+        (("RUN=r $x/",), "r $x/", "models/dogs"),
+        (("PHOTOS=~",), "runs/eve", "models/eve"),
+    ],
+)
+def test_make_train_takes_run_and_model_as_they_are(monkeypatch, variables, run, model):
+    monkeypatch.setenv("HOME", "/home/Eve")
+    output = make_train("-n", "PHOTOS=dogs", *variables).stdout
+    *_, fit_words, export_words = map(shlex.split, output.splitlines())
+    assert fit_words[5:] == ["--out", run]
+    assert export_words[3:] == ["export", run, "--to", model]
 
 
 def test_printed_commands_work_when_pasted_where_they_were_printed(photos, small_run, tmp_path, monkeypatch, capsys):
