@@ -285,6 +285,19 @@ def test_make_train_takes_run_and_model_as_they_are(monkeypatch, variables, run,
     assert export_words[3:] == ["export", run, "--to", model]
 
 
+@pytest.mark.parametrize("flags", ["-h", "--help", "--dry-run", "--size 32 --dry"])
+def test_make_train_exports_nothing_when_it_does_not_train(flags):
+    last_line = make_train("-n", "PHOTOS=dogs", f"FLAGS={flags}").stdout.splitlines()[-1]
+    assert last_line.endswith(f"-m training fit --photos='dogs' --out 'runs/dogs' {flags}")
+
+
+@pytest.mark.parametrize("flags", ["--out runs/other", "--new --ou='an other'"])
+def test_make_train_names_the_variable_when_flags_have_another_run(flags):
+    process = make_train("PHOTOS=nowhere", f"FLAGS={flags}")
+    assert process.returncode == 2
+    assert process.stdout == "FLAGS has --out; set RUN=folder instead.\n"
+
+
 def test_printed_commands_work_when_pasted_where_they_were_printed(photos, small_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(small_run, tmp_path / "it's りんご 2026")
     monkeypatch.chdir(tmp_path)
