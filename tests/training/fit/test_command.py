@@ -76,11 +76,13 @@ def test_run_keeps_the_layers_of_its_source_when_grown(photos, small_run, tmp_pa
     record = json.loads(text)
     assert (record["run"], record["batch"], record["config"]["image_size"]) == ("small", 4, 32)
     assert str(small_run) not in text
+    assert fit(photos, run, "--steps", "2", "--grow-from", str(small_run)) == 0
 
 
 def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_model, tmp_path):
     run = tmp_path / "run"
-    assert fit(photos, run, "--steps", "1", "--from", str(small_model)) == 0
+    for steps in ("1", "2"):  # the same command resumes
+        assert fit(photos, run, "--steps", steps, "--from", str(small_model)) == 0
     generate = tf.saved_model.load(str(small_model / "1")).signatures["generate"]
     grid = image_grid(generate(seeds=tf.range(64, dtype=tf.int64))["images"].numpy(), columns=8)
     with Image.open(run / "grids" / "0000000.png") as first_grid:
@@ -169,6 +171,8 @@ def change_nothing(folder):
         (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (save_module, "new", ("--from", "run"), "run is not a model that `export` wrote with its config.json"),
         (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
+        (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
+        (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
 )
