@@ -22,7 +22,7 @@ from training.data.dataset import (
 from training.data.decoding import MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
-from training.fit.folder import check_complete, check_no_runs_inside, set_aside
+from training.fit.folder import check_complete, check_no_input_inside, check_no_runs_inside, set_aside
 from training.fit.plan import (
     Machine,
     Plan,
@@ -74,11 +74,13 @@ def fit(
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")
     source = grow_from if from_model is None else _find_version(from_model)
     start = None if source is None else _read_start(source, flags, from_model=from_model is not None)
-    if not new:
+    if new:
+        check_no_input_inside(run, filter(None, (photos_folder, source, Path.cwd())))
+    else:
         check_complete(run)
         if (run / "config.json").exists():
             return _resume_run(photos_folder, run, flags, dry_run=dry_run, source=source)
-    return _start_run(photos_folder, run, flags, dry_run=dry_run, source=source, start=start)
+    return _start_run(photos_folder, run, flags, dry_run=dry_run, new=new, source=source, start=start)
 
 
 def _resume_run(
@@ -117,7 +119,14 @@ def _check_source(source: Path, run: Path, config: TrainingConfig) -> None:
 
 
 def _start_run(
-    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None, start: Start | None
+    photos_folder: Path,
+    run: Path,
+    flags: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    new: bool,
+    source: Path | None,
+    start: Start | None,
 ) -> bool:
     plan = Plan(flags if start is None else {"latent_dim": start.config.latent_dim, **flags})
     sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
@@ -151,7 +160,8 @@ def _start_run(
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
         return True
-    set_aside(run)
+    if new:
+        set_aside(run)
     split = split_run_photos(photos, run, plan.config)
     return _report_end(train(photos, split, run, plan.config, source), run, plan.config)
 

@@ -131,6 +131,11 @@ def save_module(folder):
     tf.saved_model.save(tf.Module(), str(folder / "run"))
 
 
+def move_photos_into_run(folder):
+    (folder / "photos").rename(folder / "run" / "photos")
+    (folder / "photos").symlink_to("run/photos")
+
+
 def change_nothing(folder):
     pass
 
@@ -173,6 +178,8 @@ def change_nothing(folder):
         (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
         (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
         (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
+        (change_nothing, "run", ("--new", "--grow-from", "run"), "--new would rename run with run in it; choose a new"),
+        (move_photos_into_run, "run", ("--new",), "--new would rename run with photos in it; choose a new --out."),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
 )
@@ -222,9 +229,14 @@ def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, sma
     assert [file for file in (*others, *partials) if file.exists()] == others
 
 
-def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys):
-    run = shutil.copytree(small_run, tmp_path / "run")
-    (run / "checkpoint.npz").unlink()
+@pytest.mark.parametrize(
+    "names", [("config.json", "history.csv", "grids/photos.png"), ("photos.json",), ("compute.json",)]
+)
+def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys, names):
+    run = tmp_path / "run"
+    for name in (".lock", *names):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(small_run / name, run / name)
     before = read_files(run)
     assert fit(photos, run, "--new", "--steps", "1", "--seed", "3") == 0
     assert "The progress line `fit:` shows the remaining time." in capsys.readouterr().out
@@ -232,6 +244,25 @@ def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path
     assert (config["image_size"], config["batch_size"], config["seed"]) == (32, 16, 3)
     assert read_batches_done(run / "checkpoint.npz") == 1
     assert read_files(tmp_path / "run-old-1") == before
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "out", "sentence"),
+    [
+        ("run", ".", "/run in it; choose a new --out."),
+        (".", "r" * 250, " cannot be renamed (File name too long); choose a new --out."),
+    ],
+)
+def test_fit_is_refused_when_the_previous_run_cannot_be_renamed(
+    photos, small_run, tmp_path, monkeypatch, capsys, folder_name, out, sentence
+):
+    run = shutil.copytree(small_run, tmp_path / folder_name / out)
+    monkeypatch.chdir(tmp_path / folder_name)
+    assert fit(photos, out, "--new", "--steps", "1") == 2
+    *_, last_line = capsys.readouterr().err.splitlines()
+    assert last_line.startswith("python -m training fit: ")
+    assert last_line.endswith(sentence)
+    assert read_files(run) == read_files(small_run)
 
 
 def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypatch, capsys):
