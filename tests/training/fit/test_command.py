@@ -99,6 +99,28 @@ def test_fit_does_not_import_keras_when_photos_are_too_few(folder, tmp_path):
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
 
 
+def test_fit_is_interrupted_when_ctrl_c_comes_during_the_import_of_keras(photos, tmp_path):
+    script = f"""
+import signal, sys
+from training.__main__ import main
+
+class CtrlC:
+    def __del__(self):  # as in callbacks of the import system, Python drops a KeyboardInterrupt here
+        signal.raise_signal(signal.SIGINT)
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "keras.src":
+            CtrlC()
+
+sys.meta_path.insert(0, Finder)
+flags = {[*QUICK, "--image-size", "32", "--batch-size", "8", "--steps", "1"]!r}
+sys.exit(main(["fit", "--photos", {str(photos)!r}, "--out", {str(tmp_path / "run")!r}, *flags]))
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (130, "python -m training fit: interrupted.\n")
+
+
 def keep_photos(count):
     def delete_others(folder):
         for photo in sorted((folder / "photos").iterdir())[count:]:
