@@ -5,13 +5,13 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-annotate --no-header
 # Python must find our packages in the current folder.
 unexport PYTHONSAFEPATH
-# A path may contain $ and quotes.
+# A path may contain $, quotes and spaces.
 override PHOTOS := $(value PHOTOS)
 quote = '$(subst ','\'',$(1))'
-MODEL ?= models/$(shell $(BIN)/python -IB training/names.py $(call quote,$(PHOTOS)))
-RUN ?= runs/$(notdir $(MODEL))
+model = $(or $(value MODEL),models/$(shell $(BIN)/python -IB training/names.py $(call quote,$(PHOTOS))))
+run = $(or $(value RUN),runs/$(shell basename -- $(call quote,$(model))))
 # argparse takes abbreviations, such as --dry.
-DRY_RUN = $(findstring --dr,$(FLAGS))
+DRY_RUN = $(filter -h --he% --dr%,$(FLAGS))
 # Container images: BASE_IMAGE=... for another base, BUILD_FLAGS=... for other options of the engine.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 ENGINE ?= $(or $(shell command -v podman),$(shell command -v docker))
@@ -88,8 +88,9 @@ format: .venv/dev ## format the code
 
 train: .venv/train ## fit a GAN on PHOTOS=folder and export it; FLAGS="--size 128" as in `fit --help`
 	@test -n $(call quote,$(PHOTOS)) || { echo "PHOTOS is not set; run: make train PHOTOS=folder"; exit 2; }
-	$(BIN)/python $(if $(DRY_RUN),-B) -m training fit --photos=$(call quote,$(PHOTOS)) --out $(call quote,$(RUN)) $(FLAGS)
-	$(if $(DRY_RUN),,$(BIN)/python -m training export $(call quote,$(RUN)) --to $(call quote,$(MODEL)))
+	$(if $(filter --o%,$(FLAGS)),@echo "FLAGS has --out; set RUN=folder instead."; exit 2)
+	$(BIN)/python $(if $(DRY_RUN),-B) -m training fit --photos=$(call quote,$(PHOTOS)) --out $(call quote,$(run)) $(FLAGS)
+	$(if $(DRY_RUN),,$(BIN)/python -m training export $(call quote,$(run)) --to $(call quote,$(model)))
 
 bench: .venv-bench/ready $(STUBS) ## measure speed, cost and memory, and write docs/benchmarks.md: 20 minutes; FLAGS=--quick: 8
 	@command -v wrk > /dev/null || { echo "wrk is not on the PATH; run: apt-get install wrk"; exit 2; }

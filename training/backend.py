@@ -1,7 +1,10 @@
-"""The Keras backend, imported on demand because it takes 4 s."""
+"""Keras and its backend, imported on demand because they take 4 s."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -24,7 +27,7 @@ def require_backend() -> str:
 
 
 def import_backend() -> None:
-    """Import the backend without its messages.
+    """Import the backend and Keras without their messages.
 
     TensorFlow writes to file descriptor 2 directly, regardless of the log level.
     """
@@ -41,8 +44,27 @@ def import_backend() -> None:
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
     try:
-        import_module(backend)
+        with _delay_interrupt():
+            import_module(backend)
+            import_module("keras")
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(devnull)
+
+
+@contextmanager
+def _delay_interrupt() -> Iterator[None]:
+    """Delay SIGINT to the end of the `with` block.
+
+    Imports call weak references and destructors, in which Python drops a KeyboardInterrupt. A signal mask would not
+    do: a thread of NumPy would take the signal.
+    """
+    received: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if received:
+        signal.raise_signal(signal.SIGINT)

@@ -1,5 +1,6 @@
 """The name of a model, for the Makefile: python training/names.py FOLDER."""
 
+import os
 import re
 import sys
 import unicodedata
@@ -20,4 +21,4 @@ def model_name(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(model_name(Path(sys.argv[1])))
+    print(model_name(Path(os.path.expanduser(sys.argv[1]))))  # noqa: PTH111 (Path.expanduser may raise RuntimeError)

@@ -22,7 +22,7 @@ from training.data.dataset import (
 from training.data.decoding import MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
-from training.fit.folder import check_complete, set_aside
+from training.fit.folder import check_complete, check_no_input_inside, check_no_runs_inside, set_aside
 from training.fit.plan import (
     Machine,
     Plan,
@@ -69,14 +69,18 @@ def fit(
     """
     check_output_folder(run)
     check_run_outside_photos(photos_folder, run)
+    check_no_runs_inside(run)
     if grow_from is not None and from_model is not None:
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")
     source = grow_from if from_model is None else _find_version(from_model)
-    if not new:
+    start = None if source is None else _read_start(source, flags, from_model=from_model is not None)
+    if new:
+        check_no_input_inside(run, filter(None, (photos_folder, source, Path.cwd())))
+    else:
         check_complete(run)
         if (run / "config.json").exists():
             return _resume_run(photos_folder, run, flags, dry_run=dry_run, source=source)
-    return _start_run(photos_folder, run, flags, dry_run=dry_run, source=source, from_model=from_model is not None)
+    return _start_run(photos_folder, run, flags, dry_run=dry_run, new=new, source=source, start=start)
 
 
 def _resume_run(
@@ -90,6 +94,8 @@ def _resume_run(
         raise ConfigError(
             f"--steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
         )
+    if source is not None and (run / "checkpoint.npz").exists():
+        _check_source(source, run, config)
     print(f"{run} is at batch {done:,} of {config.steps:,}. Settings without a flag come from its config.json.")
     if dry_run:
         return True
@@ -101,10 +107,27 @@ def _resume_run(
     return _report_end(train(photos, split, run, config, source), run, config)
 
 
+def _check_source(source: Path, run: Path, config: TrainingConfig) -> None:
+    """Raise ConfigError unless `run` started from `source`."""
+    import_backend()
+    from training.fit.run import enable_determinism, load_source
+
+    enable_determinism(config)
+    _, file_name, record = load_source(source)
+    if not (run / file_name).exists() or read_record(run / file_name, type(record)) != record:
+        raise ConfigError(f"{run} did not start from {source}; leave the flag out, or start over by --new.")
+
+
 def _start_run(
-    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None, from_model: bool
+    photos_folder: Path,
+    run: Path,
+    flags: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    new: bool,
+    source: Path | None,
+    start: Start | None,
 ) -> bool:
-    start = None if source is None else _read_start(source, flags, from_model=from_model)
     plan = Plan(flags if start is None else {"latent_dim": start.config.latent_dim, **flags})
     sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
     if len(sides) < MIN_PHOTOS and not dry_run:
@@ -137,7 +160,8 @@ def _start_run(
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
         return True
-    set_aside(run)
+    if new:
+        set_aside(run)
     split = split_run_photos(photos, run, plan.config)
     return _report_end(train(photos, split, run, plan.config, source), run, plan.config)
 

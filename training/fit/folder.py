@@ -1,16 +1,25 @@
 """The folder of a run: checks, lock and renaming."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from training.errors import RecordError, TrainingError
+from training.errors import ConfigError, RecordError, TrainingError
 from training.records import read_batches_done, read_curves
 
 NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
 RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a new start would overwrite them
+
+OTHER_RECORDS = ("compute.json", "started_from.json", "grown_from.json")  # a new start would continue them
+PARTIAL_FILES = f"*.{'[0-9a-f]' * 8}.part"  # see open_atomically
+
+
+def check_no_runs_inside(run: Path) -> None:
+    """Raise ConfigError if `run` is no run, but holds other runs."""
+    if not (run / "config.json").exists() and (other := next(run.glob("*/config.json"), None)):
+        raise ConfigError(f"--out {run} holds other runs, such as {other.parent}; set it to a folder of its own.")
 
 
 def check_complete(run: Path) -> None:
@@ -46,16 +55,32 @@ def lock_run(run: Path) -> Iterator[None]:
             raise TrainingError(
                 f"Another process trains in {run}; wait until it ends, or choose a new --out."
             ) from None
-        for partial in run.rglob("*.part"):  # of a process that was killed
-            partial.unlink()
+        for pattern in (PARTIAL_FILES, f"grids/{PARTIAL_FILES}"):  # of a process that was killed
+            for partial in run.glob(pattern):
+                if partial.is_file():
+                    partial.unlink()
         yield
 
 
+def check_no_input_inside(run: Path, inputs: Iterable[Path]) -> None:
+    """Raise ConfigError if `set_aside` would move one of the folders `inputs`."""
+    inside = [path for path in inputs if path.resolve().is_relative_to(run.resolve())]
+    if inside and _holds_run(run):
+        raise ConfigError(f"--new would rename {run} with {inside[0]} in it; choose a new --out.")
+
+
 def set_aside(run: Path) -> None:
-    """Rename the folder `run` if it holds a run."""
-    if not any((run / name).exists() for name in ("config.json", *RESULTS)):
+    """Rename the folder `run` if it holds a run; raise TrainingError if that fails."""
+    if not _holds_run(run):
         return
     with lock_run(run):
-        old = next(path for n in count(1) if not (path := run.with_name(f"{run.name}-old-{n}")).exists())
-        run.rename(old)
+        try:
+            old = next(path for n in count(1) if not (path := run.with_name(f"{run.name}-old-{n}")).exists())
+            run.rename(old)
+        except OSError as error:  # such as a mount point
+            raise TrainingError(f"{run} cannot be renamed ({error.strerror}); choose a new --out.") from error
     print(f"Renamed {run} to {old}.")
+
+
+def _holds_run(run: Path) -> bool:
+    return any((run / name).exists() for name in (*NEEDED_FILES, *RESULTS, *OTHER_RECORDS))

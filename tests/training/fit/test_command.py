@@ -76,11 +76,13 @@ def test_run_keeps_the_layers_of_its_source_when_grown(photos, small_run, tmp_pa
     record = json.loads(text)
     assert (record["run"], record["batch"], record["config"]["image_size"]) == ("small", 4, 32)
     assert str(small_run) not in text
+    assert fit(photos, run, "--steps", "2", "--grow-from", str(small_run)) == 0
 
 
 def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_model, tmp_path):
     run = tmp_path / "run"
-    assert fit(photos, run, "--steps", "1", "--from", str(small_model)) == 0
+    for steps in ("1", "2"):  # the same command resumes
+        assert fit(photos, run, "--steps", steps, "--from", str(small_model)) == 0
     generate = tf.saved_model.load(str(small_model / "1")).signatures["generate"]
     grid = image_grid(generate(seeds=tf.range(64, dtype=tf.int64))["images"].numpy(), columns=8)
     with Image.open(run / "grids" / "0000000.png") as first_grid:
@@ -95,6 +97,28 @@ def test_fit_does_not_import_keras_when_photos_are_too_few(folder, tmp_path):
     call = f"main(['fit', '--photos', {str(folder)!r}, '--out', {str(tmp_path / 'run')!r}]) == 2"
     script = f"import sys; from training.__main__ import main; sys.exit(not {call} or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_fit_is_interrupted_when_ctrl_c_comes_during_the_import_of_keras(photos, tmp_path):
+    script = f"""
+import signal, sys
+from training.__main__ import main
+
+class CtrlC:
+    def __del__(self):  # as in callbacks of the import system, Python drops a KeyboardInterrupt here
+        signal.raise_signal(signal.SIGINT)
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "keras.src":
+            CtrlC()
+
+sys.meta_path.insert(0, Finder)
+flags = {[*QUICK, "--image-size", "32", "--batch-size", "8", "--steps", "1"]!r}
+sys.exit(main(["fit", "--photos", {str(photos)!r}, "--out", {str(tmp_path / "run")!r}, *flags]))
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (130, "python -m training fit: interrupted.\n")
 
 
 def keep_photos(count):
@@ -129,6 +153,11 @@ def save_module(folder):
     tf.saved_model.save(tf.Module(), str(folder / "run"))
 
 
+def move_photos_into_run(folder):
+    (folder / "photos").rename(folder / "run" / "photos")
+    (folder / "photos").symlink_to("run/photos")
+
+
 def change_nothing(folder):
     pass
 
@@ -152,6 +181,9 @@ def change_nothing(folder):
         (add_best_checkpoint, "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
         (write("history.csv", "step,d_loss\n1,?\n2,1.4\n"), "run", (), "run/history.csv is damaged in line 2; restore"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
+        (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
+        (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
+        (change_nothing, "new", ("--photos", "~root/no"), "The photo folder '/root/no' cannot be opened"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
@@ -166,6 +198,10 @@ def change_nothing(folder):
         (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (save_module, "new", ("--from", "run"), "run is not a model that `export` wrote with its config.json"),
         (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
+        (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
+        (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
+        (change_nothing, "run", ("--new", "--grow-from", "run"), "--new would rename run with run in it; choose a new"),
+        (move_photos_into_run, "run", ("--new",), "--new would rename run with photos in it; choose a new --out."),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
 )
@@ -203,9 +239,26 @@ def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_
     assert read_files(run) == read_files(small_run)
 
 
-def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys):
+def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
-    (run / "checkpoint.npz").unlink()
+    others = [run / name for name in ("film.mp4.part", "photos/a.png.0123abcd.part", "0123abcd.part")]
+    partials = [run / name for name in ("checkpoint.npz.0123abcd.part", "grids/progress.gif.89abcdef.part")]
+    for file in (*others, *partials):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (run / "folder.0123abcd.part").mkdir()
+    assert fit(photos, run, "--steps", "4") == 0
+    assert [file for file in (*others, *partials) if file.exists()] == others
+
+
+@pytest.mark.parametrize(
+    "names", [("config.json", "history.csv", "grids/photos.png"), ("photos.json",), ("compute.json",)]
+)
+def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys, names):
+    run = tmp_path / "run"
+    for name in (".lock", *names):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(small_run / name, run / name)
     before = read_files(run)
     assert fit(photos, run, "--new", "--steps", "1", "--seed", "3") == 0
     assert "The progress line `fit:` shows the remaining time." in capsys.readouterr().out
@@ -215,11 +268,41 @@ def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path
     assert read_files(tmp_path / "run-old-1") == before
 
 
+@pytest.mark.parametrize(
+    ("folder_name", "out", "sentence"),
+    [
+        ("run", ".", "/run in it; choose a new --out."),
+        (".", "r" * 250, " cannot be renamed (File name too long); choose a new --out."),
+    ],
+)
+def test_fit_is_refused_when_the_previous_run_cannot_be_renamed(
+    photos, small_run, tmp_path, monkeypatch, capsys, folder_name, out, sentence
+):
+    run = shutil.copytree(small_run, tmp_path / folder_name / out)
+    monkeypatch.chdir(tmp_path / folder_name)
+    assert fit(photos, out, "--new", "--steps", "1") == 2
+    *_, last_line = capsys.readouterr().err.splitlines()
+    assert last_line.startswith("python -m training fit: ")
+    assert last_line.endswith(sentence)
+    assert read_files(run) == read_files(small_run)
+
+
 def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert fit(photos, tmp_path / "run") == 2
     sentence = "KERAS_BACKEND is 'torch', which is unknown or not installed; set it to tensorflow or jax."
     assert capsys.readouterr() == ("", f"python -m training fit: {sentence}\n")
+
+
+def make_train(*words):
+    return subprocess.run(
+        ["make", "-o", ".venv/train", "train", *words],
+        cwd=ROOT,
+        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},  # `make test` may be running these tests
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,18 +318,41 @@ def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypa
     ],
 )
 def test_make_train_names_the_model_after_the_folder(tmp_path, folder_name, model):
-    output = subprocess.run(
-        ["make", "-n", "-o", ".venv/train", "train", f"PHOTOS={tmp_path}/{folder_name}"],
-        cwd=ROOT,
-        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},  # `make test` may be running these tests
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    ).stdout
+    output = make_train("-n", f"PHOTOS={tmp_path}/{folder_name}").stdout
     *_, fit_words, export_words = map(shlex.split, output.splitlines())
     assert fit_words[3:] == ["fit", f"--photos={tmp_path}/{folder_name}", "--out", f"runs/{model}"]
     assert export_words[3:] == ["export", f"runs/{model}", "--to", f"models/{model}"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "run", "model"),
+    [
+        (("MODEL=models/cats/",), "runs/cats", "models/cats/"),
+        (("MODEL=models/a$b  'c/d, e",), "runs/d, e", "models/a$b  'c/d, e"),
+        (("MODEL=", "RUN="), "runs/dogs", "models/dogs"),
+        (("RUN=r $x/",), "r $x/", "models/dogs"),
+        (("PHOTOS=~",), "runs/eve", "models/eve"),
+    ],
+)
+def test_make_train_takes_run_and_model_as_they_are(monkeypatch, variables, run, model):
+    monkeypatch.setenv("HOME", "/home/Eve")
+    output = make_train("-n", "PHOTOS=dogs", *variables).stdout
+    *_, fit_words, export_words = map(shlex.split, output.splitlines())
+    assert fit_words[5:] == ["--out", run]
+    assert export_words[3:] == ["export", run, "--to", model]
+
+
+@pytest.mark.parametrize("flags", ["-h", "--help", "--dry-run", "--size 32 --dry"])
+def test_make_train_exports_nothing_when_it_does_not_train(flags):
+    last_line = make_train("-n", "PHOTOS=dogs", f"FLAGS={flags}").stdout.splitlines()[-1]
+    assert last_line.endswith(f"-m training fit --photos='dogs' --out 'runs/dogs' {flags}")
+
+
+@pytest.mark.parametrize("flags", ["--out runs/other", "--new --ou='an other'"])
+def test_make_train_names_the_variable_when_flags_have_another_run(flags):
+    process = make_train("PHOTOS=nowhere", f"FLAGS={flags}")
+    assert process.returncode == 2
+    assert process.stdout == "FLAGS has --out; set RUN=folder instead.\n"
 
 
 def test_printed_commands_work_when_pasted_where_they_were_printed(photos, small_run, tmp_path, monkeypatch, capsys):
