@@ -61,6 +61,7 @@ def evaluate(
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
+    losses, kid = read_curves(model / "history.csv"), read_curves(model / "kid.csv")
     extractors = build_extractors(networks, weights, image_size=generator.config.image_size)
     photos = load_photos(
         photos_folder, generator.config.image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES
@@ -109,8 +110,8 @@ def evaluate(
         generated=generated,
         held_out=held_out,
         interpolations=[interpolate(generator, start, end) for start, end in INTERPOLATED_SEEDS],
-        losses=read_curves(model / "history.csv"),
-        kid=read_curves(model / "kid.csv"),
+        losses=losses,
+        kid=kid,
         config=asdict(generator.config),
     )
     write_record(out / "evaluation.json", asdict(evaluation))

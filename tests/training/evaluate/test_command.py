@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
 
@@ -223,6 +224,14 @@ def test_evaluate_is_refused_when_folder_is_no_run_and_no_version(small_model, p
         f"{small_model} has neither saved_model.pb nor config.json; name a version of a model, such as "
         "models/apple/1, or the --out folder of a `fit` that has saved a checkpoint."
     )
+
+
+def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")
+    sentence = "Line 1 of .*/run/kid.csv is not step,kid_x1000,std,minutes; restore the file from a backup."
+    with pytest.raises(TrainingError, match=f"^{sentence}$"):
+        evaluate_in_process(run, tmp_path / "nowhere", out=tmp_path / "out")
 
 
 def test_evaluate_is_refused_when_out_is_a_file(photos, tmp_path):

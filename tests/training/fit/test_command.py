@@ -20,6 +20,7 @@ from training.model.checkpoints import load_generator
 from training.model.sampling import image_grid
 from training.records import read_batches_done, write_record
 
+HISTORY = "step,g_loss,d_loss,d_real,d_generated\n"
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
 
@@ -150,7 +151,15 @@ def change_nothing(folder):
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
         (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
         (add_best_checkpoint, "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
-        (write("history.csv", "step,d_loss\n1,?\n2,1.4\n"), "run", (), "run/history.csv is damaged in line 2; restore"),
+        (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
+        (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
+        (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
+        (write("history.csv", "1,1,1,1,1\n"), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,"),
+        (write("history.csv", "step,g_loss\n1,1\n"), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,"),
+        (write("kid.csv", "step,kid_x1000,std,minutes,a\n2,5,1,1,1"), "run", (), "Line 1 of run/kid.csv is not step"),
+        (write("kid.csv", "step,kid_x1000\n2,5\n"), "run", (), "Line 1 of run/kid.csv is not step,kid_x1000,std,"),
+        (write("kid.csv", "std,step,kid_x1000,minutes\n1,2,5,1\n"), "run", (), "Line 1 of run/kid.csv is not step,kid"),
+        (write("kid.csv", "step,kid_x1000,std\n2,nan,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
