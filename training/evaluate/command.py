@@ -177,6 +177,6 @@ def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Interpo
 
 def quote_model_card(model_card: Path) -> dict[str, str]:
     """Return attribution and licence of a model card, nothing for a run."""
-    lines = model_card.read_text(encoding="utf-8").splitlines() if model_card.is_file() else []
+    lines = model_card.read_text("utf-8", "replace").splitlines() if model_card.is_file() else []
     fields = (line.removeprefix("- ").partition(": ") for line in lines)
     return {label: text for label, _, text in fields if label in ("Attribution", "Licence of these weights")}

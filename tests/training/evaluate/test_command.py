@@ -115,7 +115,9 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
 @pytest.fixture
 def version_evaluated(extractors, small_model, photos, tmp_path):
     """Return results, report and changed files for an exported version."""
-    version, out = small_model / "1", tmp_path / "version"
+    version, out = shutil.copytree(small_model, tmp_path / "fruit") / "1", tmp_path / "version"
+    card = version / "model_card.md"
+    card.write_bytes(card.read_text(encoding="utf-8").replace("drawn", "dessiné").encode("latin-1"))
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
     evaluation = evaluate_in_process(version, photos, out=out, rights={"Attribution": "another author"})
     changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
