@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.conftest import ROOT, draw_photo
+from tests.conftest import BUNDLED, ROOT, draw_photo
 from training.__main__ import main
 from training.export.command import export
 from training.fit.folder import lock_run
@@ -126,6 +126,14 @@ def add_best_checkpoint(folder):
     np.savez(folder / "run" / "best.npz", step=2)
 
 
+def damage_version(folder):
+    """Damage a copy of the bundled model: its card is in Latin-1, and its variables are unreadable."""
+    shutil.rmtree(folder / "run")
+    shutil.copytree(BUNDLED, folder / "run")
+    (folder / "run" / "model_card.md").write_bytes(b"- Attribution: Ren\xe9\n")
+    (folder / "run" / "variables" / "variables.index").write_bytes(b"damaged")
+
+
 def save_module(folder):
     tf.saved_model.save(tf.Module(), str(folder / "run"))
 
@@ -174,6 +182,7 @@ def change_nothing(folder):
         (change_nothing, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
         (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (save_module, "new", ("--from", "run"), "run is not a model that `export` wrote with its config.json"),
+        (damage_version, "new", ("--from", "run", "--steps", "1"), "run is not a model that `export` wrote with its"),
         (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
