@@ -25,6 +25,8 @@ COLUMNS = {
     "kid.csv": ("step", "kid_x1000", "std", "minutes"),
 }
 
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, BadZipFile)  # damaged files of NumPy
+
 Record = TypeVar("Record")
 
 
@@ -98,7 +100,7 @@ def read_batches_done(checkpoint: Path) -> int:
     try:
         with checkpoint.open("rb") as stream, np.load(stream) as file:
             return int(file["step"])
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise RecordError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error
 
 
