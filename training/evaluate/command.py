@@ -8,7 +8,7 @@ import numpy as np
 
 from training.data.dataset import check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
-from training.data.photos import Photos, load_photos
+from training.data.photos import Photos, load_photos, printable
 from training.errors import TrainingError
 from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
@@ -90,7 +90,7 @@ def evaluate(
         model=generator.name,
         batch=generator.batch,
         features=first.network,
-        photos=f"{photos_folder.resolve().name}, {photos.summary.used:,} photos",
+        photos=f"{printable(photos_folder.resolve().name)}, {photos.summary.used:,} photos",
         seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=distances.against_all,
         against_held_out=distances.against_held_out,

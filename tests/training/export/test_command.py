@@ -233,7 +233,9 @@ def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run
     model = tmp_path / "fruit"
     shutil.copytree(small_model, model)
     files = read_files(model / "1")
-    export(small_run, model, licence="", attribution="")
+    export(small_run, model, licence="caf\udce9", attribution="a\udce9", faults=[Fault.parse("3:b\udce9")])  # not UTF-8
+    card = (model / "2" / "model_card.md").read_text(encoding="utf-8")
+    assert [text for text in ("caf\\xe9", "a\\xe9", "b\\xe9") if text not in card] == []
     assert sorted(p.name for p in model.iterdir()) == ["1", "2"]
     assert read_files(model / "1") == files
 
