@@ -68,13 +68,13 @@ def draw_photos(photos: Photos, split: Split, run: Path) -> None:
 
 
 def draw_network(network: keras.Model, folder: Path) -> None:
-    """Draw `network` to <name>.png, or write <name>.txt without Graphviz."""
+    """Draw `network` to <name>.png, or write <name>.txt if Graphviz does not work."""
     try:
         keras.utils.plot_model(
             network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
         )
-    except ImportError:  # Keras raises it if pydot cannot find the program `dot`
+    except (ImportError, AssertionError, OSError):  # pydot finds no program `dot`, or this program fails
         lines: list[str] = []
         network.summary(print_fn=lambda line, **_: lines.append(line))
         write_atomically(folder / f"{network.name}.txt", "\n".join(lines) + "\n")
-        print(f"Graphviz is not installed: wrote {network.name}.txt instead of {network.name}.png.")
+        print(f"Graphviz does not work: wrote {network.name}.txt instead of {network.name}.png.")
