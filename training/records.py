@@ -20,6 +20,13 @@ from numpy.typing import NDArray
 
 from training.errors import ConfigError, RecordError
 
+COLUMNS = {
+    "history.csv": ("step", "g_loss", "d_loss", "d_real", "d_generated"),
+    "kid.csv": ("step", "kid_x1000", "std", "minutes"),
+}
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, BadZipFile)  # damaged files of NumPy
+
 Record = TypeVar("Record")
 
 
@@ -93,27 +100,34 @@ def read_batches_done(checkpoint: Path) -> int:
     try:
         with checkpoint.open("rb") as stream, np.load(stream) as file:
             return int(file["step"])
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise RecordError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error
 
 
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of the CSV file `path`, all of equal length.
+    """Return the columns of `path`, a file of COLUMNS, all of equal length.
 
     Without a file or a complete row, it returns an empty dictionary. The last row is dropped if it is incomplete,
-    because a full disk truncates it. Raises RecordError if another row is damaged.
+    because a full disk truncates it. `minutes` is NaN where an older run did not measure it. Raises RecordError if the
+    first line or another row is damaged.
     """
     if not path.exists():
         return {}
+    columns = COLUMNS[path.name]
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     names, *rows = [line.split(",") for line in lines if line] or [[]]
+    if names == ["step", "kid_x1000", "std"]:  # of an older run
+        names, rows = [*names, "minutes"], [[*row, "nan"] for row in rows]
+    if tuple(names) != columns:
+        raise RecordError(f"Line 1 of {path} is not {','.join(columns)}; restore the file from a backup.")
     numbers = [*map(_parse_numbers, rows)]
-    if numbers and len(numbers[-1]) != len(names):
+    if numbers and len(numbers[-1]) != len(columns):
         numbers.pop()
     for line, row in enumerate(numbers, 2):
-        if len(row) != len(names) or not row[0].is_integer():
+        finite = [number for name, number in zip(columns, row, strict=False) if name != "minutes"]
+        if len(row) != len(columns) or not row[0].is_integer() or not np.isfinite(finite).all():
             raise RecordError(f"{path} is damaged in line {line}; restore it from a backup.")
-    return dict(zip(names, np.array(numbers).T, strict=True)) if numbers else {}
+    return dict(zip(columns, np.array(numbers).T, strict=True)) if numbers else {}
 
 
 def _parse_numbers(row: list[str]) -> list[float]:

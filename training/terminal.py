@@ -23,8 +23,12 @@ class _Output(io.FileIO):
 def open_output() -> None:
     """Replace stdout and stderr, so that printing never ends a training.
 
+    Settings of matplotlib and tqdm are replaced, because a wrong one raises an error; TQDM_DISABLE is kept.
     Characters that the terminal cannot show are escaped. Output that nothing can read is dropped.
     """
+    for name in [name for name in os.environ if name.startswith("TQDM_") and name != "TQDM_DISABLE"]:
+        del os.environ[name]
+    os.environ["MPLBACKEND"] = "agg"
     # If a descriptor is closed, the next file gets its number, and the messages of libraries with it.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -158,7 +158,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
     except OSError as error:
         megabytes = len(files) * image_size * image_size * 3 / 1e6
         raise PhotosError(
-            f"Cannot cache the decoded photos in {_printable(str(cache_dir))!r} ({error.strerror or error}); "
+            f"Cannot cache the decoded photos in {printable(str(cache_dir))!r} ({error.strerror or error}); "
             f"make {megabytes:,.0f} MB free there, or raise --memory-limit-mib."
         ) from error
 
@@ -167,7 +167,7 @@ def _open_cache(entry: Path, folder: Path, image_size: int) -> Photos:
     """Return the photos of `entry`, mapped read-only; raise if it is incomplete."""
     index = json.loads((entry / "index.json").read_text(encoding="utf-8"))
     names = tuple(index["files"])
-    summary = PhotoSummary(**index["summary"] | {"folder": _printable(str(folder))})
+    summary = PhotoSummary(**index["summary"] | {"folder": printable(str(folder))})
     shape = (len(names), image_size, image_size, 3)
     return Photos(np.memmap(entry / "pixels.u8", np.uint8, mode="r", shape=shape), names, summary)
 
@@ -179,7 +179,7 @@ def _check_folder(folder: Path) -> None:
     except OSError as error:
         fault = f"cannot be opened ({error.strerror})"
     if fault:
-        raise PhotosError(f"The photo folder {_printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
+        raise PhotosError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
 
 
 def _find_files(folder: Path) -> list[_File]:
@@ -253,7 +253,7 @@ def _process_files(
     digests: set[bytes] = set()
     for file in tqdm(files, "reading photos", unit=" files", delay=PROGRESS_DELAY_S):
         result = file.skip_reason or read_photo(file.path, image_size, read, digests)
-        name = _printable(file.name)
+        name = printable(file.name)
         if isinstance(result, SkipReason):
             skipped[result] += 1
             fates[name] = result.value
@@ -263,7 +263,7 @@ def _process_files(
             if len(used) == max_photos:
                 break
     counts = {reason.value: skipped[reason] for reason in SkipReason if skipped[reason]}
-    summary = PhotoSummary(_printable(str(folder)), len(files), len(used), counts, fates)
+    summary = PhotoSummary(printable(str(folder)), len(files), len(used), counts, fates)
     if not used:
         raise _no_usable_photo(summary)
     return tuple(used), summary
@@ -283,13 +283,13 @@ def _no_usable_photo(summary: PhotoSummary) -> PhotosError:
     )
 
 
-def _printable(path: str) -> str:
-    """Return `path` safe for a terminal, a web page and JSON.
+def printable(text: str) -> str:
+    """Return `text` safe for a terminal, a web page and JSON.
 
     It escapes bytes that are not UTF-8 and characters that move the cursor, change colours or reverse the direction of
     writing: a file name must not control the terminal.
     """
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         character
         if character.isprintable() or unicodedata.category(character) == "Zs"

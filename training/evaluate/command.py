@@ -8,7 +8,7 @@ import numpy as np
 
 from training.data.dataset import check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
-from training.data.photos import Photos, load_photos
+from training.data.photos import Photos, load_photos, printable
 from training.errors import TrainingError
 from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
@@ -61,6 +61,7 @@ def evaluate(
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
+    losses, kid = read_curves(model / "history.csv"), read_curves(model / "kid.csv")
     extractors = build_extractors(networks, weights, image_size=generator.config.image_size)
     photos = load_photos(
         photos_folder, generator.config.image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES
@@ -89,7 +90,7 @@ def evaluate(
         model=generator.name,
         batch=generator.batch,
         features=first.network,
-        photos=f"{photos_folder.resolve().name}, {photos.summary.used:,} photos",
+        photos=f"{printable(photos_folder.resolve().name)}, {photos.summary.used:,} photos",
         seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=distances.against_all,
         against_held_out=distances.against_held_out,
@@ -109,8 +110,8 @@ def evaluate(
         generated=generated,
         held_out=held_out,
         interpolations=[interpolate(generator, start, end) for start, end in INTERPOLATED_SEEDS],
-        losses=read_curves(model / "history.csv"),
-        kid=read_curves(model / "kid.csv"),
+        losses=losses,
+        kid=kid,
         config=asdict(generator.config),
     )
     write_record(out / "evaluation.json", asdict(evaluation))
@@ -176,6 +177,6 @@ def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Interpo
 
 def quote_model_card(model_card: Path) -> dict[str, str]:
     """Return attribution and licence of a model card, nothing for a run."""
-    lines = model_card.read_text(encoding="utf-8").splitlines() if model_card.is_file() else []
+    lines = model_card.read_text("utf-8", "replace").splitlines() if model_card.is_file() else []
     fields = (line.removeprefix("- ").partition(": ") for line in lines)
     return {label: text for label, _, text in fields if label in ("Attribution", "Licence of these weights")}

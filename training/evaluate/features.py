@@ -8,6 +8,7 @@ import hashlib
 import io
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
-from training.records import write_atomically
+from training.records import UNREADABLE, write_atomically
 
 # Input sizes in pixels, as in the networks' training. Without Lite1, which the discriminator uses.
 NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260, "inception": 299}
@@ -126,13 +127,14 @@ def build_extractors(names: str, weights: Path | None = None, *, image_size: int
 def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> NDArray[np.float32]:
     """Return the features float32[N, D] of all `photos`, cached in `cache_dir`.
 
-    Raises OSError.
+    A damaged cache is computed again. Raises OSError.
     """
     key = hashlib.sha256(f"{photos.sha256} {extract.name}".encode()).hexdigest()[:32]
     cached = cache_dir / f".features-{key}.npy"  # hidden, so a cache inside the photo folder is ignored there
-    if cached.exists():
-        features: NDArray[np.float32] = np.load(cached)
-        return features
+    with suppress(*UNREADABLE):
+        features: NDArray[np.float32] = np.asarray(np.load(cached), np.float32)
+        if features.shape == (len(photos.pixels), extract.network.output_shape[1]):
+            return features
     features = extract(photos.pixels, progress="photos")
     cache_dir.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()

@@ -32,6 +32,7 @@ def write_samples(run: Path, seeds: Sequence[int]) -> Path:
         pictures["morph"] = image_grid(morph, MORPH_IMAGES)
     folder = run / "samples"
     folder.mkdir(exist_ok=True)
+    (folder / "morph.png").unlink(missing_ok=True)  # of other seeds
     for name, picture in pictures.items():
         write_image(folder / f"{name}.png", picture)
     return folder

@@ -1,5 +1,6 @@
 """The command `export`: write the generator of a run as a SavedModel."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -60,39 +61,51 @@ def export(
     record = read_run(run, generator)
     try:
         to.mkdir(parents=True, exist_ok=True)
-        version = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
         with tempfile.TemporaryDirectory(dir=to, prefix=".export-") as temporary:
-            folder = Path(temporary) / str(version)
+            folder = Path(temporary) / "version"
             checks = save_verified(generator, folder, model_name=to.name)
             save_fault_images(generator, faults, folder / "faults")
-            write_model_card(
-                folder,
-                record,
-                model_name=to.name,
-                licence=licence,
-                attribution=attribution,
-                checks=checks,
-                faults=faults,
-            )
             write_record(folder / "config.json", asdict(generator.config))
             photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # no names of photos
             write_record(folder / "photos.json", asdict(photos))
-            write_digests(folder)
-            return publish(folder, to)
+            version = None
+            while version is None:
+                number = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
+                folder = folder.rename(folder.with_name(str(number)))
+                write_model_card(
+                    folder,
+                    record,
+                    model_name=to.name,
+                    licence=licence,
+                    attribution=attribution,
+                    checks=checks,
+                    faults=faults,
+                )
+                write_digests(folder)
+                version = publish(folder, to)
+            return version
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
         ) from error
 
 
-def publish(folder: Path, to: Path) -> Path:
-    """Move the version `folder` to the model folder `to`, unless it adds nothing; return its folder, or the newest."""
+def publish(folder: Path, to: Path) -> Path | None:
+    """Move the version `folder` to the model folder `to`, unless it adds nothing; return its folder, or the newest.
+
+    Returns None if another export has taken its number meanwhile.
+    """
     version = to / folder.name
     newest = to / str(int(folder.name) - 1)
     if adds_nothing(folder, newest):
         print(f"{newest} has the same images and the same facts on its model card; no version is written.")
         return newest
-    folder.rename(version)
+    try:
+        folder.rename(version)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return None
     print(f"Wrote {version}.")
     return version
 
@@ -128,13 +141,13 @@ def read_golden(version: Path) -> NDArray[np.uint8]:
 def write_digests(folder: Path) -> None:
     """Write `folder`/SHA256SUMS, for `sha256sum -c`. Raises OSError.
 
-    It lists all files of the folder, so write it last.
+    It lists all other files of the folder, so write it last.
     """
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    sums, lines = folder / "SHA256SUMS", []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != sums):
         with path.open("rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
-    write_atomically(folder / "SHA256SUMS", "".join(lines))
+    write_atomically(sums, "".join(lines))
 
 
 def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], folder: Path) -> None:

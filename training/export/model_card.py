@@ -15,6 +15,7 @@ import keras
 
 from training.config import TrainingConfig
 from training.data.dataset import PhotosRecord
+from training.data.photos import printable
 from training.errors import ExportError
 from training.evaluate.results import Evaluation
 from training.fit.measurements import Measurement, read_measurements
@@ -98,7 +99,7 @@ def write_model_card(
     faults: Sequence[Fault],
 ) -> None:
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
-    size = run.config.image_size
+    licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
     card = f"""\
 ---
 license: {licence}
@@ -189,5 +190,8 @@ def _format_table(rows: Mapping[str, object]) -> str:
 def _format_faults(faults: Sequence[Fault]) -> str:
     if not faults:
         return "No fault is recorded, but the model may have some."
-    rows = (f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {fault.text} |" for fault in faults)
+    rows = (
+        f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {printable(fault.text)} |"
+        for fault in faults
+    )
     return "\n".join(["| image | seed | fault |", "|---|---|---|", *rows])

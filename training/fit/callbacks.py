@@ -23,9 +23,9 @@ from training.evaluate.plots import draw_losses
 from training.fit.plots import animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid, write_image
-from training.records import ComputeRecord, read_curves, read_record, write_atomically, write_record
+from training.records import COLUMNS, ComputeRecord, read_curves, read_record, write_atomically, write_record
 
-COLUMNS = ("step", "g_loss", "d_loss", "d_real", "d_generated")
+_, *LOSSES = COLUMNS["history.csv"]
 GRID_SEEDS = np.arange(64)  # the same in every grid, so the images of a seed can be compared over the run
 MILESTONES = (0, 2500, 5000)  # batches with a grid in every run, regardless of `grid_every`
 
@@ -89,7 +89,7 @@ class History(StepCallback):
         self.pending: list[list[float]] = []
         rows = zip(*read_curves(self.path).values(), strict=True)
         # A killed run may have rows after its last checkpoint.
-        lines = [",".join(COLUMNS), *(format_row(*row) for row in rows if row[0] <= first_step)]
+        lines = [",".join(COLUMNS["history.csv"]), *(format_row(*row) for row in rows if row[0] <= first_step)]
         write_atomically(self.path, "\n".join(lines) + "\n")
 
     def after_step(self, logs: dict[str, float]) -> None:
@@ -97,7 +97,7 @@ class History(StepCallback):
 
         Raises TrainingError if a loss is not finite. This comes before the checkpoint, so the last good one remains.
         """
-        self.pending.append([float(logs[name]) for name in COLUMNS[1:]])
+        self.pending.append([float(logs[name]) for name in LOSSES])
         if not np.isfinite(self.pending[-1]).all():
             raise TrainingError(
                 f"The losses of batch {self.step} are not finite; start a new run with a smaller --learning-rate. "
@@ -109,7 +109,7 @@ class History(StepCallback):
         self.pending.clear()
         with self.path.open("a") as file:
             file.write(format_row(self.step, *means) + "\n")
-        write_summaries(self.folder, self.step, dict(zip(COLUMNS[1:], means, strict=True)))
+        write_summaries(self.folder, self.step, dict(zip(LOSSES, means, strict=True)))
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from training.evaluate.results import BUNDLED_KID_X1000
 from training.fit.callbacks import Checkpoints, StepCallback, write_summaries
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images
-from training.records import read_curves, write_atomically
+from training.records import COLUMNS, read_curves, write_atomically
 
 WINNING_LOSS = 0.3  # of the discriminator; at 0 it is never wrong, and the generator learns nothing
 REMEDY = (
@@ -84,7 +84,7 @@ class KeepBest(StepCallback):
         if not best.exists() or all(row.kid_x1000 < previous.kid_x1000 for previous in self.measurements):
             save_checkpoint(self.model, best)
         self.measurements.append(row)
-        table = [[f.name for f in fields(Measurement)], *map(astuple, self.measurements)]
+        table = [COLUMNS["kid.csv"], *map(astuple, self.measurements)]
         write_atomically(self.folder / "kid.csv", "".join(",".join(map(str, line)) + "\n" for line in table))
         best_row = min(self.measurements, key=lambda measurement: measurement.kid_x1000)
         tqdm.write(

@@ -31,15 +31,18 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
     """Write the grids as the GIF `to`, each labelled with its batch.
 
     The last frame is shown longest. If there are more than MAX_FRAMES grids, it takes the last one, those of the
-    batches `keep`, and others at equal intervals. Frames are at most MAX_WIDTH pixels wide: 40 frames of apples on
-    white have 6 MB, 40 of noise 12 MB. Raises OSError.
+    batches `keep`, and others at equal intervals. Grids that cannot be read are left out. Frames are at most MAX_WIDTH
+    pixels wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises OSError.
     """
     frames = []
     for batch, path in choose_frames(list_grids(grids), keep):
-        with Image.open(path) as grid:
-            grid.thumbnail((MAX_WIDTH, MAX_WIDTH))
-            frame = Image.new("RGB", (grid.width, grid.height + LABEL_HEIGHT), "white")
-            frame.paste(grid, (0, LABEL_HEIGHT))
+        try:
+            with Image.open(path) as grid:
+                grid.thumbnail((MAX_WIDTH, MAX_WIDTH))
+                frame = Image.new("RGB", (grid.width, grid.height + LABEL_HEIGHT), "white")
+                frame.paste(grid, (0, LABEL_HEIGHT))
+        except (OSError, SyntaxError, ValueError):  # Pillow's errors for damaged files
+            continue
         ImageDraw.Draw(frame).text((6, 3), f"batch {batch}", fill="black", font_size=LABEL_HEIGHT - 8)
         # Each frame has a palette by median cut, not dithered: 146 kB, and white stays white. An octree takes a tenth
         # of the time, but apples show bands. Dithering adds a seventh to the size, and dots to smooth surfaces.
@@ -68,13 +71,13 @@ def draw_photos(photos: Photos, split: Split, run: Path) -> None:
 
 
 def draw_network(network: keras.Model, folder: Path) -> None:
-    """Draw `network` to <name>.png, or write <name>.txt without Graphviz."""
+    """Draw `network` to <name>.png, or write <name>.txt if Graphviz does not work."""
     try:
         keras.utils.plot_model(
             network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
         )
-    except ImportError:  # Keras raises it if pydot cannot find the program `dot`
+    except (ImportError, AssertionError, OSError):  # pydot finds no program `dot`, or this program fails
         lines: list[str] = []
         network.summary(print_fn=lambda line, **_: lines.append(line))
         write_atomically(folder / f"{network.name}.txt", "\n".join(lines) + "\n")
-        print(f"Graphviz is not installed: wrote {network.name}.txt instead of {network.name}.png.")
+        print(f"Graphviz does not work: wrote {network.name}.txt instead of {network.name}.png.")

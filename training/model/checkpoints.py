@@ -7,7 +7,6 @@ exact resume, are readable with numpy.load, and are the same on every backend.
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError
 from training.model.gan import GAN
 from training.model.networks import build_generator
-from training.records import open_atomically, read_batches_done
+from training.records import UNREADABLE, open_atomically, read_batches_done
 
 
 def _named_variables(gan: GAN) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def _assign(variables: dict[str, Any], path: Path) -> None:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}
-    except (OSError, EOFError, ValueError, RuntimeError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"The checkpoint {path} cannot be read ({error}); restore it from a backup, or start a new run."
         ) from error

@@ -24,10 +24,12 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
     Raises:
         CheckpointError: the folder `version` was not written by `export`, or with another `config`.
     """
+    import tensorflow as tf
+
     generator = build_generator(config.latent_dim, config.generator_channels)
     try:
         _restore(generator, _read_constants(version))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         raise CheckpointError(
             f"{version} is not a model that `export` wrote with its config.json; set --from to another one, "
             "such as models/apple."

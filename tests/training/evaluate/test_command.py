@@ -2,8 +2,10 @@
 
 import io
 import re
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -103,9 +105,11 @@ def extractors(monkeypatch) -> list[Extractor]:
 
 
 def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extractors, small_run, tmp_path):
+    (folder := tmp_path / "caf\udce9").mkdir()  # not UTF-8
     for seed in range(60):
-        draw_photo(seed + 100).save(tmp_path / f"{seed}.png")
-    evaluation = evaluate_in_process(small_run, tmp_path, out=tmp_path / "out")
+        draw_photo(seed + 100).save(folder / f"{seed}.png")
+    evaluation = evaluate_in_process(small_run, folder, out=tmp_path / "out")
+    assert evaluation.photos == "caf\\xe9, 60 photos"
     assert evaluation.remarks == ("The photos differ from those of the training, so copies cannot be checked.",)
     assert (evaluation.copies, evaluation.against_held_out) == (None, None)
     assert read_record(tmp_path / "out" / "evaluation.json", Evaluation) == evaluation
@@ -114,7 +118,9 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
 @pytest.fixture
 def version_evaluated(extractors, small_model, photos, tmp_path):
     """Return results, report and changed files for an exported version."""
-    version, out = small_model / "1", tmp_path / "version"
+    version, out = shutil.copytree(small_model, tmp_path / "fruit") / "1", tmp_path / "version"
+    card = version / "model_card.md"
+    card.write_bytes(card.read_text(encoding="utf-8").replace("drawn", "dessiné").encode("latin-1"))
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
     evaluation = evaluate_in_process(version, photos, out=out, rights={"Attribution": "another author"})
     changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
@@ -154,11 +160,26 @@ def test_copied_images_are_detected_and_paired_with_their_photos():
     assert held_out.distances.tolist() == sorted(held_out.all_distances)
 
 
+def npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
 def test_photo_features_are_cached_after_the_first_evaluation(extractors, tmp_path):
     photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
     first = features_of_photos(extractors[0], photos, tmp_path)
-    without_network = replace(extractors[0], network=None)
+    without_network = replace(extractors[0], network=SimpleNamespace(output_shape=(None, 12)))
     assert np.array_equal(features_of_photos(without_network, photos, tmp_path), first)
+
+
+@pytest.mark.parametrize("content", [b"", npy(np.zeros((2, 12), np.float32)), npy(np.zeros((3, 11), np.float32))])
+def test_photo_features_are_computed_again_when_their_cache_is_damaged(extractors, tmp_path, content):
+    photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
+    first = features_of_photos(extractors[0], photos, tmp_path)
+    (cache,) = tmp_path.iterdir()
+    cache.write_bytes(content)
+    assert np.array_equal(features_of_photos(extractors[0], photos, tmp_path), first)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +244,14 @@ def test_evaluate_is_refused_when_folder_is_no_run_and_no_version(small_model, p
         f"{small_model} has neither saved_model.pb nor config.json; name a version of a model, such as "
         "models/apple/1, or the --out folder of a `fit` that has saved a checkpoint."
     )
+
+
+def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")
+    sentence = "Line 1 of .*/run/kid.csv is not step,kid_x1000,std,minutes; restore the file from a backup."
+    with pytest.raises(TrainingError, match=f"^{sentence}$"):
+        evaluate_in_process(run, tmp_path / "nowhere", out=tmp_path / "out")
 
 
 def test_evaluate_is_refused_when_out_is_a_file(photos, tmp_path):

@@ -1,5 +1,6 @@
 """report.html as a browser parses it, and its charts' tables."""
 
+import base64
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -10,6 +11,7 @@ import pytest
 
 from tests.conftest import BUNDLED
 from training.data.dataset import PhotosRecord
+from training.evaluate.plots import chart_kid
 from training.evaluate.report import Interpolation, Pairs, Report, write_report
 from training.evaluate.results import (
     BUNDLED_KID_X1000,
@@ -252,17 +254,23 @@ def test_bundled_model_has_the_kid_that_reports_quote():
 
 
 @pytest.mark.parametrize(
-    ("text", "columns"),
+    ("text", "rows"),
     [
-        ("step,kid_x1000\n500,310.5\n1500,200\n2000", {"step": [500, 1500], "kid_x1000": [310.5, 200]}),  # torn
-        ("step,kid_x1000\n500,310.5\n1500,", {"step": [500], "kid_x1000": [310.5]}),
-        ("step,kid_x1000\n5", {}),
-        ("step,kid_x1000\n", {}),
-        ("", {}),
-        (None, {}),
+        ("500,310.5,9,1\n1500,200,8,3\n2000", [[500, 310.5, 9, 1], [1500, 200, 8, 3]]),  # torn
+        ("500,310.5,9,1\n1500,200,8,", [[500, 310.5, 9, 1]]),
+        ("5", []),
+        ("", []),
+        (None, []),
     ],
 )
-def test_curves_leave_out_torn_rows(tmp_path, text, columns):
+def test_curves_leave_out_torn_rows(tmp_path, text, rows):
     if text is not None:
-        (tmp_path / "kid.csv").write_text(text)
-    assert {name: column.tolist() for name, column in read_curves(tmp_path / "kid.csv").items()} == columns
+        (tmp_path / "kid.csv").write_text(f"step,kid_x1000,std,minutes\n{text}")
+    assert np.transpose([*read_curves(tmp_path / "kid.csv").values()]).tolist() == rows
+
+
+def test_kid_chart_has_no_minutes_when_the_run_is_older(tmp_path):
+    (tmp_path / "kid.csv").write_text("step,kid_x1000,std\n500,310.5,9\n1500,200,8\n")
+    chart = chart_kid(read_curves(tmp_path / "kid.csv"))
+    assert chart.summary == "From 310 at batch 500 to 200 at batch 1,500. The lowest is 200 at batch 1,500."
+    assert b"nan" not in base64.b64decode(chart.image.partition(",")[2])

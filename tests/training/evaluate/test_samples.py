@@ -18,6 +18,8 @@ def test_samples_are_a_grid_a_morph_and_single_images(small_run, tmp_path, capsy
     single_images = dict.fromkeys(("3", "7", "8", "9", str(2**63 - 1)), (32, 32))
     assert sizes == {"grid": (96, 64), "morph": (256, 32), **single_images}
     assert capsys.readouterr().out == f"Wrote {run}/samples. Open {run}/samples/grid.png.\n"
+    assert main(["samples", str(run), "--seeds", "3"]) == 0
+    assert not (run / "samples" / "morph.png").exists()  # it would show other seeds than the grid
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "7-3", "1,,2", "-1", "0-1024", "9" * 19, "0-99999999999999999999", "１"])

@@ -19,7 +19,7 @@ from tests.training.evaluate.test_report import EVALUATION
 from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError, ExportError, RecordError
 from training.evaluate.results import Evaluation
-from training.export.command import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export
+from training.export.command import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export, write_digests
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.fit.run import SourceRecord
 from training.model.checkpoints import load_generator
@@ -233,7 +233,9 @@ def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run
     model = tmp_path / "fruit"
     shutil.copytree(small_model, model)
     files = read_files(model / "1")
-    export(small_run, model, licence="", attribution="")
+    export(small_run, model, licence="caf\udce9", attribution="a\udce9", faults=[Fault.parse("3:b\udce9")])  # not UTF-8
+    card = (model / "2" / "model_card.md").read_text(encoding="utf-8")
+    assert [text for text in ("caf\\xe9", "a\\xe9", "b\\xe9") if text not in card] == []
     assert sorted(p.name for p in model.iterdir()) == ["1", "2"]
     assert read_files(model / "1") == files
 
@@ -246,6 +248,20 @@ def test_export_writes_no_version_when_nothing_is_new(small_model, small_run, tm
         "1 has the same images and the same facts on its model card; no version is written." in capsys.readouterr().out
     )
     assert [p.name for p in model.iterdir()] == ["1"]
+
+
+def test_export_takes_the_next_number_when_its_own_is_taken_meanwhile(small_model, small_run, tmp_path, monkeypatch):
+    model = tmp_path / "fruit"
+
+    def write_digests_during_another_export(folder):
+        write_digests(folder)
+        if not (model / "1").exists():
+            shutil.copytree(small_model / "1", model / "1")
+
+    monkeypatch.setattr("training.export.command.write_digests", write_digests_during_another_export)
+    assert export(small_run, model, licence="MIT", attribution="") == model / "2"
+    assert "# fruit, version 2\n" in (model / "2" / "model_card.md").read_text(encoding="utf-8")
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=model / "2", check=True, timeout=LIMIT_S)
 
 
 EXPORT_AND_COMPARE = """

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.conftest import ROOT, draw_photo
+from tests.conftest import BUNDLED, ROOT, draw_photo
 from training.__main__ import main
 from training.export.command import export
 from training.fit.folder import lock_run
@@ -20,6 +20,7 @@ from training.model.checkpoints import load_generator
 from training.model.sampling import image_grid
 from training.records import read_batches_done, write_record
 
+HISTORY = "step,g_loss,d_loss,d_real,d_generated\n"
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
 
@@ -145,8 +146,25 @@ def write(name, content):
     return lambda folder: (folder / "run" / name).write_text(content)
 
 
+def save_steps(steps):
+    return lambda folder: np.savez(folder / "run" / "checkpoint.npz", step=steps)
+
+
+def save_array(folder):
+    with (folder / "run" / "checkpoint.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def add_best_checkpoint(folder):
     np.savez(folder / "run" / "best.npz", step=2)
+
+
+def damage_version(folder):
+    """Damage a copy of the bundled model: its card is in Latin-1, and its variables are unreadable."""
+    shutil.rmtree(folder / "run")
+    shutil.copytree(BUNDLED, folder / "run")
+    (folder / "run" / "model_card.md").write_bytes(b"- Attribution: Ren\xe9\n")
+    (folder / "run" / "variables" / "variables.index").write_bytes(b"damaged")
 
 
 def save_module(folder):
@@ -171,6 +189,8 @@ def change_nothing(folder):
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
         (write("checkpoint.npz", ""), "run", (), "checkpoint.npz"),
+        (save_steps([1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
+        (save_array, "run", (), "run/checkpoint.npz cannot be read ("),
         (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
@@ -179,7 +199,15 @@ def change_nothing(folder):
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
         (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
         (add_best_checkpoint, "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
-        (write("history.csv", "step,d_loss\n1,?\n2,1.4\n"), "run", (), "run/history.csv is damaged in line 2; restore"),
+        (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
+        (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
+        (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
+        (write("history.csv", "1,1,1,1,1\n"), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,"),
+        (write("history.csv", "step,g_loss\n1,1\n"), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,"),
+        (write("kid.csv", "step,kid_x1000,std,minutes,a\n2,5,1,1,1"), "run", (), "Line 1 of run/kid.csv is not step"),
+        (write("kid.csv", "step,kid_x1000\n2,5\n"), "run", (), "Line 1 of run/kid.csv is not step,kid_x1000,std,"),
+        (write("kid.csv", "std,step,kid_x1000,minutes\n1,2,5,1\n"), "run", (), "Line 1 of run/kid.csv is not step,kid"),
+        (write("kid.csv", "step,kid_x1000,std\n2,nan,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
         (change_nothing, "photos/run", (), "so its grids would become photos"),
         (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
         (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
@@ -197,6 +225,7 @@ def change_nothing(folder):
         (change_nothing, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
         (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (save_module, "new", ("--from", "run"), "run is not a model that `export` wrote with its config.json"),
+        (damage_version, "new", ("--from", "run", "--steps", "1"), "run is not a model that `export` wrote with its"),
         (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
         (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
         (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),

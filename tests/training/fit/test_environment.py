@@ -19,10 +19,13 @@ def run_in_root(*words: str, **environment: str) -> subprocess.CompletedProcess:
 def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, small_run, tmp_path):
     run = tmp_path / "it's りんご"
     (tmp_path / "keras.json").write_text('{"floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}')
+    (tmp_path / "dot").symlink_to("/bin/false")
     settings = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "1", "TQDM_DISABLE": "1"}
+    settings |= {"TQDM_NCOLS": "abc", "MPLBACKEND": "abc", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     words = command("training", *fit_arguments(photos, run, "--steps", 4))
     process = run_in_root("bash", "-c", '"$@" 2>&-', "bash", *words, PYTHONIOENCODING="ascii", **settings)
     assert process.returncode == 0
+    assert "Graphviz does not work: wrote generator.txt instead of generator.png.\n" in process.stdout
     pasted = run_in_root("bash", "-c", f"printf '%s\n' {process.stdout.splitlines()[-1]}")
     assert pasted.stdout.splitlines()[4:] == [str(run), "--to", "models/it-s"]
     assert_equal_bits(run, small_run)

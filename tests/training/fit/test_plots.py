@@ -38,6 +38,14 @@ def test_gif_shows_40_grids_when_the_run_is_long(tmp_path):
     assert max(np.diff(shown_batches)) < 2 * 60_000 / MAX_FRAMES
 
 
+def test_gif_leaves_out_grids_that_cannot_be_opened(tmp_path):
+    save_grids(tmp_path / "grids", [0, 1, 2, 3])
+    (tmp_path / "grids" / "0000001.png").write_bytes(b"")
+    (tmp_path / "grids" / "0000002.png").write_bytes((tmp_path / "grids" / "0000003.png").read_bytes()[:60])
+    animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=())
+    assert read_batches(tmp_path / "progress.gif") == [0, 3]
+
+
 def test_gif_frames_are_scaled_down_when_grids_are_large(tmp_path):
     save_grids(tmp_path / "grids", [0, 1], size=(1024, 1024))
     animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=())

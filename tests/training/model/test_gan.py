@@ -72,9 +72,11 @@ def test_checkpoint_is_rejected_when_damaged_or_of_other_networks(trained, tmp_p
     path = tmp_path / "checkpoint.npz"
     save_checkpoint(trained, path)
     whole, before = path.read_bytes(), weights(trained)
-    path.write_bytes(whole[:5000])
-    with pytest.raises(CheckpointError, match=r"checkpoint.npz cannot be read"):
-        load_checkpoint(trained, path)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for damaged in (whole[:5000], (tmp_path / "array.npy").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"checkpoint.npz cannot be read"):
+            load_checkpoint(trained, path)
     path.write_bytes(whole)
     with np.load(path) as file:
         arrays = dict(file)
