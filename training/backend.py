@@ -45,8 +45,8 @@ def import_backend() -> None:
     os.dup2(devnull, 2)
     try:
         with _delay_interrupt():
-            import_module(backend)
-            import_module("keras")
+            for name in (backend, "tensorflow", "keras"):  # with JAX, too, TensorFlow writes the SavedModel
+                import_module(name)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
