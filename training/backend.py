@@ -45,7 +45,7 @@ def import_backend() -> None:
     os.dup2(devnull, 2)
     try:
         with _delay_interrupt():
-            for name in filter(find_spec, (backend, "tensorflow", "keras")):  # TensorFlow writes SavedModels of JAX, too
+            for name in filter(find_spec, (backend, "tensorflow", "keras")):  # TensorFlow writes all SavedModels
                 import_module(name)
     finally:
         os.dup2(stderr, 2)
