@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -291,4 +292,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     open_output()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no temporary folder behind, as Ctrl-C
     sys.exit(main())

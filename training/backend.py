@@ -55,16 +55,18 @@ def import_backend() -> None:
 
 @contextmanager
 def _delay_interrupt() -> Iterator[None]:
-    """Delay SIGINT to the end of the `with` block.
+    """Delay SIGINT and SIGTERM to the end of the `with` block.
 
     Imports call weak references and destructors, in which Python drops a KeyboardInterrupt. A signal mask would not
     do: a thread of NumPy would take the signal.
     """
     received: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if received:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(received[0])

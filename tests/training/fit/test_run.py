@@ -164,6 +164,14 @@ def test_fit_saves_a_checkpoint_when_interrupted(photos, small_run, tmp_path, mo
     assert read_batches_done(run / "checkpoint.npz") == steps_in(run)[-1] == 6
 
 
+def test_sigterm_before_the_first_batch_ends_fit_like_ctrl_c(photos, tmp_path):
+    process = start_fit(photos, tmp_path / "run", "--steps", 500)
+    process.stdout.readline()  # the first one of the plan
+    process.terminate()
+    assert "python -m training fit: interrupted." in output_of(process)
+    assert process.returncode == 130
+
+
 @pytest.fixture(scope="module")
 def small_gan():
     return build_gan(
