@@ -172,8 +172,8 @@ def save_module(folder):
 
 
 def move_photos_into_run(folder):
-    (folder / "photos").rename(folder / "run" / "photos")
-    (folder / "photos").symlink_to("run/photos")
+    (folder / "photos").rename(folder / "run" / "pictures")
+    (folder / "photos").symlink_to("run/pictures")
 
 
 def change_nothing(folder):
