@@ -106,7 +106,7 @@ def gateway_for(
 ) -> Iterator[Gateway]:
     """Run a gateway in a `with` block; `wrapper` as for run_serving.
 
-    If `unread`, its stderr is a pipe that nobody reads. Otherwise it is the file `log`.
+    If `unread`, its stderr is a pipe without a reader. Otherwise it is the file `log`.
     """
     port, metrics_port = free_port(), free_port()
     log = folder / "gateway.log"

@@ -32,7 +32,7 @@ METADATA_FIELD = "signature_def"  # the only one there is
 # TensorFlow Serving has no limit unless it batches. Forty bytes can claim a million rows of zeros, whose images are
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
 MAX_ROWS = 16_384
-# What a signature with tf.Examples would do, by its method name.
+# The kind of a signature with tf.Examples, by its method name.
 EXAMPLE_METHODS = MappingProxyType(
     {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
 )

@@ -143,7 +143,7 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
 
 @contextmanager
 def full_pipe(mode):
-    """Open a full pipe that nobody reads, for writing."""
+    """Open a full pipe for writing; its content stays unread."""
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
     with suppress(BlockingIOError):
