@@ -1,17 +1,14 @@
 """`paint` with a fake batch server, and once with a real one."""
 
 import hashlib
-import json
 import os
 import re
 import select
 import shlex
 import signal
 import subprocess
-import tarfile
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import pytest
 
@@ -19,57 +16,10 @@ from serving.paint.command import main
 from serving.paint.manifest import Manifest
 from serving.settings import SettingsError
 from tests.batch_process import batch_for
-from tests.conftest import LIMIT_S, ROOT, VERSION, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, ROOT, VERSION, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-
-
-def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
-    """Run `paint` in this process; return its stdout and stderr."""
-    words = ["--target", server.target, "--seeds", seeds, "--out", out, *flags]
-    stderr = os.dup(2)
-    with TemporaryFile("w+") as output, redirect_stdout(output):
-        os.dup2(output.fileno(), 2)
-        try:
-            status = main([str(word) for word in words], {"RINGO_TOKEN": token} if token else {})
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        output.seek(0)
-        printed = output.read()
-    assert status == code, printed
-    return printed
-
-
-@contextmanager
-def running_paint(server, out, *flags, seeds="0:30", stderr=subprocess.PIPE):
-    """Run `paint` as a process during the `with` block."""
-    words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
-    process = subprocess.Popen(words, cwd=ROOT, stderr=stderr, stdout=subprocess.PIPE, text=True)
-    with ended_afterwards(process):
-        yield process
-
-
-def content(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
-def rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with FakeBatchServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def whole(server, tmp_path_factory) -> Path:
-    """A folder with seeds 0 to 29, ten to a folder."""
-    out = tmp_path_factory.mktemp("whole")
-    paint(server, out, "--per-folder", 10)
-    return out
+from tests.serving.paint.paint_process import content, paint, rows, running_paint
 
 
 def test_paint_writes_one_file_and_one_manifest_row_per_seed(whole):
@@ -178,150 +128,6 @@ def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, 
     )
     done = run_serving(*words, wrapper=("env", f"PYTHONPATH={tmp_path}"))
     assert (done.returncode, done.stderr) == (status, "")
-
-
-@pytest.mark.parametrize("layout", ["files", "tar"])
-def test_shards_are_the_whole_byte_for_byte_when_together(server, tmp_path, layout):
-    flags, seeds = ("--layout", layout, "--per-folder", 10), "29,0-8,12-24,40-61"
-    paint(server, tmp_path / "whole", *flags, seeds=seeds)
-    for index in range(4):
-        paint(server, tmp_path / "parts", *flags, "--shard", f"{index}/4", seeds=seeds)
-    parts = content(tmp_path / "parts")
-    manifests = [parts.pop(f"manifest-{index:05d}-of-00004.jsonl") for index in range(4)]
-    assert parts | {"manifest.jsonl": b"".join(manifests)} == content(tmp_path / "whole")
-
-
-def test_a_tar_holds_an_image_and_a_json_file_per_seed(server, tmp_path):
-    paint(server, tmp_path, "--layout", "tar", "--per-folder", 20, seeds="7,42,100:103")
-    with tarfile.open(tmp_path / "000005.tar") as tar:
-        held = {member.name: tar.extractfile(member).read() for member in tar}
-    assert [name for name in held if name.endswith("png")] == [f"{seed:09d}.png" for seed in (100, 101, 102)]
-    assert held["000000101.png"] == data_of(101)
-    assert json.loads(held["000000101.json"])["seed"] == 101
-
-
-@pytest.mark.parametrize("layout", ["files", "tar"])
-def test_paint_renders_a_file_again_when_it_is_damaged(server, tmp_path, layout):
-    flags = ("--layout", layout, "--per-folder", 10)
-    paint(server, tmp_path, *flags)
-    before = content(tmp_path)
-    spoilt = tmp_path / ("000001.tar" if layout == "tar" else "000001/000000012.png")
-    spoilt.write_bytes(spoilt.read_bytes()[:-12000] + b"x")
-    server.calls.clear()
-    paint(server, tmp_path, *flags)
-    assert server.calls == [list(range(10, 20)) if layout == "tar" else [12]]
-    assert content(tmp_path) == before
-
-
-def test_paint_adds_more_seeds_to_a_folder(server, tmp_path):
-    paint(server, tmp_path, seeds="10:20")
-    server.calls.clear()
-    paint(server, tmp_path, seeds="5:15")
-    assert server.calls == [[5, 6, 7, 8, 9]]
-    assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
-
-
-def test_paint_refuses_when_a_tar_would_lose_seeds(server, tmp_path):
-    flags = ("--layout", "tar", "--per-folder", 10)
-    paint(server, tmp_path, *flags, seeds="0:15")
-    before = content(tmp_path)
-    output = paint(server, tmp_path, *flags, seeds="15:30", code=1)
-    assert output.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
-    assert content(tmp_path) == before
-
-
-def test_a_shard_has_the_version_of_another_in_its_folder(tmp_path):
-    with FakeBatchServer() as server:
-        paint(server, tmp_path, "--shard", "0/2")
-        server.version = 2
-        output = paint(server, tmp_path, "--shard", "1/2", code=3)
-    assert "loaded. --any-version goes on with the newest" in output
-
-
-ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_version": %d, "picture": ""}'
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        b"\xff",
-        b'{"seed": "3", "sha256": "zz", "model_version": true}',
-        ROW % (0, 10**22),
-        ROW % (0, -1),
-        b"[" * 200_000,
-    ],
-)
-def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp_path, row):
-    paint(server, tmp_path)
-    manifest = tmp_path / "manifest.jsonl"
-    before, lines = content(tmp_path), manifest.read_bytes().splitlines(keepends=True)
-    manifest.write_bytes(b"".join([*lines[:3], row + b"\n", *lines[4:]]))
-    server.calls.clear()
-    paint(server, tmp_path)
-    assert server.calls == [[3]]
-    assert content(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--per-folder", 10, "--format", "webp"], "The folder holds /generate?seed=0&format=png&version=1; other"),
-        (["--per-folder", 7], "The folder holds seed 7 in 000000/000000007.png; use the layout of the first run"),
-        (["--per-folder", 10, "--model-version", 2, "--seeds", "0:31"], "The folder holds images of version 1, and "),
-    ],
-)
-def test_paint_leaves_a_folder_alone_when_the_options_differ(server, whole, flags, sentence):
-    before = content(whole)
-    assert sentence in paint(server, whole, *flags, code=1)
-    assert content(whole) == before
-
-
-@pytest.mark.parametrize("layout", ["files", "tar", "incomplete tar"])
-@pytest.mark.parametrize("lost", [lambda manifest: manifest.unlink(), lambda manifest: manifest.write_bytes(b"")])
-def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_path, layout, lost):
-    flags = ("--layout", layout.split()[-1], "--per-folder", 10)
-    paint(server, tmp_path, *flags)
-    whole = content(tmp_path)
-    for tar in tmp_path.glob("*.tar"):
-        tar.rename(f"{tar}.part" if layout == "incomplete tar" else tar)
-    before = content(tmp_path)
-    lost(tmp_path / "manifest.jsonl")
-    with FakeBatchServer(version=2) as other:
-        paint(other, tmp_path, *flags, code=1)
-        output = paint(other, tmp_path, *flags, code=1)  # whose manifest names no image of the first try
-    assert "it has other bytes, and the manifest does not name it" in output.splitlines()[-1]
-    assert {name: data for name, data in content(tmp_path).items() if name in before and "manifest" not in name} == {
-        name: data for name, data in before.items() if "manifest" not in name
-    }
-    sentence = f"Images in {tmp_path} that the manifest does not name: 30; they are rendered again.\n"
-    assert paint(server, tmp_path, *flags).startswith(sentence) == (layout != "files")
-    assert content(tmp_path) == whole
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-@pytest.mark.parametrize("name", ["manifest.jsonl", "manifest-00000-of-00002.jsonl", "000000/000000003.png"])
-def test_paint_fails_at_once_when_a_fifo_is_in_the_place_of_a_file(server, tmp_path, name, make):
-    paint(server, tmp_path)
-    (tmp_path / name).unlink(missing_ok=True)
-    make(tmp_path / name)
-    output = paint(server, tmp_path, code=1)
-    assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.")
-
-
-@pytest.mark.parametrize(
-    "name", ["000000/000000003.png.part", "manifest.jsonl.part", "manifest.jsonl", "000000.tar.part"]
-)
-@pytest.mark.parametrize("kind", ["fifo", "link"])
-def test_paint_writes_to_no_fifo_or_link_in_the_place_of_a_file(server, tmp_path, name, kind):
-    foreign, path = tmp_path / "foreign", tmp_path / "out" / name
-    foreign.write_bytes(b"foreign")
-    path.parent.mkdir(parents=True)
-    path.symlink_to(foreign) if kind == "link" else os.mkfifo(path)
-    is_continued = name in ("manifest.jsonl", "000000.tar.part")  # others are written anew
-    output = paint(server, tmp_path / "out", "--layout", "tar" if "tar" in name else "files", code=is_continued)
-    assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.") == is_continued
-    assert path.exists() == is_continued
-    assert foreign.read_bytes() == b"foreign"
 
 
 @pytest.mark.parametrize(
