@@ -31,8 +31,9 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
     """Write the grids as the GIF `to`, each labelled with its batch.
 
     The last frame is shown longest. If there are more than MAX_FRAMES grids, it takes the last one, those of the
-    batches `keep`, and others at equal intervals. Grids that cannot be read are left out. Frames are at most MAX_WIDTH
-    pixels wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises OSError.
+    batches `keep`, and others at equal intervals. Grids that cannot be read are left out; without any other, it writes
+    nothing. Frames are at most MAX_WIDTH pixels wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises
+    OSError.
     """
     frames = []
     for batch, path in choose_frames(list_grids(grids), keep):
@@ -47,6 +48,8 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
         # Each frame has a palette by median cut, not dithered: 146 kB, and white stays white. An octree takes a tenth
         # of the time, but apples show bands. Dithering adds a seventh to the size, and dots to smooth surfaces.
         frames.append(frame.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+    if not frames:
+        return
     durations_ms = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
@@ -71,7 +74,7 @@ def draw_photos(photos: Photos, split: Split, run: Path) -> None:
 
 
 def draw_network(network: keras.Model, folder: Path) -> None:
-    """Draw `network` to <name>.png, or write <name>.txt if Graphviz does not work."""
+    """Draw `network` to <name>.png, or write <name>.txt without Graphviz."""
     try:
         keras.utils.plot_model(
             network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
@@ -80,4 +83,4 @@ def draw_network(network: keras.Model, folder: Path) -> None:
         lines: list[str] = []
         network.summary(print_fn=lambda line, **_: lines.append(line))
         write_atomically(folder / f"{network.name}.txt", "\n".join(lines) + "\n")
-        print(f"Graphviz does not work: wrote {network.name}.txt instead of {network.name}.png.")
+        print(f"Graphviz is missing or fails: wrote {network.name}.txt instead of {network.name}.png.")

@@ -46,6 +46,13 @@ def test_gif_leaves_out_grids_that_cannot_be_opened(tmp_path):
     assert read_batches(tmp_path / "progress.gif") == [0, 3]
 
 
+def test_no_gif_is_written_when_no_grid_can_be_opened(tmp_path):
+    save_grids(tmp_path / "grids", [0])
+    (tmp_path / "grids" / "0000000.png").write_bytes(b"")
+    animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=())
+    assert not (tmp_path / "progress.gif").exists()
+
+
 def test_gif_frames_are_scaled_down_when_grids_are_large(tmp_path):
     save_grids(tmp_path / "grids", [0, 1], size=(1024, 1024))
     animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=())
