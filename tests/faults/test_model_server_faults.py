@@ -27,7 +27,7 @@ def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models
     with (
         model_server(models) as server,
         gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
-        put_load(gateway.port, 16, seeds) as load,
+        put_load(gateway.port, 16, seeds, per_second=50) as load,
     ):
         load.wait_for_images(50)
         server.kill()
@@ -35,7 +35,7 @@ def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models
         pause(NOTICED_S)
         server.start()
         back_s = time.monotonic()
-        load.wait_for_images(500)
+        load.wait_for_images(250)
     assert {outcome.status for outcome in load.outcomes} == {200, 503}, load.failed[-1]
     headers = {(outcome.headers["Content-Type"], outcome.headers["Retry-After"]) for outcome in load.shed}
     assert headers == {("application/problem+json", "1")}
