@@ -13,9 +13,11 @@ from training.evaluate.report import Pairs
 from training.evaluate.results import SMALL, CopyCheck, NearestDistances, Verdict
 from training.model.sampling import SAMPLING_BATCH
 
-CLOSE_QUANTILE = 0.05  # of the held-out photos; the same share of images is this close by chance
+CLOSE_QUANTILE = 0.05  # of the other photos; the same share of images is this close by chance
 MAX_CLOSE_SHARE = 0.20  # of the images; photos of a group are similar, so 700 photos of 31 groups count as 31
 MAX_PAIRS = 12  # in the report
+MIN_HELD_OUT = 20  # photos; the median of fewer is too uncertain
+FOLDS = 10
 
 
 def check_copies(
@@ -30,7 +32,8 @@ def check_copies(
 
     `seeds` are those of `images` uint8[N, S, S, 3]. The pairs show each closest image with its nearest training photo.
     """
-    small_training, training_features = shrink(photos.pixels)[split.training], photo_features[split.training]
+    small = shrink(photos.pixels)
+    small_training, training_features = small[split.training], photo_features[split.training]
 
     def find_closest(pixels: NDArray[np.uint8], names: Sequence[str]) -> Pairs:
         nearest, distances = find_nearest(shrink(pixels), small_training)
@@ -47,22 +50,32 @@ def check_copies(
 
     image_pairs = find_closest(images, [f"seed {seed}" for seed in seeds])
     by_features = find_nearest(image_features, training_features)[1]
-    held_out_pairs = held_out_by_pixels = held_out_by_features = None
-    if len(split.held_out):
-        held_out_pairs = find_closest(photos.pixels[split.held_out], [photos.files[row] for row in split.held_out])
-        held_out_by_pixels = held_out_pairs.all_distances
-        held_out_by_features = find_nearest(photo_features[split.held_out], training_features)[1]
+    other_by_pixels, other_by_features = (measure_others(points, split) for points in (small, photo_features))
     check = CopyCheck(
         images_by_pixels=_summarise(image_pairs.all_distances),
-        held_out_by_pixels=_summarise(held_out_by_pixels) if held_out_by_pixels is not None else None,
+        others_by_pixels=_summarise(other_by_pixels),
         images_by_features=_summarise(by_features),
-        held_out_by_features=_summarise(held_out_by_features) if held_out_by_features is not None else None,
+        others_by_features=_summarise(other_by_features),
         verdict=combine_verdicts(
-            assess_distances(image_pairs.all_distances, held_out_by_pixels),
-            assess_distances(by_features, held_out_by_features, space="features"),
+            assess_distances(image_pairs.all_distances, other_by_pixels),
+            assess_distances(by_features, other_by_features, space="features"),
         ),
     )
+    held_out_pairs = None
+    if len(split.held_out):
+        held_out_pairs = find_closest(photos.pixels[split.held_out], [photos.files[row] for row in split.held_out])
     return check, image_pairs, held_out_pairs
+
+
+def measure_others(photos: Features, split: Split) -> NDArray[np.float32]:
+    """Return the distances of held-out photos to the nearest training photo.
+
+    If few are held out, all photos take their place: each tenth of `photos`, in order, is compared with the rest.
+    """
+    if len(split.held_out) >= MIN_HELD_OUT:
+        return find_nearest(photos[split.held_out], photos[split.training])[1]
+    folds = np.array_split(np.arange(len(photos)), FOLDS)
+    return np.concatenate([find_nearest(photos[fold], np.delete(photos, fold, axis=0))[1] for fold in folds])
 
 
 def shrink(images: NDArray[np.uint8]) -> Features:
@@ -85,33 +98,29 @@ def _summarise(distances: NDArray[np.float32]) -> NearestDistances:
 
 
 def assess_distances(
-    generated: NDArray[np.float32], held_out: NDArray[np.float32] | None, *, space: str = f"pixels at {SMALL}x{SMALL}"
+    generated: NDArray[np.float32], others: NDArray[np.float32], *, space: str = f"pixels at {SMALL}x{SMALL}"
 ) -> Verdict:
-    """Return whether images are closer to training photos than held-out photos are.
+    """Return whether images are closer to training photos than other photos are.
 
     Both arrays are distances to the nearest training photo in `space`. A generator that copies has a smaller median
-    than held-out photos. One that copies in part has too many images closer than nearly all held-out photos.
+    than other photos. One that copies in part has too many images closer than nearly all other photos.
     """
     median = float(np.median(generated))
-    typical = f"Typical distance to the nearest training photo in {space} (0 is identical): generated {median:.3g}"
-    if held_out is None:
-        return Verdict("unknown", "Not checked for copies.", f"{typical}; no photo was held out to compare with.")
-    usual, close = np.quantile(held_out, [0.5, CLOSE_QUANTILE])
+    usual, close = np.quantile(others, [0.5, CLOSE_QUANTILE])
     share = float((generated < close).mean())
     explanation = (
-        f"{typical}, unseen photos {usual:.3g}; {100 * share:.1f} % of the images are closer than the closest "
-        f"{100 * CLOSE_QUANTILE:.0f} % of unseen photos ({close:.3g})."
+        f"Typical distance to the nearest training photo in {space} (0 is identical): generated {median:.3g}, other "
+        f"photos {usual:.3g}; {100 * share:.1f} % of the images are closer than the closest "
+        f"{100 * CLOSE_QUANTILE:.0f} % of other photos ({close:.3g})."
     )
     if median < usual:
-        # The median of n unseen photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
-        if median >= np.quantile(held_out, max(0.0, 0.5 - 1.5 / math.sqrt(len(held_out)))):
-            headline = (
-                f"The images may be copies: chance may explain that {len(held_out)} unseen photos are farther away."
-            )
+        # The median of n photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
+        if median >= np.quantile(others, max(0.0, 0.5 - 1.5 / math.sqrt(len(others)))):
+            headline = f"The images may be copies: chance may explain that {len(others)} other photos are farther away."
             return Verdict("unknown", headline, explanation)
-        return Verdict("bad", "The images are closer to the training photos than unseen photos are.", explanation)
-    # With few photos the quantile is uncertain: three standard deviations are 0.32 with 6 photos, 0.20 with 19.
-    deviation = math.sqrt(CLOSE_QUANTILE * (1.0 - CLOSE_QUANTILE) / len(held_out))
+        return Verdict("bad", "The images are closer to the training photos than other photos are.", explanation)
+    # Three standard deviations of the quantile are 0.15 with 20 photos, 0.03 with 700.
+    deviation = math.sqrt(CLOSE_QUANTILE * (1.0 - CLOSE_QUANTILE) / len(others))
     if share > max(MAX_CLOSE_SHARE, CLOSE_QUANTILE + 3.0 * deviation):
         return Verdict("bad", "Some images look like copies.", explanation)
     return Verdict("good", "No sign of copying.", explanation)

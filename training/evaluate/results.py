@@ -51,12 +51,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class CopyCheck:
-    """Distances of images and of held-out photos to the training photos."""
+    """Distances of images and of other photos to the training photos."""
 
     images_by_pixels: NearestDistances  # RMS of 0 to 255, between images of SMALL x SMALL
-    held_out_by_pixels: NearestDistances | None
+    others_by_pixels: NearestDistances
     images_by_features: NearestDistances  # RMS
-    held_out_by_features: NearestDistances | None
+    others_by_features: NearestDistances
     verdict: Verdict
 
 

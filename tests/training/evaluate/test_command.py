@@ -62,7 +62,7 @@ def test_evaluate_compares_a_run_with_photos_and_saves_the_results(evaluated):
 def test_evaluate_explains_distances_to_the_nearest_training_photo(evaluated):
     output, evaluation, _ = evaluated
     copies, explanation = evaluation.copies, evaluation.verdict.explanation
-    assert copies.images_by_pixels.median > copies.held_out_by_pixels.median > 0  # noise is not a copy
+    assert copies.images_by_pixels.median > copies.others_by_pixels.median > 0  # noise is not a copy
     assert explanation.startswith("Typical distance to the nearest training photo in pixels at 32x32")
     assert "Typical distance to the nearest training photo in features" in explanation
     assert f"copies: No sign of copying. {explanation}" in output
@@ -152,7 +152,7 @@ def test_copied_images_are_detected_and_paired_with_their_photos():
     copied = split.training[:20]
     photos = Photos(pixels, files, PhotoSummary("p", 60, 60, {}))
     check, generated, held_out = check_copies(photos, pixels[copied], features, features[copied], split, copied)
-    assert check.verdict.headline == "The images are closer to the training photos than unseen photos are."
+    assert check.verdict.headline == "The images are closer to the training photos than other photos are."
     assert np.array_equal(generated.images, generated.nearest)
     assert generated.nearest_names == [files[row] for row in copied[:12]]
     assert generated.all_distances.tolist() == [0] * 20

@@ -42,7 +42,7 @@ FAR = np.linspace(10.0, 20.0, 50)
 STEPS = np.arange(1.0, 1001.0)
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/>\udcff"
 FAR_AWAY, CLOSE = NearestDistances(15, 10), NearestDistances(1, 1)
-COPIES = CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, None, Verdict("good", "It is new.", "See 15."))
+COPIES = CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, CLOSE, Verdict("good", "It is new.", "See 15."))
 DISTANCES = Distances(images=1900, photos=1900, kid_x1000=43.58, kid_x1000_std=2.5, fid=42.49)
 EVALUATION = Evaluation(
     model="apple, version 1",
