@@ -33,10 +33,12 @@ class PhotosRecord:
 
 
 def check_output_folder(out: Path) -> None:
-    """Raise TrainingError if `out` or a parent of it is a file."""
+    """Raise TrainingError if `out` or a parent of it is a file, or read-only."""
     existing = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise TrainingError(f"--out is {str(out)!r}, but {existing} is not a folder; set --out to a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise TrainingError(f"--out is {str(out)!r}, but you may not write to {existing}; set --out to another folder.")
 
 
 def check_run_outside_photos(photos_folder: Path, run: Path) -> None:

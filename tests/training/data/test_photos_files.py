@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import needs_permissions
 from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid, tiff_with_tags
 from training.data.decoding import MAX_ENLARGEMENT, MAX_PIXELS, SkipReason
 from training.errors import PhotosError
@@ -107,9 +108,6 @@ def test_io_error_is_neither_damage_nor_cached(folder: Path, monkeypatch, operat
         patch.setattr(Path, name, fail)
         assert load(folder, in_memory=False).summary.skipped == {SkipReason.IO_ERROR.value: 1}
     assert load(folder, in_memory=False).summary.skipped == {}
-
-
-needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 
 
 @needs_permissions

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.conftest import BUNDLED, ROOT, draw_photo
+from tests.conftest import BUNDLED, ROOT, draw_photo, needs_permissions
 from training.__main__ import main
 from training.export.command import export
 from training.model.checkpoints import load_generator
@@ -173,6 +173,10 @@ def move_photos_into_run(folder):
     (folder / "photos").symlink_to("run/pictures")
 
 
+def add_read_only_folder(folder):
+    (folder / "locked").mkdir(mode=0o500)
+
+
 def change_nothing(folder):
     pass
 
@@ -212,6 +216,7 @@ def change_nothing(folder):
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
+        pytest.param(add_read_only_folder, "locked/run", (), "may not write to locked; set", marks=needs_permissions),
         (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(0), "new", ("--dry-run",), "has no files"),
