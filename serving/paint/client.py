@@ -22,7 +22,7 @@ from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.query import Picture
 from serving.runtime.connection_failures import connection_failure
 from serving.runtime.security import check_pem_files
-from serving.settings import addresses_of, read_setting
+from serving.settings import TOKEN, addresses_of, read_setting
 
 SERVICE_CONFIG = """{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -82,7 +82,7 @@ class Secrets:
     def __post_init__(self) -> None:
         """Raise SettingsError for a token that no server can have."""
         if self.token is not None:
-            read_setting("RINGO_TOKEN", self.token)
+            read_setting("RINGO_TOKEN", TOKEN, self.token)
 
 
 class PictureClient:
