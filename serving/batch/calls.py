@@ -35,17 +35,12 @@ CODES = {
 }
 
 
-def known_method(path: str) -> str:
-    """Return the name of the method at `path`, or UNKNOWN."""
-    method = path.removeprefix(f"/{SERVICE}/")
-    return method if method in METHODS else UNKNOWN
-
-
 @contextmanager
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
     """Record the call; end it with the status of its error."""
     with record_request("POST", dict(context.invocation_metadata())) as record:  # gRPC is HTTP's POST
-        record.resource, record.path = method, f"/{SERVICE}/{method}"
+        record.resource = method if method in METHODS else UNKNOWN
+        record.path = f"/{SERVICE}/{record.resource}"
         with suppress(grpc.RpcError):  # cancelled already
             context.send_initial_metadata(((REQUEST_ID, record.request_id),))
         code, record.outcome = grpc.StatusCode.CANCELLED, CLIENT_GONE  # until another outcome is known

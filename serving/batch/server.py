@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from serving.batch.calls import SERVICE
-from serving.batch.interceptors import TokenInterceptor, WellFormedInterceptor
+from serving.batch.interceptor import RefusingInterceptor
 from serving.batch.servicer import MAX_SINGLES, PictureService
 from serving.errors import RingoError
 from serving.model_client.client import ModelClient
@@ -107,12 +107,9 @@ def build_server(
     settings: Settings, address: str, service: PictureService, health_servicer: health.HealthServicer
 ) -> grpc.Server:
     """Return the server with its services at `address`, not yet started."""
-    interceptors: list[grpc.ServerInterceptor] = [WellFormedInterceptor()]
-    if settings.token is not None:
-        interceptors.insert(0, TokenInterceptor(settings.token, open_to_all=health.SERVICE_NAME))
     server = grpc.server(
         ThreadPoolExecutor(settings.batch_streams + MAX_SINGLES + SPARE_THREADS, thread_name_prefix="call"),
-        interceptors=interceptors,
+        interceptors=[RefusingInterceptor(settings.token)],
         options=SERVER_OPTIONS,
     )
     picture_service_pb2_grpc.add_PictureServiceServicer_to_server(service, server)

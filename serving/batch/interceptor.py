@@ -1,39 +1,35 @@
-"""Interceptors: refusals of calls before the service reads them."""
+"""The interceptor: refusals of calls before the service reads them."""
 
 from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health
 
-from serving.batch.calls import answering, known_method
+from serving.batch.calls import SERVICE, answering
 from serving.errors import InvalidRequest, NotAuthenticated, RingoError
 from serving.runtime.security import require_token
 
 
-class TokenInterceptor(grpc.ServerInterceptor):
-    """Refuses calls without `token` before it reads the request; health needs none."""
+class RefusingInterceptor(grpc.ServerInterceptor):
+    """Refuses calls without `token`, except health checks, and bytes that are no message.
 
-    def __init__(self, token: str, *, open_to_all: str) -> None:
+    gRPC itself would read the request first, and log a traceback for such bytes.
+    """
+
+    def __init__(self, token: str | None) -> None:
         self._token = token
-        self._open_to_all = f"/{open_to_all}/"
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the handler of the call, or one that refuses it."""
-        if not handler_call_details.method.startswith(self._open_to_all):
+        """Return the handler of the call after its checks, if any, or one that refuses it."""
+        path = handler_call_details.method
+        if not path.startswith(f"/{health.SERVICE_NAME}/"):
             try:
                 require_token(self._token, dict(handler_call_details.invocation_metadata).get("authorization"))
             except NotAuthenticated as error:
-                refusal = partial(refuse, error, handler_call_details.method)
+                refusal = partial(refuse, error, path)
                 return grpc.stream_stream_rpc_method_handler(refusal)  # fits every method: it waits for no request
-        return continuation(handler_call_details)
-
-
-class WellFormedInterceptor(grpc.ServerInterceptor):
-    """Refuses bytes that are no message; gRPC would log a traceback."""
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the handler of the call, if any, after a check."""
         handler = continuation(handler_call_details)
         if handler is None or handler.request_streaming:  # reflection's
             return handler
@@ -49,7 +45,7 @@ class WellFormedInterceptor(grpc.ServerInterceptor):
         def answer(request: Message | DecodeError, context: grpc.ServicerContext) -> Any:
             if isinstance(request, DecodeError):
                 allowed = "a message as ringo/v1/picture_service.proto defines it"
-                refuse(InvalidRequest("message", "not shown", allowed), handler_call_details.method, request, context)
+                refuse(InvalidRequest("message", "not shown", allowed), path, request, context)
             return respond(request, context)
 
         return handler._replace(request_deserializer=read, **{kind: answer})
@@ -57,5 +53,5 @@ class WellFormedInterceptor(grpc.ServerInterceptor):
 
 def refuse(error: RingoError, path: str, _request: object, context: grpc.ServicerContext) -> None:
     """End a call of `path` with `error`, by an exception of gRPC's own."""
-    with answering(context, known_method(path)):
+    with answering(context, path.removeprefix(f"/{SERVICE}/")):
         raise error
