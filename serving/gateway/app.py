@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -78,14 +79,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(RingoError, domain_problem)
     app.register_error_handler(HTTPException, http_problem)
 
-    app.before_request(check_head)
-
-    @app.before_request
-    def check_token() -> None:
-        if request.path not in PROBES and request.method != "OPTIONS":  # a browser's preflight has no token
-            require_token(settings.token, request.headers.get("Authorization"))
-
-    app.before_request(refuse_body)
+    app.before_request(partial(check_request, settings.token))
     short_urls = [(path.format_map(CONVERTERS), Picture) for path in SHORT_URLS]
     for path, resource in [*((resource.path, resource) for resource in RESOURCES), *short_urls]:
         app.add_url_rule(path, resource.path[1:], responses.respond, defaults={"resource": resource})
@@ -97,10 +91,10 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def check_head() -> Response | None:
-    """Answer `OPTIONS *`; refuse a missing or invalid Host.
+def check_request(token: str | None) -> Response | None:
+    """Answer `OPTIONS *`; refuse an invalid Host, a missing token, and a body before it is read.
 
-    Raises BadRequest or InvalidRequest.
+    Raises BadRequest, InvalidRequest, NotAuthenticated or RequestEntityTooLarge.
     """
     if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
         raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
@@ -109,14 +103,12 @@ def check_head() -> Response | None:
         raise InvalidRequest("Host", host, "an address, or a name with parts of 1 to 63 characters; a port may follow")
     if request.method == "OPTIONS" and request.environ["PATH_INFO"] == "*":
         return Response(headers={"Allow": PREFLIGHT["Access-Control-Allow-Methods"]})
-    return None
-
-
-def refuse_body() -> None:
-    """Raise RequestEntityTooLarge for a request with a body, before it is read."""
+    if request.path not in PROBES and request.method != "OPTIONS":  # a browser's preflight has no token
+        require_token(token, request.headers.get("Authorization"))
     has_body = request.content_length or request.headers.get("Transfer-Encoding")
     if has_body and request.routing_exception is None:
         raise RequestEntityTooLarge("The request has a body; no resource here takes one.")
+    return None
 
 
 def add_headers(response: Response) -> Response:

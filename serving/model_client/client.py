@@ -24,7 +24,7 @@ from serving.model_client.messages import (
 )
 from serving.runtime.connection_failures import connection_failure
 from serving.telemetry.metrics import PREDICT_ROWS
-from serving.telemetry.request_log import find_record, stage
+from serving.telemetry.request_log import RECORD, stage
 from serving.telemetry.tracing import trace_metadata
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class ModelClient:
             found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
         cause = _cause("Predict", error)
         found.add_note(cause)  # for the request's log line
-        if find_record() is None:
+        if RECORD.get() is None:
             log.warning("%s", cause)
         return found
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.model_client.client import VERIFIED, ConnectionChanged, Golden, ModelClient
-from serving.runtime.single_flight import seconds_until
 from serving.telemetry.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
 from serving.telemetry.request_log import with_current_context
 
@@ -151,7 +150,8 @@ class ModelMonitor:
         if check is not None:
             return check
         run = self._start_check(version)
-        if not wait([run], seconds_until(deadline_s)).done:
+        left_s = max(0.0, deadline_s - time.monotonic())
+        if not wait([run], min(left_s, threading.TIMEOUT_MAX)).done:
             raise ModelTimeout("The deadline passed before the golden images were rendered.")
         return run.result()
 
