@@ -80,13 +80,10 @@ def _run_command(chosen: argparse.Namespace, argv: list[str]) -> int:
 
         return verify(chosen.paths, settings)
     if chosen.command == "batch":
-        from serving.batch.server import serve as serve_batch
-
-        serve_batch(settings)
+        from serving.batch.server import serve
     else:
-        from serving.gateway.server import serve as serve_gateway
-
-        serve_gateway(settings)
+        from serving.gateway.server import serve
+    serve(settings)
     return 0
 
 

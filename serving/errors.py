@@ -70,6 +70,13 @@ class Stopping(RingoError):
     retry_after_s = 1
 
 
+def printable(text: str) -> str:
+    """Return `text` with unprintable characters escaped: they end a line, or move a terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def shortened(text: str, characters: int = MAX_SHOWN_CHARACTERS) -> str:
     """Return `text`, cut to `characters`."""
     return text if len(text) <= characters else text[:characters] + "…"

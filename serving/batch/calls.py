@@ -1,16 +1,21 @@
-"""One gRPC call: its record, and the status of its error."""
+"""One gRPC call: its record, its refusal before the service reads it, and the status of its error."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health
 from grpc_status import rpc_status
 
 from serving import errors
 from serving.pb.ringo.v1 import picture_service_pb2
+from serving.runtime.security import require_token
 from serving.telemetry.request_log import ANSWERED, CLIENT_GONE, FAILED, REQUEST_ID, RequestRecord, record_request
 
 _DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
@@ -71,3 +76,48 @@ def status_of(error: errors.RingoError) -> grpc.Status:
     if error.retry_after_s is not None:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=error.retry_after_s)))
     return rpc_status.to_status(status)
+
+
+class RefusingInterceptor(grpc.ServerInterceptor):
+    """Refuses calls without `token`, except health checks, and bytes that are no message.
+
+    gRPC itself would read the request first, and log a traceback for such bytes.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the handler of the call after its checks, if any, or one that refuses it."""
+        path = handler_call_details.method
+        if not path.startswith(f"/{health.SERVICE_NAME}/"):
+            try:
+                require_token(self._token, dict(handler_call_details.invocation_metadata).get("authorization"))
+            except errors.NotAuthenticated as error:
+                refusal = partial(refuse, error, path)
+                return grpc.stream_stream_rpc_method_handler(refusal)  # fits every method: it waits for no request
+        handler = continuation(handler_call_details)
+        if handler is None or handler.request_streaming:  # reflection's
+            return handler
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        parse, respond = handler.request_deserializer, getattr(handler, kind)
+
+        def read(data: bytes) -> Message | DecodeError:
+            try:
+                return parse(data)
+            except DecodeError as error:
+                return error
+
+        def answer(request: Message | DecodeError, context: grpc.ServicerContext) -> Any:
+            if isinstance(request, DecodeError):
+                allowed = "a message as ringo/v1/picture_service.proto defines it"
+                refuse(errors.InvalidRequest("message", "not shown", allowed), path, request, context)
+            return respond(request, context)
+
+        return handler._replace(request_deserializer=read, **{kind: answer})
+
+
+def refuse(error: errors.RingoError, path: str, _request: object, context: grpc.ServicerContext) -> None:
+    """End a call of `path` with `error`, by an exception of gRPC's own."""
+    with answering(context, path.removeprefix(f"/{SERVICE}/")):
+        raise error

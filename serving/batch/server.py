@@ -11,8 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving.batch.calls import SERVICE
-from serving.batch.interceptor import RefusingInterceptor
+from serving.batch.calls import SERVICE, RefusingInterceptor
 from serving.batch.servicer import MAX_SINGLES, PictureService
 from serving.errors import RingoError
 from serving.model_client.client import ModelClient

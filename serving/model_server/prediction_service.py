@@ -84,8 +84,7 @@ class PredictionService:
         signature = servable.signature_defs[name]
         inputs = decode_inputs(signature, request.inputs, servable.decode)
         chosen = choose_outputs(signature, request.output_filter)
-        check_dtypes(signature, request.inputs)
-        check_rows(request.inputs)
+        check_tensors(signature, request.inputs)
         try:
             outputs = servable.run(name, inputs)
         except ValueError as error:
@@ -247,19 +246,14 @@ def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str
     return chosen or sorted(signature.outputs)
 
 
-def check_dtypes(signature: Message, protos: Mapping[str, Message]) -> None:
-    """Refuse tensors of other dtypes than `signature`; kernels refuse other shapes."""
+def check_tensors(signature: Message, protos: Mapping[str, Message]) -> None:
+    """Refuse other dtypes than those of `signature`, and more than MAX_ROWS rows; kernels refuse other shapes."""
     for index, alias in enumerate(sorted(signature.inputs)):
         wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
         if sent != wanted:
             raise invalid(f"Expects arg[{index}] to be {dtype_name(wanted)} but {dtype_name(sent)} is provided")
-
-
-def check_rows(protos: Mapping[str, Message]) -> None:
-    """Refuse tensors of more than MAX_ROWS rows, in TensorFlow Serving's words."""
-    for proto in protos.values():
-        if proto.tensor_shape.dim and proto.tensor_shape.dim[0].size > MAX_ROWS:
-            rows = proto.tensor_shape.dim[0].size
+        rows = next((dim.size for dim in protos[alias].tensor_shape.dim), 0)
+        if rows > MAX_ROWS:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {MAX_ROWS}")
 
 

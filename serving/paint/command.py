@@ -19,13 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from serving.errors import printable
 from serving.paint.client import PaintError, PictureClient, Secrets, VersionGoneError
 from serving.paint.files import Files, Painted, Tars
 from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
-from serving.runtime.output import Stderr, printable, write_error, write_line
+from serving.runtime.output import Stderr, write_error, write_line
 from serving.settings import MAX_TIMEOUT_S, TARGET, flag, read_text, seconds, whole_numbers
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
