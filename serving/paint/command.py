@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from serving.errors import printable
 from serving.paint.client import PaintError, PictureClient, Secrets, VersionGoneError
-from serving.paint.files import Files, Painted, Tars
+from serving.paint.files import Files, Tars
 from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, write_error, write_line
-from serving.settings import MAX_TIMEOUT_S, TARGET, flag, read_text, seconds, whole_numbers
+from serving.settings import MAX_TIMEOUT_S, TARGET, TOKEN, flag, read_setting, read_text, seconds, whole_numbers
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
@@ -112,7 +113,7 @@ class Work:
         with self.lock:
             return next(self.missing, [])
 
-    def _record(self, stored: Sequence[Painted]) -> None:
+    def _record(self, stored: Sequence[pb.Picture]) -> None:
         with self.lock:
             self.manifest.append([self.folder.take(picture) for picture in stored])
             self.bar.update(len(stored))
@@ -136,11 +137,9 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         Manifest(path) as manifest,
         closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s, report=_report)) as client,
     ):
-        for row in read_rows(path):
-            folder.add(row)
-        for other in sorted(set(chosen.out.glob("manifest*.jsonl")) - {path}):  # of all shards
-            for row in read_rows(other):
-                folder.see(row)
+        for manifest_path in sorted(chosen.out.glob("manifest*.jsonl")):  # of all shards
+            for row in read_rows(manifest_path):
+                folder.add(row, is_own=manifest_path == path)
         if unnamed := folder.check():
             _report(f"Images in {chosen.out} that the manifest does not name: {unnamed}; they are rendered again.")
         before = folder.count
@@ -181,7 +180,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, environ.get("RINGO_TOKEN"))
+    token = environ.get("RINGO_TOKEN")
+    if token is not None:
+        read_setting("RINGO_TOKEN", TOKEN, token)
+    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, token)
     try:
         paint(chosen, secrets)
     except KeyboardInterrupt:
