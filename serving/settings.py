@@ -191,19 +191,15 @@ class Settings:
                 continue
             if variable not in kinds:
                 raise SettingsError(variable, None, f"only {', '.join(kinds)}")
-            chosen[variable.removeprefix(PREFIX).lower()] = read_setting(variable, kinds[variable], text)
+            kind = kinds[variable]
+            try:
+                text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
+                chosen[variable.removeprefix(PREFIX).lower()] = kind.read(text)
+            except UnicodeEncodeError:
+                raise SettingsError(variable, text, f"{kind.allowed}, in UTF-8") from None
+            except ValueError:
+                raise SettingsError(variable, text, kind.allowed) from None
         return cls(**chosen)
-
-
-def read_setting(variable: str, kind: Kind, text: str) -> Any:
-    """Return the value of `text`, of `kind`, for `variable`; or raise SettingsError."""
-    try:
-        text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
-        return kind.read(text)
-    except UnicodeEncodeError:
-        raise SettingsError(variable, text, f"{kind.allowed}, in UTF-8") from None
-    except ValueError:
-        raise SettingsError(variable, text, kind.allowed) from None
 
 
 def flag(read: Callable[[str], T], allowed: str, *, has_faults: bool = False) -> Callable[[str], T]:

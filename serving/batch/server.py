@@ -64,8 +64,6 @@ def serve(settings: Settings) -> None:
         host = free_address(settings.host, port, variable=variable, value=str(port))
     if "%" in host:  # prometheus_client would bind it without its interface
         raise SettingsError("RINGO_HOST", settings.host, "an address that is not link-local")
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     export_traces("batch")
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)

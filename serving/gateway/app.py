@@ -85,8 +85,7 @@ def create_app(settings: Settings) -> Flask:
         app.add_url_rule(path, resource.path[1:], responses.respond, defaults={"resource": resource})
     add_pages(app, settings, monitor, responses)
     add_probes(app, monitor, responses)
-    app.after_request(add_headers)
-    app.after_request(complete_record)
+    app.after_request(complete)
     app.wsgi_app = observing(app.wsgi_app, settings.path_prefix)  # type: ignore[method-assign]
     return app
 
@@ -111,20 +110,15 @@ def check_request(token: str | None) -> Response | None:
     return None
 
 
-def add_headers(response: Response) -> Response:
-    """Return `response` with the headers of all responses and of its kind."""
+def complete(response: Response) -> Response:
+    """Record the outcome of the request; return `response` with the headers of all responses and of its kind."""
     response.headers.extend(EVERYWHERE)
     if request.method == "OPTIONS":
         response.headers.extend(PREFLIGHT)
     if response.mimetype == "text/html":
         response.headers.update(PAGE_HEADERS)
-    response.headers.add("X-Request-ID", current_record().request_id)
-    return response
-
-
-def complete_record(response: Response) -> Response:
-    """Record the outcome of the current request; return `response`."""
     record = current_record()
+    response.headers.add("X-Request-ID", record.request_id)
     record.resource = request.endpoint or "unknown"
     record.status = response.status_code
     if record.path == "-":

@@ -4,7 +4,6 @@ import argparse
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,9 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(arguments)
     except SettingsError as error:

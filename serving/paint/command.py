@@ -6,7 +6,6 @@ The folder is the whole state. An image is complete if its SHA-256 is that of th
 import argparse
 import errno
 import os
-import signal
 import sys
 import threading
 from collections import Counter
@@ -28,7 +27,7 @@ from serving.paint.seeds import ALLOWED, Seeds
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, write_error, write_line
-from serving.settings import MAX_TIMEOUT_S, TARGET, TOKEN, flag, read_setting, read_text, seconds, whole_numbers
+from serving.settings import MAX_TIMEOUT_S, TARGET, Settings, flag, read_text, seconds, whole_numbers
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
@@ -177,13 +176,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     after Ctrl-C or SIGTERM. Raises SystemExit(2) if `argv` is not valid.
     """
     chosen = parse(argv)
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    token = environ.get("RINGO_TOKEN")
-    if token is not None:
-        read_setting("RINGO_TOKEN", TOKEN, token)
-    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, token)
+    token = {name: text for name, text in environ.items() if name == "RINGO_TOKEN"}
+    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, Settings.from_environment(token).token)
     try:
         paint(chosen, secrets)
     except KeyboardInterrupt:
