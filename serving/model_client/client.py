@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -55,16 +54,14 @@ CHANNEL_OPTIONS = (
 )
 
 # Any other status is a mismatch, of model, signature or server: a retry can't repair it.
-ERRORS = MappingProxyType(
-    {
-        grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
-        grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
-        grpc.StatusCode.CANCELLED: ModelUnavailable,  # this client never cancels: the server is stopping
-        grpc.StatusCode.ABORTED: ModelUnavailable,
-        grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
-        grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
-    }
-)
+ERRORS = {
+    grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
+    grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
+    grpc.StatusCode.CANCELLED: ModelUnavailable,  # this client never cancels: the server is stopping
+    grpc.StatusCode.ABORTED: ModelUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
+}
 
 
 @dataclass(frozen=True, eq=False)  # arrays don't compare to one truth value

@@ -6,7 +6,6 @@ Requests are checked in TensorFlow Serving's order; status codes and messages ar
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -33,9 +32,7 @@ METADATA_FIELD = "signature_def"  # the only one there is
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
 MAX_ROWS = 16_384
 # The kind of a signature with tf.Examples, by its method name.
-EXAMPLE_METHODS = MappingProxyType(
-    {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
-)
+EXAMPLE_METHODS = {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
 UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ MAX_WARM_UP_REQUESTS = 1000  # as TensorFlow Serving
 MAX_INPUT_ELEMENTS = 2**22
 
 # The dtypes of the SavedModel contract; TensorFlow itself reads and writes others.
-TYPED_FIELDS = MappingProxyType({"uint8": "int_val", "int64": "int64_val", "float32": "float_val"})
-PLAIN_DTYPES = MappingProxyType({tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS})
+TYPED_FIELDS = {"uint8": "int_val", "int64": "int64_val", "float32": "float_val"}
+PLAIN_DTYPES = {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS}
 
 log = logging.getLogger(__name__)
 # It advises tf.saved_model.load, which returns functions; `_call` needs a session.
