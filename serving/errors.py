@@ -71,8 +71,8 @@ class Stopping(RingoError):
 
 
 def printable(text: str) -> str:
-    """Return `text` with unprintable characters escaped: they end a line, or move a terminal's cursor."""
-    if text.isprintable():
+    """Return `text` with unprintable characters escaped."""
+    if text.isprintable():  # nothing ends the line or moves a terminal's cursor
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 

@@ -98,7 +98,7 @@ class Kind(NamedTuple):
 
 
 def whole_numbers(low: int, high: int, lowest: str = "") -> Kind:
-    """Return the kind of the numbers from `low`, which may mean `lowest`, to `high`."""
+    """Return the kind of the numbers from `low`, which means `lowest`, to `high`."""
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:

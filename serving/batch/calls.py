@@ -1,4 +1,4 @@
-"""One gRPC call: its record, its refusal before the service reads it, and the status of its error."""
+"""One gRPC call: its record, its refusal, and the status of errors."""
 
 import logging
 from collections.abc import Iterator
@@ -79,16 +79,16 @@ def status_of(error: errors.RingoError) -> grpc.Status:
 
 
 class RefusingInterceptor(grpc.ServerInterceptor):
-    """Refuses calls without `token`, except health checks, and bytes that are no message.
+    """Refuses calls without `token`, and bytes that are no message.
 
-    gRPC itself would read the request first, and log a traceback for such bytes.
+    Health checks need no token. gRPC itself would read the request first, and log a traceback for such bytes.
     """
 
     def __init__(self, token: str | None) -> None:
         self._token = token
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the handler of the call after its checks, if any, or one that refuses it."""
+        """Return the handler of the call, if any, or one that refuses it."""
         path = handler_call_details.method
         if not path.startswith(f"/{health.SERVICE_NAME}/"):
             try:

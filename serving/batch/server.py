@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Serve gRPC until SIGTERM, which lets streams end, or SIGINT.
 
-    Raises SettingsError if a port is not free or a TLS file is not usable.
+    Raises KeyboardInterrupt after SIGINT, and SettingsError if a port is not free or a TLS file is not usable.
     """
     configure_logging(settings.log_format)
     check_tls(settings)
@@ -91,8 +91,6 @@ def serve(settings: Settings) -> None:
         health_servicer.enter_graceful_shutdown()
         service.drain(settings.batch_drain_s, grace_s=STOP_GRACE_S)
         flush_s = FLUSH_S
-    except KeyboardInterrupt:
-        pass
     finally:
         ended.set()
         server.stop(flush_s).wait()

@@ -91,7 +91,7 @@ def create_app(settings: Settings) -> Flask:
 
 
 def check_request(token: str | None) -> Response | None:
-    """Answer `OPTIONS *`; refuse an invalid Host, a missing token, and a body before it is read.
+    """Answer `OPTIONS *`; refuse invalid Hosts, missing tokens and bodies.
 
     Raises BadRequest, InvalidRequest, NotAuthenticated or RequestEntityTooLarge.
     """
@@ -111,7 +111,7 @@ def check_request(token: str | None) -> Response | None:
 
 
 def complete(response: Response) -> Response:
-    """Record the outcome of the request; return `response` with the headers of all responses and of its kind."""
+    """Record the outcome of the request; return `response` with more headers."""
     response.headers.extend(EVERYWHERE)
     if request.method == "OPTIONS":
         response.headers.extend(PREFLIGHT)

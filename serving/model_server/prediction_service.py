@@ -244,7 +244,7 @@ def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str
 
 
 def check_tensors(signature: Message, protos: Mapping[str, Message]) -> None:
-    """Refuse other dtypes than those of `signature`, and more than MAX_ROWS rows; kernels refuse other shapes."""
+    """Refuse other dtypes than the signature's, and more than MAX_ROWS rows."""
     for index, alias in enumerate(sorted(signature.inputs)):
         wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
         if sent != wanted:

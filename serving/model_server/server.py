@@ -107,8 +107,8 @@ def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m serving model-server` and return its exit status.
 
-    It is 0 after SIGTERM or SIGINT, 1 for a taken port. Raises SystemExit(2) after one sentence on stderr if `argv` is
-    not valid.
+    It is 1 for a taken port. Raises KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one sentence on
+    stderr if `argv` is not valid.
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
@@ -117,8 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        pass
     return 0
 
 
