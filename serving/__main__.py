@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
     if rest and chosen.command not in ("model-server", "paint"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     prepare_output()
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell's background job inherits an ignored one
+        signal.signal(number, signal.default_int_handler)
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -80,13 +83,10 @@ def _run_command(chosen: argparse.Namespace, argv: list[str]) -> int:
 
         return verify(chosen.paths, settings)
     if chosen.command == "batch":
-        from serving.batch.server import serve as serve_batch
-
-        serve_batch(settings)
+        from serving.batch.server import serve
     else:
-        from serving.gateway.server import serve as serve_gateway
-
-        serve_gateway(settings)
+        from serving.gateway.server import serve
+    serve(settings)
     return 0
 
 

@@ -1,10 +1,19 @@
 """Errors between a seed and an image, without a protocol."""
 
+import re
+
 MAX_SHOWN_CHARACTERS = 64  # three times the longest seed
 
 
 class RingoError(Exception):
     """Base of all; its text is one sentence for the client."""
+
+    retry_after_s: int | None = None  # when another try may succeed
+
+    @property
+    def name(self) -> str:
+        """The name in logs, metrics and responses, such as model_timeout."""
+        return re.sub("(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
 
 class InvalidRequest(RingoError):
@@ -34,6 +43,8 @@ class UnknownVersion(RingoError):
 class ModelUnavailable(RingoError):
     """No model server has a version of the model ready."""
 
+    retry_after_s = 1  # CHANNEL_OPTIONS of model_client/client.py: one that is back is noticed within a second
+
 
 class ModelTimeout(RingoError):
     """The deadline passed before the model server answered."""
@@ -41,6 +52,8 @@ class ModelTimeout(RingoError):
 
 class Overloaded(RingoError):
     """The service or its model server is at a limit."""
+
+    retry_after_s = 1
 
 
 class ModelMismatch(RingoError):
@@ -53,6 +66,15 @@ class ClientGone(RingoError):
 
 class Stopping(RingoError):
     """The server is stopping; another one may answer."""
+
+    retry_after_s = 1
+
+
+def printable(text: str) -> str:
+    """Return `text` with unprintable characters escaped."""
+    if text.isprintable():  # nothing ends the line or moves a terminal's cursor
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def shortened(text: str, characters: int = MAX_SHOWN_CHARACTERS) -> str:

@@ -50,9 +50,6 @@ def run(settings: Settings) -> int:
     check_tls(settings)
     settings = _with_addresses(settings)
     _require_model(settings)
-    # A background job of a shell would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: Children = {}
     try:
         # TensorFlow Serving needs it; the embedded model server sets it itself.

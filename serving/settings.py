@@ -5,18 +5,24 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, get_type_hints
 
 PREFIX = "RINGO_"
 T = TypeVar("T")
 
 MAX_MODEL_CALLS = 64
 MAX_NAME_BYTES = 255  # of a folder's name, which `export` makes the model's
-MODEL_NAME_ALLOWED = f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes"
 LOG_FORMATS = ("text", "json")
 MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
+
+# The gateway's routes. As a prefix, a route is ambiguous: the proxy may have removed the prefix.
+RESOURCE = re.compile(
+    r"/(generate|grid|morph|animation|about|docs|livez|readyz|(name|static)(/.*)?|[^/]*\.(json|ico|png|webp|jpe?g))"
+)
+ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]):([0-9]{1,5})")
+ADDRESSES = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
 
 
 class SettingsError(Exception):
@@ -30,33 +36,132 @@ class SettingsError(Exception):
         super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
 
 
+def read_text(text: str) -> str:
+    """Return `text`; raise ValueError if it is blank."""
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+def _model_name(text: str) -> str:
+    if not text.isprintable() or len(text.encode()) > MAX_NAME_BYTES:
+        raise ValueError
+    return read_text(text)
+
+
+def _path(text: str) -> Path:
+    return Path(read_text(text))
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9._~+/-]{16,}=*", text):  # RFC 6750's characters
+        raise ValueError
+    return text
+
+
+def _log_format(text: str) -> str:
+    if text not in LOG_FORMATS:
+        raise ValueError
+    return text
+
+
+def _target(text: str) -> str:
+    addresses, scheme = addresses_of(text), text.partition(":")[0]
+    if not addresses or (len(addresses) > 1 and scheme not in ("ipv4", "ipv6")):
+        raise ValueError
+    for host, ipv6, port in addresses:
+        PORT.read(port)
+        if ipv6 or scheme == "ipv6":
+            ipaddress.IPv6Address(ipv6)
+        if scheme == "ipv4":
+            ipaddress.IPv4Address(host)
+    return text
+
+
+def addresses_of(target: str) -> list[tuple[str, str, str]]:
+    """Return for each address its host, the same without brackets if IPv6, and its port."""
+    found = ADDRESSES.fullmatch(target)
+    return ADDRESS.findall(found["addresses"]) if found else []
+
+
+def _path_prefix(text: str) -> str:
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", text) or RESOURCE.fullmatch(text):
+        raise ValueError
+    return text
+
+
+class Kind(NamedTuple):
+    """A kind of value of settings and flags."""
+
+    read: Callable[[str], Any]  # raises ValueError for invalid text
+    allowed: str
+
+
+def whole_numbers(low: int, high: int, lowest: str = "") -> Kind:
+    """Return the kind of the numbers from `low`, which means `lowest`, to `high`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    return Kind(read, f"a whole number from {low}{lowest and f' ({lowest})'} to {high}")
+
+
+def seconds(high: float) -> Kind:
+    """Return the kind of the seconds above 0, up to `high`."""
+
+    def read(text: str) -> float:
+        # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
+        if not re.fullmatch("[0-9.]+", text) or not 0 < float(text) <= high:
+            raise ValueError
+        return float(text)
+
+    return Kind(read, f"a number of seconds above 0, up to {high:g}")
+
+
+HOST = Kind(read_text, "the name or address to listen on")
+PORT = whole_numbers(1, 65535)
+SECONDS = seconds(MAX_TIMEOUT_S)
+PATH_PREFIX = Kind(_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no resource and no final slash")
+TARGET = Kind(_target, "host:port of a gRPC server without http://, an IPv6 address in brackets")
+MODEL_NAME = Kind(_model_name, f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes")
+PEM_FILE = Kind(_path, "the path of a PEM file")
+TOKEN = Kind(_token, "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline")
+LOG_FORMAT = Kind(_log_format, " or ".join(LOG_FORMATS))
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of gateway, batch server and `run`; docs/settings.md describes them."""
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    path_prefix: str = ""
-    model_server: str = "127.0.0.1:8500"
-    model_name: str = "apple"
-    model_base_path: Path = Path("models/apple")
+    host: Annotated[str, HOST] = "127.0.0.1"
+    port: Annotated[int, PORT] = 8080
+    path_prefix: Annotated[str, PATH_PREFIX] = ""
+    model_server: Annotated[str, TARGET] = "127.0.0.1:8500"
+    model_name: Annotated[str, MODEL_NAME] = "apple"
+    model_base_path: Annotated[Path, Kind(_path, "the path of a folder")] = Path("models/apple")
     # An image takes tens of milliseconds on two cores. 10 s outlast a queue of hundreds, and end before the 15 to 30 s
     # at which proxies give up.
-    predict_timeout_s: float = 10.0
-    workers: int = 1  # a core encodes 200 images a second
-    max_in_flight: int = 64  # the last of 64 waits 2 s at 30 ms an image
-    model_calls: int = field(default_factory=lambda: min(os.cpu_count() or 1, MAX_MODEL_CALLS))
-    cache_mb: int = 16  # holds a thousand images of 64 x 64, and a worker stays below 100 MB
-    metrics_port: int = 9100
-    batch_port: int = 9090
-    batch_metrics_port: int = 9101
-    batch_streams: int = 16  # each holds up to three batches of images, at most 10 MB of the largest
-    batch_drain_s: float = 10.0  # and 5 s more, within the 30 s that Kubernetes waits
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    token: str | None = field(default=None, repr=False)
-    log_format: str = "text"
+    predict_timeout_s: Annotated[float, SECONDS] = 10.0
+    workers: Annotated[int, whole_numbers(1, 64)] = 1  # a core encodes 200 images a second
+    max_in_flight: Annotated[int, whole_numbers(1, 256)] = 64  # the last of 64 waits 2 s at 30 ms an image
+    model_calls: Annotated[int, whole_numbers(1, MAX_MODEL_CALLS)] = field(
+        default_factory=lambda: min(os.cpu_count() or 1, MAX_MODEL_CALLS)
+    )
+    # 16 hold a thousand images of 64 x 64, and a worker stays below 100 MB.
+    cache_mb: Annotated[int, whole_numbers(0, 65536, "no cache")] = 16
+    metrics_port: Annotated[int, PORT] = 9100
+    batch_port: Annotated[int, PORT] = 9090
+    batch_metrics_port: Annotated[int, PORT] = 9101
+    # Each holds up to three batches of images, at most 10 MB of the largest.
+    batch_streams: Annotated[int, whole_numbers(1, 256)] = 16
+    batch_drain_s: Annotated[float, SECONDS] = 10.0  # and 5 s more, within the 30 s that Kubernetes waits
+    tls_certificate: Annotated[Path | None, PEM_FILE] = None
+    tls_key: Annotated[Path | None, PEM_FILE] = None
+    tls_client_ca: Annotated[Path | None, PEM_FILE] = None
+    token: Annotated[str | None, TOKEN] = field(default=None, repr=False)
+    log_format: Annotated[str, LOG_FORMAT] = "text"
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a TLS file without the others that it needs."""
@@ -78,68 +183,23 @@ class Settings:
 
         Raises SettingsError for an invalid value or an unknown RINGO_ variable.
         """
-        names = {PREFIX + field.name.upper(): field.name for field in fields(cls)}
+        hints = get_type_hints(cls, include_extras=True)
+        kinds = {PREFIX + name.upper(): hint.__metadata__[0] for name, hint in hints.items()}
         chosen: dict[str, Any] = {}
         for variable, text in environ.items():
             if not variable.startswith(PREFIX):
                 continue
-            if variable not in names:
-                raise SettingsError(variable, None, f"only {', '.join(names)}")
-            chosen[names[variable]] = read_setting(variable, text)
+            if variable not in kinds:
+                raise SettingsError(variable, None, f"only {', '.join(kinds)}")
+            kind = kinds[variable]
+            try:
+                text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
+                chosen[variable.removeprefix(PREFIX).lower()] = kind.read(text)
+            except UnicodeEncodeError:
+                raise SettingsError(variable, text, f"{kind.allowed}, in UTF-8") from None
+            except ValueError:
+                raise SettingsError(variable, text, kind.allowed) from None
         return cls(**chosen)
-
-
-def read_setting(variable: str, text: str) -> object:
-    """Return the value of `text` for `variable`, or raise SettingsError."""
-    read, allowed = READERS[variable.removeprefix(PREFIX).lower()]
-    try:
-        text.encode()  # bytes that are not UTF-8 are surrogates in os.environ
-        return read(text)
-    except UnicodeEncodeError:
-        raise SettingsError(variable, text, f"{allowed}, in UTF-8") from None
-    except ValueError:
-        raise SettingsError(variable, text, allowed) from None
-
-
-def read_text(text: str) -> str:
-    """Return `text`; raise ValueError if it is blank."""
-    if not text.strip():
-        raise ValueError
-    return text
-
-
-def read_model_name(text: str) -> str:
-    """Return `text`; raise ValueError unless it is a name that `export` allows."""
-    if not text.isprintable() or len(text.encode()) > MAX_NAME_BYTES:
-        raise ValueError
-    return read_text(text)
-
-
-def _path(text: str) -> Path:
-    return Path(read_text(text))
-
-
-def integer_reader(low: int, high: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from `low` to `high`."""
-
-    def read(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError
-        return int(text)
-
-    return read
-
-
-def seconds_reader(high: float) -> Callable[[str], float]:
-    """Return a reader of seconds above 0, up to `high`."""
-
-    def read(text: str) -> float:
-        # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
-        if not re.fullmatch("[0-9.]+", text) or not 0 < float(text) <= high:
-            raise ValueError
-        return float(text)
-
-    return read
 
 
 def flag(read: Callable[[str], T], allowed: str, *, has_faults: bool = False) -> Callable[[str], T]:
@@ -153,78 +213,3 @@ def flag(read: Callable[[str], T], allowed: str, *, has_faults: bool = False) ->
             raise argparse.ArgumentTypeError(f"{value!r} {fault}.") from None
 
     return parse_value
-
-
-def _token(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9._~+/-]{16,}=*", text):  # RFC 6750's characters
-        raise ValueError
-    return text
-
-
-def read_log_format(text: str) -> str:
-    """Return `text`; raise ValueError if it is none of LOG_FORMATS."""
-    if text not in LOG_FORMATS:
-        raise ValueError
-    return text
-
-
-def read_target(text: str) -> str:
-    """Return `text`, a gRPC target with port; or raise ValueError."""
-    addresses, scheme = addresses_of(text), text.partition(":")[0]
-    if not addresses or (len(addresses) > 1 and scheme not in ("ipv4", "ipv6")):
-        raise ValueError
-    for host, ipv6, port in addresses:
-        integer_reader(1, 65535)(port)
-        if ipv6 or scheme == "ipv6":
-            ipaddress.IPv6Address(ipv6)
-        if scheme == "ipv4":
-            ipaddress.IPv4Address(host)
-    return text
-
-
-def addresses_of(target: str) -> list[tuple[str, str, str]]:
-    """Return for each address its host, the same without brackets if IPv6, and its port."""
-    found = TARGET.fullmatch(target)
-    return ADDRESS.findall(found["addresses"]) if found else []
-
-
-def _path_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", text) or RESOURCE.fullmatch(text):
-        raise ValueError
-    return text
-
-
-# The gateway's routes. As a prefix, a route is ambiguous: the proxy may have removed the prefix.
-RESOURCE = re.compile(
-    r"/(generate|grid|morph|animation|about|docs|livez|readyz|(name|static)(/.*)?|[^/]*\.(json|ico|png|webp|jpe?g))"
-)
-ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]):([0-9]{1,5})")
-TARGET = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
-TARGET_ALLOWED = "host:port of a gRPC server without http://, an IPv6 address in brackets"
-PORT = (integer_reader(1, 65535), "a whole number from 1 to 65535")
-SECONDS = (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}")
-PEM_FILE = (_path, "the path of a PEM file")
-# For each setting: a reader that raises ValueError for invalid text, and the allowed values.
-READERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "host": (read_text, "the name or address to listen on"),
-    "port": PORT,
-    "path_prefix": (_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no resource and no final slash"),
-    "model_server": (read_target, TARGET_ALLOWED),
-    "model_name": (read_model_name, MODEL_NAME_ALLOWED),
-    "model_base_path": (_path, "the path of a folder"),
-    "predict_timeout_s": SECONDS,
-    "workers": (integer_reader(1, 64), "a whole number from 1 to 64"),
-    "max_in_flight": (integer_reader(1, 256), "a whole number from 1 to 256"),
-    "model_calls": (integer_reader(1, MAX_MODEL_CALLS), f"a whole number from 1 to {MAX_MODEL_CALLS}"),
-    "cache_mb": (integer_reader(0, 65536), "a whole number from 0 (no cache) to 65536"),
-    "metrics_port": PORT,
-    "batch_port": PORT,
-    "batch_metrics_port": PORT,
-    "batch_streams": (integer_reader(1, 256), "a whole number from 1 to 256"),
-    "batch_drain_s": SECONDS,
-    "tls_certificate": PEM_FILE,
-    "tls_key": PEM_FILE,
-    "tls_client_ca": PEM_FILE,
-    "token": (_token, "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline"),
-    "log_format": (read_log_format, " or ".join(LOG_FORMATS)),
-}

@@ -11,8 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving.batch.calls import SERVICE
-from serving.batch.interceptors import TokenInterceptor, WellFormedInterceptor
+from serving.batch.calls import SERVICE, RefusingInterceptor
 from serving.batch.servicer import MAX_SINGLES, PictureService
 from serving.errors import RingoError
 from serving.model_client.client import ModelClient
@@ -56,7 +55,7 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Serve gRPC until SIGTERM, which lets streams end, or SIGINT.
 
-    Raises SettingsError if a port is not free or a TLS file is not usable.
+    Raises KeyboardInterrupt after SIGINT, and SettingsError if a port is not free or a TLS file is not usable.
     """
     configure_logging(settings.log_format)
     check_tls(settings)
@@ -65,8 +64,6 @@ def serve(settings: Settings) -> None:
         host = free_address(settings.host, port, variable=variable, value=str(port))
     if "%" in host:  # prometheus_client would bind it without its interface
         raise SettingsError("RINGO_HOST", settings.host, "an address that is not link-local")
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     export_traces("batch")
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
@@ -94,8 +91,6 @@ def serve(settings: Settings) -> None:
         health_servicer.enter_graceful_shutdown()
         service.drain(settings.batch_drain_s, grace_s=STOP_GRACE_S)
         flush_s = FLUSH_S
-    except KeyboardInterrupt:
-        pass
     finally:
         ended.set()
         server.stop(flush_s).wait()
@@ -107,12 +102,9 @@ def build_server(
     settings: Settings, address: str, service: PictureService, health_servicer: health.HealthServicer
 ) -> grpc.Server:
     """Return the server with its services at `address`, not yet started."""
-    interceptors: list[grpc.ServerInterceptor] = [WellFormedInterceptor()]
-    if settings.token is not None:
-        interceptors.insert(0, TokenInterceptor(settings.token, open_to_all=health.SERVICE_NAME))
     server = grpc.server(
         ThreadPoolExecutor(settings.batch_streams + MAX_SINGLES + SPARE_THREADS, thread_name_prefix="call"),
-        interceptors=interceptors,
+        interceptors=[RefusingInterceptor(settings.token)],
         options=SERVER_OPTIONS,
     )
     picture_service_pb2_grpc.add_PictureServiceServicer_to_server(service, server)

@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -78,29 +79,21 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(RingoError, domain_problem)
     app.register_error_handler(HTTPException, http_problem)
 
-    app.before_request(check_head)
-
-    @app.before_request
-    def check_token() -> None:
-        if request.path not in PROBES and request.method != "OPTIONS":  # a browser's preflight has no token
-            require_token(settings.token, request.headers.get("Authorization"))
-
-    app.before_request(refuse_body)
+    app.before_request(partial(check_request, settings.token))
     short_urls = [(path.format_map(CONVERTERS), Picture) for path in SHORT_URLS]
     for path, resource in [*((resource.path, resource) for resource in RESOURCES), *short_urls]:
         app.add_url_rule(path, resource.path[1:], responses.respond, defaults={"resource": resource})
     add_pages(app, settings, monitor, responses)
     add_probes(app, monitor, responses)
-    app.after_request(add_headers)
-    app.after_request(complete_record)
+    app.after_request(complete)
     app.wsgi_app = observing(app.wsgi_app, settings.path_prefix)  # type: ignore[method-assign]
     return app
 
 
-def check_head() -> Response | None:
-    """Answer `OPTIONS *`; refuse a missing or invalid Host.
+def check_request(token: str | None) -> Response | None:
+    """Answer `OPTIONS *`; refuse invalid Hosts, missing tokens and bodies.
 
-    Raises BadRequest or InvalidRequest.
+    Raises BadRequest, InvalidRequest, NotAuthenticated or RequestEntityTooLarge.
     """
     if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "Host" not in request.headers:
         raise BadRequest("The request has no Host header, which HTTP/1.1 requires; send one.")
@@ -109,30 +102,23 @@ def check_head() -> Response | None:
         raise InvalidRequest("Host", host, "an address, or a name with parts of 1 to 63 characters; a port may follow")
     if request.method == "OPTIONS" and request.environ["PATH_INFO"] == "*":
         return Response(headers={"Allow": PREFLIGHT["Access-Control-Allow-Methods"]})
-    return None
-
-
-def refuse_body() -> None:
-    """Raise RequestEntityTooLarge for a request with a body, before it is read."""
+    if request.path not in PROBES and request.method != "OPTIONS":  # a browser's preflight has no token
+        require_token(token, request.headers.get("Authorization"))
     has_body = request.content_length or request.headers.get("Transfer-Encoding")
     if has_body and request.routing_exception is None:
         raise RequestEntityTooLarge("The request has a body; no resource here takes one.")
+    return None
 
 
-def add_headers(response: Response) -> Response:
-    """Return `response` with the headers of all responses and of its kind."""
+def complete(response: Response) -> Response:
+    """Record the outcome of the request; return `response` with more headers."""
     response.headers.extend(EVERYWHERE)
     if request.method == "OPTIONS":
         response.headers.extend(PREFLIGHT)
     if response.mimetype == "text/html":
         response.headers.update(PAGE_HEADERS)
-    response.headers.add("X-Request-ID", current_record().request_id)
-    return response
-
-
-def complete_record(response: Response) -> Response:
-    """Record the outcome of the current request; return `response`."""
     record = current_record()
+    response.headers.add("X-Request-ID", record.request_id)
     record.resource = request.endpoint or "unknown"
     record.status = response.status_code
     if record.path == "-":

@@ -2,65 +2,42 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import quote
 
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from serving.errors import (
-    ClientGone,
-    InvalidRequest,
-    ModelMismatch,
-    ModelTimeout,
-    ModelUnavailable,
-    NotAuthenticated,
-    Overloaded,
-    RingoError,
-    Stopping,
-    UnknownVersion,
-)
+from serving import errors
 from serving.telemetry.request_log import current_record
 
-
-@dataclass(frozen=True)
-class Answer:
-    """The HTTP response to a domain error."""
-
-    status: int
-    kind: str
-    title: str
-    retry_after_s: int | None = None
-
-
-# A model server that is back is noticed within a second (CHANNEL_OPTIONS of model_client/client.py).
+# Status and title of the response to each error.
 # Overloaded is 503, not 429: the service is at its limit, not this client.
-ANSWERS: dict[type[RingoError], Answer] = {
-    InvalidRequest: Answer(400, "invalid-request", "The request is not valid"),
-    NotAuthenticated: Answer(401, "not-authenticated", "The request lacks the token"),
-    UnknownVersion: Answer(404, "unknown-version", "The model server has no such version of the model"),
-    ModelMismatch: Answer(502, "model-mismatch", "The model server returned something other than images"),
-    ModelUnavailable: Answer(503, "model-unavailable", "No model is ready", retry_after_s=1),
-    Stopping: Answer(503, "stopping", "The server is about to end", retry_after_s=1),
-    ClientGone: Answer(499, "client-gone", "The client closed the connection"),  # nginx's number; no client sees it
-    Overloaded: Answer(503, "overloaded", "The service takes no more work for now", retry_after_s=1),
-    ModelTimeout: Answer(504, "model-timeout", "The model server took too long"),
+ANSWERS = {
+    errors.InvalidRequest: (400, "The request is not valid"),
+    errors.NotAuthenticated: (401, "The request lacks the token"),
+    errors.UnknownVersion: (404, "The model server has no such version of the model"),
+    errors.ModelMismatch: (502, "The model server returned something other than images"),
+    errors.ModelUnavailable: (503, "No model is ready"),
+    errors.Stopping: (503, "The server is about to end"),
+    errors.ClientGone: (499, "The client closed the connection"),  # nginx's number; no client sees it
+    errors.Overloaded: (503, "The service takes no more work for now"),
+    errors.ModelTimeout: (504, "The model server took too long"),
 }
 
 
-def domain_problem(error: RingoError) -> Response:
+def domain_problem(error: errors.RingoError) -> Response:
     """Return the problem of `error`, with Retry-After if a retry may help."""
-    answer = ANSWERS[type(error)]
+    status, title = ANSWERS[type(error)]
     more: dict[str, object] = {}
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, errors.InvalidRequest):
         more = {"parameter": error.field, "value": error.value, "allowed": error.allowed}
-    current_record().record_failure(error, answer.kind.replace("-", "_"))
-    kind = f"urn:ringo:problem:{answer.kind}"
-    response = problem(answer.status, kind=kind, title=answer.title, detail=str(error), more=more)
-    if isinstance(error, NotAuthenticated):
+    current_record().record_failure(error, error.name)
+    kind = f"urn:ringo:problem:{error.name.replace('_', '-')}"
+    response = problem(status, kind=kind, title=title, detail=str(error), more=more)
+    if isinstance(error, errors.NotAuthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
-    if answer.retry_after_s is not None:
-        response.headers["Retry-After"] = str(answer.retry_after_s)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
     return response
 
 

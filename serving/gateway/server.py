@@ -44,51 +44,43 @@ def serve(settings: Settings) -> None:
     ]
     folder = worker_files.create_folder(settings.workers)
     configure_logging(settings.log_format)
-    _Gunicorn(settings, [f"fd://{listener.detach()}" for listener in sockets], connections, folder).run()
+    options = {
+        "bind": [f"fd://{listener.detach()}" for listener in sockets],
+        "backlog": BACKLOG,
+        "worker_connections": connections,
+        "worker_class": ThreadWorker,
+        "workers": settings.workers,
+        "threads": settings.max_in_flight + SPARE_THREADS,
+        "keepalive": KEEPALIVE_S,
+        "graceful_timeout": math.ceil(settings.predict_timeout_s) + DRAIN_MARGIN_S,
+        "certfile": settings.tls_certificate,
+        "keyfile": settings.tls_key,
+        "ca_certs": settings.tls_client_ca,
+        "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
+        # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers.
+        "worker_tmp_dir": folder,
+        "logger_class": _Log,
+        "errorlog": None,  # gunicorn's lines go to the root logger
+        "when_ready": _ignore_reloads,
+        "pre_fork": _number,
+        "post_fork": lambda arbiter, worker: worker_files.use(folder, worker.number),
+        "on_exit": lambda arbiter: shutil.rmtree(folder, ignore_errors=True),
+        # By default, gunicorn takes SCRIPT_NAME from the headers of trusted proxies.
+        "forwarded_allow_ips": "",
+        "control_socket_disable": True,  # a remote control in $HOME, on by default
+    }
+    _Gunicorn(settings, options).run()
 
 
 class _Gunicorn(BaseApplication):
-    def __init__(self, settings: Settings, bind: list[str], connections: int, folder: Path) -> None:
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
         self.settings = settings
-        self.bind = bind
-        self.connections = connections
-        self.folder = folder
+        self.options = options
         super().__init__()
 
     def load_config(self) -> None:
-        settings = self.settings
-        options = {
-            "bind": self.bind,
-            "backlog": BACKLOG,
-            "worker_connections": self.connections,
-            "worker_class": ThreadWorker,
-            "workers": settings.workers,
-            "threads": settings.max_in_flight + SPARE_THREADS,
-            "keepalive": KEEPALIVE_S,
-            "graceful_timeout": math.ceil(settings.predict_timeout_s) + DRAIN_MARGIN_S,
-            "certfile": settings.tls_certificate,
-            "keyfile": settings.tls_key,
-            "ca_certs": settings.tls_client_ca,
-            "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
-            # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers.
-            "worker_tmp_dir": self.folder,
-            "logger_class": _Log,
-            "errorlog": None,  # gunicorn's lines go to the root logger
-            "when_ready": lambda arbiter: _ignore_reloads(),
-            "pre_fork": self._number,
-            "post_fork": lambda arbiter, worker: worker_files.use(self.folder, worker.number),
-            "on_exit": lambda arbiter: shutil.rmtree(self.folder, ignore_errors=True),
-            # By default, gunicorn takes SCRIPT_NAME from the headers of trusted proxies.
-            "forwarded_allow_ips": "",
-            "control_socket_disable": True,  # a remote control in $HOME, on by default
-        }
-        for name, value in options.items():
+        for name, value in self.options.items():
             self.cfg.set(name, str(value) if isinstance(value, Path) else value)
-
-    def _number(self, arbiter: Any, worker: Any) -> None:
-        """Give `worker` the lowest free number; gunicorn calls this before the fork."""
-        taken = {other.number for other in arbiter.WORKERS.values()}
-        worker.number = min(set(range(len(taken) + 1)) - taken)
 
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Return the WSGI application; gunicorn calls this in each worker."""
@@ -109,7 +101,13 @@ class _Gunicorn(BaseApplication):
         return by_port
 
 
-def _ignore_reloads() -> None:
+def _number(arbiter: Any, worker: Any) -> None:
+    """Give `worker` the lowest free number; gunicorn calls this before the fork."""
+    taken = {other.number for other in arbiter.WORKERS.values()}
+    worker.number = min(set(range(len(taken) + 1)) - taken)
+
+
+def _ignore_reloads(arbiter: Any) -> None:
     """Ignore signals by which gunicorn starts workers that have no files for metrics."""
     for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

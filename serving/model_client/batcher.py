@@ -25,7 +25,7 @@ import numpy.typing as npt
 from serving.errors import ClientGone, ModelTimeout
 from serving.model_client.client import MAX_ROWS
 from serving.runtime.single_flight import ABANDONED_CHECK_S
-from serving.telemetry.request_log import find_record, is_abandoned, record_stage
+from serving.telemetry.request_log import RECORD, is_abandoned, record_stage
 
 ENOUGH_ROWS = 8  # start without waiting for more: from 8 rows on, a row costs no less
 WAIT_RATIO = 0.7  # of the duration of the last call: how long its clients get to send the next request
@@ -94,7 +94,7 @@ class PredictBatcher(Generic[K]):
         finally:
             now_s = time.monotonic()
             record_stage("queue", min(entry.started_s, now_s) - entry.queued_s)
-            record = find_record()
+            record = RECORD.get()
             if record is not None and not batch:  # the thread that runs the call records it
                 record.add("model", max(0.0, min(entry.ended_s, now_s) - entry.started_s))
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -24,7 +23,7 @@ from serving.model_client.messages import (
 )
 from serving.runtime.connection_failures import connection_failure
 from serving.telemetry.metrics import PREDICT_ROWS
-from serving.telemetry.request_log import find_record, stage
+from serving.telemetry.request_log import RECORD, stage
 from serving.telemetry.tracing import trace_metadata
 
 log = logging.getLogger(__name__)
@@ -55,16 +54,14 @@ CHANNEL_OPTIONS = (
 )
 
 # Any other status is a mismatch, of model, signature or server: a retry can't repair it.
-ERRORS = MappingProxyType(
-    {
-        grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
-        grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
-        grpc.StatusCode.CANCELLED: ModelUnavailable,  # this client never cancels: the server is stopping
-        grpc.StatusCode.ABORTED: ModelUnavailable,
-        grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
-        grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
-    }
-)
+ERRORS = {
+    grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
+    grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
+    grpc.StatusCode.CANCELLED: ModelUnavailable,  # this client never cancels: the server is stopping
+    grpc.StatusCode.ABORTED: ModelUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
+}
 
 
 @dataclass(frozen=True, eq=False)  # arrays don't compare to one truth value
@@ -228,7 +225,7 @@ class ModelClient:
             found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
         cause = _cause("Predict", error)
         found.add_note(cause)  # for the request's log line
-        if find_record() is None:
+        if RECORD.get() is None:
             log.warning("%s", cause)
         return found
 

@@ -18,12 +18,10 @@ _PACKAGE = "tensorflow"
 @contextmanager
 def _package_not_run() -> Iterator[None]:
     """Let submodules of TensorFlow be imported without running TensorFlow's own `__init__.py`."""
-    if _PACKAGE in sys.modules:
+    spec = importlib.util.find_spec(_PACKAGE)  # does not import a top-level package
+    if _PACKAGE in sys.modules or spec is None:
         yield
         return
-    spec = importlib.util.find_spec(_PACKAGE)  # does not import a top-level package
-    if spec is None:
-        raise ModuleNotFoundError("The generated messages of the package tensorflow are not installed.", name=_PACKAGE)
     sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
     try:
         yield

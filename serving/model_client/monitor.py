@@ -15,7 +15,6 @@ import numpy as np
 
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.model_client.client import VERIFIED, ConnectionChanged, Golden, ModelClient
-from serving.runtime.single_flight import seconds_until
 from serving.telemetry.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
 from serving.telemetry.request_log import with_current_context
 
@@ -56,7 +55,7 @@ class ModelMonitor:
         self._client = client
         self._lock = threading.Lock()  # guards the fields below
         self._checks: dict[int, GoldenCheck] = {}  # the latest of each version
-        self._running: dict[int, Future[GoldenCheck]] = {}
+        self._runs: dict[int, Future[GoldenCheck]] = {}  # the last one of each version
         self._versions: list[int] = []
         self._refreshed_at_s = -math.inf  # when the refresh began whose result this is
         self._away: str | None = None  # one sentence, while no model server answers
@@ -151,7 +150,8 @@ class ModelMonitor:
         if check is not None:
             return check
         run = self._start_check(version)
-        if not wait([run], seconds_until(deadline_s)).done:
+        left_s = max(0.0, deadline_s - time.monotonic())
+        if not wait([run], min(left_s, threading.TIMEOUT_MAX)).done:
             raise ModelTimeout("The deadline passed before the golden images were rendered.")
         return run.result()
 
@@ -171,9 +171,9 @@ class ModelMonitor:
     def _start_check(self, version: int) -> Future[GoldenCheck]:
         """Return the run of the check, or start one in a thread."""
         with self._lock:
-            run = self._running.get(version)
-            if run is None:
-                run = self._running[version] = Future()
+            run = self._runs.get(version)
+            if run is None or run.done():
+                run = self._runs[version] = Future()
                 target = with_current_context(self._run_check)  # the first request logs why it failed
                 threading.Thread(target=target, args=(version, run), name="golden-check", daemon=True).start()
             return run
@@ -181,17 +181,13 @@ class ModelMonitor:
     def _run_check(self, version: int, run: "Future[GoldenCheck]") -> None:
         try:
             check = self._check(version)
-        except BaseException as error:
             with self._lock:
-                del self._running[version]
+                self._checks[version] = check
+                if check.differing is not None:
+                    GOLDEN_DIFFERING.labels(version).set(check.differing)
+            run.set_result(check)
+        except BaseException as error:
             run.set_exception(error)
-            return
-        with self._lock:
-            del self._running[version]
-            self._checks[version] = check
-            if check.differing is not None:
-                GOLDEN_DIFFERING.labels(version).set(check.differing)
-        run.set_result(check)
 
     def _check(self, version: int) -> GoldenCheck:
         """Render the golden images of `version` over one connection, and compare them."""

@@ -6,7 +6,6 @@ Requests are checked in TensorFlow Serving's order; status codes and messages ar
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -33,9 +32,7 @@ METADATA_FIELD = "signature_def"  # the only one there is
 # 12 GB; the images of 16,384 rows, of 64 x 64 pixels, are 201 MB.
 MAX_ROWS = 16_384
 # The kind of a signature with tf.Examples, by its method name.
-EXAMPLE_METHODS = MappingProxyType(
-    {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
-)
+EXAMPLE_METHODS = {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
 UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)
@@ -84,8 +81,7 @@ class PredictionService:
         signature = servable.signature_defs[name]
         inputs = decode_inputs(signature, request.inputs, servable.decode)
         chosen = choose_outputs(signature, request.output_filter)
-        check_dtypes(signature, request.inputs)
-        check_rows(request.inputs)
+        check_tensors(signature, request.inputs)
         try:
             outputs = servable.run(name, inputs)
         except ValueError as error:
@@ -247,19 +243,14 @@ def choose_outputs(signature: Message, output_filter: Sequence[str]) -> list[str
     return chosen or sorted(signature.outputs)
 
 
-def check_dtypes(signature: Message, protos: Mapping[str, Message]) -> None:
-    """Refuse tensors of other dtypes than `signature`; kernels refuse other shapes."""
+def check_tensors(signature: Message, protos: Mapping[str, Message]) -> None:
+    """Refuse other dtypes than the signature's, and more than MAX_ROWS rows."""
     for index, alias in enumerate(sorted(signature.inputs)):
         wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
         if sent != wanted:
             raise invalid(f"Expects arg[{index}] to be {dtype_name(wanted)} but {dtype_name(sent)} is provided")
-
-
-def check_rows(protos: Mapping[str, Message]) -> None:
-    """Refuse tensors of more than MAX_ROWS rows, in TensorFlow Serving's words."""
-    for proto in protos.values():
-        if proto.tensor_shape.dim and proto.tensor_shape.dim[0].size > MAX_ROWS:
-            rows = proto.tensor_shape.dim[0].size
+        rows = next((dim.size for dim in protos[alias].tensor_shape.dim), 0)
+        if rows > MAX_ROWS:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {MAX_ROWS}")
 
 

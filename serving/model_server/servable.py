@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,9 @@ MAX_WARM_UP_REQUESTS = 1000  # as TensorFlow Serving
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
 MAX_INPUT_ELEMENTS = 2**22
 
-TYPED_FIELDS = MappingProxyType(
-    {
-        **dict.fromkeys(("uint8", "int8", "uint16", "int16", "int32"), "int_val"),
-        "bool": "bool_val",
-        "float32": "float_val",
-        "float64": "double_val",
-        "int64": "int64_val",
-        "uint32": "uint32_val",
-        "uint64": "uint64_val",
-    }
-)
-
-PLAIN_DTYPES = MappingProxyType(
-    {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS if name != "bool"}
-)
+# The dtypes of the SavedModel contract; TensorFlow itself reads and writes others.
+TYPED_FIELDS = {"uint8": "int_val", "int64": "int64_val", "float32": "float_val"}
+PLAIN_DTYPES = {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS}
 
 log = logging.getLogger(__name__)
 # It advises tf.saved_model.load, which returns functions; `_call` needs a session.
@@ -97,7 +84,7 @@ class Servable:
         """
         dtype = tf.as_dtype(array.dtype)
         field = TYPED_FIELDS.get(dtype.name)
-        if field is None:  # for example text
+        if field is None:
             proto.CopyFrom(tf.make_tensor_proto(array))
             return
         proto.dtype = dtype.as_datatype_enum

@@ -4,7 +4,6 @@ import argparse
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,7 @@ import grpc
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import free_address, with_port
-from serving.settings import (
-    LOG_FORMATS,
-    MODEL_NAME_ALLOWED,
-    SettingsError,
-    flag,
-    integer_reader,
-    read_log_format,
-    read_model_name,
-    read_text,
-    seconds_reader,
-)
+from serving.settings import HOST, LOG_FORMAT, MODEL_NAME, SettingsError, flag, read_text, seconds, whole_numbers
 from serving.telemetry.logs import configure as configure_logging
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
@@ -118,21 +107,16 @@ def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m serving model-server` and return its exit status.
 
-    It is 0 after SIGTERM or SIGINT, 1 for a taken port. Raises SystemExit(2) after one sentence on stderr if `argv` is
-    not valid.
+    It is 1 for a taken port. Raises KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one sentence on
+    stderr if `argv` is not valid.
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(arguments)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        pass
     return 0
 
 
@@ -142,23 +126,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises SystemExit(2) after one sentence on stderr.
     """
     threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
-    seconds = f"a number of seconds above 0, up to {MAX_POLL_INTERVAL_S:g}"
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument
-    add("--model_name", type=flag(read_model_name, MODEL_NAME_ALLOWED), default="apple", help="the model's name")
+    add("--model_name", type=flag(*MODEL_NAME), default="apple", help="the model's name")
     add(
         "--model_base_path",
         type=flag(folder, "a folder, which need not exist yet"),
         default="models/apple",
         help="folder of the numbered versions (default: models/apple)",
     )
-    add("--host", type=flag(read_text, "the name or address to listen on"), default="127.0.0.1")
-    add("--port", type=flag(integer_reader(0, 65535), "a whole number from 0 (a free one) to 65535"), default="8500")
-    add("--grpc_max_threads", type=flag(integer_reader(1, 1024), "a whole number from 1 to 1024"), default=str(threads))
+    add("--host", type=flag(*HOST), default="127.0.0.1")
+    add("--port", type=flag(*whole_numbers(0, 65535, "a free one")), default="8500")
+    add("--grpc_max_threads", type=flag(*whole_numbers(1, 1024)), default=str(threads))
     add("--grpc_socket_path", default="", metavar="PATH", help="listen on this Unix socket, too")
     add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
-    add("--file_system_poll_wait_seconds", type=flag(seconds_reader(MAX_POLL_INTERVAL_S), seconds), default="1")
-    add("--log-format", type=flag(read_log_format, " or ".join(LOG_FORMATS)), default="text")
+    add("--file_system_poll_wait_seconds", type=flag(*seconds(MAX_POLL_INTERVAL_S)), default="1")
+    add("--log-format", type=flag(*LOG_FORMAT), default="text")
     for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
         add(f"--{name}", type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
     for name in WITHOUT_EFFECT:

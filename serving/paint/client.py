@@ -16,13 +16,12 @@ from typing import Any
 
 import grpc
 
-from serving.paint.files import Painted
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.query import Picture
 from serving.runtime.connection_failures import connection_failure
 from serving.runtime.security import check_pem_files
-from serving.settings import addresses_of, read_setting
+from serving.settings import addresses_of
 
 SERVICE_CONFIG = """{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -78,11 +77,6 @@ class Secrets:
     certificate: Path | None = None
     key: Path | None = None
     token: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raise SettingsError for a token that no server can have."""
-        if self.token is not None:
-            read_setting("RINGO_TOKEN", self.token)
 
 
 class PictureClient:
@@ -159,7 +153,7 @@ class PictureClient:
                 self._trouble = None
                 return int(described.model_versions[-1])
 
-    def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[Painted]:
+    def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[pb.Picture]:
         """Yield one image per seed, in order, with the options of `query`.
 
         Raises:
@@ -178,7 +172,8 @@ class PictureClient:
             request = pb.GenerateBatchRequest(list=pb.SeedList(seeds=seeds[done:]), options=options)
             try:
                 for picture in self._pictures(request):
-                    yield self._checked(picture, seeds[done], query)
+                    self._check(picture, seeds[done], query)
+                    yield picture
                     done, pause_s = done + 1, FIRST_PAUSE_S
             except grpc.RpcError as error:
                 pause_s = self._back_off(error, pause_s)
@@ -209,16 +204,14 @@ class PictureClient:
             with self._lock:
                 del self._calls[call]
 
-    def _checked(self, picture: pb.Picture, seed: int, query: Picture) -> Painted:
-        digest = hashlib.sha256(picture.data)
+    def _check(self, picture: pb.Picture, seed: int, query: Picture) -> None:
         if (picture.seed, picture.model_version) != (seed, query.version):
             raise PaintError(
                 f"{self._target} sent seed {picture.seed} of version {picture.model_version}, asked for seed {seed} of "
                 f"version {query.version}."
             )
-        if digest.digest() != picture.sha256:
+        if hashlib.sha256(picture.data).digest() != picture.sha256:
             raise PaintError(f"The image of seed {seed} from {self._target} does not match its SHA-256.")
-        return Painted(seed, digest.hexdigest(), picture.model_version, picture.data)
 
     def _back_off(self, error: grpc.RpcError, pause_s: float) -> float:
         """Wait up to `pause_s`; return the next pause; raise if retries can't help."""

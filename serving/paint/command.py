@@ -6,11 +6,10 @@ The folder is the whole state. An image is complete if its SHA-256 is that of th
 import argparse
 import errno
 import os
-import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,22 +18,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from serving.errors import printable
 from serving.paint.client import PaintError, PictureClient, Secrets, VersionGoneError
-from serving.paint.files import Files, Painted, Tars
+from serving.paint.files import Files, Tars
 from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
-from serving.runtime.output import Stderr, printable, write_error, write_line
-from serving.settings import (
-    MAX_TIMEOUT_S,
-    TARGET_ALLOWED,
-    flag,
-    integer_reader,
-    read_target,
-    read_text,
-    seconds_reader,
-)
+from serving.runtime.output import Stderr, write_error, write_line
+from serving.settings import MAX_TIMEOUT_S, TARGET, Settings, flag, read_text, seconds, whole_numbers
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
@@ -52,7 +45,7 @@ class Shard:
     def parse(cls, text: str) -> "Shard":
         """Return the shard that `text` names, such as 0/4; raise ValueError."""
         index, _, count = text.partition("/")
-        shard = cls(integer_reader(0, 99_999)(index), integer_reader(1, 100_000)(count))
+        shard = cls(whole_numbers(0, 99_999).read(index), whole_numbers(1, 100_000).read(count))
         if shard.index >= shard.count:
             raise ValueError
         return shard
@@ -119,7 +112,7 @@ class Work:
         with self.lock:
             return next(self.missing, [])
 
-    def _record(self, stored: Sequence[Painted]) -> None:
+    def _record(self, stored: Sequence[pb.Picture]) -> None:
         with self.lock:
             self.manifest.append([self.folder.take(picture) for picture in stored])
             self.bar.update(len(stored))
@@ -143,11 +136,9 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         Manifest(path) as manifest,
         closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s, report=_report)) as client,
     ):
-        for row in read_rows(path):
-            folder.add(row)
-        for other in sorted(set(chosen.out.glob("manifest*.jsonl")) - {path}):  # of all shards
-            for row in read_rows(other):
-                folder.see(row)
+        for manifest_path in sorted(chosen.out.glob("manifest*.jsonl")):  # of all shards
+            for row in read_rows(manifest_path):
+                folder.add(row, is_own=manifest_path == path)
         if unnamed := folder.check():
             _report(f"Images in {chosen.out} that the manifest does not name: {unnamed}; they are rendered again.")
         before = folder.count
@@ -185,10 +176,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     after Ctrl-C or SIGTERM. Raises SystemExit(2) if `argv` is not valid.
     """
     chosen = parse(argv)
-    # Explicit for both: a shell's background job would inherit an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, environ.get("RINGO_TOKEN"))
+    token = {name: text for name, text in environ.items() if name == "RINGO_TOKEN"}
+    secrets = Secrets(chosen.ca, chosen.certificate, chosen.key, Settings.from_environment(token).token)
     try:
         paint(chosen, secrets)
     except KeyboardInterrupt:
@@ -223,13 +212,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model-version", type=version, help="the model version (default: that of the folder, else the newest)")
     add("--any-version", action="store_true", help="continue with the newest version if that one is gone")
     add("--layout", choices=("files", "tar"), default="files", help="single files, or tar shards for WebDataset")
-    add("--per-folder", type=_whole(1, 100_000), default=1000, help="seeds in each folder or tar (default: 1000)")
+    per_folder = flag(*whole_numbers(1, 100_000))
+    add("--per-folder", type=per_folder, default=1000, help="seeds in each folder or tar (default: 1000)")
     shard = flag(Shard.parse, "INDEX/COUNT, the index from 0, such as 0/4")
     add("--shard", type=shard, default=Shard(0, 1), metavar="I/N", help="render part I of N of the seeds")
-    target, max_s = flag(read_target, TARGET_ALLOWED), 100 * MAX_TIMEOUT_S
-    add("--target", type=target, default="127.0.0.1:9090", help="the batch servers (default: 127.0.0.1:9090)")
-    add("--streams", type=_whole(1, 64), default=4, help="concurrent calls (default: 4)")
-    patience = flag(seconds_reader(max_s), f"a number of seconds above 0, up to {max_s:g}")
+    add("--target", type=flag(*TARGET), default="127.0.0.1:9090", help="the batch servers (default: 127.0.0.1:9090)")
+    add("--streams", type=flag(*whole_numbers(1, 64)), default=4, help="concurrent calls (default: 4)")
+    patience = flag(*seconds(100 * MAX_TIMEOUT_S))
     add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="stop after so long without an image (default: 600)")
     add("--ca", type=Path, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
     add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
@@ -238,7 +227,3 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
         parser.error("--certificate and --key go together, and with --ca.")
     return chosen
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    return flag(integer_reader(low, high), f"a whole number from {low} to {high}")

@@ -14,24 +14,16 @@ import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from serving.pb.ringo.v1.picture_service_pb2 import Picture
+
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError)  # tarfile's own, of damage
 TAKEN = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
 ASIDE = ".part"  # suffix of an incomplete file
-
-
-@dataclass(frozen=True)
-class Painted:
-    """An image and its facts."""
-
-    seed: int
-    sha256: str  # of `data`, hexadecimal
-    model_version: int
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Files(Layout):
             with suppress(FileNotFoundError), open_file(self.out / self.name(seed)) as file:
                 yield seed, hashlib.file_digest(file, "sha256").hexdigest()
 
-    def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
+    def store(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
         """Write `pictures`, and yield each when its file is complete. Raises OSError."""
         for picture in pictures:
             path = self.out / self.name(picture.seed)
@@ -99,7 +91,7 @@ class Tars(Layout):
             for member_seed, digest, _ in self._images(file):
                 yield member_seed, digest
 
-    def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
+    def store(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
         """Append `pictures` to their one tar. Raises OSError.
 
         Yields each without its data when it is written, and the last one when the tar has its name.
@@ -108,9 +100,9 @@ class Tars(Layout):
         first = next(pictures)
         path = self.out / self.name(first.seed)
         others = {} if self.name(first.seed) in self.replaceable else dict(self.digests([first.seed]))
-        if others and others.get(first.seed) != first.sha256:  # before a row names this tar
+        if others and others.get(first.seed) != first.sha256.hex():  # before a row names this tar
             raise FileExistsError(errno.EEXIST, TAKEN, str(path if path.exists() else _aside(path)))
-        written: list[Painted] = []
+        written: list[Picture] = []
         with open_file(_aside(path), append=True) as file:
             file.seek(0)
             file.truncate(max((end for seed, _, end in self._images(file) if seed < first.seed), default=0))
@@ -118,13 +110,15 @@ class Tars(Layout):
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for picture in chain([first], pictures):
                     yield written
-                    facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": picture.sha256}
+                    sha256 = picture.sha256.hex()
+                    facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": sha256}
                     for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
                         member = tarfile.TarInfo(f"{picture.seed:09d}.{suffix}")  # without owner and time
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
                     file.flush()
-                    written = [replace(picture, data=b"")]
+                    picture.ClearField("data")
+                    written = [picture]
         self._put(self.name(first.seed))
         yield written
 

@@ -9,9 +9,10 @@ from operator import attrgetter
 import numpy as np
 
 from serving.paint.client import PaintError
-from serving.paint.files import Files, Painted, Tars
+from serving.paint.files import Files, Tars
 from serving.paint.manifest import Row
 from serving.paint.seeds import Seeds
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import Picture, canonical_url
 
 CALL_SEEDS = 256  # of one call for single files: a stream of a second or two, so that replicas share the work
@@ -41,25 +42,28 @@ class OutputFolder:
         """The model versions of all images in the folder."""
         return self._seen_versions | set(self._versions[self._there].tolist())
 
-    def add(self, row: Row) -> None:
-        """Add `row` of this command's manifest. Raises the errors of `see`."""
-        if self._seeds.place(row.seed) is None:
-            self.see(row)
-            self._others.append(row)
-        else:
-            self._check_options(row)
-            self._hold(row)
+    def add(self, row: Row, *, is_own: bool) -> None:
+        """Add `row` of this command's manifest or of another one.
 
-    def see(self, row: Row) -> None:
-        """Add `row` of another manifest. Raises PaintError for other options or layouts."""
-        self._check_options(row)
+        Raises PaintError for other options or layouts.
+        """
+        if row.picture != self._url(row.seed, row.model_version):
+            raise PaintError(f"The folder holds {row.picture}; other options need another folder.")
+        if row.file != self._layout.name(row.seed):
+            raise PaintError(f"The folder holds seed {row.seed} in {row.file}; use the layout of the first run.")
+        is_chosen = self._seeds.place(row.seed) is not None
+        if is_own and is_chosen:
+            self._hold(row)
+            return
         self._seen_versions.add(row.model_version)
-        if isinstance(self._layout, Tars) and self._seeds.place(row.seed) is None:
+        if is_own:
+            self._others.append(row)
+        if isinstance(self._layout, Tars) and not is_chosen:
             self._others_in_tars[row.file] = row.seed
 
-    def take(self, picture: Painted) -> Row:
+    def take(self, picture: pb.Picture) -> Row:
         """Add `picture`, whose file is written, and return its row."""
-        row = self._row(picture.seed, picture.sha256, picture.model_version)
+        row = self._row(picture.seed, picture.sha256.hex(), picture.model_version)
         self._hold(row)
         return row
 
@@ -112,12 +116,6 @@ class OutputFolder:
             if self._there[place]
         )
         return heapq.merge(own, sorted(self._others, key=attrgetter("seed")), key=attrgetter("seed"))
-
-    def _check_options(self, row: Row) -> None:
-        if row.picture != self._url(row.seed, row.model_version):
-            raise PaintError(f"The folder holds {row.picture}; other options need another folder.")
-        if row.file != self._layout.name(row.seed):
-            raise PaintError(f"The folder holds seed {row.seed} in {row.file}; use the layout of the first run.")
 
     def _hold(self, row: Row) -> None:
         place = self._seeds.place(row.seed)

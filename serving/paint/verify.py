@@ -14,14 +14,14 @@ from urllib.parse import parse_qsl, urlsplit
 from PIL import Image
 from werkzeug.datastructures import MultiDict
 
-from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion
+from serving.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, RingoError, UnknownVersion, printable
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.paint.files import TAR_ERRORS, open_file
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.rendering.query import RESOURCES, Query, read_query
 from serving.rendering.renderer import Renderer
-from serving.runtime.output import printable, write_error, write_line
+from serving.runtime.output import write_error, write_line
 from serving.settings import Settings
 
 MAX_FILE_BYTES = 64 * 2**20  # five times the largest image of Ringo

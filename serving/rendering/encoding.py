@@ -4,7 +4,6 @@ import io
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import deflate
@@ -15,7 +14,7 @@ from PIL import Image
 # Version of encoders' settings and text chunks, pinned by a test. Raise it when equal pixels get other bytes.
 RENDERER_VERSION = 4
 
-MIMETYPES = MappingProxyType({"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"})
+MIMETYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"}
 
 # libdeflate's own default. An apple of 64 x 64 is 6,090 bytes after 0.15 ms (Pillow's level 4: 5,960 after 0.40), a
 # photo of 256 x 256 is 41 kB after 2.1 ms (47 kB after 4.6). Level 1: 46 kB after 0.8 ms; 8: 40 kB after 8.9 ms.
@@ -24,8 +23,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SUB, UP = 1, 2  # PNG filters: differences to the left, or upwards
 # WebP without loss. A sheet of 640 x 640 in 1.2 times the time of its PNG; the default, quality 80 and method 4, takes
 # 6 times as long for 6 % fewer bytes.
-WEBP = MappingProxyType({"lossless": True, "quality": 20, "method": 1})
-JPEG = MappingProxyType({"quality": 90, "subsampling": 0})  # lossy; full resolution for colour
+WEBP = {"lossless": True, "quality": 20, "method": 1}
+JPEG = {"quality": 90, "subsampling": 0}  # lossy; full resolution for colour
 FRAME_MS = 80
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], sRGB

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from cachetools import LRUCache
 
 from serving.errors import Overloaded
@@ -15,7 +16,6 @@ from serving.model_client.batcher import PredictBatcher
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import GoldenCheck
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
-from serving.rendering.interpolation import slerp
 from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import stage, with_current_context
@@ -31,6 +31,7 @@ LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
 LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 
 OnPixels = Callable[[Pixels], Pixels]
+Latent = npt.NDArray[np.float32]
 
 
 class Renderer:
@@ -165,3 +166,24 @@ class Renderer:
         with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
             self._cache[key] = entry
         return entry
+
+
+def slerp(start: Latent, end: Latent, t: float) -> Latent:
+    """Return the latent float32[D] at `t` between `start` and `end`.
+
+    At 0 and 1 it is `start` and `end`, bit for bit. Halfway on a straight line a latent would be shorter than those of
+    the training (White 2016, "Sampling Generative Networks"). Sums are exact before they are rounded (math.fsum): the
+    order of summation, which differs between processors, changes no image.
+    """
+    a, b = start.astype(np.float64), end.astype(np.float64)
+    cosine = _dot(a, b) / math.sqrt(_dot(a, a) * _dot(b, b))
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    if angle == 0.0:
+        return start
+    sine = math.sin(angle)
+    mixed: Latent = (math.sin((1.0 - t) * angle) / sine * a + math.sin(t * angle) / sine * b).astype(np.float32)
+    return mixed
+
+
+def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    return math.fsum(a * b)

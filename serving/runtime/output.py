@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 BLOCKED_S = 1.0
 _stderr = threading.Lock()  # held until a text is written
@@ -36,7 +36,8 @@ def write_line(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:
-        _silence(sys.stdout)
+        # Python writes unwritten text again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputError(f"stdout cannot be written: {error.strerror}; send it elsewhere.") from error
 
 
@@ -68,13 +69,3 @@ class Stderr:
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of sys.stderr, such as its encoding."""
         return getattr(sys.stderr, name)
-
-
-def _silence(stream: TextIO) -> None:
-    """Send `stream` to nowhere: Python writes unwritten text again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def printable(text: str) -> str:
-    """Return `text` with unprintable characters escaped."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -52,8 +52,3 @@ class SingleFlight:
             raise
         entry.set_result(result)
         return result
-
-
-def seconds_until(deadline_s: float) -> float | None:
-    """Return the seconds until `deadline_s` (time.monotonic), at least 0; None for infinity."""
-    return None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())

@@ -7,7 +7,6 @@ import atexit
 import logging
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -18,9 +17,9 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
+from serving.errors import printable
+
 STDERR = 2
-# Characters that end a line or move a terminal's cursor.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 GATHER_S = 0.05  # about 75 lines at full load, written by one system call
 MAX_QUEUED = 2_000  # about 3 MB, a second at full load; more wait only for a blocked stream
 EXIT_S = 1.0  # how long the end of a process waits for a blocked stream
@@ -152,12 +151,8 @@ class TextLines(logging.Formatter):
         message = record.getMessage()
         if not isinstance(record.msg, dict):
             message += "".join(f" {name}={getattr(record, name)}" for name in ID_FIELDS if hasattr(record, name))
-        line = f"{self.formatTime(record)} {record.levelname} {CONTROL.sub(_escaped, message)}"
+        line = f"{self.formatTime(record)} {record.levelname} {printable(message)}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
-            line += "".join(f"\n  {CONTROL.sub(_escaped, part)}" for part in traceback.split("\n"))
+            line += "".join(f"\n  {printable(part)}" for part in traceback.split("\n"))
         return line
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")

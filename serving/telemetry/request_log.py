@@ -112,7 +112,7 @@ class RequestRecord:
             log.log(logging.WARNING if trouble else logging.INFO, RequestLine(self.fields()))
 
 
-RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
+RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)  # of the current request
 
 
 class RequestLine(dict[str, Any]):
@@ -157,20 +157,15 @@ def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = 
         otel_context.detach(token)
 
 
-def find_record() -> RequestRecord | None:
-    """Return the record of the current request, None outside of one."""
-    return RECORD.get()
-
-
 def is_abandoned() -> bool:
     """Return whether the current client, if any, has closed its connection."""
-    record = find_record()
+    record = RECORD.get()
     return record is not None and record.is_abandoned()
 
 
 def current_record() -> RequestRecord:
     """Return the record of the current request; raise LookupError outside of one."""
-    record = find_record()
+    record = RECORD.get()
     if record is None:
         raise LookupError("Requests come through record_request().")
     return record
@@ -190,7 +185,7 @@ def stage(name: Stage, **attributes: str | int) -> Iterator[None]:
 def record_stage(name: Stage, seconds: float) -> None:
     """Record `seconds` of a stage in metrics and current request."""
     STAGE_SECONDS.labels(name).observe(seconds)
-    record = find_record()
+    record = RECORD.get()
     if record is not None:
         record.add(name, seconds)
 

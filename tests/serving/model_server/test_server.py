@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.model_client.messages import prediction_service_pb2_grpc
 from serving.model_server.server import main
-from serving.settings import MODEL_NAME_ALLOWED
+from serving.settings import MODEL_NAME
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
@@ -162,7 +162,7 @@ PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seco
         *(("--port", value, PORT) for value in ("65536", "-1", "http")),
         *(("--file_system_poll_wait_seconds", value, SECONDS) for value in ("0", "-1", "nan", "soon")),
         ("--grpc_max_threads", "0", "a whole number from 1 to 1024"),
-        ("--model_name", " ", MODEL_NAME_ALLOWED),
+        ("--model_name", " ", MODEL_NAME.allowed),
         ("--host", "", "the name or address to listen on"),
         ("--model_base_path", __file__, "a folder, which need not exist yet"),
     ],

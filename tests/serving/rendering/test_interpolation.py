@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serving.rendering.interpolation import slerp
+from serving.rendering.renderer import slerp
 
 rng = np.random.default_rng(0)
 A, B = rng.normal(size=(2, 128)).astype(np.float32)
