@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +111,24 @@ def model_server():
 
     with FakeModelServer(version=VERSION) as server:
         yield server
+
+
+@pytest.fixture
+def server():
+    """A fake model server of one test, which may change its replies."""
+    from tests.fake_model_server import FakeModelServer
+
+    with FakeModelServer(version=VERSION) as server:
+        yield server
+
+
+@pytest.fixture
+def start_gateway(tmp_path):
+    """A function like gateway_for; its gateways end after the test."""
+    from tests.gateway_process import gateway_for
+
+    with ExitStack() as stack:
+        yield lambda target, **options: stack.enter_context(gateway_for(target, tmp_path, **options))
 
 
 @pytest.fixture(scope="module")

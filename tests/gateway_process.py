@@ -9,6 +9,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from serving.runtime.ports import listen
 from serving.settings import SettingsError
@@ -43,10 +47,12 @@ class Gateway:
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
 
-    def metric(self, line: str) -> float:
-        """Return the value of `line`, a metric with its labels, or 0."""
-        lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
-        return sum(float(found.removeprefix(line)) for found in lines if found.startswith(f"{line} "))
+    def metric(self, name: str, **labels: str) -> float:
+        return value(self.metrics_port, name, **labels)
+
+    def rendered(self) -> float:
+        """Return the number of images that were not in the cache."""
+        return self.metric("ringo_pictures_total", source="model")
 
     def line_of(self, reply: Reply) -> dict[str, object]:
         """Return the log line of the request of `reply`; wait for it. RINGO_LOG_FORMAT is json."""
@@ -68,6 +74,18 @@ class Gateway:
         """Return the one worker's folder in /proc."""
         (worker,) = self.workers()
         return worker
+
+
+def scrape(port: int) -> list[Sample]:
+    """Return the metrics of a server, as Prometheus reads them."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT_S) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return [sample for family in families for sample in family.samples]
+
+
+def value(port: int, name: str, **labels: str) -> float:
+    """Return the sum of samples of `name` that have at least `labels`."""
+    return sum(one.value for one in scrape(port) if one.name == name and labels.items() <= one.labels.items())
 
 
 # Below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before a gateway
@@ -102,11 +120,17 @@ def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object)
 
 @contextmanager
 def gateway_for(
-    target: str, folder: Path, *, wrapper: Sequence[str] = (), unread: bool = False, **settings: object
+    target: str,
+    folder: Path,
+    *,
+    wrapper: Sequence[str] = (),
+    unread: bool = False,
+    probe: str | None = "/readyz",
+    **settings: object,
 ) -> Iterator[Gateway]:
-    """Run a gateway in a `with` block; `wrapper` as for run_serving.
+    """Run a gateway in a `with` block, once `probe` is 200; `wrapper` as for run_serving.
 
-    If `unread`, its stderr is a pipe without a reader. Otherwise it is the file `log`.
+    If `unread`, its stderr is a pipe without a reader. Otherwise it is the file `log`. With TLS, `probe` is None.
     """
     port, metrics_port = free_port(), free_port()
     log = folder / "gateway.log"
@@ -119,14 +143,14 @@ def gateway_for(
         )
     gateway = Gateway(port, metrics_port, process, log)
 
-    def listens() -> bool:
-        if not unread:
+    def answers() -> bool:
+        if probe is None:
             return "Listening at" in log.read_text()
         with suppress(OSError):
-            return gateway.ask("/livez").status == 200
+            return gateway.ask(probe).status == 200
         return False
 
     with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or listens(), "gateway")
+        wait_until(lambda: process.poll() is not None or answers(), "gateway")
         assert process.poll() is None, log.read_text()
         yield gateway

@@ -15,8 +15,7 @@ from serving.telemetry.worker_files import FILE_BYTES, KINDS
 from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import free_port, gateway_for, run_serving
-from tests.scrape import value
+from tests.gateway_process import free_port, gateway_for, run_serving, value
 
 NEED_KB = 2 * len(KINDS) * FILE_BYTES // 1024  # of two workers
 

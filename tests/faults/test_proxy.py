@@ -12,8 +12,7 @@ import pytest
 
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.proxy import Proxy, needs_nginx, proxy_before
-from tests.gateway_process import Gateway, Reply, gateway_for
-from tests.scrape import value
+from tests.gateway_process import Gateway, Reply, gateway_for, value
 
 pytestmark = needs_nginx
 

@@ -14,7 +14,7 @@ from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
 from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.scrape import value
+from tests.gateway_process import value
 
 MAX_SEED = 2**63 - 1
 SEEDS = [5, 0, MAX_SEED, 42, 5]
@@ -122,14 +122,6 @@ def test_calls_end_at_their_deadline_when_a_version_is_being_checked(tmp_path):
             assert {refusal(call)[0] for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
             requests = "ringo_requests_in_flight"
             wait_until(lambda: value(batch.metrics_port, requests) == 0, "the end of the calls", limit_s=LIMIT_S / 2)
-
-
-def test_model_is_not_called_after_a_stream_is_cancelled(batch, model_server):
-    before = len(model_server.requests)
-    stream = batch.stream(LONG)
-    next(stream)
-    cancel(batch, stream)
-    assert requested_seeds(model_server.requests[before:]) < len(LONG) / 2
 
 
 def test_generation_waits_when_the_reader_is_slow(batch, model_server):

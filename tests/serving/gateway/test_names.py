@@ -75,22 +75,6 @@ def test_short_url_gives_the_image_and_its_permanent_url(gateway, short, permane
     reply = gateway.ask(short)
     assert (reply.status, reply.headers["Content-Location"]) == (200, permanent)
     assert f"seed={reply.headers['Ringo-Seed']}&" in permanent
-    pinned = gateway.ask(permanent)
-    assert (pinned.body, pinned.headers["ETag"]) == (reply.body, reply.headers["ETag"])
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        *(("/42.png?size=x", "/42.png"), ("/random.png?size=x", "/random.png")),
-        *(("/name/hush.png?size=x", "/name/-"), ("/hush.png", "/-.png")),
-    ],
-)
-def test_log_has_the_path_of_a_refused_short_url(gateway, url, path):
-    own = gateway.ask(url).headers["X-Request-ID"]
-    wait_until(lambda: f"request_id={own}" in gateway.log.read_text(), "the line")
-    (line,) = [line for line in gateway.log.read_text().splitlines() if own in line]
-    assert f" GET {path} 400 " in line
 
 
 def test_a_name_is_in_no_log(gateway, batch):

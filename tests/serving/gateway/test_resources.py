@@ -83,7 +83,7 @@ def test_grid_is_refused_when_images_of_the_model_are_too_large(tmp_path):
         assert (problem["status"], problem["parameter"], problem["value"]) == (400, "size", "300")
 
 
-def test_about_and_page_name_the_model_with_the_licence_of_its_card(tmp_path):
+def test_about_page_and_image_state_the_licence_of_the_model_card(tmp_path):
     card = (BUNDLED / "model_card.md").read_text()
     licence = (
         "CC-BY-SA-4.0; Mihai Oltean, Fruits-360 (fruits-360-3-body-problem, commit f0f02937), CC BY-SA 4.0, "
@@ -106,6 +106,8 @@ def test_about_and_page_name_the_model_with_the_licence_of_its_card(tmp_path):
             "card": card,
         }
         assert licence in gateway.ask("/").body.decode()
+        with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
+            assert image.info["Copyright"] == licence
 
 
 def test_another_model_with_the_name_of_the_bundled_one_does_not_get_its_licence(gateway):
@@ -124,5 +126,6 @@ def test_pages_about_the_service_are_revalidated(gateway, url):
 def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(tmp_path):
     name = 'café "りんご"'
     with FakeModelServer(model_name=name) as server, gateway_for(server.target, tmp_path, model_name=name) as gateway:
-        header = gateway.ask("/generate?seed=42").headers["Content-Disposition"]
-    assert parse_options_header(header)[1]["filename"] == f"{name}-42.png"
+        for url, file in (("/generate?seed=42&format=webp", "42.webp"), ("/grid", "grid.png")):
+            disposition, options = parse_options_header(gateway.ask(url).headers["Content-Disposition"])
+            assert (disposition, options["filename"]) == ("inline", f"{name}-{file}")

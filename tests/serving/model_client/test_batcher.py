@@ -14,7 +14,7 @@ from tests.fake_model_server import FakeModelServer, StatusError, answer, latent
 from tests.gateway_process import Gateway, Reply, gateway_for
 
 BUSY, WAITING = 1000, range(2000, 2009)
-ASKED = 'ringo_pictures_total{source="model"}'
+ASKED = {"name": "ringo_pictures_total", "source": "model"}
 
 
 def calls_of(server: FakeModelServer) -> list[list[int]]:
@@ -38,7 +38,7 @@ def asked_while_busy(
             pool.submit(gateway.ask, f"/generate?seed={BUSY}")
             wait_until(lambda: calls_of(server), "the first call")
             others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
-            wait_until(lambda: gateway.metric(ASKED) == 1 + len(WAITING), "all requests to wait")
+            wait_until(lambda: gateway.metric(**ASKED) == 1 + len(WAITING), "all requests to wait")
         replies = [other.result(LIMIT_S) for other in others]
         yield gateway, replies
 

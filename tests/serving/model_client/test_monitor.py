@@ -1,7 +1,7 @@
 """The golden check of a replica, and how the gateway reports it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 
 import grpc
 import numpy as np
@@ -11,7 +11,7 @@ from serving.errors import ModelUnavailable
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer, answer, latents, pictures_of, refusing
+from tests.fake_model_server import answer, latents, pictures_of, refusing
 from tests.gateway_process import gateway_for
 
 
@@ -70,38 +70,12 @@ def test_a_version_is_checked_once_when_many_requests_wait(monitor, server):
     assert [r.model_spec.signature_name for r in server.requests].count("golden") == 1
 
 
-def test_a_version_is_checked_again_when_it_was_gone_for_a_refresh(monitor, server):
-    monitor.golden_check(3)
-    server.version = 4
-    assert monitor.refresh() == [4]
-    assert (monitor.latest_check(3), monitor.knows(3)) == (None, False)
-    server.version, server.reply = 3, otherwise(1)
-    assert monitor.golden_check(3).verdict == "differs"
-
-
 def test_a_failed_check_is_tried_again(monitor, server):
     server.reply = refusing(grpc.StatusCode.UNAVAILABLE)
     with pytest.raises(ModelUnavailable):
         monitor.golden_check(3)
     server.reply = answer
     assert monitor.golden_check(3).fingerprint == VERIFIED
-
-
-def test_a_replica_is_checked_again_when_it_is_back_from_an_outage(monitor, server):
-    assert (monitor.refresh(), monitor.golden_check(3).fingerprint) == ([3], VERIFIED)
-    server.stop()
-    with pytest.raises(ModelUnavailable):
-        monitor.refresh()
-    assert monitor.versions() == [3]  # the last that was known
-    assert monitor.latest_check(3) is not None
-    with FakeModelServer(port=server.port, version=3, reply=otherwise(1)):
-
-        def is_back():
-            with suppress(ModelUnavailable):
-                return monitor.refresh()
-
-        wait_until(is_back, "the other replica")
-        assert monitor.golden_check(3).verdict == "differs"
 
 
 def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, tmp_path):

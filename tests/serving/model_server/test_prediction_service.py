@@ -1,7 +1,6 @@
 """Status codes and messages of the embedded model server, as TensorFlow Serving's."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -81,12 +80,6 @@ def test_images_are_equal_when_the_response_has_typed_fields(hosted):
         response = typed.predict(generate([1, 2]))
     assert not response.outputs["images"].tensor_content
     assert (images(response) == images(hosted.predict(generate([1, 2])))).all()
-
-
-def test_responses_are_equal_when_calls_are_concurrent(hosted):
-    with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(hosted.predict, [generate([1, 2, 3])] * 200))
-    assert all(response == responses[0] for response in responses)
 
 
 def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):

@@ -29,14 +29,6 @@ def test_older_version_is_served_when_the_newest_is_removed(watcher, tmp_path):
     assert watcher.statuses[2].state == "END"
 
 
-def test_older_version_is_served_when_the_newest_is_broken(watcher, tmp_path):
-    write_version(tmp_path, "1", "old")
-    write_version(tmp_path, "2", None)
-    watcher.poll()
-    assert watcher.servables == {1: "old"}
-    assert "FileNotFoundError" in watcher.statuses[2].error
-
-
 def test_served_version_stays_when_only_broken_ones_are_left(watcher, tmp_path):
     write_version(tmp_path, "1", "old")
     watcher.poll()

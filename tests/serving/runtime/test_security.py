@@ -17,8 +17,7 @@ from serving.pb.ringo.v1 import picture_service_pb2
 from serving.settings import Settings
 from tests.batch_process import SERVING, Batch, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.gateway_process import gateway_for, run_serving
-from tests.scrape import scrape, value
+from tests.gateway_process import gateway_for, run_serving, scrape, value
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"

@@ -88,6 +88,9 @@ def test_message_of_the_model_server_is_in_the_log_and_not_in_the_response(gatew
         (f"/nothing?{SECRET}", "/nothing"),
         ("/a%0a%7b%22level%22%3a", "/a%0A%7B%22level%22%3A"),
         (f"/{'a' * 1000}", f"/{'a' * 199}…"),
+        ("/42.png?size=x", "/42.png"),
+        (f"/name/{SECRET}.png?size=x", "/name/-"),
+        (f"/{SECRET}.png?size=x", "/-.png"),
     ],
 )
 def test_a_path_is_logged_without_the_query_and_harmless(gateway, path, logged):

@@ -14,8 +14,7 @@ from serving.gateway.problems import ANSWERS
 from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import gateway_for
-from tests.scrape import scrape, value
+from tests.gateway_process import gateway_for, scrape, value
 
 
 def requests_of(port: int) -> dict[tuple[str, str, str], float]:
