@@ -49,6 +49,19 @@ def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
                 raise
 
 
+@contextmanager
+def started(
+    words: list[object], log: Path, is_ready: Callable[[], object], **options: object
+) -> Iterator[subprocess.Popen]:
+    """Run the command `words` in a `with` block, once `is_ready()`; its stderr is the file `log`."""
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(words, **{"cwd": ROOT, "stderr": stderr} | options)
+    with ended_afterwards(process):
+        wait_until(lambda: process.poll() is not None or is_ready(), " ".join(map(str, words)))
+        assert process.poll() is None, log.read_text()
+        yield process
+
+
 def draw_photo(seed: int, size: int = 40) -> Image.Image:
     """Return a round fruit on white; noise makes every file different."""
     rng = np.random.default_rng(seed)
@@ -147,6 +160,18 @@ def batch(model_server, tmp_path_factory):
 
     with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
         yield batch
+
+
+@pytest.fixture
+def small_disk(request, tmp_path) -> Iterator[Path]:
+    """A file system of the size of the parameter; without root, skip the test."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True, timeout=LIMIT_S)
 
 
 @pytest.fixture

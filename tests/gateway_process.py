@@ -16,7 +16,7 @@ from prometheus_client.samples import Sample
 
 from serving.runtime.ports import listen
 from serving.settings import SettingsError
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, started, wait_until
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,14 @@ def value(port: int, name: str, **labels: str) -> float:
     return sum(one.value for one in scrape(port) if one.name == name and labels.items() <= one.labels.items())
 
 
+def status_of(port: int, path: str) -> int | None:
+    """Return the status of a response to one request, None without a response."""
+    with suppress(OSError), closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    return None
+
+
 # Below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before a gateway
 # listens. Each process of pytest-xdist has ports of its own.
 PORTS_EACH = 1_000
@@ -132,25 +140,12 @@ def gateway_for(
 
     If `unread`, its stderr is a pipe without a reader. Otherwise it is the file `log`. With TLS, `probe` is None.
     """
-    port, metrics_port = free_port(), free_port()
-    log = folder / "gateway.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*wrapper, *command("serving", "gateway")],
-            env=environment(port=port, metrics_port=metrics_port, model_server=target, **settings),
-            stderr=subprocess.PIPE if unread else file,
-            cwd=ROOT,
-        )
-    gateway = Gateway(port, metrics_port, process, log)
+    port, metrics_port, log = free_port(), free_port(), folder / "gateway.log"
 
-    def answers() -> bool:
-        if probe is None:
-            return "Listening at" in log.read_text()
-        with suppress(OSError):
-            return gateway.ask(probe).status == 200
-        return False
+    def is_ready() -> bool:
+        return status_of(port, probe) == 200 if probe else "Listening at" in log.read_text()
 
-    with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or answers(), "gateway")
-        assert process.poll() is None, log.read_text()
-        yield gateway
+    env = environment(port=port, metrics_port=metrics_port, model_server=target, **settings)
+    options = {"env": env, **({"stderr": subprocess.PIPE} if unread else {})}
+    with started([*wrapper, *command("serving", "gateway")], log, is_ready, **options) as process:
+        yield Gateway(port, metrics_port, process, log)

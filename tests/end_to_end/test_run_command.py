@@ -1,6 +1,7 @@
 """`python -m serving run` with bundled model and embedded model server."""
 
 import io
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import BUNDLED
 from tests.gateway_process import Gateway, environment, free_port
 from tests.serving.test_run import running
 from training.model.latents import MAX_SEED
@@ -19,7 +21,7 @@ from training.model.latents import MAX_SEED
 def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the command in the `with` block; yield its ready gateway."""
     ports = {"port": free_port(), "metrics_port": free_port()}
-    settings = {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"} | settings  # the name is no option
+    settings |= {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"}  # the name is no option
     env = environment(**ports, **settings) | {"PATH": "/nowhere"}
     with running(env, folder) as run:
         assert "embedded default" in run.output
@@ -27,13 +29,8 @@ def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def target() -> str:
-    return f"127.0.0.1:{free_port()}"
-
-
-@pytest.fixture(scope="module")
-def service(target, tmp_path_factory):
-    with running_service(tmp_path_factory.mktemp("run"), model_server=target) as service:
+def service(tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("run")) as service:
         yield service
 
 
@@ -56,6 +53,17 @@ def test_images_of_the_bundled_model_show_coloured_fruit_on_white(service):
         assert np.median(corners.min(axis=1)) > 235, seed  # one of the four may hold the edge of a large apple
         assert image[28:36, 28:36].mean(axis=(0, 1)).min() < 200, seed
         assert 0.35 < (image.min(axis=2) < 215).mean() < 0.95, seed  # the fruit's share of the image
+
+
+def test_bundled_model_states_the_licence_of_its_card_in_image_about_and_page(service):
+    with Image.open(io.BytesIO(png(service, "/42.png"))) as image:
+        licence = image.info["Copyright"]
+    card = (BUNDLED / "model_card.md").read_text()
+    for stated in ("CC BY-SA 4.0", "Mihai Oltean, Fruits-360"):
+        assert stated in licence
+        assert stated in card
+    assert json.loads(service.ask("/about").body)["licence"] == licence
+    assert licence in service.ask("/").body.decode()
 
 
 def test_bytes_are_equal_for_32_clients_and_after_a_restart(service, tmp_path):

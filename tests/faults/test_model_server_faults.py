@@ -62,26 +62,23 @@ def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
     assert all(outcome.started_s < hung_s + NOTICED_S and outcome.took_s < 3 + REFUSED_WITHIN_S for outcome in late)
 
 
-def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(tmp_path):
+def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(server, start_gateway):
     def reply_slowly(request):
         time.sleep(0.4)  # of each of the 8 calls for the golden images, which last 3.2 s
-        return answer(request, version=1)
+        return answer(request)
 
     def check_eight_requests(url: str) -> None:
-        outcomes = list(pool.map(lambda _: ask(gateway.port, url), range(8)))
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(lambda _: ask(gateway.port, url), range(8)))
         assert {outcome.status for outcome in outcomes} == {504}
         assert max(outcome.took_s for outcome in outcomes) < 1 + REFUSED_WITHIN_S
 
-    with (
-        FakeModelServer(reply=reply_slowly) as server,
-        gateway_for(server.target, tmp_path, predict_timeout_s=1) as gateway,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        assert gateway.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
-        check_eight_requests("/generate?seed=1")  # they wait for the golden images
-        wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden images")
-        with server.holding():
-            check_eight_requests("/generate?seed=7")  # they wait for one call
+    server.reply = reply_slowly
+    gateway = start_gateway(server.target, predict_timeout_s=1, probe="/livez")
+    check_eight_requests("/generate?seed=1")  # they wait for the golden images
+    wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden images")
+    with server.holding():
+        check_eight_requests("/generate?seed=7")  # they wait for one call
 
 
 class BusyModelServer(FakeModelServer):
@@ -97,12 +94,10 @@ class BusyModelServer(FakeModelServer):
         return super().GetModelStatus(request, context)
 
 
-def test_no_request_fails_when_a_busy_model_server_reports_slowly(tmp_path):
-    with BusyModelServer() as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
-        gateway.ask("/readyz")
-        with put_load(gateway.port, 2, seeds) as load:
-            server.busy = True
-            wait_until(lambda: server.status_requests >= 2, "refreshes that fail")
+def test_no_request_fails_when_a_busy_model_server_reports_slowly(start_gateway):
+    with BusyModelServer() as server, put_load(start_gateway(server.target, cache_mb=0).port, 2, seeds) as load:
+        server.busy = True
+        wait_until(lambda: server.status_requests >= 2, "refreshes that fail")
     assert not load.failed
 
 
@@ -118,8 +113,7 @@ def test_503_and_log_say_at_once_why_there_is_no_connection(gateway, tmp_path, t
     silent = socket.create_server(("127.0.0.1", 0))
     ports = {"HTTP": gateway.port, "SILENT": silent.getsockname()[1]}
     target = f"127.0.0.1:{ports[target]}" if target in ports else target
-    with silent, gateway_for(target, tmp_path, log_format="json") as unconnected:
-        assert unconnected.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
+    with silent, gateway_for(target, tmp_path, log_format="json", probe="/livez") as unconnected:
         with put_load(unconnected.port, 4, seeds) as load:
             wait_until(lambda: len(load.outcomes) > 50, "refusals")
         detail = unconnected.ask("/generate?seed=1").problem["detail"]

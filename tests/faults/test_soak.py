@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_until
 from tests.faults.load import pause, percentile, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server, resident_kb
 from tests.gateway_process import gateway_for
@@ -35,7 +34,6 @@ def mixed(number: int) -> str:
 @pytest.mark.timeout(SOAK_S + 300)
 def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
     with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path, unread=True) as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
         with put_load(gateway.port, 16, mixed) as most:  # this fills the cache, too
             pause(WARM_UP_S)
         per_second = len(most.answered) / WARM_UP_S

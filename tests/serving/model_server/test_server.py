@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.model_client.messages import prediction_service_pb2_grpc
 from serving.model_server.server import main
 from serving.settings import MODEL_NAME_ALLOWED
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
     NOT_FOUND,
@@ -24,6 +23,7 @@ from tests.hosted_model_server import (
     from_latents,
     hosting,
     images,
+    model_server_process,
     publish,
     refusal_of,
     save_model,
@@ -100,16 +100,9 @@ def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_mod
 
 def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_models, tmp_path):
     port, log, models = free_port(), tmp_path / "log", tmp_path / "models"
-    flags = (
-        f"--port={port}",
-        f"--model_base_path={models}",
-        "--file_system_poll_wait_seconds=0.05",
-        "--log-format=json",
-    )
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
-    with ended_afterwards(process):
-        wait_until(lambda: f"waiting for a version of apple in {models}" in log.read_text(), "a line that it waits")
+    flags = (f"--port={port}", f"--model_base_path={models}", "--file_system_poll_wait_seconds=0.05")
+    waiting = f"waiting for a version of apple in {models}"
+    with model_server_process(log, waiting, *flags, "--log-format=json") as process:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
         models.mkdir()
@@ -135,15 +128,14 @@ def test_flags_of_tensorflow_serving_are_accepted(saved_models, tmp_path):
         *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
         "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
     ]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
-    with ended_afterwards(process):
-        wait_until(lambda: "serving apple on" in log.read_text(), "a line that it serves")
-        with grpc.insecure_channel(f"unix:{socket_path}") as channel:
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
-            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
-            assert response.status == health_pb2.HealthCheckResponse.SERVING
+    with (
+        model_server_process(log, "serving apple on", *flags),
+        grpc.insecure_channel(f"unix:{socket_path}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
+        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_process_ends_with_one_sentence_when_its_host_is_another_machine(saved_models, tmp_path):
