@@ -65,6 +65,23 @@ def test_content_location_is_a_permanent_url_of_the_same_bytes(gateway, url):
     assert pinned.headers["Vary"] is None
 
 
+@pytest.mark.parametrize(
+    ("url", "permanent"),
+    [
+        ("/generate?version=3&seed=42&size=64", "/generate?seed=42&size=64&format=png&version=3"),
+        ("/grid?seeds=1,2,3,9", "/grid?seeds=1-3,9&format=png&version=3"),
+        ("/grid?seeds=7,42,100,101,102,5,5&columns=2", "/grid?seeds=7,42,100-102,5,5&columns=2&format=png&version=3"),
+        ("/grid?seeds=0-15&columns=4", "/grid?format=png&version=3"),
+        ("/morph?start=1&end=2&frames=8", "/morph?start=1&end=2&format=png&version=3"),
+        ("/animation?start=1&end=1&frames=16&format=gif", "/animation?start=1&end=1&format=gif&version=3"),
+    ],
+)
+def test_permanent_url_is_the_same_for_all_spellings(gateway, url, permanent):
+    reply, pinned = gateway.ask(url), gateway.ask(permanent)
+    assert reply.headers["Content-Location"] == pinned.headers["Content-Location"] == permanent
+    assert reply.body == pinned.body
+
+
 def test_page_of_another_origin_may_revalidate_and_read_the_headers(gateway):
     preflight = gateway.ask("/generate?seed=42", "OPTIONS", Origin="https://example.org")
     assert "If-None-Match" in preflight.headers["Access-Control-Allow-Headers"]

@@ -19,6 +19,7 @@ from tests.conftest import LIMIT_S, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
     NOT_FOUND,
+    POLL_INTERVAL_S,
     Hosted,
     from_latents,
     hosting,
@@ -30,6 +31,8 @@ from tests.hosted_model_server import (
     withdraw,
     write_warm_up,
 )
+
+POLLS_S = 10 * POLL_INTERVAL_S
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +69,8 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
             assert 20 in shades <= {10, 20}
     swapped.wait_for(1, "END")
     assert list(swapped.states().items()) == [(2, "AVAILABLE"), (1, "END")]
+    withdraw(swapped.base_path, "2")
+    swapped.wait_for(1, "AVAILABLE")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,34 @@ def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, br
     assert (broken.error_code, served.error_code) == (2, 0)
     assert broken.error_message
     assert swapped.states()[1] == "AVAILABLE"
+    withdraw(swapped.base_path, "1")  # only the broken one is left
+    time.sleep(POLLS_S)
     assert swapped.predict(from_latents()).model_spec.version.value == 1
+
+
+def test_broken_version_is_loaded_once_and_again_when_a_nested_file_changes(swapped, saved_models, caplog):
+    aside = swapped.base_path / ".aside"
+    shutil.copytree(saved_models[20], aside)
+    (aside / "variables" / "variables.index").unlink()
+    aside.rename(swapped.base_path / "2")
+    swapped.wait_for(2, "END")
+    time.sleep(POLLS_S)
+    assert caplog.text.count("can't be loaded") == 1
+    shutil.copy(saved_models[20] / "variables" / "variables.index", swapped.base_path / "2" / "variables")
+    swapped.wait_for(2, "AVAILABLE")
+
+
+def test_versions_stay_when_the_base_path_is_gone(swapped):
+    swapped.base_path.rename(swapped.base_path.with_name("elsewhere"))
+    time.sleep(POLLS_S)
+    assert swapped.predict(from_latents()).model_spec.version.value == 1
+
+
+def test_folders_are_ignored_when_their_names_are_no_versions(swapped, saved_models):
+    for name in ("abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20):
+        publish(saved_models[20], swapped.base_path, name)
+    time.sleep(POLLS_S)
+    assert swapped.states() == {1: "AVAILABLE"}
 
 
 def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_models):

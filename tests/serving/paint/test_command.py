@@ -1,13 +1,13 @@
 """`paint` with a fake batch server, and once with a real one."""
 
+import fcntl
 import hashlib
 import os
 import re
-import select
 import shlex
 import signal
 import subprocess
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,7 @@ import pytest
 from serving.paint.command import main
 from serving.paint.manifest import Manifest
 from serving.settings import SettingsError
-from tests.batch_process import batch_for
-from tests.conftest import LIMIT_S, ROOT, VERSION, wait_until
+from tests.conftest import LIMIT_S, ROOT, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
 from tests.serving.paint.paint_process import content, paint, rows, running_paint
@@ -35,16 +34,6 @@ def test_paint_writes_one_file_and_one_manifest_row_per_seed(whole):
         }
         for seed, (name, data) in enumerate(files.items())
     ]
-
-
-def test_files_of_paint_are_the_bytes_of_generate(model_server, gateway, tmp_path):
-    seeds, token = (0, 31, 299), "a-token-of-the-tests"
-    with batch_for(model_server.target, tmp_path, token=token) as batch:
-        paint(batch, tmp_path / "out", seeds="0:300", token=token)
-    assert len(rows(tmp_path / "out")) == 300
-    for seed in seeds:
-        image = (tmp_path / "out" / f"000000/{seed:09d}.png").read_bytes()
-        assert image == gateway.ask(f"/generate?seed={seed}&version={VERSION}").body
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
@@ -95,11 +84,7 @@ def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
 def full_pipe(mode):
     """Open a full pipe for writing; its content stays unread."""
     readable, writable = os.pipe()
-    os.set_blocking(writable, False)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(writable, bytes(select.PIPE_BUF))
-    os.set_blocking(writable, True)
+    os.write(writable, bytes(fcntl.fcntl(writable, fcntl.F_GETPIPE_SZ)))
     with os.fdopen(readable), os.fdopen(writable, mode) as pipe:
         yield pipe
 
