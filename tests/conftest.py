@@ -145,20 +145,22 @@ def start_gateway(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    """A gateway for `model_server`, with default settings."""
+def gateway(request, model_server, tmp_path_factory):
+    """A gateway for `model_server`, with the SETTINGS of the test file, if any."""
     from tests.gateway_process import gateway_for
 
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+    settings = getattr(request.module, "SETTINGS", {})
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), **settings) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    """A batch server for `model_server`, with default settings."""
+def batch(request, model_server, tmp_path_factory):
+    """A batch server for `model_server`, with the SETTINGS of the test file, if any."""
     from tests.batch_process import batch_for
 
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
+    settings = getattr(request.module, "SETTINGS", {})
+    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), **settings) as batch:
         yield batch
 
 

@@ -1,6 +1,7 @@
 """The gateway as a process of its own, with an HTTP client."""
 
 import http.client
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from itertools import cycle
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -46,6 +49,14 @@ class Gateway:
             connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
+
+    def pixels(self, path: str) -> np.ndarray:
+        """Return the image at `path`, uint8[H, W, 3]."""
+        reply = self.ask(path)
+        assert reply.status == 200, reply.body
+        with Image.open(io.BytesIO(reply.body)) as image:
+            assert image.mode == "RGB"
+            return np.asarray(image)
 
     def metric(self, name: str, **labels: str) -> float:
         return value(self.metrics_port, name, **labels)

@@ -40,15 +40,9 @@ def png(service: Gateway, path: str) -> bytes:
     return reply.body
 
 
-def pixels(service: Gateway, path: str) -> np.ndarray:
-    with Image.open(io.BytesIO(png(service, path))) as image:
-        assert image.mode == "RGB"
-        return np.asarray(image)
-
-
 def test_images_of_the_bundled_model_show_coloured_fruit_on_white(service):
     for seed in range(16):
-        image = pixels(service, f"/generate?seed={seed}").astype(int)
+        image = service.pixels(f"/generate?seed={seed}").astype(int)
         corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
         assert np.median(corners.min(axis=1)) > 235, seed  # one of the four may hold the edge of a large apple
         assert image[28:36, 28:36].mean(axis=(0, 1)).min() < 200, seed
@@ -77,11 +71,11 @@ def test_bytes_are_equal_for_32_clients_and_after_a_restart(service, tmp_path):
 
 def test_pixels_are_equal_alone_in_a_grid_and_at_both_ends_of_a_morph(service):
     seeds = (MAX_SEED, *range(15))
-    grid = pixels(service, f"/grid?seeds={','.join(map(str, seeds))}&columns=16")
+    grid = service.pixels(f"/grid?seeds={','.join(map(str, seeds))}&columns=16")
     for place, seed in enumerate(seeds):
-        alone = pixels(service, f"/generate?seed={seed}")
-        forth = pixels(service, f"/morph?start={seed}&end=5&frames=3")
-        back = pixels(service, f"/morph?start=5&end={seed}&frames=5")
+        alone = service.pixels(f"/generate?seed={seed}")
+        forth = service.pixels(f"/morph?start={seed}&end=5&frames=3")
+        back = service.pixels(f"/morph?start=5&end={seed}&frames=5")
         side = len(alone)
         for tile in (grid[:, place * side : (place + 1) * side], forth[:, :side], back[:, -side:]):
             assert np.array_equal(tile, alone)

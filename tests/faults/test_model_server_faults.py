@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer
-from tests.faults.load import ask, pause, put_load
+from tests.faults.load import ask, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import gateway_for
 
@@ -32,7 +32,7 @@ def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models
         load.wait_for_images(50)
         server.kill()
         wait_until(lambda: len(load.shed) > 50, "refusals")
-        pause(NOTICED_S)
+        time.sleep(NOTICED_S)
         server.start()
         back_s = time.monotonic()
         load.wait_for_images(250)

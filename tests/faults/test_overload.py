@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import wait_until
-from tests.faults.load import Load, ask, pause, percentile, put_load
+from tests.faults.load import Load, ask, percentile, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server, resident_kb
 from tests.gateway_process import Gateway, gateway_for
 
@@ -102,12 +102,12 @@ def test_accepted_requests_are_in_time_at_ten_times_the_capacity(tmp_path):
 
     with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
         with put_load(gateway.port, 8, sheet) as fitting:
-            pause(10)
+            time.sleep(10)
         per_second = len(fitting.answered) / 10
         samples: list[int] = []
         with put_load(gateway.port, 300, sheet, per_second=10 * per_second) as load:
             for _ in range(60):
-                pause(1)
+                time.sleep(1)
                 samples.append(resident_kb(gateway.worker()))
             ended_s = time.monotonic()
         # Responses in flight take a few MB, which vary from second to second.

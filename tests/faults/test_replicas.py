@@ -1,9 +1,7 @@
 """Several model servers behind one name: each ETag has one kind's bytes."""
 
-import numpy as np
-
 from tests.conftest import wait_until
-from tests.fake_model_server import FakeModelServer, answer
+from tests.fake_model_server import FakeModelServer, rendering_other_bytes
 from tests.faults.load import put_load
 from tests.gateway_process import gateway_for
 
@@ -11,21 +9,10 @@ REQUESTS = 2_000
 SEEDS = 40
 
 
-def render_other_bytes(request):
-    """Reply with one pixel changed by 1, as another processor may."""
-    response = answer(request, version=1)
-    if "images" in response.outputs:
-        shape = [dim.size for dim in response.outputs["images"].tensor_shape.dim]
-        images = np.array(response.outputs["images"].int_val, np.uint8).reshape(shape)
-        images[:, 0, 0, 0] ^= 1
-        response = answer(request, version=1, images=images)
-    return response
-
-
 def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
     with (
         FakeModelServer(max_connection_age_s=1) as verified,
-        FakeModelServer(port=verified.port, reply=render_other_bytes, max_connection_age_s=1),
+        FakeModelServer(port=verified.port, reply=rendering_other_bytes(), max_connection_age_s=1),
         gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
         put_load(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
     ):

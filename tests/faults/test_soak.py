@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.load import pause, percentile, put_load
+from tests.faults.load import percentile, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server, resident_kb
 from tests.gateway_process import gateway_for
 
@@ -35,13 +35,13 @@ def mixed(number: int) -> str:
 def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
     with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path, unread=True) as gateway:
         with put_load(gateway.port, 16, mixed) as most:  # this fills the cache, too
-            pause(WARM_UP_S)
+            time.sleep(WARM_UP_S)
         per_second = len(most.answered) / WARM_UP_S
         worker, model, samples = gateway.worker(), Path("/proc", str(server.process.pid)), []
         with put_load(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
             began_s = time.monotonic()
             while time.monotonic() < began_s + SOAK_S:
-                pause(SOAK_S / SAMPLES)
+                time.sleep(SOAK_S / SAMPLES)
                 samples.append((resident_kb(worker), len(list((worker / "fd").iterdir())), resident_kb(model)))
         assert gateway.worker() == worker
         assert gateway.metric("ringo_log_lines_dropped_total") > 0

@@ -20,12 +20,7 @@ MAX_SEED = 2**63 - 1
 SEEDS = [5, 0, MAX_SEED, 42, 5]
 LONG = range(100_000)  # half a minute of images: no test waits for its end
 WEBP = picture_service_pb2.FORMAT_WEBP
-
-
-@pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), batch_streams=2) as batch:
-        yield batch
+SETTINGS = {"batch_streams": 2}
 
 
 def requested_seeds(requests) -> int:

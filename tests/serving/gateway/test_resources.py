@@ -11,14 +11,6 @@ from werkzeug.http import parse_options_header
 from serving.rendering.encoding import RENDERER_VERSION
 from tests.conftest import BUNDLED, VERSION
 from tests.fake_model_server import answer, picture
-from tests.gateway_process import Gateway
-
-
-def pixels(gateway: Gateway, url: str) -> np.ndarray:
-    reply = gateway.ask(url)
-    assert reply.status == 200, reply.body
-    with Image.open(io.BytesIO(reply.body)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -27,7 +19,7 @@ def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def test_grid_shows_its_seeds_row_by_row(gateway):
-    sheet = pixels(gateway, "/grid?seeds=5,1,7-9&columns=3")
+    sheet = gateway.pixels("/grid?seeds=5,1,7-9&columns=3")
     assert sheet.shape == (2 * 6, 3 * 8, 3)
     for place, seed in enumerate((5, 1, 7, 8, 9)):
         assert np.array_equal(tile(sheet, *divmod(place, 3)), picture(seed, VERSION))
@@ -35,7 +27,7 @@ def test_grid_shows_its_seeds_row_by_row(gateway):
 
 
 def test_animation_shows_the_images_of_the_morph(gateway):
-    strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
+    strip = gateway.pixels("/morph?start=10&end=200&frames=5")
     animation = gateway.ask("/animation?start=10&end=200&frames=5")
     assert animation.headers["Content-Type"] == "image/webp"
     with Image.open(io.BytesIO(animation.body)) as image:
@@ -46,7 +38,7 @@ def test_animation_shows_the_images_of_the_morph(gateway):
 
 
 def test_size_is_the_longer_side(gateway):
-    assert pixels(gateway, "/generate?seed=1&size=100").shape == (75, 100, 3)
+    assert gateway.pixels("/generate?seed=1&size=100").shape == (75, 100, 3)
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])

@@ -12,21 +12,7 @@ from serving.errors import ModelUnavailable
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import answer, latents, pictures_of, refusing
-
-
-def otherwise(seed: int):
-    """Return a reply with one pixel of `seed` changed by 1."""
-
-    def reply(request):
-        if request.model_spec.signature_name != "generate":
-            return answer(request)
-        seeds = np.frombuffer(request.inputs["seeds"].tensor_content, np.int64)
-        images = pictures_of(latents(seeds), request.model_spec.version.value)
-        images[seeds == seed, 0, 0, 0] ^= 1
-        return answer(request, images=images)
-
-    return reply
+from tests.fake_model_server import answer, refusing, rendering_other_bytes
 
 
 @pytest.fixture
@@ -70,7 +56,7 @@ def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, ser
 def test_replicas_have_one_fingerprint_only_when_their_bytes_are_equal(client, server):
     fingerprints = []
     for seed in (63, 63, 5):
-        server.reply = otherwise(seed)
+        server.reply = rendering_other_bytes(seed)
         fingerprints.append(ModelMonitor(client).golden_check(3).fingerprint)
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
@@ -105,7 +91,7 @@ def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, sta
     def statuses() -> set[int]:
         return {gateway.ask(URL).status for _ in range(8)}
 
-    server.reply = otherwise(7)
+    server.reply = rendering_other_bytes(7)
     gateway = start_gateway(server.target, workers=2)
     assert (statuses(), gateway.metric(DIFFERING)) == ({200}, 1)
     server.version, server.reply = 4, answer
@@ -116,7 +102,7 @@ def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, sta
 
 def test_gateway_reports_a_differing_replica_in_log_metric_and_etag(server, start_gateway):
     true = start_gateway(server.target).ask(URL)
-    server.reply = otherwise(7)
+    server.reply = rendering_other_bytes(7)
     gateway = start_gateway(server.target)
     assert gateway.ask("/readyz").body == b"ready: version 3, differs\n"
     assert gateway.metric(DIFFERING, model_version="3") == 1

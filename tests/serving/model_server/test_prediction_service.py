@@ -48,15 +48,6 @@ def test_response_names_version_and_signature_when_the_request_does_not(hosted):
     assert (spec.name, spec.version.value, spec.signature_name) == ("apple", 7, "serving_default")
 
 
-def test_generate_is_serving_default_after_sample(hosted):
-    request = generate([3, 5, 2**62])
-    pictures = images(hosted.predict(request))
-    request.model_spec.signature_name = "sample"
-    latents = hosted.predict(request).outputs["latents"]
-    assert pictures.shape == (3, 2, 2, 3)
-    assert (images(hosted.predict(inputs(latents=latents))) == pictures).all()
-
-
 def test_response_is_equal_when_latents_are_in_typed_fields(hosted):
     latents = np.linspace(0, 1, 2 * LATENT_DIM, dtype=np.float32)
     content = hosted.predict(from_latents(tensor_content=latents.tobytes()))

@@ -16,7 +16,7 @@ from tests.gateway_process import gateway_for
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
-SETTINGS = {"token": TOKEN}
+SETTINGS = {"log_format": "json", "token": TOKEN}
 SECRET = "swordfish-of-the-client"
 
 

@@ -15,7 +15,7 @@ from tests.gateway_process import gateway_for
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
-SETTINGS = {"cache_mb": 0}
+SETTINGS = {"log_format": "json", "cache_mb": 0}
 
 
 def trace_of_last_call(model_server) -> dict[str, str]:
