@@ -1,4 +1,4 @@
-"""The gateway while the model server is dead, hangs or is slow."""
+"""The gateway while the model server is dead, hangs, is slow or is one of several."""
 
 import signal
 import socket
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import wait_until
-from tests.fake_model_server import FakeModelServer, answer
+from tests.fake_model_server import FakeModelServer, answer, rendering_other_bytes
 from tests.faults.load import ask, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import gateway_for
@@ -16,6 +16,8 @@ from tests.gateway_process import gateway_for
 NOTICED_S = 2.5  # 1 s between two refreshes, 1 s until one fails, and half a second for a busy machine
 REFUSED_WITHIN_S = 1.0
 BACK_WITHIN_S = 5.0
+REQUESTS = 2_000  # to two replicas
+SEEDS = 40
 
 
 def seeds(number: int) -> str:
@@ -122,3 +124,17 @@ def test_503_and_log_say_at_once_why_there_is_no_connection(gateway, tmp_path, t
     assert {outcome.status for outcome in load.outcomes} == {503}
     assert max(outcome.took_s for outcome in load.outcomes) < NOTICED_S
     assert "Traceback" not in unconnected.log.read_text()
+
+
+def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
+    with (
+        FakeModelServer(max_connection_age_s=1) as verified,
+        FakeModelServer(port=verified.port, reply=rendering_other_bytes(), max_connection_age_s=1),
+        gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
+        put_load(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
+    ):
+        load.wait_for_images(REQUESTS, limit_s=200)
+        # The kernel chooses the server of each connection, so the first few may all have the same one.
+        wait_until(lambda: len(load.digests("ETag")) == 2 * SEEDS, "each image of both servers", limit_s=200)
+    assert {outcome.status for outcome in load.failed} <= {503}  # if a connection ends before its golden check
+    assert {len(found) for found in load.digests("ETag").values()} == {1}

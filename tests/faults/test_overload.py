@@ -1,4 +1,4 @@
-"""More requests than the gateway can serve: excess ones get 503."""
+"""The gateway under load: excess requests get 503, and nothing grows."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import socket
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,10 @@ LIMIT = 4  # RINGO_MAX_IN_FLIGHT
 DEADLINE_S = 10.0  # the default of RINGO_PREDICT_TIMEOUT_S
 SHED_WITHIN_S = 0.1
 BACK_WITHIN_S = 5.0
+SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
+SHARE = 0.7  # of the capacity
+WARM_UP_S = 20.0
+SAMPLES = 20
 
 
 def test_excess_requests_get_503_and_cached_ones_are_served_in_overload(server, start_gateway):
@@ -130,3 +135,43 @@ def test_accepted_requests_are_in_time_at_ten_times_the_capacity(tmp_path):
     assert late_kb < 1.05 * early_kb
     assert not after.failed
     assert back_s < BACK_WITHIN_S
+
+
+def mixed(number: int) -> str:
+    """Return a URL: of a new image, a cached one, or several."""
+    match number % 10:
+        case 0:
+            return f"/grid?seeds={number}-{number + 3}"
+        case 1 | 2:
+            return f"/generate?seed={number % 50}"
+        case _:
+            return f"/generate?seed={number}"
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(SOAK_S + 300)
+def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
+    with model_server(BUNDLED_MODEL) as server, gateway_for(server.target, tmp_path, unread=True) as gateway:
+        with put_load(gateway.port, 16, mixed) as most:  # this fills the cache, too
+            time.sleep(WARM_UP_S)
+        per_second = len(most.answered) / WARM_UP_S
+        worker, model, samples = gateway.worker(), Path("/proc", str(server.process.pid)), []
+        with put_load(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
+            began_s = time.monotonic()
+            while time.monotonic() < began_s + SOAK_S:
+                time.sleep(SOAK_S / SAMPLES)
+                samples.append((resident_kb(worker), len(list((worker / "fd").iterdir())), resident_kb(model)))
+        assert gateway.worker() == worker
+        assert gateway.metric("ringo_log_lines_dropped_total") > 0
+    memory, files, of_model = zip(*samples, strict=True)
+    p50, p99 = (percentile(load.answered, percent) for percent in (50, 99))
+    print(
+        f"\n{SOAK_S / 60:g} min at {SHARE * per_second:.0f}/s: {len(load.outcomes)} requests, "
+        f"{len(load.failed)} failed, p50 {p50:.3f} s, p99 {p99:.3f} s; "
+        f"gateway {memory[1]} to {memory[-1]} kB, {files[1]} to {files[-1]} files; "
+        f"model server {of_model[1]} to {of_model[-1]} kB"
+    )
+    assert not load.failed, load.failed[0]
+    assert memory[-1] < 1.05 * memory[1]
+    assert of_model[-1] < 1.05 * of_model[1]
+    assert max(files) <= files[1] + 4  # a refresh and a probe may be in flight

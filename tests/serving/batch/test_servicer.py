@@ -23,10 +23,6 @@ WEBP = picture_service_pb2.FORMAT_WEBP
 SETTINGS = {"batch_streams": 2}
 
 
-def requested_seeds(requests) -> int:
-    return sum(request.inputs["seeds"].tensor_shape.dim[0].size for request in requests)
-
-
 @pytest.mark.parametrize(
     ("options", "query"),
     [({}, ""), ({"format": WEBP, "size": 32, "model_version": 3}, "&format=webp&size=32&version=3")],
@@ -50,12 +46,11 @@ def test_largest_images_are_below_the_default_limit_of_clients(batch):
     assert len(batch.paint([1, 2], size=1024)) == 2
 
 
-def test_calls_without_a_deadline_get_images_and_refusals(model_server, tmp_path):
-    with batch_for(model_server.target, tmp_path) as batch:
-        code, _, details = refusal(lambda: list(batch.stream([1], timeout=None, model_version=9)))
-        assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION")
-        single = batch.pictures.Generate(picture_service_pb2.GenerateRequest(seed=1))
-        assert [response.picture.data for response in batch.stream([1], timeout=None)] == [single.picture.data]
+def test_calls_without_a_deadline_get_images_and_refusals(batch):
+    code, _, details = refusal(lambda: list(batch.stream([1], timeout=None, model_version=9)))
+    assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION")
+    single = batch.pictures.Generate(picture_service_pb2.GenerateRequest(seed=1))
+    assert [response.picture.data for response in batch.stream([1], timeout=None)] == [single.picture.data]
 
 
 def test_description_has_name_versions_size_and_replica_state(batch):
@@ -131,7 +126,8 @@ def test_generation_waits_when_the_reader_is_slow(batch, model_server):
 
     wait_until(stands_still, "generation to wait for its reader")
     # Most of them are in gRPC's window: 480 with batches of 32.
-    assert requested_seeds(model_server.requests[before:]) < 1000
+    requests = model_server.requests[before:]
+    assert sum(request.inputs["seeds"].tensor_shape.dim[0].size for request in requests) < 1000
     assert [next(stream).picture.seed for _ in range(500)] == list(range(1, 501))
     cancel(batch, stream)
 

@@ -99,12 +99,13 @@ def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, br
 def test_broken_version_is_loaded_once_and_again_when_a_nested_file_changes(swapped, saved_models, caplog):
     aside = swapped.base_path / ".aside"
     shutil.copytree(saved_models[20], aside)
-    (aside / "variables" / "variables.index").unlink()
+    index = Path("variables", "variables.index")
+    (aside / index).write_bytes(b"")
     aside.rename(swapped.base_path / "2")
     swapped.wait_for(2, "END")
     time.sleep(POLLS_S)
     assert caplog.text.count("can't be loaded") == 1
-    shutil.copy(saved_models[20] / "variables" / "variables.index", swapped.base_path / "2" / "variables")
+    (swapped.base_path / "2" / index).write_bytes((saved_models[20] / index).read_bytes())
     swapped.wait_for(2, "AVAILABLE")
 
 

@@ -17,8 +17,8 @@ from serving.paint.manifest import Manifest
 from serving.settings import SettingsError
 from tests.conftest import LIMIT_S, ROOT, wait_until
 from tests.gateway_process import free_port, run_serving
+from tests.serving.paint.conftest import content, paint, rows, running_paint
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-from tests.serving.paint.paint_process import content, paint, rows, running_paint
 
 
 def test_paint_writes_one_file_and_one_manifest_row_per_seed(whole):
