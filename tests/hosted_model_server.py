@@ -54,7 +54,6 @@ def save_model(folder: Path, shade: int) -> None:
     signatures = {
         "serving_default": tf.function(lambda latents: {"images": model.images_of(latents)}, [latents]),
         "generate": tf.function(lambda seeds: {"images": model.images_of(model.latents_of(seeds))}, [seeds]),
-        "sample": tf.function(lambda seeds: {"latents": model.latents_of(seeds)}, [seeds]),
     }
     tf.saved_model.save(model, str(folder), signatures=signatures)
     (folder / "assets.extra").mkdir()
