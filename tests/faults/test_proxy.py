@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.proxy import Proxy, needs_nginx, proxy_before
-from tests.gateway_process import Gateway, Reply, gateway_for
+from tests.gateway_process import Gateway, Reply
 
 pytestmark = needs_nginx
 
@@ -54,11 +54,8 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(model_server, tmp_path_factory) -> Iterator[Service]:
-    with (
-        gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway,
-        proxy_before(gateway.port, tmp_path_factory.mktemp("proxy")) as proxy,
-    ):
+def service(gateway, tmp_path_factory) -> Iterator[Service]:
+    with proxy_before(gateway.port, tmp_path_factory.mktemp("proxy")) as proxy:
         yield Service(gateway, proxy)
 
 

@@ -21,6 +21,7 @@ from tests.gateway_process import gateway_for, run_serving, scrape, value
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
+SETTINGS = {"token": TOKEN}
 DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 
@@ -163,13 +164,6 @@ def test_gateway_serves_a_renewed_certificate_without_a_restart(model_server, tm
         write_certificate(trustme.CA(), files)
         served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
     assert served == files["tls_certificate"].read_text()
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    """With a token."""
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), token=TOKEN) as gateway:
-        yield gateway
 
 
 def test_gateway_answers_probes_and_preflights_only_without_the_token(gateway):
