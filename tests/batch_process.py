@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, command, started, wait_until
 from tests.gateway_process import environment, free_port
 
 SERVICE = "ringo.v1.PictureService"
@@ -73,12 +73,8 @@ def batch_for(
     """Run a ready batch server in a `with` block; its ports are free ones unless `settings` names them."""
     settings = {"batch_port": free_port(), "batch_metrics_port": free_port(), "model_server": target} | settings
     log = folder / "batch.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(command("serving", "batch"), env=environment(**settings), stderr=stderr, cwd=ROOT)
-    address = f"localhost:{settings['batch_port']}"
-    with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or "serving " in log.read_text(), "batch server")
-        assert process.poll() is None, log.read_text()
+    address, env = f"localhost:{settings['batch_port']}", environment(**settings)
+    with started(command("serving", "batch"), log, lambda: "serving " in log.read_text(), env=env) as process:
         channel = grpc.insecure_channel(address) if credentials is None else grpc.secure_channel(address, credentials)
         with channel:
             pictures, health = picture_service_pb2_grpc.PictureServiceStub(channel), health_pb2_grpc.HealthStub(channel)

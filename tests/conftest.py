@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,19 @@ def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+
+
+@contextmanager
+def started(
+    words: list[object], log: Path, is_ready: Callable[[], object], **options: object
+) -> Iterator[subprocess.Popen]:
+    """Run the command `words` in a `with` block, once `is_ready()`; its stderr is the file `log`."""
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(words, **{"cwd": ROOT, "stderr": stderr} | options)
+    with ended_afterwards(process):
+        wait_until(lambda: process.poll() is not None or is_ready(), " ".join(map(str, words)))
+        assert process.poll() is None, log.read_text()
+        yield process
 
 
 def draw_photo(seed: int, size: int = 40) -> Image.Image:
@@ -114,22 +127,54 @@ def model_server():
         yield server
 
 
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    """A gateway for `model_server`, with default settings."""
+@pytest.fixture
+def server():
+    """A fake model server of one test, which may change its replies."""
+    from tests.fake_model_server import FakeModelServer
+
+    with FakeModelServer(version=VERSION) as server:
+        yield server
+
+
+@pytest.fixture
+def start_gateway(tmp_path):
+    """A function like gateway_for; its gateways end after the test."""
     from tests.gateway_process import gateway_for
 
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway:
+    with ExitStack() as stack:
+        yield lambda target, **options: stack.enter_context(gateway_for(target, tmp_path, **options))
+
+
+@pytest.fixture(scope="module")
+def gateway(request, model_server, tmp_path_factory):
+    """A gateway for `model_server`, with the SETTINGS of the test file, if any."""
+    from tests.gateway_process import gateway_for
+
+    settings = getattr(request.module, "SETTINGS", {})
+    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), **settings) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def batch(model_server, tmp_path_factory):
-    """A batch server for `model_server`, with default settings."""
+def batch(request, model_server, tmp_path_factory):
+    """A batch server for `model_server`, with the SETTINGS of the test file, if any."""
     from tests.batch_process import batch_for
 
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch")) as batch:
+    settings = getattr(request.module, "SETTINGS", {})
+    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), **settings) as batch:
         yield batch
+
+
+@pytest.fixture
+def small_disk(request, tmp_path) -> Iterator[Path]:
+    """A file system of the size of the parameter; without root, skip the test."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True, timeout=LIMIT_S)
 
 
 @pytest.fixture

@@ -110,6 +110,20 @@ def refusing(code: grpc.StatusCode, signature: str = "") -> Callable[[Any], Any]
     return reply
 
 
+def rendering_other_bytes(*changed: int) -> Callable[[Any], Any]:
+    """Return a reply with one pixel of the images of seeds, by default of all, changed by 1."""
+
+    def reply(request: Any) -> Any:
+        if request.model_spec.signature_name != "generate":
+            return answer(request)
+        seeds = np.frombuffer(request.inputs["seeds"].tensor_content, np.int64)
+        images = pictures_of(latents(seeds), request.model_spec.version.value)
+        images[np.isin(seeds, changed or seeds), 0, 0, 0] ^= 1
+        return answer(request, images=images)
+
+    return reply
+
+
 class FakeModelServer(
     prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
 ):

@@ -1,6 +1,7 @@
 """The gateway as a process of its own, with an HTTP client."""
 
 import http.client
+import io
 import json
 import os
 import subprocess
@@ -9,10 +10,16 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from serving.runtime.ports import listen
 from serving.settings import SettingsError
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, started, wait_until
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,20 @@ class Gateway:
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
 
-    def metric(self, line: str) -> float:
-        """Return the value of `line`, a metric with its labels, or 0."""
-        lines = self.ask("/metrics", port=self.metrics_port).body.decode().splitlines()
-        return sum(float(found.removeprefix(line)) for found in lines if found.startswith(f"{line} "))
+    def pixels(self, path: str) -> np.ndarray:
+        """Return the image at `path`, uint8[H, W, 3]."""
+        reply = self.ask(path)
+        assert reply.status == 200, reply.body
+        with Image.open(io.BytesIO(reply.body)) as image:
+            assert image.mode == "RGB"
+            return np.asarray(image)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return value(self.metrics_port, name, **labels)
+
+    def rendered(self) -> float:
+        """Return the number of images that were not in the cache."""
+        return self.metric("ringo_pictures_total", source="model")
 
     def line_of(self, reply: Reply) -> dict[str, object]:
         """Return the log line of the request of `reply`; wait for it. RINGO_LOG_FORMAT is json."""
@@ -68,6 +85,26 @@ class Gateway:
         """Return the one worker's folder in /proc."""
         (worker,) = self.workers()
         return worker
+
+
+def scrape(port: int) -> list[Sample]:
+    """Return the metrics of a server, as Prometheus reads them."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT_S) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return [sample for family in families for sample in family.samples]
+
+
+def value(port: int, name: str, **labels: str) -> float:
+    """Return the sum of samples of `name` that have at least `labels`."""
+    return sum(one.value for one in scrape(port) if one.name == name and labels.items() <= one.labels.items())
+
+
+def status_of(port: int, path: str) -> int | None:
+    """Return the status of a response to one request, None without a response."""
+    with suppress(OSError), closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    return None
 
 
 # Below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before a gateway
@@ -102,31 +139,24 @@ def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object)
 
 @contextmanager
 def gateway_for(
-    target: str, folder: Path, *, wrapper: Sequence[str] = (), unread: bool = False, **settings: object
+    target: str,
+    folder: Path,
+    *,
+    wrapper: Sequence[str] = (),
+    unread: bool = False,
+    probe: str | None = "/readyz",
+    **settings: object,
 ) -> Iterator[Gateway]:
-    """Run a gateway in a `with` block; `wrapper` as for run_serving.
+    """Run a gateway in a `with` block, once `probe` is 200; `wrapper` as for run_serving.
 
-    If `unread`, its stderr is a pipe without a reader. Otherwise it is the file `log`.
+    If `unread`, its stderr is a pipe without a reader. Otherwise it is the file `log`. With TLS, `probe` is None.
     """
-    port, metrics_port = free_port(), free_port()
-    log = folder / "gateway.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*wrapper, *command("serving", "gateway")],
-            env=environment(port=port, metrics_port=metrics_port, model_server=target, **settings),
-            stderr=subprocess.PIPE if unread else file,
-            cwd=ROOT,
-        )
-    gateway = Gateway(port, metrics_port, process, log)
+    port, metrics_port, log = free_port(), free_port(), folder / "gateway.log"
 
-    def listens() -> bool:
-        if not unread:
-            return "Listening at" in log.read_text()
-        with suppress(OSError):
-            return gateway.ask("/livez").status == 200
-        return False
+    def is_ready() -> bool:
+        return status_of(port, probe) == 200 if probe else "Listening at" in log.read_text()
 
-    with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or listens(), "gateway")
-        assert process.poll() is None, log.read_text()
-        yield gateway
+    env = environment(port=port, metrics_port=metrics_port, model_server=target, **settings)
+    options = {"env": env, **({"stderr": subprocess.PIPE} if unread else {})}
+    with started([*wrapper, *command("serving", "gateway")], log, is_ready, **options) as process:
+        yield Gateway(port, metrics_port, process, log)

@@ -1,8 +1,9 @@
 """A tiny SavedModel, and an embedded model server in this process."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from serving.model_client.messages import (
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.server import parse, start_server
 from serving.model_server.versions import VersionWatcher
-from tests.conftest import LIMIT_S, wait_until
+from tests.conftest import LIMIT_S, command, started, wait_until
 
 POLL_INTERVAL_S = 0.05
 LATENT_DIM = 8
@@ -53,7 +54,6 @@ def save_model(folder: Path, shade: int) -> None:
     signatures = {
         "serving_default": tf.function(lambda latents: {"images": model.images_of(latents)}, [latents]),
         "generate": tf.function(lambda seeds: {"images": model.images_of(model.latents_of(seeds))}, [seeds]),
-        "sample": tf.function(lambda seeds: {"latents": model.latents_of(seeds)}, [seeds]),
     }
     tf.saved_model.save(model, str(folder), signatures=signatures)
     (folder / "assets.extra").mkdir()
@@ -164,3 +164,8 @@ def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as refused:
         methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S)
     return refused.value.code(), refused.value.details()
+
+
+def model_server_process(log: Path, line: str, *flags: object) -> AbstractContextManager[subprocess.Popen]:
+    """Run the embedded model server as a process in a `with` block, once `log` has `line`."""
+    return started(command("serving", "model-server", *flags), log, lambda: line in log.read_text())

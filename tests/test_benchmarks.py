@@ -16,21 +16,6 @@ def test_sizes_in_operations_equal_the_rendered_results():
     assert text == page.with_sizes(text, page.read_results(rounds.RESULTS))
 
 
-def test_page_is_rendered_when_only_one_part_was_measured():
-    serve = page.read_results(rounds.RESULTS)["serve"]
-    rendered = page.render({"serve": serve})
-    assert "| images a second at 16 clients, share of the limit |" in rendered
-    assert "multiply-adds" not in rendered
-
-
-def test_every_second_round_runs_backwards():
-    order = []
-
-    rounds.take_turns(2, {name: lambda name=name: order.append(name) for name in "abc"})
-
-    assert order == [*"abc", *"cba"]
-
-
 def test_ratio_is_computed_round_by_round():
     assert rounds.ratio([10.0, 40.0, 30.0], [10.0, 20.0, 10.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
 

@@ -1,20 +1,19 @@
 """Container images run read-only and without rights; `make images` builds them."""
 
-import http.client
 import json
 import os
 import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import BUNDLED, ROOT, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import free_port
+from tests.gateway_process import free_port, status_of
 
 ENGINE = os.environ.get("CONTAINER_ENGINE")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -57,15 +56,6 @@ def gateway_at(model_server: FakeModelServer, port: int) -> Iterator[str]:
     with container(*HARDENED, "--memory", "256m", *environment, SERVE) as name:
         wait_until(lambda: status_of(port, "/readyz") == 200, "the gateway is ready")
         yield name
-
-
-def status_of(port: int, path: str) -> int | None:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        except OSError:
-            return None
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from serving.rendering import query
 from serving.rendering.encoding import encode
 from serving.settings import Settings
 from tests.conftest import ROOT
-from tests.gateway_process import Gateway
 from tests.hosted_model_server import Hosted, hosting
 from training.errors import ExportError
 from training.export.command import MAX_BATCH_SIZE, check_model_name
@@ -32,10 +31,6 @@ def model_server(small_model) -> Iterator[Hosted]:
     """An embedded model server with an exported version, also for the fixture `gateway`."""
     with hosting(small_model) as hosted:
         yield hosted
-
-
-def pixels_of(gateway: Gateway, path: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(gateway.ask(path).body)))
 
 
 @settings(suppress_health_check=[HealthCheck.filter_too_much])  # export refuses most random texts
@@ -73,7 +68,7 @@ def test_gateway_serves_the_pixels_of_the_saved_model(gateway, small_model):
     seeds = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     signatures = tf.saved_model.load(str(small_model / "1")).signatures
     expected = signatures["generate"](seeds=tf.constant(seeds))["images"].numpy()
-    row = pixels_of(gateway, f"/grid?seeds={','.join(map(str, seeds))}&columns={len(seeds)}")
+    row = gateway.pixels(f"/grid?seeds={','.join(map(str, seeds))}&columns={len(seeds)}")
     assert np.array_equal(row, np.hstack(expected))
 
 
@@ -83,4 +78,4 @@ def test_client_of_the_docs_writes_the_pixels_of_the_gateway(gateway, model_serv
     script["main"](model_server.target, tmp_path / "apples", seeds)
     for seed in seeds:
         written = np.asarray(Image.open(tmp_path / "apples" / f"{seed}.png"))
-        assert np.array_equal(written, pixels_of(gateway, f"/generate?seed={seed}"))
+        assert np.array_equal(written, gateway.pixels(f"/generate?seed={seed}"))

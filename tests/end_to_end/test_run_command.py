@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import BUNDLED
-from tests.gateway_process import Gateway, environment, free_port, run_serving
+from tests.gateway_process import Gateway, environment, free_port
 from tests.serving.test_run import running
 from training.model.latents import MAX_SEED
 
@@ -21,7 +21,7 @@ from training.model.latents import MAX_SEED
 def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the command in the `with` block; yield its ready gateway."""
     ports = {"port": free_port(), "metrics_port": free_port()}
-    settings = {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"} | settings  # the name is no option
+    settings |= {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"}  # the name is no option
     env = environment(**ports, **settings) | {"PATH": "/nowhere"}
     with running(env, folder) as run:
         assert "embedded default" in run.output
@@ -29,13 +29,8 @@ def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def target() -> str:
-    return f"127.0.0.1:{free_port()}"
-
-
-@pytest.fixture(scope="module")
-def service(target, tmp_path_factory):
-    with running_service(tmp_path_factory.mktemp("run"), model_server=target) as service:
+def service(tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("run")) as service:
         yield service
 
 
@@ -45,15 +40,9 @@ def png(service: Gateway, path: str) -> bytes:
     return reply.body
 
 
-def pixels(service: Gateway, path: str) -> np.ndarray:
-    with Image.open(io.BytesIO(png(service, path))) as image:
-        assert image.mode == "RGB"
-        return np.asarray(image)
-
-
 def test_images_of_the_bundled_model_show_coloured_fruit_on_white(service):
     for seed in range(16):
-        image = pixels(service, f"/generate?seed={seed}").astype(int)
+        image = service.pixels(f"/generate?seed={seed}").astype(int)
         corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
         assert np.median(corners.min(axis=1)) > 235, seed  # one of the four may hold the edge of a large apple
         assert image[28:36, 28:36].mean(axis=(0, 1)).min() < 200, seed
@@ -71,12 +60,6 @@ def test_bundled_model_states_the_licence_of_its_card_in_image_about_and_page(se
     assert licence in service.ask("/").body.decode()
 
 
-def test_verify_calls_images_of_the_bundled_model_identical(service, target, tmp_path):
-    (tmp_path / "apple.png").write_bytes(png(service, "/generate?seed=35"))
-    done = run_serving("verify", tmp_path / "apple.png", model_server=target, model_name="-apple")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/apple.png: identical\n")
-
-
 def test_bytes_are_equal_for_32_clients_and_after_a_restart(service, tmp_path):
     urls = [f"/generate?seed={seed}" for seed in [0, 42, MAX_SEED, *range(200, 205)]]
     with ThreadPoolExecutor(32) as pool:
@@ -88,11 +71,11 @@ def test_bytes_are_equal_for_32_clients_and_after_a_restart(service, tmp_path):
 
 def test_pixels_are_equal_alone_in_a_grid_and_at_both_ends_of_a_morph(service):
     seeds = (MAX_SEED, *range(15))
-    grid = pixels(service, f"/grid?seeds={','.join(map(str, seeds))}&columns=16")
+    grid = service.pixels(f"/grid?seeds={','.join(map(str, seeds))}&columns=16")
     for place, seed in enumerate(seeds):
-        alone = pixels(service, f"/generate?seed={seed}")
-        forth = pixels(service, f"/morph?start={seed}&end=5&frames=3")
-        back = pixels(service, f"/morph?start=5&end={seed}&frames=5")
+        alone = service.pixels(f"/generate?seed={seed}")
+        forth = service.pixels(f"/morph?start={seed}&end=5&frames=3")
+        back = service.pixels(f"/morph?start=5&end={seed}&frames=5")
         side = len(alone)
         for tile in (grid[:, place * side : (place + 1) * side], forth[:, :side], back[:, -side:]):
             assert np.array_equal(tile, alone)

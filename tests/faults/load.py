@@ -69,11 +69,6 @@ def percentile(outcomes: list[Outcome], percent: float) -> float:
     return float(np.percentile([outcome.took_s for outcome in outcomes], percent, method="inverted_cdf"))
 
 
-def pause(seconds: float) -> None:
-    """Wait for the length of a load."""
-    threading.Event().wait(seconds)
-
-
 def new_connection(port: int) -> http.client.HTTPConnection:
     return http.client.HTTPConnection("127.0.0.1", port, timeout=CLIENT_TIMEOUT_S)
 

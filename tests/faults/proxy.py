@@ -3,7 +3,6 @@
 import os
 import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.conftest import ROOT, ended_afterwards, wait_until
+from tests.conftest import ROOT, started
 from tests.faults.processes import listens
 from tests.gateway_process import free_port
 
@@ -48,10 +47,8 @@ def proxy_before(gateway_port: int, folder: Path, changes: Mapping[str, str] | N
     }
     write_adapted("nginx.conf", folder / "nginx.conf", places)
     user = ("-g", "user root;") if os.geteuid() == 0 else ()
-    process = subprocess.Popen([str(NGINX), "-c", folder / "nginx.conf", *user], cwd=folder)
-    with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or listens(proxy.port), "nginx")
-        assert process.poll() is None
+    words = [str(NGINX), "-c", folder / "nginx.conf", *user]
+    with started(words, folder / "nginx.log", lambda: listens(proxy.port), cwd=folder):
         yield proxy
 
 

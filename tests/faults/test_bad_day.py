@@ -14,9 +14,7 @@ import pytest
 from serving.telemetry.worker_files import FILE_BYTES, KINDS
 from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port, gateway_for, run_serving
-from tests.scrape import value
 
 NEED_KB = 2 * len(KINDS) * FILE_BYTES // 1024  # of two workers
 
@@ -40,17 +38,17 @@ def test_gateway_serves_and_counts_when_shared_memory_is_full_or_read_only(model
                 pass
         os.kill(int(gateway.workers()[0].name), signal.SIGKILL)
         wait_until(lambda: "SIGKILL" in gateway.log.read_text(), "the end of a worker")
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
+        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready again")
         paths = ["/generate?seed=1", "/grid", "/nothing", "/generate?seed=x", "/about", "/morph?start=1&end=2"] * 5
         assert {gateway.ask(path).status for path in paths} == {200, 404, 400}
-        assert value(gateway.metrics_port, "ringo_requests_total", resource="grid", outcome="answered") == 5
+        assert gateway.metric("ringo_requests_total", resource="grid", outcome="answered") == 5
     assert "SIGBUS" not in gateway.log.read_text()
     assert "Traceback" not in gateway.log.read_text()
 
 
-def test_all_clients_are_served_when_few_files_may_be_open(model_server, tmp_path):
-    with gateway_for(model_server.target, tmp_path, wrapper=shell("ulimit -n 200")) as gateway, ExitStack() as stack:
-        statuses = set()
+def test_all_clients_are_served_when_few_files_may_be_open(model_server, start_gateway):
+    gateway, statuses = start_gateway(model_server.target, wrapper=shell("ulimit -n 200")), set()
+    with ExitStack() as stack:
         for _ in range(300):
             client = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)
             stack.enter_context(closing(client)).request("GET", "/generate?seed=1")
@@ -66,11 +64,9 @@ def test_command_names_the_number_of_files_when_too_few_may_be_open(part):
     assert done.stderr == "ulimit -n is '100'; allowed is a limit of at least 128 open files.\n"
 
 
-def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, tmp_path):
-    with (
-        gateway_for(model_server.target, tmp_path, host="::") as gateway,
-        batch_for(model_server.target, tmp_path, host="::") as batch,
-    ):
+def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, start_gateway, tmp_path):
+    gateway = start_gateway(model_server.target, host="::")
+    with batch_for(model_server.target, tmp_path, host="::") as batch:
         ports = (gateway.port, gateway.metrics_port, int(batch.target.rpartition(":")[2]), batch.metrics_port)
         for port in ports:
             for address in ("127.0.0.1", "::1"):
@@ -85,8 +81,8 @@ def test_batch_server_names_the_host_when_it_is_link_local(tmp_path):
     assert done.stderr == "RINGO_HOST is 'fe80::5%lo'; allowed is an address that is not link-local.\n"
 
 
-def test_new_streams_have_places_when_clients_cancelled_theirs(tmp_path):
-    with FakeModelServer() as server, batch_for(server.target, tmp_path, batch_streams=1) as batch:
+def test_new_streams_have_places_when_clients_cancelled_theirs(server, tmp_path):
+    with batch_for(server.target, tmp_path, batch_streams=1) as batch:
         batch.paint([1])
         with server.holding():
             calls, cancelled = len(server.requests), batch.stream([2])

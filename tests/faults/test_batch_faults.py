@@ -9,7 +9,7 @@ from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
 from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import free_port
-from tests.serving.paint.paint_process import rows, running_paint
+from tests.serving.paint.conftest import rows, running_paint
 
 STEP = 300  # images between two ends
 

@@ -8,32 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer
 from tests.faults.load import put_load
-from tests.gateway_process import Gateway, gateway_for
+from tests.gateway_process import Gateway
 
 CLIENTS = 16
 
 
-def test_requests_in_flight_are_answered_after_sigterm(tmp_path):
-    with FakeModelServer() as server, gateway_for(server.target, tmp_path) as gateway:
-        gateway.ask("/readyz")
-        before = len(server.requests)
-        with ThreadPoolExecutor(CLIENTS) as pool, server.holding():
-            replies = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in range(CLIENTS)]
-            wait_until(lambda: gateway.metric("ringo_requests_in_flight") == CLIENTS, "all requests to be in flight")
-            wait_until(lambda: len(server.requests) > before, "a call of the model")
-            gateway.process.terminate()
-        assert {reply.result().status for reply in replies} == {200}
-        assert gateway.process.wait(LIMIT_S) == 0
+def test_requests_in_flight_are_answered_after_sigterm(server, start_gateway):
+    gateway = start_gateway(server.target)
+    before = len(server.requests)
+    with ThreadPoolExecutor(CLIENTS) as pool, server.holding():
+        replies = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in range(CLIENTS)]
+        wait_until(lambda: gateway.metric("ringo_requests_in_flight") == CLIENTS, "all requests to be in flight")
+        wait_until(lambda: len(server.requests) > before, "a call of the model")
+        gateway.process.terminate()
+    assert {reply.result().status for reply in replies} == {200}
+    assert gateway.process.wait(LIMIT_S) == 0
 
 
-def test_only_open_connections_fail_when_a_worker_is_killed(tmp_path):
-    with (
-        FakeModelServer() as server,
-        gateway_for(server.target, tmp_path, workers=2, cache_mb=0) as gateway,
-        put_load(gateway.port, CLIENTS, lambda number: f"/generate?seed={number % 40}") as load,
-    ):
+def test_only_open_connections_fail_when_a_worker_is_killed(server, start_gateway):
+    gateway = start_gateway(server.target, workers=2, cache_mb=0)
+    with put_load(gateway.port, CLIENTS, lambda number: f"/generate?seed={number % 40}") as load:
         wait_until(lambda: len(load.answered) > 100 and len(gateway.workers()) == 2, "images")
         before = set(gateway.workers())
         os.kill(int(min(before).name), signal.SIGKILL)
@@ -51,12 +46,12 @@ def shared_memory(gateway: Gateway) -> Path:
     return next(path for path in opened if path.match("/dev/shm/ringo-*"))
 
 
-def test_port_and_shared_memory_are_free_when_a_gateway_was_killed(tmp_path):
-    with gateway_for("localhost:1", tmp_path) as living, gateway_for("localhost:1", tmp_path, workers=2) as gateway:
-        assert gateway.ask("/livez").status == 200
-        workers, folders = gateway.workers(), [shared_memory(one) for one in (gateway, living)]
-        gateway.process.kill()
-        gateway.process.wait(LIMIT_S)
-        wait_until(lambda: not any(worker.exists() for worker in workers), "the end of its workers")
-        with socket.create_server(("127.0.0.1", gateway.port)), gateway_for("localhost:1", tmp_path):
-            assert [folder.exists() for folder in folders] == [False, True]
+def test_port_and_shared_memory_are_free_when_a_gateway_was_killed(model_server, start_gateway):
+    living, gateway = (start_gateway(model_server.target, workers=workers) for workers in (1, 2))
+    workers, folders = gateway.workers(), [shared_memory(one) for one in (gateway, living)]
+    gateway.process.kill()
+    gateway.process.wait(LIMIT_S)
+    wait_until(lambda: not any(worker.exists() for worker in workers), "the end of its workers")
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        start_gateway(model_server.target)
+        assert [folder.exists() for folder in folders] == [False, True]

@@ -1,4 +1,4 @@
-"""The gateway while the model server is dead, hangs or is slow."""
+"""The gateway while the model server is dead, hangs, is slow or is one of several."""
 
 import signal
 import socket
@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import wait_until
-from tests.fake_model_server import FakeModelServer, answer
-from tests.faults.load import ask, pause, put_load
+from tests.fake_model_server import FakeModelServer, answer, rendering_other_bytes
+from tests.faults.load import ask, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server
 from tests.gateway_process import gateway_for
 
 NOTICED_S = 2.5  # 1 s between two refreshes, 1 s until one fails, and half a second for a busy machine
 REFUSED_WITHIN_S = 1.0
 BACK_WITHIN_S = 5.0
+REQUESTS = 2_000  # to two replicas
+SEEDS = 40
 
 
 def seeds(number: int) -> str:
@@ -32,7 +34,7 @@ def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models
         load.wait_for_images(50)
         server.kill()
         wait_until(lambda: len(load.shed) > 50, "refusals")
-        pause(NOTICED_S)
+        time.sleep(NOTICED_S)
         server.start()
         back_s = time.monotonic()
         load.wait_for_images(250)
@@ -62,26 +64,23 @@ def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
     assert all(outcome.started_s < hung_s + NOTICED_S and outcome.took_s < 3 + REFUSED_WITHIN_S for outcome in late)
 
 
-def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(tmp_path):
+def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(server, start_gateway):
     def reply_slowly(request):
         time.sleep(0.4)  # of each of the 8 calls for the golden images, which last 3.2 s
-        return answer(request, version=1)
+        return answer(request)
 
     def check_eight_requests(url: str) -> None:
-        outcomes = list(pool.map(lambda _: ask(gateway.port, url), range(8)))
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(lambda _: ask(gateway.port, url), range(8)))
         assert {outcome.status for outcome in outcomes} == {504}
         assert max(outcome.took_s for outcome in outcomes) < 1 + REFUSED_WITHIN_S
 
-    with (
-        FakeModelServer(reply=reply_slowly) as server,
-        gateway_for(server.target, tmp_path, predict_timeout_s=1) as gateway,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        assert gateway.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
-        check_eight_requests("/generate?seed=1")  # they wait for the golden images
-        wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden images")
-        with server.holding():
-            check_eight_requests("/generate?seed=7")  # they wait for one call
+    server.reply = reply_slowly
+    gateway = start_gateway(server.target, predict_timeout_s=1, probe="/livez")
+    check_eight_requests("/generate?seed=1")  # they wait for the golden images
+    wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden images")
+    with server.holding():
+        check_eight_requests("/generate?seed=7")  # they wait for one call
 
 
 class BusyModelServer(FakeModelServer):
@@ -97,12 +96,10 @@ class BusyModelServer(FakeModelServer):
         return super().GetModelStatus(request, context)
 
 
-def test_no_request_fails_when_a_busy_model_server_reports_slowly(tmp_path):
-    with BusyModelServer() as server, gateway_for(server.target, tmp_path, cache_mb=0) as gateway:
-        gateway.ask("/readyz")
-        with put_load(gateway.port, 2, seeds) as load:
-            server.busy = True
-            wait_until(lambda: server.status_requests >= 2, "refreshes that fail")
+def test_no_request_fails_when_a_busy_model_server_reports_slowly(start_gateway):
+    with BusyModelServer() as server, put_load(start_gateway(server.target, cache_mb=0).port, 2, seeds) as load:
+        server.busy = True
+        wait_until(lambda: server.status_requests >= 2, "refreshes that fail")
     assert not load.failed
 
 
@@ -118,8 +115,7 @@ def test_503_and_log_say_at_once_why_there_is_no_connection(gateway, tmp_path, t
     silent = socket.create_server(("127.0.0.1", 0))
     ports = {"HTTP": gateway.port, "SILENT": silent.getsockname()[1]}
     target = f"127.0.0.1:{ports[target]}" if target in ports else target
-    with silent, gateway_for(target, tmp_path, log_format="json") as unconnected:
-        assert unconnected.ask("/livez").status == 200  # a worker starts within 3 s on a busy machine
+    with silent, gateway_for(target, tmp_path, log_format="json", probe="/livez") as unconnected:
         with put_load(unconnected.port, 4, seeds) as load:
             wait_until(lambda: len(load.outcomes) > 50, "refusals")
         detail = unconnected.ask("/generate?seed=1").problem["detail"]
@@ -128,3 +124,17 @@ def test_503_and_log_say_at_once_why_there_is_no_connection(gateway, tmp_path, t
     assert {outcome.status for outcome in load.outcomes} == {503}
     assert max(outcome.took_s for outcome in load.outcomes) < NOTICED_S
     assert "Traceback" not in unconnected.log.read_text()
+
+
+def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
+    with (
+        FakeModelServer(max_connection_age_s=1) as verified,
+        FakeModelServer(port=verified.port, reply=rendering_other_bytes(), max_connection_age_s=1),
+        gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
+        put_load(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
+    ):
+        load.wait_for_images(REQUESTS, limit_s=200)
+        # The kernel chooses the server of each connection, so the first few may all have the same one.
+        wait_until(lambda: len(load.digests("ETag")) == 2 * SEEDS, "each image of both servers", limit_s=200)
+    assert {outcome.status for outcome in load.failed} <= {503}  # if a connection ends before its golden check
+    assert {len(found) for found in load.digests("ETag").values()} == {1}

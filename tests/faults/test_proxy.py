@@ -12,8 +12,7 @@ import pytest
 
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.proxy import Proxy, needs_nginx, proxy_before
-from tests.gateway_process import Gateway, Reply, gateway_for
-from tests.scrape import value
+from tests.gateway_process import Gateway, Reply
 
 pytestmark = needs_nginx
 
@@ -55,12 +54,8 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(model_server, tmp_path_factory) -> Iterator[Service]:
-    with (
-        gateway_for(model_server.target, tmp_path_factory.mktemp("gateway")) as gateway,
-        proxy_before(gateway.port, tmp_path_factory.mktemp("proxy")) as proxy,
-    ):
-        wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "a model that is ready")
+def service(gateway, tmp_path_factory) -> Iterator[Service]:
+    with proxy_before(gateway.port, tmp_path_factory.mktemp("proxy")) as proxy:
         yield Service(gateway, proxy)
 
 
@@ -134,16 +129,16 @@ def test_a_slow_reader_gets_every_byte(tls_service):
     ids=["url", "header", "headers", "body", "no-http"],
 )
 def test_requests_beyond_the_limits_do_not_reach_the_gateway(service, head, status):
-    before = value(service.gateway.metrics_port, "ringo_requests_total")
+    before = service.gateway.metric("ringo_requests_total")
     with service.connect() as connection:
         connection.sendall(head)
         assert connection.recv(2**12).startswith(b"HTTP/1.1 %d " % status)
-    assert value(service.gateway.metrics_port, "ringo_requests_total") == before
+    assert service.gateway.metric("ringo_requests_total") == before
 
 
 def image_requests(service: Service) -> float:
     """Return how many requests for images the gateway has answered."""
-    return value(service.gateway.metrics_port, "ringo_requests_total", resource="generate")
+    return service.gateway.metric("ringo_requests_total", resource="generate")
 
 
 def test_cached_permanent_urls_reach_the_gateway_once_per_url(service):
@@ -205,12 +200,9 @@ def test_queries_and_names_are_in_no_log(service):
     assert "hush" not in service.proxy.log.read_text() + service.gateway.log.read_text()
 
 
-def test_cached_images_are_served_when_the_gateway_is_away(model_server, tmp_path):
-    (tmp_path / "proxy").mkdir()
-    with (
-        gateway_for(model_server.target, tmp_path) as gateway,
-        proxy_before(gateway.port, tmp_path / "proxy") as proxy,
-    ):
+def test_cached_images_are_served_when_the_gateway_is_away(model_server, start_gateway, tmp_path):
+    gateway = start_gateway(model_server.target)
+    with proxy_before(gateway.port, tmp_path) as proxy:
         service = Service(gateway, proxy)
         cached = service.ask(URLS[0]).body
         gateway.process.terminate()

@@ -48,19 +48,8 @@ def test_training_ends_with_equal_bits_when_killed_ten_times(photos, finished, t
     assert_equal_bits(finish(photos, run), finished)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mount a file system of 100 MB, or skip the test."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True, timeout=LIMIT_S)
-
-
 @pytest.mark.chaos
+@pytest.mark.parametrize("small_disk", ["100m"], indirect=True)
 def test_fit_keeps_its_last_checkpoint_when_the_disk_is_full(photos, finished, small_disk):
     run, filler = small_disk / "run", small_disk / "filler"
     process = start_fit(photos, run, *FLAGS)

@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from serving.run import MAX_WORKERS
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, started, wait_until
 from tests.gateway_process import environment, free_port
 
 
@@ -65,11 +65,12 @@ def alive(pids: set[int]) -> set[int]:
 @contextmanager
 def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
     out, err = folder / "out", folder / "err"
-    with out.open("w") as stdout, err.open("w") as stderr:
-        process = subprocess.Popen(command("serving", "run"), env=surroundings, stdout=stdout, stderr=stderr, cwd=ROOT)
-    with ended_afterwards(process):
-        wait_until(lambda: process.poll() is not None or "Ctrl-C" in out.read_text(), "run")
-        assert process.poll() is None, err.read_text()
+    with (
+        out.open("w") as stdout,
+        started(
+            command("serving", "run"), err, lambda: "Ctrl-C" in out.read_text(), env=surroundings, stdout=stdout
+        ) as process,
+    ):
         yield Running(process, all_below(process.pid), out.read_text())
 
 

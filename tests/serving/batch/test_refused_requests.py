@@ -1,12 +1,10 @@
 """Calls that the batch server refuses without calling the model."""
 
-import socket
-
 import grpc
 import pytest
 
 from serving.pb.ringo.v1 import picture_service_pb2
-from tests.batch_process import SERVING, batch_request, refusal
+from tests.batch_process import batch_request, refusal
 from tests.conftest import LIMIT_S
 
 MAX_SEED = 2**63 - 1
@@ -70,14 +68,3 @@ def test_batch_server_refuses_a_compressed_message_above_the_limit(batch):
     call = batch.channel.unary_unary("/ringo.v1.PictureService/Generate")
     code, *_ = refusal(lambda: call(b"\0" * 2**24, timeout=LIMIT_S, compression=grpc.Compression.Gzip))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_batch_server_keeps_serving_when_bytes_are_not_grpc(batch):
-    port = int(batch.target.rpartition(":")[2])
-    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + b"\0" * 500, bytes(range(256)) * 8):
-        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(2**16):
-                pass
-    assert batch.status() == SERVING

@@ -1,23 +1,14 @@
 """Images, errors and readiness of the gateway, over HTTP."""
 
-import io
-
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
 
 from serving.gateway.app import create_app
+from serving.model_client.messages import predict_pb2, types_pb2
 from serving.settings import Settings
 from tests.conftest import VERSION, wait_until
-from tests.fake_model_server import StatusError, answer, picture
-
-
-@pytest.mark.parametrize("seed", [0, 42, 2**63 - 1])
-def test_seed_gives_a_png_of_its_image(gateway, seed):
-    reply = gateway.ask(f"/generate?seed={seed}")
-    assert (reply.status, reply.headers["Content-Type"]) == (200, "image/png")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(reply.body))), picture(seed, VERSION))
+from tests.fake_model_server import answer, refusing
 
 
 def test_random_seeds_differ_and_are_exact_in_javascript(gateway):
@@ -38,24 +29,60 @@ def test_unexpected_exception_is_a_problem_without_a_traceback():
     ("code", "status", "kind", "retry_after"),
     [
         (grpc.StatusCode.FAILED_PRECONDITION, 502, "model-mismatch", None),
+        (grpc.StatusCode.CANCELLED, 503, "model-unavailable", "1"),
         (grpc.StatusCode.UNAVAILABLE, 503, "model-unavailable", "1"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 503, "overloaded", "1"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "model-timeout", None),
     ],
 )
 def test_error_of_the_model_server_is_a_problem(gateway, model_server, monkeypatch, code, status, kind, retry_after):
-    def refuse(request):
-        raise StatusError(code)
-
-    monkeypatch.setattr(model_server, "reply", refuse)
+    monkeypatch.setattr(model_server, "reply", refusing(code))
     reply = gateway.ask("/generate?seed=1000")
     assert (reply.status, reply.problem["type"]) == (status, f"urn:ringo:problem:{kind}")
+    sentence = f"The model server at {model_server.target} answered {code.name} for model 'apple'."
+    assert reply.problem["detail"] == sentence
     assert (reply.headers["Retry-After"], reply.headers["Cache-Control"]) == (retry_after, "no-store")
 
 
-def test_pixels_of_another_shape_are_502(gateway, model_server, monkeypatch):
-    grey = np.zeros((1, 6, 8, 1), np.uint8)
-    monkeypatch.setattr(model_server, "reply", lambda request: answer(request, version=VERSION, images=grey))
+def altered(alter, **options):
+    """Return a reply whose response `alter` has changed."""
+
+    def reply(request):
+        response = answer(request, **options)
+        alter(response)
+        return response
+
+    return reply
+
+
+def rename_output(response):
+    response.outputs["logits"].CopyFrom(response.outputs["images"])
+    del response.outputs["images"]
+
+
+def cut_content(response):
+    response.outputs["images"].tensor_content = response.outputs["images"].tensor_content[:-1]
+
+
+def shaped(*shape):
+    return lambda request: answer(request, images=np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda request: predict_pb2.PredictResponse(),
+        lambda request: answer(request, version=VERSION + 1),
+        altered(lambda response: setattr(response.outputs["images"], "dtype", types_pb2.DT_FLOAT)),
+        altered(rename_output),
+        altered(lambda response: response.outputs["images"].int_val.pop()),
+        altered(cut_content, as_content=True),
+        altered(lambda response: response.model_spec.ClearField("version")),
+        *(shaped(*shape) for shape in ((2, 6, 8, 3), (1, 6, 8, 4), (1, 6, 8, 1), (1, 0, 8, 3), (1, 6, 8))),
+    ],
+)
+def test_response_of_another_version_shape_or_type_is_502(gateway, model_server, monkeypatch, reply):
+    monkeypatch.setattr(model_server, "reply", reply)
     assert gateway.ask("/generate?seed=1000").status == 502
 
 

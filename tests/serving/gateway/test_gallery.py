@@ -13,9 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from serving.rendering.query import MAX_SEED
 from tests.conftest import LIMIT_S, VERSION
-from tests.fake_model_server import FakeModelServer
 from tests.faults.proxy import needs_nginx, proxy_before
-from tests.gateway_process import gateway_for
 
 TILES_KEPT = 600  # on any screen: ten parts of the wall
 POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
@@ -263,14 +261,12 @@ def test_docs_show_image_and_command_of_the_chosen_options(page, gateway):
 
 @needs_nginx
 @pytest.mark.parametrize("passed", ["http://gateway", "http://gateway/"], ids=["whole-path", "without-prefix"])
-def test_everything_follows_the_prefix_when_a_proxy_serves_a_sub_path(browser, model_server, tmp_path, passed):
-    (tmp_path / "proxy").mkdir()
+def test_everything_follows_the_prefix_when_a_proxy_serves_a_sub_path(
+    browser, model_server, start_gateway, tmp_path, passed
+):
+    gateway = start_gateway(model_server.target, path_prefix="/ringo")
     places = {"location / {": "location /ringo/ {", "proxy_pass http://gateway;": f"proxy_pass {passed};"}
-    with (
-        gateway_for(model_server.target, tmp_path, path_prefix="/ringo") as gateway,
-        proxy_before(gateway.port, tmp_path / "proxy", places) as proxy,
-        visiting(browser, proxy) as page,
-    ):
+    with proxy_before(gateway.port, tmp_path, places) as proxy, visiting(browser, proxy) as page:
         paths = []
         page.on("request", lambda request: paths.append(urlsplit(request.url).path))
         page.goto("/ringo/?seed=5")
@@ -293,12 +289,10 @@ def test_everything_follows_the_prefix_when_a_proxy_serves_a_sub_path(browser, m
         assert json.loads(public.ask("/ringo/openapi.json").body)["servers"] == [{"url": "/ringo"}]
 
 
-def test_page_waits_for_a_model_when_none_is_ready(browser, tmp_path):
-    with (
-        FakeModelServer(model_name="tabby-cats", state="LOADING") as server,
-        gateway_for(server.target, tmp_path, model_name="tabby-cats") as gateway,
-        visiting(browser, gateway, faults=["503"]) as page,
-    ):
+def test_page_waits_for_a_model_when_none_is_ready(browser, server, start_gateway):
+    server.state, server.model_name = "LOADING", "tabby-cats"
+    gateway = start_gateway(server.target, model_name="tabby-cats", probe="/livez")
+    with visiting(browser, gateway, faults=["503"]) as page:
         page.goto("/?seed=42")
         page.get_by_role("button", name="Close").click()
         expect(page.get_by_role("status").filter(has_text="The model is not ready")).to_be_visible()
@@ -309,12 +303,8 @@ def test_page_waits_for_a_model_when_none_is_ready(browser, tmp_path):
         assert "apple" not in page.content()
 
 
-def test_wall_changes_its_version_when_another_one_is_loaded(browser, tmp_path):
-    with (
-        FakeModelServer(version=VERSION) as server,
-        gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
-        visiting(browser, gateway, faults=["404"]) as page,
-    ):
+def test_wall_changes_its_version_when_another_one_is_loaded(browser, server, start_gateway):
+    with visiting(browser, start_gateway(server.target, cache_mb=0), faults=["404"]) as page:
         page.goto("/")
         wait_for_pictures(page)
         server.version = VERSION + 1

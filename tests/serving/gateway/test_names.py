@@ -59,40 +59,6 @@ def test_javascript_of_the_specification_gives_the_same_seeds(seeds):
     assert done.stdout.split() == list(map(str, seeds.values()))
 
 
-@pytest.mark.parametrize(
-    ("short", "permanent"),
-    [
-        ("/42.png", "/generate?seed=42&format=png&version=3"),
-        ("/42.webp?size=128", "/generate?seed=42&size=128&format=webp&version=3"),
-        ("/7.jpg", "/generate?seed=7&format=jpeg&version=3"),
-        ("/name/alice.png?version=3", "/generate?seed=1579641300545110103&format=png&version=3"),
-        ("/generate?name=alice&format=webp", "/generate?seed=1579641300545110103&format=webp&version=3"),
-        ("/name/a.png.webp", "/generate?seed=4576652394325073836&format=webp&version=3"),
-        ("/name/a%2Fb%3Fc%26d.png", "/generate?seed=577646309837775770&format=png&version=3"),
-    ],
-)
-def test_short_url_gives_the_image_and_its_permanent_url(gateway, short, permanent):
-    reply = gateway.ask(short)
-    assert (reply.status, reply.headers["Content-Location"]) == (200, permanent)
-    assert f"seed={reply.headers['Ringo-Seed']}&" in permanent
-    pinned = gateway.ask(permanent)
-    assert (pinned.body, pinned.headers["ETag"]) == (reply.body, reply.headers["ETag"])
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        *(("/42.png?size=x", "/42.png"), ("/random.png?size=x", "/random.png")),
-        *(("/name/hush.png?size=x", "/name/-"), ("/hush.png", "/-.png")),
-    ],
-)
-def test_log_has_the_path_of_a_refused_short_url(gateway, url, path):
-    own = gateway.ask(url).headers["X-Request-ID"]
-    wait_until(lambda: f"request_id={own}" in gateway.log.read_text(), "the line")
-    (line,) = [line for line in gateway.log.read_text().splitlines() if own in line]
-    assert f" GET {path} 400 " in line
-
-
 def test_a_name_is_in_no_log(gateway, batch):
     for url in ("/generate?size=x&name={}", "/name/{}.png", "/name/{}.bmp", "/{}.png", "/42.png?name={}"):
         gateway.ask(url.format("hush@example.com"))

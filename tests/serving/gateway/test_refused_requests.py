@@ -174,10 +174,6 @@ def test_favicon_is_an_image(gateway):
     assert gateway.ask("/favicon.ico").headers["Content-Type"] == "image/png"
 
 
-def test_405_names_the_allowed_methods(gateway):
-    assert set(gateway.ask("/generate", "POST").headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
-
-
 def test_406_names_the_formats(gateway):
     assert "image/png, image/webp, image/jpeg" in gateway.ask("/generate", Accept="text/html").problem["detail"]
 

@@ -10,15 +10,7 @@ from werkzeug.http import parse_options_header
 
 from serving.rendering.encoding import RENDERER_VERSION
 from tests.conftest import BUNDLED, VERSION
-from tests.fake_model_server import FakeModelServer, answer, picture
-from tests.gateway_process import Gateway, gateway_for
-
-
-def pixels(gateway: Gateway, url: str) -> np.ndarray:
-    reply = gateway.ask(url)
-    assert reply.status == 200, reply.body
-    with Image.open(io.BytesIO(reply.body)) as image:
-        return np.asarray(image.convert("RGB"))
+from tests.fake_model_server import answer, picture
 
 
 def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -27,7 +19,7 @@ def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def test_grid_shows_its_seeds_row_by_row(gateway):
-    sheet = pixels(gateway, "/grid?seeds=5,1,7-9&columns=3")
+    sheet = gateway.pixels("/grid?seeds=5,1,7-9&columns=3")
     assert sheet.shape == (2 * 6, 3 * 8, 3)
     for place, seed in enumerate((5, 1, 7, 8, 9)):
         assert np.array_equal(tile(sheet, *divmod(place, 3)), picture(seed, VERSION))
@@ -35,7 +27,7 @@ def test_grid_shows_its_seeds_row_by_row(gateway):
 
 
 def test_animation_shows_the_images_of_the_morph(gateway):
-    strip = pixels(gateway, "/morph?start=10&end=200&frames=5")
+    strip = gateway.pixels("/morph?start=10&end=200&frames=5")
     animation = gateway.ask("/animation?start=10&end=200&frames=5")
     assert animation.headers["Content-Type"] == "image/webp"
     with Image.open(io.BytesIO(animation.body)) as image:
@@ -46,7 +38,7 @@ def test_animation_shows_the_images_of_the_morph(gateway):
 
 
 def test_size_is_the_longer_side(gateway):
-    assert pixels(gateway, "/generate?seed=1&size=100").shape == (75, 100, 3)
+    assert gateway.pixels("/generate?seed=1&size=100").shape == (75, 100, 3)
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
@@ -72,40 +64,37 @@ def test_format_follows_accept_when_it_is_not_requested(gateway, accept, mimetyp
     assert (reply.headers["Content-Type"], reply.headers["Vary"]) == (mimetype, "Accept")
 
 
-def test_grid_is_refused_when_images_of_the_model_are_too_large(tmp_path):
+def test_grid_is_refused_when_images_of_the_model_are_too_large(server, start_gateway):
     def large(request):
         (tensor,) = request.inputs.values()
         images = np.zeros((tensor.tensor_shape.dim[0].size, 2, 300, 3), np.uint8)
-        return answer(request, version=1, as_content=True, images=images)
+        return answer(request, as_content=True, images=images)
 
-    with FakeModelServer(reply=large) as server, gateway_for(server.target, tmp_path) as gateway:
-        problem = gateway.ask("/grid").problem
-        assert (problem["status"], problem["parameter"], problem["value"]) == (400, "size", "300")
+    server.reply = large
+    problem = start_gateway(server.target).ask("/grid").problem
+    assert (problem["status"], problem["parameter"], problem["value"]) == (400, "size", "300")
 
 
-def test_about_and_page_name_the_model_with_the_licence_of_its_card(tmp_path):
+def test_about_and_page_state_the_licence_of_the_model_card(server, start_gateway, tmp_path):
     card = (BUNDLED / "model_card.md").read_text()
     licence = (
         "CC-BY-SA-4.0; Mihai Oltean, Fruits-360 (fruits-360-3-body-problem, commit f0f02937), CC BY-SA 4.0, "
         "pixels cropped and scaled to 128x128"
     )
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "model_card.md").write_text(card)
-    with (
-        FakeModelServer(model_name="cats") as server,
-        gateway_for(server.target, tmp_path, model_name="cats", model_base_path=tmp_path) as gateway,
-    ):
-        assert json.loads(gateway.ask("/about").body) == {
-            "model": "cats",
-            "version": 1,
-            "versions": [1],
-            "replica": "proved",
-            "size": 8,
-            "renderer": RENDERER_VERSION,
-            "licence": licence,
-            "card": card,
-        }
-        assert licence in gateway.ask("/").body.decode()
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "model_card.md").write_text(card)
+    gateway = start_gateway(server.target, model_base_path=tmp_path)
+    assert json.loads(gateway.ask("/about").body) == {
+        "model": "apple",
+        "version": 3,
+        "versions": [3],
+        "replica": "proved",
+        "size": 8,
+        "renderer": RENDERER_VERSION,
+        "licence": licence,
+        "card": card,
+    }
+    assert licence in gateway.ask("/").body.decode()
 
 
 def test_another_model_with_the_name_of_the_bundled_one_does_not_get_its_licence(gateway):
@@ -121,8 +110,10 @@ def test_pages_about_the_service_are_revalidated(gateway, url):
     assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
 
 
-def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(tmp_path):
+def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(server, start_gateway):
     name = 'café "りんご"'
-    with FakeModelServer(model_name=name) as server, gateway_for(server.target, tmp_path, model_name=name) as gateway:
-        header = gateway.ask("/generate?seed=42").headers["Content-Disposition"]
-    assert parse_options_header(header)[1]["filename"] == f"{name}-42.png"
+    server.model_name = name
+    gateway = start_gateway(server.target, model_name=name)
+    for url, file in (("/generate?seed=42&format=webp", "42.webp"), ("/grid", "grid.png")):
+        disposition, options = parse_options_header(gateway.ask(url).headers["Content-Disposition"])
+        assert (disposition, options["filename"]) == ("inline", f"{name}-{file}")

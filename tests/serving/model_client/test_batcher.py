@@ -1,8 +1,5 @@
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -11,10 +8,9 @@ from serving.errors import ModelTimeout
 from serving.model_client.batcher import PredictBatcher
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer, StatusError, answer, latents, pictures_of, refusing
-from tests.gateway_process import Gateway, Reply, gateway_for
+from tests.gateway_process import Gateway, Reply
 
 BUSY, WAITING = 1000, range(2000, 2009)
-ASKED = 'ringo_pictures_total{source="model"}'
 
 
 def calls_of(server: FakeModelServer) -> list[list[int]]:
@@ -24,48 +20,38 @@ def calls_of(server: FakeModelServer) -> list[list[int]]:
     return [found for found in seeds if found[0] >= BUSY]
 
 
-@contextmanager
-def asked_while_busy(
-    server: FakeModelServer, folder: Path, **settings: object
-) -> Iterator[tuple[Gateway, list[Reply]]]:
-    """Yield the responses to requests that waited for a busy model."""
-    with (
-        gateway_for(server.target, folder, model_calls=1, **settings) as gateway,
-        ThreadPoolExecutor(1 + len(WAITING)) as pool,
-    ):
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "gateway ready")
-        with server.holding():
-            pool.submit(gateway.ask, f"/generate?seed={BUSY}")
-            wait_until(lambda: calls_of(server), "the first call")
-            others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
-            wait_until(lambda: gateway.metric(ASKED) == 1 + len(WAITING), "all requests to wait")
-        replies = [other.result(LIMIT_S) for other in others]
-        yield gateway, replies
+def ask_while_busy(server: FakeModelServer, gateway: Gateway) -> list[Reply]:
+    """Return the responses to requests that waited for a busy model."""
+    with ThreadPoolExecutor(1 + len(WAITING)) as pool, server.holding():
+        pool.submit(gateway.ask, f"/generate?seed={BUSY}")
+        wait_until(lambda: calls_of(server), "the first call")
+        others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
+        wait_until(lambda: gateway.rendered() == 1 + len(WAITING), "all requests to wait")
+    return [other.result() for other in others]
 
 
-def test_requests_share_an_even_batch_when_the_model_is_busy(server, tmp_path):
-    with asked_while_busy(server, tmp_path, cache_mb=0) as (gateway, replies):
-        assert [len(call) for call in calls_of(server)] == [1, 8, 1]
-        alone = [gateway.ask(f"/generate?seed={seed}").body for seed in WAITING]
-    assert [reply.body for reply in replies] == alone
+def test_requests_share_an_even_batch_when_the_model_is_busy(server, start_gateway):
+    gateway = start_gateway(server.target, model_calls=1, cache_mb=0)
+    replies = ask_while_busy(server, gateway)
+    assert [len(call) for call in calls_of(server)] == [1, 8, 1]
+    assert [reply.body for reply in replies] == [gateway.ask(f"/generate?seed={seed}").body for seed in WAITING]
 
 
-def test_requests_do_not_share_calls_when_the_replica_is_not_verified(server, tmp_path):
+def test_requests_do_not_share_calls_when_the_replica_is_not_verified(server, start_gateway):
     server.reply = refusing(grpc.StatusCode.FAILED_PRECONDITION, "golden")
-    with asked_while_busy(server, tmp_path):
-        pass
+    ask_while_busy(server, start_gateway(server.target, model_calls=1))
     assert sorted(calls_of(server)) == [[BUSY], *([seed] for seed in WAITING)]
 
 
-def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, tmp_path):
+def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, start_gateway):
     def reply(request):
         if calls_of(server):  # not for the golden images
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED)
         return answer(request)
 
     server.reply = reply
-    with asked_while_busy(server, tmp_path) as (_, replies):
-        assert [reply.status for reply in replies] == [503] * len(WAITING)
+    replies = ask_while_busy(server, start_gateway(server.target, model_calls=1))
+    assert [reply.status for reply in replies] == [503] * len(WAITING)
     assert len(calls_of(server)) == 3
 
 

@@ -1,7 +1,8 @@
-"""The golden check of a replica, and how the gateway reports it."""
+"""The client of the model server; the golden check of a replica, and how the gateway reports it."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 
 import grpc
 import numpy as np
@@ -11,27 +12,31 @@ from serving.errors import ModelUnavailable
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer, answer, latents, pictures_of, refusing
-from tests.gateway_process import gateway_for
+from tests.fake_model_server import answer, refusing, rendering_other_bytes
 
 
-def otherwise(seed: int):
-    """Return a reply with one pixel of `seed` changed by 1."""
-
-    def reply(request):
-        if request.model_spec.signature_name != "generate":
-            return answer(request)
-        seeds = np.frombuffer(request.inputs["seeds"].tensor_content, np.int64)
-        images = pictures_of(latents(seeds), request.model_spec.version.value)
-        images[seeds == seed, 0, 0, 0] ^= 1
-        return answer(request, images=images)
-
-    return reply
+@pytest.fixture
+def client(server) -> Iterator[ModelClient]:
+    with closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client:
+        yield client
 
 
 @pytest.fixture
 def monitor(client) -> ModelMonitor:
     return ModelMonitor(client)
+
+
+@pytest.mark.parametrize("ask", [lambda client: client.sample(3, [1, 2]), lambda client: client.golden(3).digests])
+def test_typed_fields_and_tensor_content_give_equal_numbers(client, server, ask):
+    typed = ask(client)
+    server.reply = lambda request: answer(request, as_content=True)
+    assert np.array_equal(ask(client), typed)
+
+
+def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server):
+    large = np.zeros((64, 256, 256, 3), np.uint8)  # 12.6 MB
+    server.reply = lambda request: answer(request, as_content=True, images=large)
+    assert client.generate(3, range(64)).shape == large.shape
 
 
 def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server(server):
@@ -51,7 +56,7 @@ def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, ser
 def test_replicas_have_one_fingerprint_only_when_their_bytes_are_equal(client, server):
     fingerprints = []
     for seed in (63, 63, 5):
-        server.reply = otherwise(seed)
+        server.reply = rendering_other_bytes(seed)
         fingerprints.append(ModelMonitor(client).golden_check(3).fingerprint)
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
@@ -70,15 +75,6 @@ def test_a_version_is_checked_once_when_many_requests_wait(monitor, server):
     assert [r.model_spec.signature_name for r in server.requests].count("golden") == 1
 
 
-def test_a_version_is_checked_again_when_it_was_gone_for_a_refresh(monitor, server):
-    monitor.golden_check(3)
-    server.version = 4
-    assert monitor.refresh() == [4]
-    assert (monitor.latest_check(3), monitor.knows(3)) == (None, False)
-    server.version, server.reply = 3, otherwise(1)
-    assert monitor.golden_check(3).verdict == "differs"
-
-
 def test_a_failed_check_is_tried_again(monitor, server):
     server.reply = refusing(grpc.StatusCode.UNAVAILABLE)
     with pytest.raises(ModelUnavailable):
@@ -87,55 +83,34 @@ def test_a_failed_check_is_tried_again(monitor, server):
     assert monitor.golden_check(3).fingerprint == VERIFIED
 
 
-def test_a_replica_is_checked_again_when_it_is_back_from_an_outage(monitor, server):
-    assert (monitor.refresh(), monitor.golden_check(3).fingerprint) == ([3], VERIFIED)
-    server.stop()
-    with pytest.raises(ModelUnavailable):
-        monitor.refresh()
-    assert monitor.versions() == [3]  # the last that was known
-    assert monitor.latest_check(3) is not None
-    with FakeModelServer(port=server.port, version=3, reply=otherwise(1)):
-
-        def is_back():
-            with suppress(ModelUnavailable):
-                return monitor.refresh()
-
-        wait_until(is_back, "the other replica")
-        assert monitor.golden_check(3).verdict == "differs"
+URL = "/generate?seed=42&version=3"
+DIFFERING = "ringo_golden_pictures_differing"
 
 
-def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, tmp_path):
-    server.reply = otherwise(7)
-    with gateway_for(server.target, tmp_path, workers=2) as gateway:
-        differing = 'ringo_golden_pictures_differing{model_version="3"}'
-        assert [gateway.ask("/generate?seed=42&version=3").status for _ in range(8)] == [200] * 8
-        assert gateway.metric(differing) == 1
-        server.version, server.reply = 4, answer
+def test_a_cached_version_is_404_and_differs_no_more_when_it_is_gone(server, start_gateway):
+    def statuses() -> set[int]:
+        return {gateway.ask(URL).status for _ in range(8)}
 
-        def answers() -> set[int]:
-            return {gateway.ask("/generate?seed=42&version=3").status for _ in range(8)}
-
-        # Each worker refreshes once a second.
-        wait_until(lambda: answers() == {404} and gateway.metric(differing) == 0, "the loss to be noticed by both")
-        assert gateway.ask("/generate?seed=42").headers["Ringo-Model-Version"] == "4"
+    server.reply = rendering_other_bytes(7)
+    gateway = start_gateway(server.target, workers=2)
+    assert (statuses(), gateway.metric(DIFFERING)) == ({200}, 1)
+    server.version, server.reply = 4, answer
+    # Each worker refreshes once a second.
+    wait_until(lambda: statuses() == {404} and gateway.metric(DIFFERING) == 0, "the loss to be noticed by both")
+    assert gateway.ask("/generate?seed=42").headers["Ringo-Model-Version"] == "4"
 
 
-def test_gateway_reports_a_differing_replica_in_log_metric_and_etag(server, tmp_path):
-    with gateway_for(server.target, tmp_path) as gateway:
-        true = gateway.ask("/generate?seed=42&version=3")
-    server.reply = otherwise(7)
-    with gateway_for(server.target, tmp_path) as gateway:
-        ready = gateway.ask("/readyz")
-        assert (ready.status, ready.body) == (200, b"ready: version 3, differs\n")
-        assert gateway.metric('ringo_golden_pictures_differing{model_version="3"}') == 1
-        wait_until(
-            lambda: "renders 1 of 64 golden images of version 3 otherwise" in gateway.log.read_text(),
-            "a line in the log",
-        )
-        other = gateway.ask("/generate?seed=42&version=3")
-        kind, _, rest = other.headers["ETag"].strip('"').partition("-")
-        assert f'"proved-{rest}"' == true.headers["ETag"]
-        assert kind != "proved"
-        assert other.headers["Cache-Control"] == "no-cache"
-        held = gateway.ask("/generate?seed=42&version=3", If_None_Match=true.headers["ETag"])
-        assert held.status == 304
+def test_gateway_reports_a_differing_replica_in_log_metric_and_etag(server, start_gateway):
+    true = start_gateway(server.target).ask(URL)
+    server.reply = rendering_other_bytes(7)
+    gateway = start_gateway(server.target)
+    assert gateway.ask("/readyz").body == b"ready: version 3, differs\n"
+    assert gateway.metric(DIFFERING, model_version="3") == 1
+    line = "renders 1 of 64 golden images of version 3 otherwise"
+    wait_until(lambda: line in gateway.log.read_text(), "a line in the log")
+    other = gateway.ask(URL)
+    kind, _, rest = other.headers["ETag"].strip('"').partition("-")
+    assert f'"proved-{rest}"' == true.headers["ETag"]
+    assert kind != "proved"
+    assert other.headers["Cache-Control"] == "no-cache"
+    assert gateway.ask(URL, If_None_Match=true.headers["ETag"]).status == 304

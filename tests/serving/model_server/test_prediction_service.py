@@ -1,7 +1,6 @@
 """Status codes and messages of the embedded model server, as TensorFlow Serving's."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -49,15 +48,6 @@ def test_response_names_version_and_signature_when_the_request_does_not(hosted):
     assert (spec.name, spec.version.value, spec.signature_name) == ("apple", 7, "serving_default")
 
 
-def test_generate_is_serving_default_after_sample(hosted):
-    request = generate([3, 5, 2**62])
-    pictures = images(hosted.predict(request))
-    request.model_spec.signature_name = "sample"
-    latents = hosted.predict(request).outputs["latents"]
-    assert pictures.shape == (3, 2, 2, 3)
-    assert (images(hosted.predict(inputs(latents=latents))) == pictures).all()
-
-
 def test_response_is_equal_when_latents_are_in_typed_fields(hosted):
     latents = np.linspace(0, 1, 2 * LATENT_DIM, dtype=np.float32)
     content = hosted.predict(from_latents(tensor_content=latents.tobytes()))
@@ -81,12 +71,6 @@ def test_images_are_equal_when_the_response_has_typed_fields(hosted):
         response = typed.predict(generate([1, 2]))
     assert not response.outputs["images"].tensor_content
     assert (images(response) == images(hosted.predict(generate([1, 2])))).all()
-
-
-def test_responses_are_equal_when_calls_are_concurrent(hosted):
-    with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(hosted.predict, [generate([1, 2, 3])] * 200))
-    assert all(response == responses[0] for response in responses)
 
 
 def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):

@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +15,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.model_client.messages import prediction_service_pb2_grpc
 from serving.model_server.server import main
 from serving.settings import MODEL_NAME
-from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards, wait_until
+from tests.conftest import LIMIT_S, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
     NOT_FOUND,
+    POLL_INTERVAL_S,
     Hosted,
     from_latents,
     hosting,
     images,
+    model_server_process,
     publish,
     refusal_of,
     save_model,
     withdraw,
     write_warm_up,
 )
+
+POLLS_S = 10 * POLL_INTERVAL_S
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +69,8 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
             assert 20 in shades <= {10, 20}
     swapped.wait_for(1, "END")
     assert list(swapped.states().items()) == [(2, "AVAILABLE"), (1, "END")]
+    withdraw(swapped.base_path, "2")
+    swapped.wait_for(1, "AVAILABLE")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,35 @@ def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, br
     assert (broken.error_code, served.error_code) == (2, 0)
     assert broken.error_message
     assert swapped.states()[1] == "AVAILABLE"
+    withdraw(swapped.base_path, "1")  # only the broken one is left
+    time.sleep(POLLS_S)
     assert swapped.predict(from_latents()).model_spec.version.value == 1
+
+
+def test_broken_version_is_loaded_once_and_again_when_a_nested_file_changes(swapped, saved_models, caplog):
+    aside = swapped.base_path / ".aside"
+    shutil.copytree(saved_models[20], aside)
+    index = Path("variables", "variables.index")
+    (aside / index).write_bytes(b"")
+    aside.rename(swapped.base_path / "2")
+    swapped.wait_for(2, "END")
+    time.sleep(POLLS_S)
+    assert caplog.text.count("can't be loaded") == 1
+    (swapped.base_path / "2" / index).write_bytes((saved_models[20] / index).read_bytes())
+    swapped.wait_for(2, "AVAILABLE")
+
+
+def test_versions_stay_when_the_base_path_is_gone(swapped):
+    swapped.base_path.rename(swapped.base_path.with_name("elsewhere"))
+    time.sleep(POLLS_S)
+    assert swapped.predict(from_latents()).model_spec.version.value == 1
+
+
+def test_folders_are_ignored_when_their_names_are_no_versions(swapped, saved_models):
+    for name in ("abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20):
+        publish(saved_models[20], swapped.base_path, name)
+    time.sleep(POLLS_S)
+    assert swapped.states() == {1: "AVAILABLE"}
 
 
 def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_models):
@@ -100,16 +133,9 @@ def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_mod
 
 def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_models, tmp_path):
     port, log, models = free_port(), tmp_path / "log", tmp_path / "models"
-    flags = (
-        f"--port={port}",
-        f"--model_base_path={models}",
-        "--file_system_poll_wait_seconds=0.05",
-        "--log-format=json",
-    )
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
-    with ended_afterwards(process):
-        wait_until(lambda: f"waiting for a version of apple in {models}" in log.read_text(), "a line that it waits")
+    flags = (f"--port={port}", f"--model_base_path={models}", "--file_system_poll_wait_seconds=0.05")
+    waiting = f"waiting for a version of apple in {models}"
+    with model_server_process(log, waiting, *flags, "--log-format=json") as process:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
         models.mkdir()
@@ -135,15 +161,14 @@ def test_flags_of_tensorflow_serving_are_accepted(saved_models, tmp_path):
         *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
         "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
     ]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command("serving", "model-server", *flags), cwd=ROOT, stderr=stderr)
-    with ended_afterwards(process):
-        wait_until(lambda: "serving apple on" in log.read_text(), "a line that it serves")
-        with grpc.insecure_channel(f"unix:{socket_path}") as channel:
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
-            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
-            assert response.status == health_pb2.HealthCheckResponse.SERVING
+    with (
+        model_server_process(log, "serving apple on", *flags),
+        grpc.insecure_channel(f"unix:{socket_path}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
+        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_process_ends_with_one_sentence_when_its_host_is_another_machine(saved_models, tmp_path):

@@ -13,8 +13,8 @@ from serving.paint.client import PictureClient, Secrets
 from serving.paint.output_folder import CALL_SEEDS
 from serving.rendering.query import Picture
 from tests.conftest import LIMIT_S
+from tests.serving.paint.conftest import content, paint, rows
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-from tests.serving.paint.paint_process import content, paint, rows
 
 QUERY = Picture(format="png", version=1)
 

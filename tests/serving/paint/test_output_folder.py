@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
+from tests.serving.paint.conftest import content, paint, rows
 from tests.serving.paint.fake_batch_server import FakeBatchServer, data_of
-from tests.serving.paint.paint_process import content, paint, rows
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])

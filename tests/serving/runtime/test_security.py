@@ -15,13 +15,13 @@ from serving.gateway.app import create_app
 from serving.gateway.openapi import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.settings import Settings
-from tests.batch_process import SERVING, Batch, batch_for, batch_request, refusal
+from tests.batch_process import Batch, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.gateway_process import gateway_for, run_serving
-from tests.scrape import scrape, value
+from tests.gateway_process import gateway_for, run_serving, scrape, value
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
+SETTINGS = {"token": TOKEN}
 DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 
@@ -71,21 +71,15 @@ def test_batch_server_answers_clients_with_the_token_only(batch, authorization, 
     assert described(batch, *([("authorization", authorization)] if authorization else [])) == answer
 
 
-def test_batch_server_answers_only_health_checks_without_the_token(batch):
-    assert batch.status() == SERVING
-    code, sentence, _ = refusal(lambda: batch.paint([1]))
-    assert code is grpc.StatusCode.UNAUTHENTICATED
-    assert sentence == "This service requires its token; send the header `authorization: Bearer ...`."
-
-
 def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):
     def count() -> float:
         return value(batch.metrics_port, "ringo_requests_total", outcome="not_authenticated")
 
     before, metadata = count(), [("x-request-id", "mine")]
     call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
-    with pytest.raises(grpc.RpcError):
-        next(call)
+    code, sentence, _ = refusal(lambda: next(call))
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert sentence == "This service requires its token; send the header `authorization: Bearer ...`."
     assert dict(call.initial_metadata())["x-request-id"] == "mine"
     wait_until(lambda: count() == before + 1, "the call to be counted")
 
@@ -166,17 +160,10 @@ def test_batch_server_serves_a_renewed_certificate_without_a_restart(model_serve
 def test_gateway_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
     files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
     write_certificate(trustme.CA(), files)
-    with gateway_for(model_server.target, tmp_path, **files) as gateway:
+    with gateway_for(model_server.target, tmp_path, probe=None, **files) as gateway:
         write_certificate(trustme.CA(), files)
         served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
     assert served == files["tls_certificate"].read_text()
-
-
-@pytest.fixture(scope="module")
-def gateway(model_server, tmp_path_factory):
-    """With a token."""
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), token=TOKEN) as gateway:
-        yield gateway
 
 
 def test_gateway_answers_probes_and_preflights_only_without_the_token(gateway):
@@ -212,7 +199,7 @@ def status_of(port: int, ca: Path, client: Path | None = None) -> int:
 
 
 def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_server, pem, tmp_path):
-    with gateway_for(model_server.target, tmp_path, tls_client_ca=pem["ca"], **tls(pem)) as gateway:
+    with gateway_for(model_server.target, tmp_path, probe=None, tls_client_ca=pem["ca"], **tls(pem)) as gateway:
         for port in (gateway.port, gateway.metrics_port):
             assert status_of(port, pem["ca"], pem["client"]) == 200
             for client in (None, pem["stranger"]):

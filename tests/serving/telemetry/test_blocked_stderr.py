@@ -1,10 +1,8 @@
 """A gateway whose stderr is a full pipe loses only log lines."""
 
 import fcntl
-import http.client
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,21 +17,14 @@ PIPE_BYTES = 4096  # 20 lines
 @pytest.fixture(params=[""])
 def gateway(request, tmp_path) -> Iterator[Gateway]:
     wrapper = ("sh", "-c", f'exec "$@" {request.param}', "sh")
-    with gateway_for("localhost:1", tmp_path, wrapper=wrapper, unread=True) as gateway:
+    with gateway_for("localhost:1", tmp_path, wrapper=wrapper, unread=True, probe="/livez") as gateway:
         fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         yield gateway
 
 
 def statuses(gateway: Gateway, count: int) -> set[int]:
     """Return the statuses of `count` requests, each of which is a line."""
-    found = set()
-    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
-        for _ in range(count):
-            connection.request("GET", "/nothing")
-            response = connection.getresponse()
-            response.read()
-            found.add(response.status)
-    return found
+    return {gateway.ask("/nothing").status for _ in range(count)}
 
 
 def test_gateway_answers_and_counts_lost_lines_when_stderr_is_blocked(gateway):

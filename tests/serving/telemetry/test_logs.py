@@ -11,12 +11,12 @@ import pytest
 from serving.telemetry.logs import JsonLines, TextLines
 from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import StatusError
+from tests.fake_model_server import refusing
 from tests.gateway_process import gateway_for
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
-SETTINGS = {"token": TOKEN}
+SETTINGS = {"log_format": "json", "token": TOKEN}
 SECRET = "swordfish-of-the-client"
 
 
@@ -67,10 +67,7 @@ def test_stream_is_one_line_of_json(batch):
 
 
 def test_message_of_the_model_server_is_in_the_log_and_not_in_the_response(gateway, model_server, monkeypatch):
-    def refuse(request):
-        raise StatusError(grpc.StatusCode.INTERNAL)
-
-    monkeypatch.setattr(model_server, "reply", refuse)
+    monkeypatch.setattr(model_server, "reply", refusing(grpc.StatusCode.INTERNAL))
     reply = gateway.ask("/generate?seed=4711", Authorization=BEARER)
     line = gateway.line_of(reply)
     assert (line["level"], line["outcome"]) == ("WARNING", "model_mismatch")
@@ -88,6 +85,9 @@ def test_message_of_the_model_server_is_in_the_log_and_not_in_the_response(gatew
         (f"/nothing?{SECRET}", "/nothing"),
         ("/a%0a%7b%22level%22%3a", "/a%0A%7B%22level%22%3A"),
         (f"/{'a' * 1000}", f"/{'a' * 199}…"),
+        ("/42.png?size=x", "/42.png"),
+        (f"/name/{SECRET}.png?size=x", "/name/-"),
+        (f"/{SECRET}.png?size=x", "/-.png"),
     ],
 )
 def test_a_path_is_logged_without_the_query_and_harmless(gateway, path, logged):
@@ -125,7 +125,7 @@ def test_message_is_one_line_when_it_has_control_characters(formatter, end):
 
 
 def test_failed_probe_is_a_warning_in_the_log_when_sigterm_follows(tmp_path):
-    with gateway_for("localhost:1", tmp_path, log_format="json") as gateway:
+    with gateway_for("localhost:1", tmp_path, log_format="json", probe="/livez") as gateway:
         reply = gateway.ask("/readyz")
     line = gateway.line_of(reply)
     assert (line["level"], line["path"], line["outcome"]) == ("WARNING", "/readyz", "model_unavailable")

@@ -13,9 +13,7 @@ from serving.errors import RingoError
 from serving.gateway.problems import ANSWERS
 from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import gateway_for
-from tests.scrape import scrape, value
+from tests.gateway_process import gateway_for, scrape
 
 
 def requests_of(port: int) -> dict[tuple[str, str, str], float]:
@@ -30,7 +28,6 @@ def requests_of(port: int) -> dict[tuple[str, str, str], float]:
 def test_totals_are_right_across_workers(model_server, tmp_path):
     with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
         wait_until(lambda: len(gateway.workers()) == 2, "two workers")
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
         for unused in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
             gateway.process.send_signal(unused)
         for asleep in gateway.workers():
@@ -45,44 +42,43 @@ def test_totals_are_right_across_workers(model_server, tmp_path):
             ]:
                 gateway.ask(url, **headers)
             os.kill(int(asleep.name), signal.SIGCONT)
-        port, known = gateway.metrics_port, str(VERSION)
-        assert requests_of(port) == {
+        known = str(VERSION)
+        assert requests_of(gateway.metrics_port) == {
             ("generate", "answered", known): 10,
             ("generate", "not_modified", known): 4,
             ("grid", "answered", known): 6,
             ("generate", "invalid_request", ""): 2,
             ("unknown", "not_found", ""): 2,
         }
-        assert value(port, "ringo_pictures_total", source="model") == 4  # an image and a grid, for each worker
-        assert value(port, "ringo_pictures_total", source="cache") == 12
-        assert value(port, "ringo_request_seconds_count", resource="generate") == 16
-        assert value(port, "ringo_stage_seconds_count", stage="encode") == 4
-        assert value(port, "ringo_requests_in_flight") == 0
+        assert gateway.rendered() == 4  # an image and a grid, for each worker
+        assert gateway.metric("ringo_pictures_total", source="cache") == 12
+        assert gateway.metric("ringo_request_seconds_count", resource="generate") == 16
+        assert gateway.metric("ringo_stage_seconds_count", stage="encode") == 4
+        assert gateway.metric("ringo_requests_in_flight") == 0
     assert re.findall("Handling signal: (.*)", gateway.log.read_text()) == ["term"]
 
 
 def test_rows_of_predict_calls_are_counted_by_signature(gateway):
-    before = value(gateway.metrics_port, "ringo_predict_rows_sum", signature="generate")
+    before = gateway.metric("ringo_predict_rows_sum", signature="generate")
     assert gateway.ask("/grid?seeds=500-508").status == 200
-    assert value(gateway.metrics_port, "ringo_predict_rows_sum", signature="generate") == before + 9
+    assert gateway.metric("ringo_predict_rows_sum", signature="generate") == before + 9
     assert gateway.ask("/morph?start=1&end=2&frames=5").status == 200
-    assert value(gateway.metrics_port, "ringo_predict_rows_sum", signature="serving_default") == 5
+    assert gateway.metric("ringo_predict_rows_sum", signature="serving_default") == 5
 
 
-def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(tmp_path):
-    with FakeModelServer() as server, gateway_for(server.target, tmp_path) as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        before = len(server.requests)
-        with ThreadPoolExecutor(2) as pool, server.holding():
-            waiting = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in (100, 101)]
-            wait_until(lambda: len(server.requests) == before + 2, "both calls of the model")
-            assert gateway.metric("ringo_requests_in_flight") == 2
-            killed = gateway.worker()
-            os.kill(int(killed.name), signal.SIGKILL)
-            wait_until(lambda: gateway.workers() not in ([killed], []), "another worker")
-            assert gateway.metric("ringo_requests_in_flight") == 0
-        for broken in waiting:
-            assert isinstance(broken.exception(), ConnectionError | http.client.HTTPException)
+def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(server, start_gateway):
+    gateway = start_gateway(server.target)
+    before = len(server.requests)
+    with ThreadPoolExecutor(2) as pool, server.holding():
+        waiting = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in (100, 101)]
+        wait_until(lambda: len(server.requests) == before + 2, "both calls of the model")
+        assert gateway.metric("ringo_requests_in_flight") == 2
+        killed = gateway.worker()
+        os.kill(int(killed.name), signal.SIGKILL)
+        wait_until(lambda: gateway.workers() not in ([killed], []), "another worker")
+        assert gateway.metric("ringo_requests_in_flight") == 0
+    for broken in waiting:
+        assert isinstance(broken.exception(), ConnectionError | http.client.HTTPException)
 
 
 def test_an_unknown_version_is_no_label(gateway):

@@ -11,12 +11,11 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from serving.telemetry.tracing import export_traces
 from tests.batch_process import batch_for, batch_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import gateway_for
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
-SETTINGS = {"cache_mb": 0}
+SETTINGS = {"log_format": "json", "cache_mb": 0}
 
 
 def trace_of_last_call(model_server) -> dict[str, str]:
@@ -31,24 +30,19 @@ def test_gateway_passes_a_trace_to_the_log_and_the_model_server(gateway, model_s
     assert trace_of_last_call(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
 
 
-def test_shared_call_is_part_of_the_trace_that_has_waited_longest(tmp_path):
-    with (
-        FakeModelServer() as server,
-        gateway_for(server.target, tmp_path, log_format="json", model_calls=1) as gateway,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
-        before = len(server.requests)
-        with server.holding():
-            first = pool.submit(gateway.ask, "/generate?seed=100")
-            wait_until(lambda: len(server.requests) > before, "the first call")
-            second = pool.submit(gateway.ask, "/generate?seed=101", Traceparent=PARENT)
-            wait_until(lambda: gateway.metric("ringo_requests_in_flight") == 2, "the second to wait")
-        assert first.result(LIMIT_S).status == second.result(LIMIT_S).status == 200
-        assert trace_of_last_call(server) == {"traceparent": PARENT}
-        line = gateway.line_of(second.result())
-        assert line["trace_id"] == TRACE
-        assert line["model_seconds"] > 0
+def test_shared_call_is_part_of_the_trace_that_has_waited_longest(server, start_gateway):
+    gateway = start_gateway(server.target, log_format="json", model_calls=1)
+    before = len(server.requests)
+    with ThreadPoolExecutor(2) as pool, server.holding():
+        first = pool.submit(gateway.ask, "/generate?seed=100")
+        wait_until(lambda: len(server.requests) > before, "the first call")
+        second = pool.submit(gateway.ask, "/generate?seed=101", Traceparent=PARENT)
+        wait_until(lambda: gateway.metric("ringo_requests_in_flight") == 2, "the second to wait")
+    assert first.result().status == second.result().status == 200
+    assert trace_of_last_call(server) == {"traceparent": PARENT}
+    line = gateway.line_of(second.result())
+    assert line["trace_id"] == TRACE
+    assert line["model_seconds"] > 0
 
 
 def test_batch_server_passes_a_trace_to_the_log_and_the_model_server(batch, model_server):
@@ -97,7 +91,6 @@ def collector(monkeypatch):
 
 def test_spans_of_both_servers_are_sent_to_the_collector(collector, model_server, tmp_path):
     with gateway_for(model_server.target, tmp_path) as gateway:
-        wait_until(lambda: gateway.ask("/readyz").status == 200, "a model that is ready")
         reply = gateway.ask("/generate?seed=1", Traceparent=PARENT)
         traceparent = trace_of_last_call(model_server)["traceparent"]
     with batch_for(model_server.target, tmp_path) as batch:
