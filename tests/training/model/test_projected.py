@@ -13,7 +13,6 @@ from tests.training.fit.test_run import assert_equal_bits, fit, fit_arguments, i
 from training.config import TrainingConfig
 from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
-from training.model.losses import hinge_discriminator_loss, hinge_generator_loss
 from training.model.projected import ProjectedDiscriminator
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
@@ -74,12 +73,6 @@ def test_kernel_is_divided_by_its_largest_singular_value(discriminator):
     response = np.asarray(convolution(impulse))[0, 3:6, 3:6]
     expected = np.asarray(convolution.kernel)[::-1, ::-1, 0] / np.linalg.svd(matrix, compute_uv=False)[0]
     np.testing.assert_allclose(response, expected, rtol=0.02, atol=1e-5)
-
-
-def test_hinge_losses_are_averaged_over_heads():
-    real, generated = [np.float32([2, 0]), np.float32([-1])], [np.float32([-2, 0]), np.float32([1])]
-    assert float(hinge_discriminator_loss(real, generated)) == pytest.approx((0.5 + 0.5 + 2 + 2) / 2)
-    assert float(hinge_generator_loss(generated)) == pytest.approx(-(-1 + 1) / 2)
 
 
 PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from", 2)
