@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.stock_layers import in_stock_layers
 from training.config import IMAGE_SIZES, TrainingConfig
 from training.model.latents import sample_latents
 from training.model.networks import UpsampleConv, build_discriminator, build_generator
@@ -52,3 +53,8 @@ def test_minibatch_deviation_is_0_when_all_images_are_equal():
     varied = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     alike = np.repeat(varied[:1], 4, axis=0)
     assert np.asarray(spread(alike))[..., -1].max() < 1e-3 < np.asarray(spread(varied))[..., -1].min()
+
+
+def test_stock_layers_of_the_benchmark_generate_equal_images():
+    generator, latents = build_generator(16, (8, 8, 4)), sample_latents(np.arange(3), 16)
+    np.testing.assert_allclose(in_stock_layers(generator)(latents), generator(latents), atol=1e-5)
