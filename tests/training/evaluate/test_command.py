@@ -55,6 +55,9 @@ def test_evaluate_compares_a_run_with_photos_and_saves_the_results(evaluated):
     assert (evaluation.against_all.images, evaluation.against_all.photos) == (56, 56)
     assert evaluation.against_all.kid_x1000 > 100  # after four batches, images are noise
     assert f"FID, against all photos: {evaluation.against_all.fid} (56 of each)" in output
+    assert evaluation.coverage.rule == "5 clusters of features"
+    assert sum(evaluation.coverage.images.values()) == pytest.approx(1, abs=1e-3)
+    assert len(evaluation.coverage.missing) >= 3  # all seeds give similar images
     assert evaluation.against_held_out is None
     assert "6 held-out photos are too few for a KID; at least 50 are needed." in output
 
@@ -85,13 +88,6 @@ def test_evaluate_writes_a_report_and_prints_its_path(evaluated, small_run):
         '<th scope="row"><bdi>Licence of these weights</bdi></th><td><bdi>MIT</bdi></td>',
     ):
         assert words.casefold() in page.casefold()
-
-
-def test_coverage_is_low_when_all_seeds_give_similar_images(evaluated):
-    _, evaluation, _ = evaluated
-    assert evaluation.coverage.rule == "5 clusters of features"
-    assert sum(evaluation.coverage.images.values()) == pytest.approx(1, abs=1e-3)
-    assert len(evaluation.coverage.missing) >= 3
 
 
 @pytest.fixture
@@ -166,17 +162,12 @@ def npy(array: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def test_photo_features_are_cached_after_the_first_evaluation(extractors, tmp_path):
+@pytest.mark.parametrize("content", [b"", npy(np.zeros((2, 12), np.float32)), npy(np.zeros((3, 11), np.float32))])
+def test_photo_features_are_cached_and_computed_again_when_damaged(extractors, tmp_path, content):
     photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
     first = features_of_photos(extractors[0], photos, tmp_path)
     without_network = replace(extractors[0], network=SimpleNamespace(output_shape=(None, 12)))
     assert np.array_equal(features_of_photos(without_network, photos, tmp_path), first)
-
-
-@pytest.mark.parametrize("content", [b"", npy(np.zeros((2, 12), np.float32)), npy(np.zeros((3, 11), np.float32))])
-def test_photo_features_are_computed_again_when_their_cache_is_damaged(extractors, tmp_path, content):
-    photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
-    first = features_of_photos(extractors[0], photos, tmp_path)
     (cache,) = tmp_path.iterdir()
     cache.write_bytes(content)
     assert np.array_equal(features_of_photos(extractors[0], photos, tmp_path), first)
@@ -237,15 +228,6 @@ def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
 
 
-def test_evaluate_is_refused_when_folder_is_no_run_and_no_version(small_model, photos, tmp_path):
-    with pytest.raises(TrainingError) as raised:
-        evaluate_in_process(small_model, photos, out=tmp_path / "out")
-    assert str(raised.value) == (
-        f"{small_model} has neither saved_model.pb nor config.json; name a version of a model, such as "
-        "models/apple/1, or the --out folder of a `fit` that has saved a checkpoint."
-    )
-
-
 def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")
@@ -254,14 +236,17 @@ def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_
         evaluate_in_process(run, tmp_path / "nowhere", out=tmp_path / "out")
 
 
-def test_evaluate_is_refused_when_out_is_a_file(photos, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match=r"^--out is '.*/file', but .*/file is not a folder; set --out"):
-        evaluate_in_process(tmp_path / "nothing", photos, out=tmp_path / "file")
-
-
-def test_evaluate_is_refused_when_photos_are_too_few(small_run, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "out", "sentence"),
+    [
+        ("photos", "out", "photos has neither saved_model.pb nor config.json; name a version of a model, such as"),
+        ("run", "out", "^24 images and photos are too few to compare; provide at least 50"),
+        ("run", "photos/0.png", "^--out is '.*/0.png', but .*/0.png is not a folder; set --out"),
+    ],
+)
+def test_evaluate_is_refused_when_an_argument_is_wrong(small_run, folder, model, out, sentence):
+    (folder.parent / "run").symlink_to(small_run)
     for seed in range(24):
-        draw_photo(seed).save(tmp_path / f"{seed}.png")
-    with pytest.raises(TrainingError, match=r"^24 images and photos are too few to compare; provide at least 50"):
-        evaluate_in_process(small_run, tmp_path, out=tmp_path / "out")
+        draw_photo(seed).save(folder / f"{seed}.png")
+    with pytest.raises(TrainingError, match=sentence):
+        evaluate_in_process(folder.parent / model, folder, out=folder.parent / out)
