@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -96,15 +96,8 @@ def test_run_folder_holds_all_files_of_the_run(small_run):
     files = {p.relative_to(small_run).as_posix() for p in small_run.rglob("*") if p.is_file()}
     assert {"config.json", "photos.json", "history.csv", "losses.png", "checkpoint.npz"} <= files
     assert {"grids/photos.png", *(f"grids/{step:07d}.png" for step in (0, 2, 4))} <= files
+    assert "generator.png" in files or "to_rgb" in (small_run / "generator.txt").read_text(encoding="utf-8")
     assert read_losses(small_run)[:, 0].tolist() == [1, 2, 3, 4]
-
-
-def test_generator_is_drawn_or_written_as_a_table_without_graphviz(small_run):
-    if shutil.which("dot"):
-        with Image.open(small_run / "generator.png") as drawing:
-            assert drawing.width > 100
-    else:
-        assert "to_rgb" in (small_run / "generator.txt").read_text(encoding="utf-8")
 
 
 def test_progress_gif_ends_with_the_last_grid_of_64_images(small_run):
@@ -174,18 +167,8 @@ def test_sigterm_before_the_first_batch_ends_fit_like_ctrl_c(photos, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_gan():
-    return build_gan(
-        TrainingConfig(
-            image_size=32,
-            discriminator="plain",
-            steps=3,
-            batch_size=8,
-            jit_compile=False,
-            evaluate_every=1,
-            evaluate_count=50,
-            checkpoint_every_s=0,
-        )
-    )
+    config = TrainingConfig(image_size=32, discriminator="plain", steps=3, batch_size=8, jit_compile=False)
+    return build_gan(replace(config, evaluate_every=1, evaluate_count=50, checkpoint_every_s=0))
 
 
 def simulate_training(
@@ -237,7 +220,6 @@ def test_best_checkpoint_has_the_lowest_kid(small_gan, tmp_path, capsys):
     [
         ({"d_loss": 0.1}, "The discriminator wins: its mean loss is 0.10, less than 0.3. Start a new run with"),
         ({"covered": 7}, "Varieties vanish: the images show 7 of 20. Start a new run with"),
-        ({"covered": 1}, "Varieties vanish: the images show 1 of 20. Start a new run with"),
     ],
 )
 def test_fit_warns_in_words_when_training_goes_wrong(small_gan, tmp_path, capsys, fault, sentence):
