@@ -29,24 +29,18 @@ def to_dict(*choices):
 
 
 @pytest.mark.parametrize(
-    ("sides", "machine", "image_size"),
+    ("sides", "machine", "expected"),
     [
-        ([100] * 60, LAPTOP, 64),
-        ([63] * 60, LAPTOP, 32),
-        ([10] * 60, LAPTOP, 32),  # the smallest size
-        ([1000] * 60, LAPTOP, 64),
-        ([20] * 29 + [1000] * 31, LAPTOP, 64),  # the median photo counts, not the smallest
-        ([100] * 60, WITH_GPU, 64),
-        ([1000] * 60, WITH_GPU, 128),
+        ([100] * 60, LAPTOP, (64, 2048)),
+        ([63] * 60, SMALL, (32, 500)),
+        ([10] * 60, LAPTOP, (32, 2048)),  # the smallest size
+        ([20] * 29 + [1000] * 31, LAPTOP, (64, 2048)),  # the median photo counts, not the smallest
+        ([100] * 60, WITH_GPU, (64, 2048)),
+        ([1000] * 60, WITH_GPU, (128, 2048)),
     ],
 )
-def test_image_size_follows_typical_photos_and_the_machine(sides, machine, image_size):
-    assert to_dict(*choose_image_size(sides, machine))["image_size"] == image_size
-
-
-@pytest.mark.parametrize(("machine", "mib"), [(LAPTOP, 2048), (SMALL, 500)])
-def test_photo_memory_is_an_eighth_when_memory_is_small(machine, mib):
-    assert to_dict(*choose_image_size([100], machine))["memory_limit_mib"] == mib
+def test_image_size_and_photo_memory_follow_photos_and_machine(sides, machine, expected):
+    assert tuple(to_dict(*choose_image_size(sides, machine)).values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +77,8 @@ def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, 
     assert choice.value == steps
 
 
-def test_grown_run_is_shorter_and_refines_from_its_start():
+def test_new_run_refines_at_its_end_and_a_grown_one_from_its_start():
+    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 3_000}
     config = TrainingConfig(image_size=128)
     start = Start(TrainingConfig(image_size=64), is_model=False)
     assert choose_length(7_180, config, None, LAPTOP, start).value == 96_000 // 16
@@ -98,10 +93,6 @@ def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():
     assert to_dict(*choose_networks(60, 128, WITH_GPU, start))["preset"] == "cpu"
     reason = "19,200 images, a fifth of those without --from, 320 epochs of the photos"
     assert choose_length(60, TrainingConfig(), None, LAPTOP, start) == Choice("steps", 1_200, reason)
-
-
-def test_new_run_refines_in_its_last_three_quarters():
-    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 3_000}
 
 
 def test_plain_discriminator_changes_its_dependent_settings():
@@ -140,15 +131,7 @@ def test_expected_kid_matches_measured_runs(flags, kid):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.2, "a second"),
-        (1.4, "a second"),
-        (1.6, "2 seconds"),
-        (89, "89 seconds"),
-        (3_000, "50 minutes"),
-        (12_600, "3.5 hours"),
-    ],
+    ("seconds", "words"), [(1.4, "a second"), (1.6, "2 seconds"), (3_000, "50 minutes"), (12_600, "3.5 hours")]
 )
 def test_duration_is_formatted_in_words(seconds, words):
     assert format_duration(seconds) == words
