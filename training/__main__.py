@@ -141,10 +141,7 @@ def _add_export(commands: Subparsers) -> None:
 
 
 def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
-    """Add the flag of a field of TrainingConfig.
-
-    If `is_optional`, the value is None without the flag, so a resumed run can keep its own value.
-    """
+    """Add the flag of a field of TrainingConfig; it is None unless set if `is_optional`, so a run keeps its value."""
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
         # The placeholder is a word of the name: of beta_1 it is BETA, because 1 would read like a value.
@@ -267,10 +264,7 @@ def check_encoding(paths: Iterable[Path]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status.
-
-    0 means success, 2 an error with its message on stderr, 130 an interrupt.
-    """
+    """Run a command; return its exit status: 0, 2 after an error on stderr, or 130 after an interrupt."""
     options = argparse.Namespace()
     try:
         build_parser().parse_args(arguments, options)

@@ -65,11 +65,7 @@ def option(
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The hyperparameters of one run.
-
-    Raises:
-        ConfigError: a value is outside the range of its field.
-    """
+    """The hyperparameters of one run. Raises ConfigError if a value is outside its range."""
 
     image_size: int = option(64, "width and height of the images, in pixels", allowed=IMAGE_SIZES, augments=True)
     discriminator: str = option(

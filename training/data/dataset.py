@@ -49,10 +49,7 @@ def check_run_outside_photos(photos_folder: Path, run: Path) -> None:
 
 
 def load_run_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
-    """Load the photos and print the number of used and skipped files.
-
-    Raises TrainingError if the photos are too few.
-    """
+    """Load the photos and print how many are used. Raises TrainingError if they are too few."""
     photos = load_photos(
         photos_folder,
         config.image_size,
@@ -71,10 +68,7 @@ def check_photo_count(usable: int, folder: Path) -> None:
 
 
 def split_run_photos(photos: Photos, run: Path, config: TrainingConfig) -> Split:
-    """Return the split of `photos` into training and held-out photos.
-
-    Raises TrainingError if the training photos do not fill one batch, or if `run` began with other photos.
-    """
+    """Return the split of `photos`. Raises TrainingError if they are too few, or `run` began with others."""
     split = split_photos(photos.files, config.holdout_fraction)
     check_batch_size(len(split.training), len(split.held_out), config.batch_size)
     record_file, record = run / "photos.json", describe_photos(photos, split)

@@ -1,7 +1,4 @@
-"""Photos of any folder as one array of square RGB images.
-
-Every file of the folder is used, or counted under the reason for skipping it.
-"""
+"""Photos of any folder as square RGB images; each file is used, or counted by the reason for skipping it."""
 
 import contextlib
 import dataclasses

@@ -67,10 +67,7 @@ def chart_losses(curves: Curves) -> Chart | None:
 
 
 def chart_kid(curves: Curves) -> Chart | None:
-    """Return the chart of KID by batch and minutes, if any.
-
-    The band is `std`. KID is unbiased, so it can be negative near 0. Values below 1 are drawn as 1.
-    """
+    """Return the chart of KID by batch and minutes, if any. Values below 1, also negative ones, are drawn as 1."""
     if not curves:
         return None
     title = "KID × 1000 by batch and minutes of training"
@@ -104,10 +101,7 @@ def chart_kid(curves: Curves) -> Chart | None:
 
 
 def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
-    """Return a histogram of each of `kinds`, all of equal area.
-
-    `kinds` maps labels to values >= 0.
-    """
+    """Return a histogram of each of `kinds`, all of equal area. `kinds` maps labels to values >= 0."""
     figure = _new_figure(height=3.2)
     axes = figure.subplots()
     edges = np.linspace(0.0, max(values.max() for values in kinds.values()) or 1.0, BINS + 1)

@@ -69,10 +69,7 @@ def measure_coverage(varieties: Varieties, photo_features: Features, image_featu
 
 
 def k_means(features: Features, clusters: int) -> NDArray[np.intp]:
-    """Return the cluster number of each row of `features` float32[N, D].
-
-    The algorithm is Lloyd's (1982), started as k-means++.
-    """
+    """Return the cluster of each row of `features` float32[N, D]: Lloyd's algorithm, started as k-means++."""
     rng = np.random.default_rng(0)
     centres = features[rng.integers(len(features), size=1)]
     for _ in range(clusters - 1):

@@ -51,9 +51,7 @@ def export(
     The version contains the moving average of `run`'s generator. It is written to a temporary folder, verified, and
     renamed, so a server that polls `to` never sees an incomplete version. Verified means: images within 1/255 of the
     Keras generator's, and equal bits at every batch size up to MAX_BATCH_SIZE.
-
-    Raises:
-        TrainingError: `run` is not a run folder, a check failed, or `to` cannot be written. `to` is unchanged.
+    Raises TrainingError if `run` is not a run folder, a check failed, or `to` cannot be written. `to` is unchanged.
     """
     to = to.resolve()
     check_model_name(to.name)
@@ -91,10 +89,7 @@ def export(
 
 
 def publish(folder: Path, to: Path) -> Path | None:
-    """Move the version `folder` to the model folder `to`, unless it adds nothing; return its folder, or the newest.
-
-    Returns None if another export has taken its number meanwhile.
-    """
+    """Move `folder` to `to`; return its path, the newest version if nothing is new, or None if its number is taken."""
     version = to / folder.name
     newest = to / str(int(folder.name) - 1)
     if adds_nothing(folder, newest):
@@ -139,10 +134,7 @@ def read_golden(version: Path) -> NDArray[np.uint8]:
 
 
 def write_digests(folder: Path) -> None:
-    """Write `folder`/SHA256SUMS, for `sha256sum -c`. Raises OSError.
-
-    It lists all other files of the folder, so write it last.
-    """
+    """Write `folder`/SHA256SUMS of all other files, for `sha256sum -c`; call it last. Raises OSError."""
     sums, lines = folder / "SHA256SUMS", []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != sums):
         with path.open("rb") as file:
@@ -160,11 +152,7 @@ def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], fold
 
 
 def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> ExportChecks:
-    """Write and verify the SavedModel in `folder`.
-
-    It writes the fast form, or the sequential one if images depend on the batch size. Raises ExportError if a check
-    fails.
-    """
+    """Write and verify the SavedModel, sequential if images depend on the batch size. Raises ExportError."""
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     servable = Servable(generator, sequential=False)
     if sizes := find_unequal_sizes(servable, seeds):
@@ -197,10 +185,7 @@ def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int
 
 
 def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
-    """Write the SavedModel, with batching parameters and warm-up requests.
-
-    The warm-up calls two signatures at each batch size, because the first request of a size takes 10 times as long.
-    """
+    """Write the SavedModel with batching parameters and warm-up requests: a first request takes 10 times as long."""
     tf.saved_model.save(servable, str(folder), signatures=servable.signatures())
     (folder / "batching_params.pbtxt").write_text(BATCHING_PARAMETERS, encoding="utf-8")
     warm_up = folder / "assets.extra" / "tf_serving_warmup_requests"

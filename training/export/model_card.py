@@ -1,7 +1,4 @@
-"""The model card: origin, data, training and evaluation of a version.
-
-It follows Mitchell et al. 2019.
-"""
+"""The model card: origin, data, training and evaluation of a version. It follows Mitchell et al. 2019."""
 
 from __future__ import annotations
 
@@ -68,10 +65,7 @@ class RunRecord:
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
-    """Return the records of `run` for the model card.
-
-    Raises RecordError if a file is missing or damaged.
-    """
+    """Return the records of `run` for the model card. Raises RecordError if a file is missing or damaged."""
     evaluation_file, source_file = run / "evaluation.json", run / "grown_from.json"
     evaluation, model_file = None, run / "started_from.json"
     if evaluation_file.exists():

@@ -199,10 +199,7 @@ class Grids(StepCallback):
 
 
 class Checkpoints(StepCallback):
-    """Writes checkpoint.npz every `interval_s` seconds and at the end.
-
-    compute.json gets the training time so far.
-    """
+    """Writes checkpoint.npz every `interval_s` seconds and at the end. compute.json gets the training time so far."""
 
     def __init__(self, folder: Path, interval_s: float, first_step: int) -> None:
         super().__init__(first_step)
@@ -238,10 +235,7 @@ class Checkpoints(StepCallback):
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Stops training after the current batch on Ctrl-C or SIGTERM.
-
-    A second signal stops it at once.
-    """
+    """Stops training after the current batch on Ctrl-C or SIGTERM. A second signal stops it at once."""
 
     def __init__(self) -> None:
         super().__init__()

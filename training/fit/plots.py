@@ -20,10 +20,7 @@ MAX_FRAMES, MAX_WIDTH = 40, 512
 
 
 def list_grids(folder: Path) -> list[tuple[int, Path]]:
-    """Return batch number and path of every grid, sorted by batch.
-
-    Grids are `folder`/<batch>.png.
-    """
+    """Return batch number and path of every grid, sorted by batch. Grids are `folder`/<batch>.png."""
     return sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal())
 
 

@@ -23,9 +23,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
     """Write the PNG `to`: some photos, and augmented versions of each.
 
     `config.seed` chooses up to PHOTOS photos and the augmentation of their VERSIONS. Returns the number of photos.
-
-    Raises:
-        TrainingError: the photo folder has no usable photo, or `to` is not usable.
+    Raises TrainingError if the photo folder has no usable photo, or `to` is not usable.
     """
     if to.suffix.lower() != ".png":
         raise TrainingError(f"--out is {str(to)!r}, not a PNG file; set it to a name such as preview.png.")
@@ -44,10 +42,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
 
 
 def draw_sheet(photos: NDArray[np.uint8], versions: NDArray[np.uint8]) -> Image.Image:
-    """Return a sheet of `photos` uint8[N, S, S, 3], one per row.
-
-    To the right of each photo are its VERSIONS images of `versions`, in order.
-    """
+    """Return a sheet: each of `photos` uint8[N, S, S, 3] begins a row with its VERSIONS of `versions`."""
     left, right = (
         image_grid(np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=BORDER_GREY), columns)
         for images, columns in ((photos, 1), (versions, VERSIONS))

@@ -44,9 +44,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, sourc
     history.csv, kid.csv, losses.png, grids/, generator.png, tensorboard/, checkpoint.npz and best.npz.
     Training resumes from a checkpoint in `run`. A new run may start from the generator of `source`, a run or an
     exported version.
-
-    Raises:
-        TrainingError: the run cannot start or resume; no file in `run` is lost.
+    Raises TrainingError if the run cannot start or resume; no file in `run` is lost.
     """
     replicas = count_replicas()
     if config.batch_size % replicas:

@@ -75,10 +75,7 @@ class GAN(keras.Model):
         return self.first_step + int(self.optimizer.iterations.numpy())
 
     def copy_generator_weights(self, source: keras.Model) -> None:
-        """Copy the weights of every layer that has equal shapes in `source`.
-
-        `source` may be a generator of a smaller image size. Layers match by name.
-        """
+        """Copy all layers that have the name and shapes of one in `source`, maybe of a smaller image size."""
         source_weights = {layer.name: layer.get_weights() for layer in source.layers}
         for target in (self.generator, self.ema_generator):
             for layer in target.layers:
@@ -122,17 +119,11 @@ class GAN(keras.Model):
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """No metrics: the step returns its logs.
-
-        Keras's unused loss tracker would wait for all workers at every read.
-        """
+        """No metrics: the step returns its logs. Keras's own would wait for all workers at every read."""
         return []
 
     def _maybe_symbolic_build(self, **data: Any) -> None:
-        """Do nothing, because every part is built.
-
-        With several workers, Keras 3.15 would average a batch here and fail.
-        """
+        """Do nothing: every part is built, and Keras 3.15 would fail with several workers."""
 
     def train_step(self, *args: Any) -> Any:
         """Update both networks on one batch."""
@@ -204,10 +195,7 @@ def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscr
 
 
 def build_gan(config: TrainingConfig, *, refining: bool = False) -> GAN:
-    """Return a compiled GAN for one stage of a run.
-
-    `config.seed` fixes its initial weights.
-    """
+    """Return a compiled GAN for one stage of a run. `config.seed` fixes its initial weights."""
     keras.utils.set_random_seed(config.seed)
     gan = GAN(config, refining=refining)
     rate = config.refining_learning_rate if refining else config.learning_rate

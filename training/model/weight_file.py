@@ -37,10 +37,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the arrays of a PyTorch state dictionary by name.
-
-    Raises UnpicklingError if `path` is not in the legacy format.
-    """
+    """Return the arrays of a PyTorch state dictionary by name. Raises UnpicklingError for another format."""
     with path.open("rb") as file:
         if _Unpickler(file).load() != MAGIC:
             raise pickle.UnpicklingError(
