@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
@@ -256,27 +256,22 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser may raise RuntimeError)
 
 
-def check_encoding(paths: Iterable[Path]) -> None:
-    """Raise ConfigError unless TensorFlow, which writes names in UTF-8, finds all `paths`."""
-    for path in paths:
-        if os.fsencode(path) != str(path).encode(errors="replace"):
-            raise ConfigError(f"The name {str(path)!r} is not UTF-8; choose another one.")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 2 after an error on stderr, or 130 after an interrupt."""
     options = argparse.Namespace()
     try:
         build_parser().parse_args(arguments, options)
-        check_encoding(value for name, value in vars(options).items() if name != "photos" and isinstance(value, Path))
+        for name, path in vars(options).items():  # TensorFlow writes names in UTF-8
+            if name != "photos" and isinstance(path, Path) and os.fsencode(path) != str(path).encode(errors="replace"):
+                raise ConfigError(f"The name {str(path)!r} is not UTF-8; choose another one.")
         require_backend()
         status: int = options.run_command(options)
         return status
     except TrainingError as error:
         message = str(error)
     except OSError as error:  # such as a full disk, or a folder without permission
-        path = f"{error.filename}: " if error.filename else ""
-        message = f"{path}{error.strerror or error}."
+        file = f"{error.filename}: " if error.filename else ""
+        message = f"{file}{error.strerror or error}."
     except KeyboardInterrupt:
         print(f"python -m training {options.command}: interrupted.", file=sys.stderr)
         return INTERRUPTED

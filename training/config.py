@@ -134,10 +134,6 @@ class TrainingConfig:
         """The first batch of the refining stage; `steps` without that stage."""
         return self.steps if self.discriminator == "plain" else min(self.refine_from, self.steps)
 
-    def is_refining(self, step: int) -> bool:
-        """Return whether a checkpoint at batch `step` belongs to the refining stage."""
-        return step > self.first_refining_step or self.first_refining_step == 0
-
     @property
     def generator_channels(self) -> tuple[int, ...]:
         """Channels of the generator at 4x4, 8x8, ..., image_size x image_size."""

@@ -51,10 +51,7 @@ def check_run_outside_photos(photos_folder: Path, run: Path) -> None:
 def load_run_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
     """Load the photos and print how many are used. Raises TrainingError if they are too few."""
     photos = load_photos(
-        photos_folder,
-        config.image_size,
-        cache_dir=run / "photos",
-        memory_limit_bytes=config.memory_limit_mib * 2**20,
+        photos_folder, config.image_size, cache_dir=run / "photos", memory_limit_bytes=config.memory_limit_mib * 2**20
     )
     print(photos.summary.format_table())
     check_photo_count(len(photos.pixels), photos_folder)

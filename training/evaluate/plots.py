@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 MAX_POINTS = 300  # of a line; more show only noise
 BINS = 40  # of a histogram
 KID_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-LABELS = {
-    "g_loss": "generator",
-    "d_loss": "discriminator",
-    "d_real": "D(real)",
-    "d_generated": "D(generated)",
-}
+LABELS = {"g_loss": "generator", "d_loss": "discriminator", "d_real": "D(real)", "d_generated": "D(generated)"}
 
 Numbers = NDArray[np.floating[Any]]  # [N]
 Curves = Mapping[str, Numbers]  # the columns of a CSV file

@@ -37,13 +37,7 @@ REPORT_BUG = "report this as a bug, with the versions of TensorFlow and Keras"
 
 
 def export(
-    run: Path,
-    to: Path,
-    *,
-    licence: str,
-    attribution: str,
-    faults: Sequence[Fault] = (),
-    checkpoint: str = "best",
+    run: Path, to: Path, *, licence: str, attribution: str, faults: Sequence[Fault] = (), checkpoint: str = "best"
 ) -> Path:
     """Write the next version of the model folder `to`; return its folder.
 

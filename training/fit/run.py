@@ -81,7 +81,8 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
         config.check_resumable(read_config(config_file))
-    gan = build_gan(config, refining=config.is_refining(read_batches_done(checkpoint)))
+    done, refine_from = read_batches_done(checkpoint), config.first_refining_step
+    gan = build_gan(config, refining=done > refine_from or refine_from == 0)
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
     else:

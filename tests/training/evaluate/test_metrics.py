@@ -1,7 +1,11 @@
+"""Distances, the verdict on copies, and varieties, all from features."""
+
 import numpy as np
 import pytest
 
+from training.evaluate.copies import assess_distances, combine_verdicts
 from training.evaluate.metrics import NEAREST_BATCH, find_nearest, frechet_distance, kernel_distance
+from training.evaluate.varieties import find_varieties, k_means
 
 
 def normal(n: int, mean: float = 0.0, deviation: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -31,3 +35,74 @@ def test_nearest_rows_match_a_plain_search():
     rows, distances = find_nearest(points.astype(np.float32), among.astype(np.float32))
     assert rows.tolist() == differences.argmin(axis=1).tolist()
     np.testing.assert_allclose(distances, differences.min(axis=1), rtol=1e-3)
+
+
+FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)
+ALL_CLOSE = "The images are closer to the training photos than unseen photos are."
+SOME_CLOSE = "Some images look like copies."
+UNCERTAIN = "The images may be copies: chance may explain that 6 unseen photos are farther away."
+VERDICTS = {
+    "as far": (FAR, FAR, "good", "No sign of copying."),
+    "closer": (NEAR, FAR, "bad", ALL_CLOSE),
+    "a little closer, 6 held out": (FAR[10:30], FAR[5::8], "unknown", UNCERTAIN),
+    "some": (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
+    "a few": (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
+    "some, 5 held out": (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
+    "more, 5 held out": (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", SOME_CLOSE),
+    "none held out": (NEAR, None, "unknown", "Not checked for copies."),
+}
+
+
+@pytest.mark.parametrize(("generated", "held_out", "level", "headline"), VERDICTS.values(), ids=VERDICTS)
+def test_verdict_is_bad_when_images_are_closer_than_unseen_photos(generated, held_out, level, headline):
+    verdict = assess_distances(generated, held_out)
+    assert (verdict.level, verdict.headline) == (level, headline)
+
+
+def test_verdict_explains_its_numbers():
+    assert assess_distances(np.r_[NEAR[:15], FAR[-35:]], FAR).explanation == (
+        "Typical distance to the nearest training photo in pixels at 32x32 (0 is identical): generated 15, "
+        "unseen photos 15; 30.0 % of the images are closer than the closest 5 % of unseen photos (10.5)."
+    )
+
+
+def test_combined_verdict_is_the_worse_one_and_explains_both():
+    near, far = assess_distances(NEAR, FAR), assess_distances(FAR, FAR, space="features")
+    for verdict in (combine_verdicts(near, far), combine_verdicts(far, near)):
+        assert (verdict.level, verdict.headline) == ("bad", near.headline)
+        assert near.explanation in verdict.explanation
+        assert far.explanation in verdict.explanation
+
+
+NO_FEATURES = np.zeros((60, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("Training/{kind}/{number}.jpg", "folder"),
+        ("{kind}__r0_{number:03d}.jpg", "name before the double underscore"),
+        ("{kind}_r1_{number:03d}.jpg", "name without number and series"),
+        ("{kind}_{number}.jpg", "name without number and series"),
+        ("{kind}-{number}.jpg", "name without number and series"),
+    ],
+)
+@pytest.mark.parametrize("kinds", [("gala", "elstar"), ("apple-5", "apple-11"), ("あ", "い")])
+def test_varieties_come_from_names_when_names_group_photos(name, rule, kinds):
+    files = [name.format(kind=kind, number=number) for kind in kinds for number in range(30)]
+    varieties = find_varieties(files, NO_FEATURES)
+    assert varieties.rule == rule
+    assert varieties.names.tolist() == [kind for kind in kinds for _ in range(30)]
+
+
+@pytest.mark.parametrize("name", ["IMG_{:04d}.jpg", "{:x}f.png", "{}/photo.jpg"])
+def test_varieties_come_from_clusters_when_names_group_nothing(name):
+    features = np.repeat(np.eye(6, dtype=np.float32), 10, axis=0)
+    varieties = find_varieties([name.format(number) for number in range(60)], features)
+    assert varieties.rule == "6 clusters of features"
+    assert [len(set(group)) for group in np.split(varieties.names, 6)] == [1] * 6
+    assert len(set(varieties.names)) == 6
+
+
+def test_k_means_gives_one_cluster_when_all_photos_are_equal():
+    assert len(set(k_means(np.ones((40, 3), np.float32), 4))) == 1

@@ -17,6 +17,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from tests.training.evaluate.test_report import EVALUATION
+from tests.training.fit.test_command import read_files
 from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError, ExportError, RecordError
 from training.evaluate.results import Evaluation
@@ -208,10 +209,6 @@ def test_load_generator_takes_the_best_checkpoint_by_default(run):
     with np.load(run / "checkpoint.npz") as file:
         np.savez(run / "best.npz", **dict(file) | {"step": np.array(2)})
     assert [load_generator(run, which).batch for which in ("best", "last")] == [2, 4]
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run, tmp_path):

@@ -14,7 +14,6 @@ from training.fit.plan import (
     choose_length,
     choose_networks,
     choose_refinement,
-    expected_kid,
     format_duration,
 )
 
@@ -115,19 +114,6 @@ def test_plan_table_has_a_line_with_a_reason_for_each_choice():
         "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
         "  steps        6,000  96,000 images, 1600 epochs of the photos"
     )
-
-
-@pytest.mark.parametrize(
-    ("flags", "kid"),
-    [
-        ({"steps": 1_000}, 25.2),
-        ({"steps": 8_000}, 4.5),
-        ({"steps": 100}, 25.2),  # nothing is known of shorter runs
-        ({"steps": 19_500, "discriminator": "plain"}, 23.6),
-    ],
-)
-def test_expected_kid_matches_measured_runs(flags, kid):
-    assert expected_kid(TrainingConfig(**flags)) == pytest.approx(kid)
 
 
 @pytest.mark.parametrize(

@@ -80,15 +80,10 @@ def test_milestones_have_a_grid_when_grids_are_rare(tmp_path, generator):
     assert simulate(tmp_path, generator, 0, 5001, every=10**6) == [0, 2500, 5000, 5001]
 
 
-def test_grids_after_the_last_checkpoint_are_removed(tmp_path, generator):
+def test_later_grids_are_removed_and_a_missing_one_drawn_on_resume(tmp_path, generator):
     simulate(tmp_path, generator, 0, 2700)
-    assert simulate(tmp_path, generator, 1999, 2001) == [0, 1000, 2000, 2001]
-
-
-def test_missing_grid_is_drawn_when_a_run_resumes(tmp_path, generator):
-    simulate(tmp_path, generator, 0, 2500)
-    (tmp_path / "grids" / "0002500.png").unlink()
-    assert simulate(tmp_path, generator, 2500, 2600) == [0, 1000, 2000, 2500, 2600]
+    (tmp_path / "grids" / "0002000.png").unlink()
+    assert simulate(tmp_path, generator, 2000, 2001) == [0, 1000, 2000, 2001]
 
 
 def test_gif_is_updated_when_the_number_of_grids_doubles(tmp_path, generator):
