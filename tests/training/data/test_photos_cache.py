@@ -40,20 +40,15 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_photos_are_decoded_again_only_when_the_folder_changes(folder: Path, change: str) -> None:
+def test_photos_are_decoded_again_when_folder_or_size_changes(folder: Path, change: str) -> None:
     solid("RGB", (10, 0, 0)).save(folder / "a.bmp")
     solid("RGB", (20, 0, 0)).save(folder / "b.bmp")
     load(folder, in_memory=False)
     replace_unnoticed(folder / "a.bmp", 99)
     assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 10
+    assert load(folder, SIDE // 2, in_memory=False).pixels[0, -1, -1, 0] == 99
     CHANGES[change](folder)
     assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 99
-
-
-def test_photos_are_decoded_again_when_the_image_size_differs(folder: Path) -> None:
-    save_photo(folder / "a")
-    load(folder, in_memory=False)
-    assert load(folder, SIDE // 2, in_memory=False).pixels.shape == (1, SIDE // 2, SIDE // 2, 3)
 
 
 @pytest.mark.parametrize("file", ["pixels.u8", "index.json"])

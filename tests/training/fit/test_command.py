@@ -1,6 +1,7 @@
 """`fit` with few flags: choices, output and resuming."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,9 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     files = sorted(tmp_path.rglob("*"))
     assert fit(photos, tmp_path / "run", "--dry-run", "--batch-size", "4", "--preset", "cpu") == 0
     output = capsys.readouterr().out
-    for name in ("image_size", "preset", "batch_size", "jit_compile", "steps"):
+    assert re.search(r"\n  batch_size +4 +from the command line\n", output)
+    assert re.search(r"\n  beta_1 +0.5 +for a plain discriminator\n", output)
+    for name in ("image_size", "preset", "jit_compile", "steps"):
         assert f"\n  {name} " in output
     assert "32     " in output.split("image_size")[1].splitlines()[0]  # the photos have 40 px
     assert "100,000 images" in output

@@ -7,9 +7,7 @@ from training.fit.plan import (
     MAX_HOURS,
     Choice,
     Machine,
-    Plan,
     Start,
-    choose_discriminator,
     choose_image_size,
     choose_length,
     choose_networks,
@@ -92,28 +90,6 @@ def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():
     assert to_dict(*choose_networks(60, 128, WITH_GPU, start))["preset"] == "cpu"
     reason = "19,200 images, a fifth of those without --from, 320 epochs of the photos"
     assert choose_length(60, TrainingConfig(), None, LAPTOP, start) == Choice("steps", 1_200, reason)
-
-
-def test_plain_discriminator_changes_its_dependent_settings():
-    plain = to_dict(*choose_discriminator("plain"))
-    assert (plain["beta_1"], plain["translate_probability"]) == (0.5, 0.3)
-    assert to_dict(*choose_discriminator("projected")) == {"discriminator": "projected"}
-
-
-def test_flags_are_never_overridden():
-    plan = Plan({"image_size": 256, "seed": 7}).with_choices(*choose_image_size([100], LAPTOP))
-    assert plan.config == TrainingConfig(image_size=256, seed=7)
-    assert plan.choices[0].reason == "from the command line"
-
-
-def test_plan_table_has_a_line_with_a_reason_for_each_choice():
-    length = choose_length(60, TrainingConfig(), None, LAPTOP)
-    assert Plan({}).with_choices(*choose_networks(60, 64, LAPTOP), length).format_table() == (
-        "  preset       cpu    wide networks need a GPU\n"
-        "  batch_size   16     learns most per image\n"
-        "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
-        "  steps        6,000  96,000 images, 1600 epochs of the photos"
-    )
 
 
 @pytest.mark.parametrize(
