@@ -159,7 +159,6 @@ def read_config(path: Path) -> TrainingConfig:
     """Return the configuration in `path`, a config.json.
 
     A free setting that is newer than the file has its default.
-
     Raises RecordError if it is missing or damaged, a value is invalid, or a setting is unknown or a fixed one missing.
     """
     config = read_record(path, TrainingConfig)

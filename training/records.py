@@ -39,11 +39,7 @@ class ComputeRecord:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that replaces `path` after the `with` block.
-
-    A power cut leaves the old or the new file. The temporary name is unique, because several processes may write
-    `path`. Raises OSError.
-    """
+    """Yield a new file that replaces `path` at the end, also for several writers. Raises OSError."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with partial.open("xb") as file:

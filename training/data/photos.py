@@ -84,7 +84,6 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
     Photos are cropped to the centre square and resized to `image_size`. Hidden files and folders are ignored. Each
     photo is decoded once: into memory if all fit `memory_limit_bytes`, else into a file in `cache_dir`. Later calls
     with an unchanged folder open that file without decoding. Its peak memory does not grow with the number of photos.
-
     Raises PhotosError if the folder is missing, has no usable photo, or the cache cannot be written.
     """
     files = _find_files(folder)
@@ -99,11 +98,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
 
 
 def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> NDArray[np.uint8]:
-    """Return up to `count` usable photos of `folder`, chosen by `seed`.
-
-    They are uint8[N, image_size, image_size, 3] with N >= 1, as from `load_photos`, but no other photo is decoded.
-    Raises PhotosError if the folder is missing or has no usable photo.
-    """
+    """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises PhotosError without any."""
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     pixels: list[NDArray[np.uint8]] = []
@@ -115,7 +110,6 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     """Return the shorter side, in pixels, of every apparently usable file.
 
     It reads headers and detects copies but decodes nothing, so files with damaged pixels still count.
-
     Raises PhotosError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
@@ -180,12 +174,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def _find_files(folder: Path) -> list[_File]:
-    """Return every file below `folder` that is not hidden, sorted by path.
+    """Return every file below `folder` that is not hidden, sorted by path, without opening it.
 
-    It opens no file. Links to folders are followed, and each folder is visited once. A folder that cannot be listed
-    counts as a file.
-
-    Raises PhotosError if `folder` itself cannot be listed.
+    Links are followed, once to each folder. A folder that cannot be listed counts as a file; PhotosError for `folder`.
     """
     _check_folder(folder)
     visited: set[str] = set()
@@ -239,11 +230,7 @@ def _process_files(
     store: Callable[[Result], object],
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Pass the result of `read` for each usable photo to `store`.
-
-    Stops after `max_photos` photos. Returns their printable names and the counts of all files. Raises PhotosError if no
-    photo is usable.
-    """
+    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises PhotosError."""
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
     fates: dict[str, str] = {}
@@ -281,11 +268,7 @@ def _no_usable_photo(summary: PhotoSummary) -> PhotosError:
 
 
 def printable(text: str) -> str:
-    """Return `text` safe for a terminal, a web page and JSON.
-
-    It escapes bytes that are not UTF-8 and characters that move the cursor, change colours or reverse the direction of
-    writing: a file name must not control the terminal.
-    """
+    """Return `text` with escapes for bytes that are not UTF-8 and for characters that control a terminal."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         character

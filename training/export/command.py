@@ -167,10 +167,7 @@ def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str)
 
 
 def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int]:
-    """Return the batch sizes that give other bits than batches of 1.
-
-    It compares floats, not pixels: a wrong last bit changes pixels only rarely, so a check of pixels could miss it.
-    """
+    """Return the batch sizes that give other floats than batches of 1; few wrong last bits change pixels."""
     spec = tf.TensorSpec((None, servable.latent_dim), tf.float32)
     compute_floats = tf.function(servable.compute_floats, input_signature=[spec], autograph=False)
     latents = tf.constant(sample_latents(seeds, servable.latent_dim))
@@ -200,11 +197,7 @@ def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
 
 
 def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[np.int64]) -> int:
-    """Return the largest pixel difference to the Keras generator.
-
-    Raises ExportError if it exceeds 1, or if the graph gives other pixels than its golden digests, or other pixels in
-    large calls.
-    """
+    """Return the largest pixel difference to Keras's images. Raises ExportError beyond 1, or if calls disagree."""
     signatures = tf.saved_model.load(str(folder)).signatures
     generate = signatures["generate"]
     golden = signatures["golden"](index=tf.range(len(GOLDEN_SEEDS), dtype=tf.int64))

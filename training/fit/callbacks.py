@@ -78,10 +78,7 @@ class Progress(StepCallback):
 
 
 class History(StepCallback):
-    """Writes history.csv: mean losses of every `every` batches.
-
-    TensorBoard gets the same values under TensorFlow. The first row after a resume is the mean of the batches since.
-    """
+    """Writes history.csv, under TensorFlow also for TensorBoard: mean losses of every `every` batches."""
 
     def __init__(self, folder: Path, every: int, first_step: int) -> None:
         super().__init__(first_step)
@@ -93,10 +90,7 @@ class History(StepCallback):
         write_atomically(self.path, "\n".join(lines) + "\n")
 
     def after_step(self, logs: dict[str, float]) -> None:
-        """Write a row every `every` batches.
-
-        Raises TrainingError if a loss is not finite. This comes before the checkpoint, so the last good one remains.
-        """
+        """Write a row if it is due. Raises TrainingError, before the checkpoint, if a loss is not finite."""
         self.pending.append([float(logs[name]) for name in LOSSES])
         if not np.isfinite(self.pending[-1]).all():
             raise TrainingError(

@@ -134,11 +134,7 @@ def choose_discriminator(name: str) -> tuple[Choice, ...]:
 
 
 def choose_networks(photos: int, image_size: int, machine: Machine, start: Start | None = None) -> tuple[Choice, ...]:
-    """Choose networks, batch size and compiler for `photos` photos.
-
-    The compiler follows a rule, not a measurement: on a busy machine a measurement could vary, but equal commands must
-    give equal losses.
-    """
+    """Choose networks, batch size and compiler by rules: a measurement could vary, and with it the losses."""
     if machine.gpu:
         preset = Choice("preset", "gpu", "a GPU can train wide networks")
         batch_size, reason = (64, "keeps a GPU busy") if image_size <= 128 else (32, "fits a GPU's memory")

@@ -100,10 +100,7 @@ class GAN(keras.Model):
                 average.assign(current + decay * (average - current))
 
     def make_train_function(self, force: bool = False) -> None:
-        """Make Keras's train function; with several replicas, one that averages their logs.
-
-        With several workers, Keras 3.15 averages over the first axis, but a loss has no axis.
-        """
+        """Make the train function; for several workers, Keras 3.15 would average logs over an axis they lack."""
         if count_replicas() == 1:
             super().make_train_function(force)
             return

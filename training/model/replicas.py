@@ -82,10 +82,7 @@ def count_replicas() -> int:
 
 
 def draw_rows(draw: Callable[..., Tensor], shape: tuple[Any, ...], *limits: Any, seed: Any) -> Tensor:
-    """Return `draw(shape, *limits, seed=seed)`, or this replica's rows of it.
-
-    With several replicas, all of them draw for the whole batch, so the numbers are those of a single device.
-    """
+    """Return `draw(shape, *limits, seed=seed)`; a replica gets its rows of the draw for the whole batch."""
     replicas = count_replicas()
     if replicas == 1:
         return draw(shape, *limits, seed=seed)

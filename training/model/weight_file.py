@@ -15,10 +15,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that rejects all classes but those of a state dictionary.
-
-    A tensor becomes its storage, offset, shape and strides; a storage, its key and dtype.
-    """
+    """Unpickler of state dictionaries alone; a tensor becomes its storage, offset, shape and strides."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
