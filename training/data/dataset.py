@@ -39,12 +39,11 @@ def check_output_folder(out: Path) -> None:
         raise TrainingError(f"--out is {str(out)!r}, but {existing} is not a folder; set --out to a folder.")
 
 
-def check_run_outside_photos(photos_folder: Path, run: Path) -> None:
-    """Raise TrainingError if the run folder is inside the photo folder."""
-    if run.resolve().is_relative_to(photos_folder.resolve()):
+def check_outside_photos(photos_folder: Path, out: Path) -> None:
+    """Raise TrainingError if `out` is inside the photo folder."""
+    if out.resolve().is_relative_to(photos_folder.resolve()):
         raise TrainingError(
-            f"--out {run} is inside --photos {photos_folder}, so its grids would become photos; "
-            "set --out to a folder elsewhere."
+            f"--out {out} is inside --photos {photos_folder}, so its images would become photos; set --out elsewhere."
         )
 
 

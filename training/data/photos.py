@@ -163,22 +163,17 @@ def _open_cache(entry: Path, folder: Path, image_size: int) -> Photos:
     return Photos(np.memmap(entry / "pixels.u8", np.uint8, mode="r", shape=shape), names, summary)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise PhotosError if `folder` is missing, unreadable or not a folder."""
+def _find_files(folder: Path) -> list[_File]:
+    """Return every file below `folder` that is not hidden, sorted by path, without opening it.
+
+    Links are followed, once to each folder. A folder that cannot be listed counts as a file; PhotosError for `folder`.
+    """
     try:
         fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
     except OSError as error:
         fault = f"cannot be opened ({error.strerror})"
     if fault:
         raise PhotosError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
-
-
-def _find_files(folder: Path) -> list[_File]:
-    """Return every file below `folder` that is not hidden, sorted by path, without opening it.
-
-    Links are followed, once to each folder. A folder that cannot be listed counts as a file; PhotosError for `folder`.
-    """
-    _check_folder(folder)
     visited: set[str] = set()
     files: list[_File] = []
 
@@ -248,23 +243,18 @@ def _process_files(
                 break
     counts = {reason.value: skipped[reason] for reason in SkipReason if skipped[reason]}
     summary = PhotoSummary(printable(str(folder)), len(files), len(used), counts, fates)
-    if not used:
-        raise _no_usable_photo(summary)
-    return tuple(used), summary
-
-
-def _no_usable_photo(summary: PhotoSummary) -> PhotosError:
-    """Return the error for a folder without a usable photo."""
-    if not summary.files:
-        return PhotosError(
+    if not files:
+        raise PhotosError(
             f"The photo folder {summary.folder!r} has no files (hidden files are ignored); "
             "set --photos to a folder of photos."
         )
-    reason, count = max(summary.skipped.items(), key=lambda item: item[1])
-    return PhotosError(
-        f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {summary.files:,} files are skipped "
-        f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
-    )
+    if not used:
+        reason, count = max(counts.items(), key=lambda item: item[1])
+        raise PhotosError(
+            f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {len(files):,} files are skipped "
+            f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
+        )
+    return tuple(used), summary
 
 
 def printable(text: str) -> str:

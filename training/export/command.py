@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from training.errors import ExportError
-from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
+from training.export.model_card import Fault, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
@@ -145,8 +146,8 @@ def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], fold
             Image.fromarray(image).save(folder / f"{fault.seed}.png")
 
 
-def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> ExportChecks:
-    """Write and verify the SavedModel, sequential if images depend on the batch size. Raises ExportError."""
+def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> str:
+    """Write and verify the SavedModel; return the checks in words. Raises ExportError."""
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     servable = Servable(generator, sequential=False)
     if sizes := find_unequal_sizes(servable, seeds):
@@ -158,12 +159,13 @@ def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str)
         if find_unequal_sizes(servable, seeds):
             raise ExportError(f"An image depends on its batch even if rows run one by one; {REPORT_BUG}.")
     save_servable(servable, folder, model_name=model_name)
-    return ExportChecks(
-        largest_difference=check_saved_model(generator, folder, seeds),
-        seeds=len(seeds),
-        sequential=servable.sequential,
-        threads=os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of"),
-    )
+    difference = check_saved_model(generator, folder, seeds)
+    rows = "Rows run one by one." if servable.sequential else "All rows run at once; odd batches have one more row."
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of")
+    return f"""\
+- The fused generator differs from the Keras one by at most {difference}/255 ({len(seeds)} seeds).
+- Every batch size from 1 to {len(seeds)} gives the floats of batch size 1, bit for bit ({len(seeds)} seeds).
+  {rows} Verified on {platform.machine()} with {threads} threads per operation; use as many in a model server."""
 
 
 def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int]:

@@ -72,10 +72,6 @@ class Progress(StepCallback):
         losses = {name: f"{value:.3f}" for name, value in logs.items()}
         self.bar.set_postfix({"images/s": f"{rate * self.batch_size:.0f}", **losses}, refresh=False)
 
-    def close(self) -> None:
-        """End the progress line, also after an error."""
-        self.bar.close()
-
 
 class History(StepCallback):
     """Writes history.csv, under TensorFlow also for TensorBoard: mean losses of every `every` batches."""

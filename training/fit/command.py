@@ -11,8 +11,8 @@ from training.data.dataset import (
     MIN_PHOTOS,
     check_batch_size,
     check_output_folder,
+    check_outside_photos,
     check_photo_count,
-    check_run_outside_photos,
     load_run_photos,
     split_run_photos,
 )
@@ -63,7 +63,7 @@ def fit(
     Raises TrainingError if the run cannot start or resume. A new run has written no file.
     """
     check_output_folder(run)
-    check_run_outside_photos(photos_folder, run)
+    check_outside_photos(photos_folder, run)
     check_no_runs_inside(run)
     if grow_from is not None and from_model is not None:
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")

@@ -20,10 +20,11 @@ from training.evaluate.command import quote_model_card
 from training.evaluate.features import build_extractor
 from training.evaluate.generator import is_version
 from training.evaluate.metrics import kernel_distance
+from training.evaluate.results import Coverage
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
 from training.fit.folder import lock_run
-from training.fit.measurements import KeepBest, MeasureQuality, Quality
+from training.fit.measurements import KeepBest, MeasureQuality
 from training.fit.plots import draw_network, draw_photos
 from training.model.checkpoints import load_checkpoint, load_generator, save_checkpoint
 from training.model.exported import load_exported
@@ -167,7 +168,8 @@ def train_stage(
         return first_step
     if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
-    with closing(Progress(config, first_step)) as progress:
+    progress = Progress(config, first_step)
+    with closing(progress.bar):
         gan.fit(
             distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=gan.last_step - first_step,
@@ -205,12 +207,11 @@ def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureQu
         features = extract(photos.pixels[rows], progress="photos")
         return features, find_varieties([photos.files[row] for row in rows], features)
 
-    def measure(images: NDArray[np.uint8]) -> Quality:
+    def measure(images: NDArray[np.uint8]) -> tuple[float, float, Coverage]:
         photo_features, varieties = training_photos()
         features = extract(images)
-        distance, deviation = kernel_distance(photo_features, features, subsets=KID_SUBSETS)
-        coverage = measure_coverage(varieties, photo_features, features)
-        return Quality(distance, deviation, coverage.covered, len(coverage.photos))
+        kid, deviation = kernel_distance(photo_features, features, subsets=KID_SUBSETS)
+        return kid, deviation, measure_coverage(varieties, photo_features, features)
 
     return measure
 

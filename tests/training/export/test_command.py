@@ -22,7 +22,7 @@ from training.config import TrainingConfig, read_config
 from training.errors import CheckpointError, ExportError, RecordError
 from training.evaluate.results import Evaluation
 from training.export.command import MAX_BATCH_SIZE, export, write_digests
-from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
+from training.export.model_card import Fault, read_run, write_model_card
 from training.fit.run import SourceRecord
 from training.model.checkpoints import load_generator
 from training.model.latents import MAX_SEED, sample_latents
@@ -159,8 +159,7 @@ def run(small_run, tmp_path) -> Path:
 def write_card(run: Path, evaluation: Evaluation = EVALUATION) -> str:
     write_record(run / "evaluation.json", asdict(evaluation))
     record = read_run(run, load_generator(run))
-    checks = ExportChecks(largest_difference=0, seeds=64, sequential=False, threads="2")
-    write_model_card(run, record, model_name="fruit", licence="", attribution="", checks=checks, faults=[])
+    write_model_card(run, record, model_name="fruit", licence="", attribution="", checks="", faults=[])
     return (run / "model_card.md").read_text(encoding="utf-8")
 
 

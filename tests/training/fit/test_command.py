@@ -189,7 +189,7 @@ def change_nothing(folder):
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
         (write("kid.csv", "step,kid_x1000,std\n2,nan,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
-        (change_nothing, "photos/run", (), "so its grids would become photos"),
+        (change_nothing, "photos/run", (), "so its images would become photos"),
         (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
         (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
         (change_nothing, "new", ("--photos", "~root/no"), "The photo folder '/root/no' cannot be opened"),

@@ -64,7 +64,7 @@ def test_preview_is_equal_when_the_seed_is_equal(photos, tmp_path):
         ("text/a.txt", "sheet.png", (), "text/a.txt' is not a folder; set --photos to a folder of photos."),
         ("text", "sheet.png", (), "text' has no usable photo: 2 of 3 files are skipped as 'not an image"),
         ("text", "sheet.jpg", (), "not a PNG file; set it to a name such as preview.png."),
-        ("text", "text/sheet.png", (), "so the sheet would become a photo; set --out to a file elsewhere."),
+        ("text", "text/sheet.png", (), "so its images would become photos; set --out elsewhere."),
         ("text", "sheet.png", ("--translate-fraction", 0.9), "translate_fraction is 0.9; set it to a value from 0.0"),
     ],
 )

@@ -22,9 +22,9 @@ from training.config import TrainingConfig
 from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import TrainingError
-from training.evaluate.results import BUNDLED_KID_X1000
+from training.evaluate.results import BUNDLED_KID_X1000, Coverage
 from training.fit.callbacks import Checkpoints, History, StopOnSignal
-from training.fit.measurements import KeepBest, Quality, read_measurements
+from training.fit.measurements import KeepBest, read_measurements
 from training.fit.run import build_kid, train_stage
 from training.model.gan import build_gan
 from training.records import ComputeRecord, read_batches_done, write_record
@@ -174,9 +174,10 @@ def simulate_training(
     gan.optimizer.iterations.assign(first_step)
     next_kids = iter(kids)
 
-    def measure(images: np.ndarray) -> Quality:
-        kid = next(next_kids)
-        return Quality(kid, 0.001, covered if kid == kids[-1] else 16, 20)
+    def measure(images: np.ndarray) -> tuple[float, float, Coverage]:
+        kid, names = next(next_kids), tuple("abcdefghijklmnopqrst")
+        missing = names[covered if kid == kids[-1] else 16 :]
+        return kid, 0.001, Coverage("letter", 0.25, dict.fromkeys(names, 0.05), {}, missing)
 
     checkpoints = Checkpoints(run, 3600.0, first_step)
     keep_best = KeepBest(run, first_step, measure, checkpoints)
