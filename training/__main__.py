@@ -261,17 +261,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace()
     try:
         build_parser().parse_args(arguments, options)
-        for name, path in vars(options).items():  # TensorFlow writes names in UTF-8
-            if name != "photos" and isinstance(path, Path) and os.fsencode(path) != str(path).encode(errors="replace"):
-                raise ConfigError(f"The name {str(path)!r} is not UTF-8; choose another one.")
+        for name, value in vars(options).items():
+            is_utf_8 = not isinstance(value, Path) or os.fsencode(value) == str(value).encode(errors="replace")
+            if name != "photos" and not is_utf_8:  # TensorFlow writes names in UTF-8
+                raise ConfigError(f"The name {str(value)!r} is not UTF-8; choose another one.")
         require_backend()
         status: int = options.run_command(options)
         return status
     except TrainingError as error:
         message = str(error)
     except OSError as error:  # such as a full disk, or a folder without permission
-        file = f"{error.filename}: " if error.filename else ""
-        message = f"{file}{error.strerror or error}."
+        path = f"{error.filename}: " if error.filename else ""
+        message = f"{path}{error.strerror or error}."
     except KeyboardInterrupt:
         print(f"python -m training {options.command}: interrupted.", file=sys.stderr)
         return INTERRUPTED

@@ -39,9 +39,8 @@ class Measurement:
 class KeepBest(StepCallback):
     """Measures KID, writes kid.csv, warns, and keeps the best checkpoint in best.npz.
 
-    It generates images of the same seeds every `evaluate_every` batches and after the last. Before each measurement it
-    saves a checkpoint. So a run killed at any moment resumes with the best of all previous batches, and without rows of
-    later batches.
+    It generates images of the same seeds every `evaluate_every` batches and after the last. It saves a checkpoint
+    first, so a run killed at any moment resumes with the best of all previous batches, and without later rows.
     """
 
     def __init__(

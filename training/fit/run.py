@@ -41,10 +41,8 @@ KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measuremen
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, source: Path | None = None) -> int:
     """Train until `config.steps` batches are done; return the number done.
 
-    It is smaller than `config.steps` if a signal stopped training. `run` receives config.json, photos.json,
-    history.csv, kid.csv, losses.png, grids/, generator.png, tensorboard/, checkpoint.npz and best.npz.
-    Training resumes from a checkpoint in `run`. A new run may start from the generator of `source`, a run or an
-    exported version.
+    It is smaller than `config.steps` if a signal stopped training. Training resumes from a checkpoint in `run`. A new
+    run may start from the generator of `source`, a run or an exported version.
     Raises TrainingError if the run cannot start or resume; no file in `run` is lost.
     """
     replicas = count_replicas()
@@ -222,9 +220,8 @@ def iterate_batches(
     """Yield photos and latents of every batch from `first_step` on.
 
     Photos are uint8[batch_size, S, S, 3], latents float32[batch_size, latent_dim]. The photos are the `rows` of
-    `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed and its number alone, so a
-    resumed run sees the batches of an uninterrupted one. Each epoch has a new order. Photos left over at its end wait
-    for the next epoch.
+    `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed and its number alone. Each
+    epoch has a new order. Photos left over at its end wait for the next epoch.
     """
     batches_per_epoch = len(rows) // config.batch_size
     order = np.empty(0, np.intp)

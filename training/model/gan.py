@@ -20,7 +20,6 @@ class GAN(keras.Model):
 
     Data is a pair: photos uint8[N, S, S, 3] and latents float32[N, latent_dim]. One Adam updates both networks: its
     moments are per variable, so it acts as two optimizers, while compile, fit, schedules and checkpoints stay ordinary.
-
     `ema_generator` is the network to evaluate and export: the moving average of the generator's weights, with the
     generator's current normalisation statistics. All randomness of a step comes from `noise`, and its state
     is a variable. So restoring `variables` and `optimizer.variables` continues training exactly.

@@ -147,6 +147,15 @@ def write(name, content):
     return lambda folder: (folder / "run" / name).write_text(content)
 
 
+def save_steps(steps):
+    return lambda folder: np.savez(folder / "run" / "checkpoint.npz", step=steps)
+
+
+def save_array(folder):
+    with (folder / "run" / "checkpoint.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def add_best_checkpoint(folder):
     np.savez(folder / "run" / "best.npz", step=2)
 
@@ -177,6 +186,8 @@ def change_nothing(folder):
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
         (write("checkpoint.npz", ""), "run", (), "checkpoint.npz"),
+        (save_steps([1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
+        (save_array, "run", (), "run/checkpoint.npz cannot be read ("),
         (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
