@@ -1,6 +1,7 @@
 """`python -m training evaluate`, and its feature networks."""
 
 import io
+import os
 import re
 import shutil
 from contextlib import redirect_stdout
@@ -144,20 +145,15 @@ def test_copied_images_are_detected_and_paired_with_their_photos():
     assert held_out.distances.tolist() == sorted(held_out.all_distances)
 
 
-def npy(array: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    np.save(content, array)
-    return content.getvalue()
-
-
-@pytest.mark.parametrize("content", [b"", npy(np.zeros((2, 12), np.float32)), npy(np.zeros((3, 11), np.float32))])
-def test_photo_features_are_cached_and_computed_again_when_damaged(extractors, tmp_path, content):
+@pytest.mark.parametrize("shape", [(), (2, 12), (3, 11)])
+def test_photo_features_are_cached_and_computed_again_when_damaged(extractors, tmp_path, shape):
     photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
     first = features_of_photos(extractors[0], photos, tmp_path)
     without_network = replace(extractors[0], network=SimpleNamespace(output_shape=(None, 12)))
     assert np.array_equal(features_of_photos(without_network, photos, tmp_path), first)
     (cache,) = tmp_path.iterdir()
-    cache.write_bytes(content)
+    np.save(cache, np.zeros(shape, np.float32))
+    os.truncate(cache, cache.stat().st_size if shape else 0)
     assert np.array_equal(features_of_photos(extractors[0], photos, tmp_path), first)
 
 

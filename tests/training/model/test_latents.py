@@ -11,17 +11,7 @@ import tensorflow as tf
 from tests.conftest import ROOT
 from training.model.latents import MAX_SEED, sample_latents, slerp, standardise, sum_of_uniforms
 
-SPECIFICATION = ROOT / "docs" / "ringo-latent-1.md"
-
-
-def read_specification_code() -> str:
-    """Return the ten lines of plain Python in the specification."""
-    return re.search(r"```python\n(.*?)```", SPECIFICATION.read_text(encoding="utf-8"), re.DOTALL)[1]
-
-
-def read_published_vectors() -> list[tuple[int, int, str]]:
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| `(\S+)` \|", SPECIFICATION.read_text(encoding="utf-8"), re.MULTILINE)
-    return [(int(seed), int(index), number) for seed, index, number in rows]
+SPECIFICATION = (ROOT / "docs" / "ringo-latent-1.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +23,7 @@ def seeds() -> np.ndarray:
 
 def test_plain_python_latents_equal_numpy_bits_for_1000_seeds(seeds):
     plain: dict = {}
-    exec(read_specification_code(), plain)
+    exec(re.search(r"```python\n(.*?)```", SPECIFICATION, re.DOTALL)[1], plain)
     columns = range(0, 128, 3)
     expected = sample_latents(seeds, 128)[:, columns]
     assert [[plain["latent"](int(seed), i) for i in columns] for seed in seeds] == expected.tolist()
@@ -58,9 +48,9 @@ def test_jax_latents_equal_numpy_bits_for_1000_seeds(seeds):
 
 
 def test_latents_match_the_published_vectors():
-    vectors = read_published_vectors()
+    vectors = re.findall(r"^\| (\d+) \| (\d+) \| `(\S+)` \|", SPECIFICATION, re.MULTILINE)
     assert len(vectors) >= 20
-    actual = [sample_latents(np.array([seed]), 128)[0, index].item() for seed, index, _ in vectors]
+    actual = [sample_latents(np.array([int(seed)]), 128)[0, int(index)].item() for seed, index, _ in vectors]
     assert actual == [float(number) for _, _, number in vectors]
 
 
