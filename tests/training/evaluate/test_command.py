@@ -61,10 +61,6 @@ def test_evaluate_compares_a_run_with_photos_and_saves_the_results(evaluated):
     assert len(evaluation.coverage.missing) >= 3  # all seeds give similar images
     assert evaluation.against_held_out is None
     assert "6 held-out photos are too few for a KID; at least 50 are needed." in output
-
-
-def test_evaluate_explains_distances_to_the_nearest_training_photo(evaluated):
-    output, evaluation, _ = evaluated
     copies, explanation = evaluation.copies, evaluation.verdict.explanation
     assert copies.images_by_pixels.median > copies.held_out_by_pixels.median > 0  # noise is not a copy
     assert explanation.startswith("Typical distance to the nearest training photo in pixels at 32x32")
