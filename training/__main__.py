@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
@@ -141,10 +141,7 @@ def _add_export(commands: Subparsers) -> None:
 
 
 def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
-    """Add the flag of a field of TrainingConfig.
-
-    If `is_optional`, the value is None without the flag, so a resumed run can keep its own value.
-    """
+    """Add the flag of a field of TrainingConfig; it is None unless set if `is_optional`, so a run keeps its value."""
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
         # The placeholder is a word of the name: of beta_1 it is BETA, because 1 would read like a value.
@@ -259,22 +256,15 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser may raise RuntimeError)
 
 
-def check_encoding(paths: Iterable[Path]) -> None:
-    """Raise ConfigError unless TensorFlow, which writes names in UTF-8, finds all `paths`."""
-    for path in paths:
-        if os.fsencode(path) != str(path).encode(errors="replace"):
-            raise ConfigError(f"The name {str(path)!r} is not UTF-8; choose another one.")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status.
-
-    0 means success, 2 an error with its message on stderr, 130 an interrupt.
-    """
+    """Run a command; return its exit status: 0, 2 after an error on stderr, or 130 after an interrupt."""
     options = argparse.Namespace()
     try:
         build_parser().parse_args(arguments, options)
-        check_encoding(value for name, value in vars(options).items() if name != "photos" and isinstance(value, Path))
+        for name, value in vars(options).items():
+            is_utf_8 = not isinstance(value, Path) or os.fsencode(value) == str(value).encode(errors="replace")
+            if name != "photos" and not is_utf_8:  # TensorFlow writes names in UTF-8
+                raise ConfigError(f"The name {str(value)!r} is not UTF-8; choose another one.")
         require_backend()
         status: int = options.run_command(options)
         return status

@@ -14,10 +14,7 @@ BACKENDS = ("tensorflow", "jax")
 
 
 def require_backend() -> str:
-    """Return the backend named by KERAS_BACKEND.
-
-    Raises TrainingError if it is unknown or not installed.
-    """
+    """Return the backend named by KERAS_BACKEND. Raises TrainingError if it is unknown or not installed."""
     backend = os.environ.get("KERAS_BACKEND", BACKENDS[0])
     if backend not in BACKENDS or find_spec(backend) is None:
         raise TrainingError(
@@ -27,10 +24,7 @@ def require_backend() -> str:
 
 
 def import_backend() -> None:
-    """Import the backend and Keras without their messages.
-
-    TensorFlow writes to file descriptor 2 directly, regardless of the log level.
-    """
+    """Import the backend and Keras without TensorFlow's messages, which go to file descriptor 2 directly."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it logs harmless remarks as errors; real errors are raised
     # Without oneDNN, the default for processors without AVX-512 VNNI, a step takes twice as long, and an image depends
     # on the size of its batch.

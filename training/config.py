@@ -65,11 +65,7 @@ def option(
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The hyperparameters of one run.
-
-    Raises:
-        ConfigError: a value is outside the range of its field.
-    """
+    """The hyperparameters of one run. Raises ConfigError if a value is outside its range."""
 
     image_size: int = option(64, "width and height of the images, in pixels", allowed=IMAGE_SIZES, augments=True)
     discriminator: str = option(
@@ -138,10 +134,6 @@ class TrainingConfig:
         """The first batch of the refining stage; `steps` without that stage."""
         return self.steps if self.discriminator == "plain" else min(self.refine_from, self.steps)
 
-    def is_refining(self, step: int) -> bool:
-        """Return whether a checkpoint at batch `step` belongs to the refining stage."""
-        return step > self.first_refining_step or self.first_refining_step == 0
-
     @property
     def generator_channels(self) -> tuple[int, ...]:
         """Channels of the generator at 4x4, 8x8, ..., image_size x image_size."""
@@ -167,7 +159,6 @@ def read_config(path: Path) -> TrainingConfig:
     """Return the configuration in `path`, a config.json.
 
     A free setting that is newer than the file has its default.
-
     Raises RecordError if it is missing or damaged, a value is invalid, or a setting is unknown or a fixed one missing.
     """
     config = read_record(path, TrainingConfig)

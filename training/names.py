@@ -9,10 +9,7 @@ from pathlib import Path
 
 
 def model_name(folder: Path) -> str:
-    """Return the model's name for `folder`: ASCII letters, digits and hyphens.
-
-    Accents are dropped. A folder name without any ASCII letter or digit gives photos- and its checksum.
-    """
+    """Return the model's name for `folder` in ASCII, photos- and a checksum if no letter or digit remains."""
     text = unicodedata.normalize("NFKD", folder.resolve().name.casefold())
     name = re.sub("[^a-z0-9]+", "-", re.sub(r"[\u0300-\u036f]", "", text)).strip("-")
     if not name:

@@ -1,7 +1,4 @@
-"""The small files of a run: JSON records and CSV curves.
-
-Of checkpoints, it reads the number of batches only, without Keras.
-"""
+"""The small files of a run, read without Keras: JSON records, CSV curves, and a checkpoint's batches."""
 
 import json
 import os
@@ -42,11 +39,7 @@ class ComputeRecord:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that replaces `path` after the `with` block.
-
-    A power cut leaves the old or the new file. The temporary name is unique, because several processes may write
-    `path`. Raises OSError.
-    """
+    """Yield a new file that replaces `path` at the end, also for several writers. Raises OSError."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with partial.open("xb") as file:
@@ -70,11 +63,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path, record_type: type[Record], *, remedy: str = "restore it from a backup") -> Record:
-    """Return the JSON object in `path` as a `record_type`, a dataclass.
-
-    Raises RecordError, with `remedy`, if it is missing or damaged, a name is repeated, or a value is missing or of
-    another type.
-    """
+    """Return the JSON object in `path` as a dataclass. Raises RecordError, with `remedy`, if it does not fit."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
         record = msgspec.json.decode(text, type=record_type)
@@ -91,10 +80,7 @@ def _refuse_repetition(pairs: list[tuple[str, Any]]) -> None:
 
 
 def read_batches_done(checkpoint: Path) -> int:
-    """Return the number of batches done at `checkpoint`, 0 without a file.
-
-    Raises RecordError if the file is damaged.
-    """
+    """Return the batches done at `checkpoint`, 0 without a file. Raises RecordError if it is damaged."""
     if not checkpoint.exists():
         return 0
     try:

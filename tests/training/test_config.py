@@ -13,13 +13,9 @@ from training.records import write_record
     ("name", "value", "allowed"),
     [
         ("image_size", 48, "32, 64, 128, 256"),
-        ("preset", "tpu", "cpu, gpu"),
         ("steps", 0, "1 to"),
-        ("batch_size", 1, "2 to"),
         ("learning_rate", float("nan"), "to 1.0"),
-        ("beta_1", 1.0, "0.0 to 0.999"),
         ("translate_fraction", 0.6, "0.0 to 0.5"),
-        ("seed", -1, "0 to"),
     ],
 )
 def test_config_is_refused_when_a_value_is_out_of_range(name, value, allowed):
@@ -36,11 +32,6 @@ def test_every_config_field_is_a_flag_with_help(capsys):
     for f in fields(TrainingConfig):
         assert f"--{f.name.replace('_', '-')}" in output
         assert f.metadata["help"] in output
-
-
-@pytest.mark.parametrize("flag", ["--size", "--image-size"])
-def test_image_size_has_a_short_flag_and_a_long_one(flag):
-    assert build_parser().parse_args(["fit", "--photos", "p", "--out", "r", flag, "128"]).image_size == 128
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # some editors add a byte order mark
@@ -61,11 +52,7 @@ VALID = json.dumps(asdict(TrainingConfig()))
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("", "cannot be read (Input data was truncated)"),
-        ("[]", "cannot be read (Expected `object`, got `array`)"),
         (VALID.encode("utf-16"), "cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid"),
-        (VALID.encode("utf-16-le"), "cannot be read (JSON is malformed: object keys must be strings (byte 1))"),
-        (VALID.replace("cpu", "çpu").encode("latin-1"), "cannot be read ('utf-8' codec can't decode byte 0xe7 in"),
         (VALID[:-1] + ', "seed": 7}', "cannot be read ('seed' is there 2 times)"),
         (VALID[:-1] + ', "colour": ' + "[" * 200_000, "cannot be read (maximum recursion depth exceeded"),
         (VALID[:-1] + ', "colour": 1}', "has the unknown setting 'colour'"),
@@ -74,8 +61,6 @@ VALID = json.dumps(asdict(TrainingConfig()))
         (VALID.replace('"seed": 0', '"seed": "70"'), "cannot be read (Expected `int`, got `str` - at `$.seed`)"),
         (VALID.replace('"seed": 0', '"seed": 62.5'), "cannot be read (Expected `int`, got `float` - at `$.seed`)"),
         (VALID.replace('"seed": 0', '"seed": -1'), "cannot be read (seed is -1; set it to a value from 0 to"),
-        (VALID.replace('"beta_1": 0.0', '"beta_1": 1e999'), "cannot be read (Number out of range - at `$.beta_1`)"),
-        (VALID.replace('"beta_1": 0.0', '"beta_1": NaN'), "cannot be read (JSON is malformed: invalid character"),
     ],
 )
 def test_config_is_refused_in_one_sentence_when_json_is_invalid(tmp_path, content, fault):

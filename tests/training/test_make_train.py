@@ -21,39 +21,26 @@ def make_train(*words):
 
 
 @pytest.mark.parametrize(
-    ("folder_name", "model"),
+    ("photos", "variables", "run", "model"),
     [
-        ("cats", "cats"),
-        ("My Cats (2025)", "my-cats-2025"),
-        ("Apple", "my-apple"),  # models/apple is the bundled model
-        ("Äpfel 2026", "apfel-2026"),
-        ("りんご", "photos-ce90505d"),
-        ("nested/dir/", "dir"),
-        ("it's $HOME, $(5", "it-s-home-5"),
+        ("My Cats (2025)", (), "runs/my-cats-2025", "models/my-cats-2025"),
+        ("Apple", (), "runs/my-apple", "models/my-apple"),  # models/apple is the bundled model
+        ("Äpfel 2026", (), "runs/apfel-2026", "models/apfel-2026"),
+        ("りんご", (), "runs/photos-ce90505d", "models/photos-ce90505d"),
+        ("nested/dir/", (), "runs/dir", "models/dir"),
+        ("it's $HOME, $(5", (), "runs/it-s-home-5", "models/it-s-home-5"),
+        ("~", (), "runs/eve", "models/eve"),
+        ("dogs", ("MODEL=", "RUN="), "runs/dogs", "models/dogs"),
+        ("dogs", ("MODEL=models/cats/",), "runs/cats", "models/cats/"),
+        ("dogs", ("MODEL=models/a$b  'c/d, e",), "runs/d, e", "models/a$b  'c/d, e"),
+        ("dogs", ("RUN=r $x/",), "r $x/", "models/dogs"),
     ],
 )
-def test_make_train_names_the_model_after_the_folder(tmp_path, folder_name, model):
-    output = make_train("-n", f"PHOTOS={tmp_path}/{folder_name}").stdout
-    *_, fit_words, export_words = map(shlex.split, output.splitlines())
-    assert fit_words[3:] == ["fit", f"--photos={tmp_path}/{folder_name}", "--out", f"runs/{model}"]
-    assert export_words[3:] == ["export", f"runs/{model}", "--to", f"models/{model}"]
-
-
-@pytest.mark.parametrize(
-    ("variables", "run", "model"),
-    [
-        (("MODEL=models/cats/",), "runs/cats", "models/cats/"),
-        (("MODEL=models/a$b  'c/d, e",), "runs/d, e", "models/a$b  'c/d, e"),
-        (("MODEL=", "RUN="), "runs/dogs", "models/dogs"),
-        (("RUN=r $x/",), "r $x/", "models/dogs"),
-        (("PHOTOS=~",), "runs/eve", "models/eve"),
-    ],
-)
-def test_make_train_takes_run_and_model_as_they_are(monkeypatch, variables, run, model):
+def test_make_train_names_run_and_model(monkeypatch, photos, variables, run, model):
     monkeypatch.setenv("HOME", "/home/Eve")
-    output = make_train("-n", "PHOTOS=dogs", *variables).stdout
+    output = make_train("-n", f"PHOTOS={photos}", *variables).stdout
     *_, fit_words, export_words = map(shlex.split, output.splitlines())
-    assert fit_words[5:] == ["--out", run]
+    assert fit_words[3:] == ["fit", f"--photos={photos}", "--out", run]
     assert export_words[3:] == ["export", run, "--to", model]
 
 

@@ -41,25 +41,18 @@ def check_output_folder(out: Path) -> None:
         raise TrainingError(f"--out is {str(out)!r}, but you may not write to {existing}; set --out to another folder.")
 
 
-def check_run_outside_photos(photos_folder: Path, run: Path) -> None:
-    """Raise TrainingError if the run folder is inside the photo folder."""
-    if run.resolve().is_relative_to(photos_folder.resolve()):
+def check_outside_photos(photos_folder: Path, out: Path) -> None:
+    """Raise TrainingError if `out` is inside the photo folder."""
+    if out.resolve().is_relative_to(photos_folder.resolve()):
         raise TrainingError(
-            f"--out {run} is inside --photos {photos_folder}, so its grids would become photos; "
-            "set --out to a folder elsewhere."
+            f"--out {out} is inside --photos {photos_folder}, so its images would become photos; set --out elsewhere."
         )
 
 
 def load_run_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
-    """Load the photos and print the number of used and skipped files.
-
-    Raises TrainingError if the photos are too few.
-    """
+    """Load the photos and print how many are used. Raises TrainingError if they are too few."""
     photos = load_photos(
-        photos_folder,
-        config.image_size,
-        cache_dir=run / "photos",
-        memory_limit_bytes=config.memory_limit_mib * 2**20,
+        photos_folder, config.image_size, cache_dir=run / "photos", memory_limit_bytes=config.memory_limit_mib * 2**20
     )
     print(photos.summary.format_table())
     check_photo_count(len(photos.pixels), photos_folder)
@@ -73,10 +66,7 @@ def check_photo_count(usable: int, folder: Path) -> None:
 
 
 def split_run_photos(photos: Photos, run: Path, config: TrainingConfig) -> Split:
-    """Return the split of `photos` into training and held-out photos.
-
-    Raises TrainingError if the training photos do not fill one batch, or if `run` began with other photos.
-    """
+    """Return the split of `photos`. Raises TrainingError if they are too few, or `run` began with others."""
     split = split_photos(photos.files, config.holdout_fraction)
     check_batch_size(len(split.training), len(split.held_out), config.batch_size)
     record_file, record = run / "photos.json", describe_photos(photos, split)

@@ -104,10 +104,7 @@ def load_heif() -> str | None:
 def read_photo(
     path: Path, image_size: int, read: Callable[[Image.Image, int], Result], digests: set[bytes]
 ) -> Result | SkipReason:
-    """Return the result of `read` for the photo, or a skip reason.
-
-    Adds the SHA-256 of a usable file to `digests`. A file with a digest from `digests` is a copy.
-    """
+    """Return the result of `read`, or a skip reason. Adds the SHA-256 to `digests`, which identify copies."""
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -143,10 +140,7 @@ def read_photo(
 
 
 def _open_image(stream: BinaryIO, suffix: str) -> Image.Image | SkipReason:
-    """Return an image without its pixels, or a skip reason.
-
-    `suffix` is that of the file's name. Raises UnidentifiedImageError for unknown formats.
-    """
+    """Return an image without its pixels, or a skip reason. Raises UnidentifiedImageError."""
     header = stream.read(HEADER_BYTES)
     if RAW_HEADER.match(header):
         return SkipReason.RAW
@@ -186,10 +180,7 @@ def _seek_largest_page(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-    """Return the upright centre square as uint8[S, S, 3] in sRGB.
-
-    Transparent pixels become white.
-    """
+    """Return the upright centre square as uint8[S, S, 3] in sRGB. Transparent pixels become white."""
     image.draft(None, (JPEG_OVERSAMPLING * image_size, JPEG_OVERSAMPLING * image_size))  # affects JPEG only
     image.load()
     profile, is_adobe_rgb = image.info.get("icc_profile"), False
@@ -208,10 +199,7 @@ def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Return the image with 8 bits a channel.
-
-    Pillow's own conversion clips 16 bits, which turns everything white.
-    """
+    """Return the image with 8 bits a channel. Pillow's own conversion clips 16 bits, which turns everything white."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((_sixteen_bit_values(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -20,10 +20,7 @@ MIN_SERIES = 20  # photos; a group of a shorter series would be one or two frame
 
 @dataclass(frozen=True)
 class PhotoGroup:
-    """Consecutive photos of one series, from `first` to `last`.
-
-    A group that reaches the end of its series continues at the beginning.
-    """
+    """Consecutive photos of one series, from `first` to `last`, maybe across the end of the series."""
 
     first: str
     last: str

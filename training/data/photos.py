@@ -1,7 +1,4 @@
-"""Photos of any folder as one array of square RGB images.
-
-Every file of the folder is used, or counted under the reason for skipping it.
-"""
+"""Photos of any folder as square RGB images; each file is used, or counted by the reason for skipping it."""
 
 import contextlib
 import dataclasses
@@ -87,7 +84,6 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
     Photos are cropped to the centre square and resized to `image_size`. Hidden files and folders are ignored. Each
     photo is decoded once: into memory if all fit `memory_limit_bytes`, else into a file in `cache_dir`. Later calls
     with an unchanged folder open that file without decoding. Its peak memory does not grow with the number of photos.
-
     Raises PhotosError if the folder is missing, has no usable photo, or the cache cannot be written.
     """
     files = _find_files(folder)
@@ -102,11 +98,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
 
 
 def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> NDArray[np.uint8]:
-    """Return up to `count` usable photos of `folder`, chosen by `seed`.
-
-    They are uint8[N, image_size, image_size, 3] with N >= 1, as from `load_photos`, but no other photo is decoded.
-    Raises PhotosError if the folder is missing or has no usable photo.
-    """
+    """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises PhotosError without any."""
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     pixels: list[NDArray[np.uint8]] = []
@@ -118,7 +110,6 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     """Return the shorter side, in pixels, of every apparently usable file.
 
     It reads headers and detects copies but decodes nothing, so files with damaged pixels still count.
-
     Raises PhotosError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
@@ -172,25 +163,17 @@ def _open_cache(entry: Path, folder: Path, image_size: int) -> Photos:
     return Photos(np.memmap(entry / "pixels.u8", np.uint8, mode="r", shape=shape), names, summary)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise PhotosError if `folder` is missing, unreadable or not a folder."""
+def _find_files(folder: Path) -> list[_File]:
+    """Return every file below `folder` that is not hidden, sorted by path, without opening it.
+
+    Links are followed, once to each folder. A folder that cannot be listed counts as a file; PhotosError for `folder`.
+    """
     try:
         fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
     except OSError as error:
         fault = f"cannot be opened ({error.strerror})"
     if fault:
         raise PhotosError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
-
-
-def _find_files(folder: Path) -> list[_File]:
-    """Return every file below `folder` that is not hidden, sorted by path.
-
-    It opens no file. Links to folders are followed, and each folder is visited once. A folder that cannot be listed
-    counts as a file.
-
-    Raises PhotosError if `folder` itself cannot be listed.
-    """
-    _check_folder(folder)
     visited: set[str] = set()
     files: list[_File] = []
 
@@ -242,11 +225,7 @@ def _process_files(
     store: Callable[[Result], object],
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Pass the result of `read` for each usable photo to `store`.
-
-    Stops after `max_photos` photos. Returns their printable names and the counts of all files. Raises PhotosError if no
-    photo is usable.
-    """
+    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises PhotosError."""
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
     fates: dict[str, str] = {}
@@ -264,31 +243,22 @@ def _process_files(
                 break
     counts = {reason.value: skipped[reason] for reason in SkipReason if skipped[reason]}
     summary = PhotoSummary(printable(str(folder)), len(files), len(used), counts, fates)
-    if not used:
-        raise _no_usable_photo(summary)
-    return tuple(used), summary
-
-
-def _no_usable_photo(summary: PhotoSummary) -> PhotosError:
-    """Return the error for a folder without a usable photo."""
-    if not summary.files:
-        return PhotosError(
+    if not files:
+        raise PhotosError(
             f"The photo folder {summary.folder!r} has no files (hidden files are ignored); "
             "set --photos to a folder of photos."
         )
-    reason, count = max(summary.skipped.items(), key=lambda item: item[1])
-    return PhotosError(
-        f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {summary.files:,} files are skipped "
-        f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
-    )
+    if not used:
+        reason, count = max(counts.items(), key=lambda item: item[1])
+        raise PhotosError(
+            f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {len(files):,} files are skipped "
+            f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
+        )
+    return tuple(used), summary
 
 
 def printable(text: str) -> str:
-    """Return `text` safe for a terminal, a web page and JSON.
-
-    It escapes bytes that are not UTF-8 and characters that move the cursor, change colours or reverse the direction of
-    writing: a file name must not control the terminal.
-    """
+    """Return `text` with escapes for bytes that are not UTF-8 and for characters that control a terminal."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         character

@@ -1,10 +1,11 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data.dataset import check_output_folder, describe_photos
 from training.data.holdout import Split, split_photos
@@ -14,7 +15,7 @@ from training.evaluate.copies import check_copies
 from training.evaluate.features import build_extractors, features_of_photos
 from training.evaluate.generator import GeneratorUnderTest, load_generator_under_test
 from training.evaluate.metrics import Features, frechet_distance, kernel_distance
-from training.evaluate.report import Interpolation, Report, write_report
+from training.evaluate.report import Report, write_report
 from training.evaluate.results import Distances, Evaluation, FeatureDistances, References
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.model.latents import sample_latents, slerp
@@ -26,15 +27,6 @@ MEMORY_LIMIT_BYTES = 2 * 2**30  # for decoded photos; beyond it they stay on dis
 NOISE_IMAGES = 64  # to compare with; KID does not depend on their number
 GRID_SEEDS = 100
 INTERPOLATED_SEEDS, INTERPOLATION_STEPS = ((0, 1), (2, 3), (4, 5), (6, 7)), 10  # not selected, like the grid's
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """The features of all photos and of the images, by one network."""
-
-    network: str
-    photos: Features
-    images: Features
 
 
 def evaluate(
@@ -54,10 +46,8 @@ def evaluate(
     the first also check copies and varieties. Photos are cropped and scaled as for training, so their sharpness is
     comparable. If there are fewer photos than `count`, there are also fewer images, because FID depends on the number.
     `out` receives evaluation.json, report.html and a cache of features. `weights` is a file for inception. `rights` are
-    attribution and licence for the report, instead of those on the model card.
-
-    Raises:
-        TrainingError: `model` is neither, `out` is a file, photos are fewer than MIN_COUNT, or a network is missing.
+    attribution and licence for the report, instead of those on the model card. Raises TrainingError if `model` is
+    neither, `out` is a file, photos are fewer than MIN_COUNT, or a network is missing.
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
@@ -72,24 +62,24 @@ def evaluate(
     seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
     images = generator.generate_images(seeds)
     split, remarks = recover_split(generator, photos)
-    feature_sets = [
-        FeatureSet(
-            extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress="images")
-        )
+    features = [
+        (features_of_photos(extract, photos, out / "photos"), extract(images, progress="images"))
         for extract in extractors
     ]
     noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *images.shape[1:]), np.uint8)
-    first = feature_sets[0]
+    photo_features, image_features = features[0]
     copies = generated = held_out = None
     if split:
-        copies, generated, held_out = check_copies(photos, images, first.photos, first.images, split, seeds)
-    varieties = find_varieties(photos.files, first.photos)
-    coverage = measure_coverage(varieties, first.photos, first.images)
-    distances, *other_distances = [measure_distances(features, split) for features in feature_sets]
+        copies, generated, held_out = check_copies(photos, images, photo_features, image_features, split, seeds)
+    varieties = find_varieties(photos.files, photo_features)
+    coverage = measure_coverage(varieties, photo_features, image_features)
+    distances, *other_distances = [
+        measure_distances(extract.name, *pair, split) for extract, pair in zip(extractors, features, strict=True)
+    ]
     evaluation = Evaluation(
         model=generator.name,
         batch=generator.batch,
-        features=first.network,
+        features=distances.features,
         photos=f"{printable(photos_folder.resolve().name)}, {photos.summary.used:,} photos",
         seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=distances.against_all,
@@ -97,7 +87,7 @@ def evaluate(
         other_features=tuple(other_distances),
         copies=copies,
         coverage=coverage,
-        references=measure_references(varieties, first.photos, extractors[0](noise)),
+        references=measure_references(varieties, photo_features, extractors[0](noise)),
         remarks=remarks,
     )
     report = Report(
@@ -109,7 +99,7 @@ def evaluate(
         missing={name: photos.pixels[np.flatnonzero(varieties.names == name)[:6]] for name in coverage.missing},
         generated=generated,
         held_out=held_out,
-        interpolations=[interpolate(generator, start, end) for start, end in INTERPOLATED_SEEDS],
+        interpolations=interpolate(generator),
         losses=losses,
         kid=kid,
         config=asdict(generator.config),
@@ -120,10 +110,7 @@ def evaluate(
 
 
 def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
-    """Return the split of the training, and remarks.
-
-    The split is None if `photos` are not those of the training.
-    """
+    """Return the split of the training, and remarks. The split is None if `photos` are not those of the training."""
     split = split_photos(photos.files, generator.config.holdout_fraction)
     if not generator.photos_record.has_photos_of(describe_photos(photos, split)):
         return None, ("The photos differ from those of the training, so copies cannot be checked.",)
@@ -134,17 +121,13 @@ def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split 
     return split, ()
 
 
-def measure_distances(features: FeatureSet, split: Split | None) -> FeatureDistances:
-    """Return the distances to all photos and to held-out photos.
-
-    For all photos, it takes a random sample of as many as there are images.
-    """
-    photos, images = features.photos, features.images
+def measure_distances(network: str, photos: Features, images: Features, split: Split | None) -> FeatureDistances:
+    """Return the distances to as many random photos as images, and to the held-out photos."""
     sample = np.sort(np.random.default_rng(0).choice(len(photos), len(images), replace=False))
     against_held_out = None
     if split and len(split.held_out) >= MIN_COUNT:
         against_held_out = _measure(photos[split.held_out], images)
-    return FeatureDistances(features.network, _measure(photos[sample], images), against_held_out)
+    return FeatureDistances(network, _measure(photos[sample], images), against_held_out)
 
 
 def _measure(photos: Features, images: Features) -> Distances:
@@ -169,10 +152,14 @@ def measure_references(varieties: Varieties, photos: Features, noise: Features) 
     )
 
 
-def interpolate(generator: GeneratorUnderTest, first: int, last: int) -> Interpolation:
-    """Return the images interpolated between two seeds."""
-    start, end = sample_latents(np.array([first, last]), generator.config.latent_dim)
-    return Interpolation(first, last, generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS)))
+def interpolate(generator: GeneratorUnderTest) -> dict[str, NDArray[np.uint8]]:
+    """Return the images uint8[K, S, S, 3] between the two seeds of each pair, by name."""
+    images = {}
+    for first, last in INTERPOLATED_SEEDS:
+        start, end = sample_latents(np.array([first, last]), generator.config.latent_dim)
+        latents = slerp(start, end, INTERPOLATION_STEPS)
+        images[f"seed {first} to seed {last}"] = generator.images_from_latents(latents)
+    return images
 
 
 def quote_model_card(model_card: Path) -> dict[str, str]:

@@ -28,10 +28,7 @@ def check_copies(
     split: Split,
     seeds: NDArray[np.int64],
 ) -> tuple[CopyCheck, Pairs, Pairs | None]:
-    """Return the copy check, and the closest images and held-out photos.
-
-    `seeds` are those of `images` uint8[N, S, S, 3]. The pairs show each closest image with its nearest training photo.
-    """
+    """Return the copy check, and the closest images and held-out photos with their nearest training photos."""
     small = shrink(photos.pixels)
     small_training, training_features = small[split.training], photo_features[split.training]
 
@@ -79,10 +76,7 @@ def measure_others(photos: Features, split: Split) -> NDArray[np.float32]:
 
 
 def shrink(images: NDArray[np.uint8]) -> Features:
-    """Return `images` uint8[N, S, S, 3] averaged to SMALL x SMALL.
-
-    The result is float32[N, SMALL * SMALL * 3] from 0 to 255.
-    """
+    """Return `images` uint8[N, S, S, 3] averaged to SMALL x SMALL: float32[N, SMALL * SMALL * 3], 0 to 255."""
     n, size, _, _ = images.shape
     factor = size // SMALL
     small = np.empty((n, SMALL, SMALL, 3), np.float32)

@@ -42,10 +42,7 @@ class Extractor:
     downscale_to: int | None = None  # pixels; images are first scaled down to this size
 
     def __call__(self, images: NDArray[np.uint8], *, progress: str = "") -> NDArray[np.float32]:
-        """Return the features float32[N, D] of `images` uint8[N, H, W, 3], sRGB.
-
-        `progress` names the images on a progress line.
-        """
+        """Return float32[N, D] of `images` uint8[N, H, W, 3], sRGB. `progress` names them on a progress line."""
         interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
         starts = tqdm(
             range(0, len(images), BATCH),
@@ -70,10 +67,7 @@ class Extractor:
 
 
 def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:
-    """Return the extractor of `network`, one of NETWORKS.
-
-    `weights` is the HDF5 file for inception. Raises TrainingError if the weights are missing or do not fit.
-    """
+    """Return the extractor of `network`, one of NETWORKS. Raises TrainingError if its weights do not fit."""
     if network == "inception":
         return _build_inception(weights)
     variant = network.removeprefix("efficientnet-")
@@ -103,9 +97,7 @@ def build_extractors(names: str, weights: Path | None = None, *, image_size: int
     """Return the extractors of `names`, separated by commas.
 
     For images larger than COMMON_SIZE, each network also gives an extractor that scales images down to COMMON_SIZE.
-
-    Raises:
-        TrainingError: a name is unknown or repeated, or its weights are missing.
+    Raises TrainingError if a name is unknown or repeated, or its weights are missing.
     """
     networks = names.split(",")
     for network in networks:
@@ -125,10 +117,7 @@ def build_extractors(names: str, weights: Path | None = None, *, image_size: int
 
 
 def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> NDArray[np.float32]:
-    """Return the features float32[N, D] of all `photos`, cached in `cache_dir`.
-
-    A damaged cache is computed again. Raises OSError.
-    """
+    """Return the features float32[N, D] of all `photos`, cached in `cache_dir`. Raises OSError."""
     key = hashlib.sha256(f"{photos.sha256} {extract.name}".encode()).hexdigest()[:32]
     cached = cache_dir / f".features-{key}.npy"  # hidden, so a cache inside the photo folder is ignored there
     with suppress(*UNREADABLE):

@@ -37,10 +37,7 @@ def is_version(model: Path) -> bool:
 
 
 def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTest:
-    """Return the generator of a run folder or of a version folder.
-
-    Raises TrainingError if `model` is neither.
-    """
+    """Return the generator of a run folder or of a version folder. Raises TrainingError if `model` is neither."""
     if is_version(model):
         return _load_version(model)
     if not (model / "config.json").is_file():

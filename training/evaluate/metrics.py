@@ -12,10 +12,7 @@ NEAREST_BATCH = 512
 
 
 def frechet_distance(real: Features, generated: Features) -> float:
-    """Return the FID (Heusel et al. 2017, equation 6).
-
-    Its bias depends on the sample size, so compare only figures of equal numbers of images.
-    """
+    """Return the FID (Heusel et al. 2017, equation 6), whose bias depends on the sample size."""
     x, y = real.astype(np.float64), generated.astype(np.float64)
     covariance_real, covariance_generated = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     # trace((A B)^1/2) = trace((A^1/2 B A^1/2)^1/2). The inner matrix is symmetric, so eigh gives real eigenvalues.
@@ -44,10 +41,7 @@ def kernel_distance(real: Features, generated: Features, *, subsets: int = SUBSE
 
 
 def _squared_mmd(x: Features, y: Features) -> float:
-    """Return the unbiased squared maximum mean discrepancy.
-
-    The kernel is (x . y / D + 1)^3.
-    """
+    """Return the unbiased squared maximum mean discrepancy. The kernel is (x . y / D + 1)^3."""
 
     def kernel(a: Sums, b: Sums) -> Sums:
         products: Sums = (a @ b.T / a.shape[1] + 1.0) ** 3
@@ -61,10 +55,7 @@ def _squared_mmd(x: Features, y: Features) -> float:
 
 
 def find_nearest(points: Features, among: Features) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the nearest row of `among` for each point, and its distance.
-
-    The distance is the root of the mean square. Memory is proportional to NEAREST_BATCH times the rows of `among`.
-    """
+    """Return the nearest row of `among` for each point, and its root mean square distance."""
     mean = among.mean(axis=0)  # subtracted, because small values lose less to cancellation
     centred = among - mean
     squares = (centred**2).sum(axis=1)

@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 MAX_POINTS = 300  # of a line; more show only noise
 BINS = 40  # of a histogram
 KID_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-LABELS = {
-    "g_loss": "generator",
-    "d_loss": "discriminator",
-    "d_real": "D(real)",
-    "d_generated": "D(generated)",
-}
+LABELS = {"g_loss": "generator", "d_loss": "discriminator", "d_real": "D(real)", "d_generated": "D(generated)"}
 
 Numbers = NDArray[np.floating[Any]]  # [N]
 Curves = Mapping[str, Numbers]  # the columns of a CSV file
@@ -67,10 +62,7 @@ def chart_losses(curves: Curves) -> Chart | None:
 
 
 def chart_kid(curves: Curves) -> Chart | None:
-    """Return the chart of KID by batch and minutes, if any.
-
-    The band is `std`. KID is unbiased, so it can be negative near 0. Values below 1 are drawn as 1.
-    """
+    """Return the chart of KID by batch and minutes, if any. Values below 1, also negative ones, are drawn as 1."""
     if not curves:
         return None
     title = "KID × 1000 by batch and minutes of training"
@@ -104,10 +96,7 @@ def chart_kid(curves: Curves) -> Chart | None:
 
 
 def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
-    """Return a histogram of each of `kinds`, all of equal area.
-
-    `kinds` maps labels to values >= 0.
-    """
+    """Return a histogram of each of `kinds`, all of equal area. `kinds` maps labels to values >= 0."""
     figure = _new_figure(height=3.2)
     axes = figure.subplots()
     edges = np.linspace(0.0, max(values.max() for values in kinds.values()) or 1.0, BINS + 1)

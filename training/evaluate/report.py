@@ -36,15 +36,6 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Interpolation:
-    """Images interpolated between two seeds, both included."""
-
-    first_seed: int
-    last_seed: int
-    images: Pixels  # [K, S, S, 3]
-
-
-@dataclass(frozen=True)
 class Report:
     """The content of the page; a sentence replaces each missing part."""
 
@@ -57,16 +48,13 @@ class Report:
     missing: Mapping[str, Pixels]  # some photos of each missing variety
     generated: Pairs | None
     held_out: Pairs | None
-    interpolations: Sequence[Interpolation]
+    interpolations: Mapping[str, Pixels]  # the seeds in words, and the images from the first to the last
     losses: Curves  # the columns of history.csv
     kid: Curves  # the columns of kid.csv: step, kid_x1000, std, minutes
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write `report` to the HTML file `path`, atomically. Raises OSError.
-
-    Names of files and people are untrusted, so the page escapes them.
-    """
+    """Write `report` to the HTML file `path`, atomically; the page escapes all names. Raises OSError."""
     kinds = {"generated images": report.generated, "held-out photos": report.held_out}
     distances = {kind: pairs.all_distances for kind, pairs in kinds.items() if pairs is not None}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

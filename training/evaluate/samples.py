@@ -18,10 +18,7 @@ MORPH_IMAGES = 8
 
 
 def write_samples(run: Path, seeds: Sequence[int]) -> Path:
-    """Write a grid, a morph and single images; return their folder.
-
-    The morph leads from the first to the last seed. Raises TrainingError if `run` has no checkpoint.
-    """
+    """Write a grid, a morph from the first to the last seed, and single images; return their folder."""
     generator = load_generator(run).network
     images = generate_images(generator, np.array(seeds))
     pictures = {str(seed): Image.fromarray(image) for seed, image in zip(seeds, images, strict=True)}
@@ -39,10 +36,7 @@ def write_samples(run: Path, seeds: Sequence[int]) -> Path:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a text such as "7,42,100-115".
-
-    Raises TrainingError for other texts, and for more than MAX_SEEDS.
-    """
+    """Return the seeds of a text such as "7,42,100-115". Raises TrainingError for other texts."""
     terms = [re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", term.strip(), re.ASCII) for term in text.split(",")]
     ranges = [range(int(term[1]), int(term[2] or term[1]) + 1) for term in terms if term]
     is_valid = all(terms) and all(seeds and seeds[-1] <= MAX_SEED for seeds in ranges)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from training.errors import ExportError
-from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
+from training.export.model_card import Fault, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
@@ -37,13 +38,7 @@ REPORT_BUG = "report this as a bug, with the versions of TensorFlow and Keras"
 
 
 def export(
-    run: Path,
-    to: Path,
-    *,
-    licence: str,
-    attribution: str,
-    faults: Sequence[Fault] = (),
-    checkpoint: str = "best",
+    run: Path, to: Path, *, licence: str, attribution: str, faults: Sequence[Fault] = (), checkpoint: str = "best"
 ) -> Path:
     """Write the next version of the model folder `to`; return its folder.
 
@@ -51,9 +46,7 @@ def export(
     The version contains the moving average of `run`'s generator. It is written to a temporary folder, verified, and
     renamed, so a server that polls `to` never sees an incomplete version. Verified means: images within 1/255 of the
     Keras generator's, and equal bits at every batch size up to MAX_BATCH_SIZE.
-
-    Raises:
-        TrainingError: `run` is not a run folder, a check failed, or `to` cannot be written. `to` is unchanged.
+    Raises TrainingError if `run` is not a run folder, a check failed, or `to` cannot be written. `to` is unchanged.
     """
     to = to.resolve()
     check_model_name(to.name)
@@ -91,10 +84,7 @@ def export(
 
 
 def publish(folder: Path, to: Path) -> Path | None:
-    """Move the version `folder` to the model folder `to`, unless it adds nothing; return its folder, or the newest.
-
-    Returns None if another export has taken its number meanwhile.
-    """
+    """Move `folder` to `to`; return its path, the newest version if nothing is new, or None if its number is taken."""
     version = to / folder.name
     newest = to / str(int(folder.name) - 1)
     if adds_nothing(folder, newest):
@@ -139,10 +129,7 @@ def read_golden(version: Path) -> NDArray[np.uint8]:
 
 
 def write_digests(folder: Path) -> None:
-    """Write `folder`/SHA256SUMS, for `sha256sum -c`. Raises OSError.
-
-    It lists all other files of the folder, so write it last.
-    """
+    """Write `folder`/SHA256SUMS of all other files, for `sha256sum -c`; call it last. Raises OSError."""
     sums, lines = folder / "SHA256SUMS", []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != sums):
         with path.open("rb") as file:
@@ -159,12 +146,8 @@ def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], fold
             Image.fromarray(image).save(folder / f"{fault.seed}.png")
 
 
-def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> ExportChecks:
-    """Write and verify the SavedModel in `folder`.
-
-    It writes the fast form, or the sequential one if images depend on the batch size. Raises ExportError if a check
-    fails.
-    """
+def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> str:
+    """Write and verify the SavedModel; return the checks in words. Raises ExportError."""
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     servable = Servable(generator, sequential=False)
     if sizes := find_unequal_sizes(servable, seeds):
@@ -176,19 +159,17 @@ def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str)
         if find_unequal_sizes(servable, seeds):
             raise ExportError(f"An image depends on its batch even if rows run one by one; {REPORT_BUG}.")
     save_servable(servable, folder, model_name=model_name)
-    return ExportChecks(
-        largest_difference=check_saved_model(generator, folder, seeds),
-        seeds=len(seeds),
-        sequential=servable.sequential,
-        threads=os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of"),
-    )
+    difference = check_saved_model(generator, folder, seeds)
+    rows = "Rows run one by one." if servable.sequential else "All rows run at once; odd batches have one more row."
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of")
+    return f"""\
+- The fused generator differs from the Keras one by at most {difference}/255 ({len(seeds)} seeds).
+- Every batch size from 1 to {len(seeds)} gives the floats of batch size 1, bit for bit ({len(seeds)} seeds).
+  {rows} Verified on {platform.machine()} with {threads} threads per operation; use as many in a model server."""
 
 
 def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int]:
-    """Return the batch sizes that give other bits than batches of 1.
-
-    It compares floats, not pixels: a wrong last bit changes pixels only rarely, so a check of pixels could miss it.
-    """
+    """Return the batch sizes that give other floats than batches of 1; few wrong last bits change pixels."""
     spec = tf.TensorSpec((None, servable.latent_dim), tf.float32)
     compute_floats = tf.function(servable.compute_floats, input_signature=[spec], autograph=False)
     latents = tf.constant(sample_latents(seeds, servable.latent_dim))
@@ -197,10 +178,7 @@ def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int
 
 
 def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
-    """Write the SavedModel, with batching parameters and warm-up requests.
-
-    The warm-up calls two signatures at each batch size, because the first request of a size takes 10 times as long.
-    """
+    """Write the SavedModel with batching parameters and warm-up requests: a first request takes 10 times as long."""
     tf.saved_model.save(servable, str(folder), signatures=servable.signatures())
     (folder / "batching_params.pbtxt").write_text(BATCHING_PARAMETERS, encoding="utf-8")
     warm_up = folder / "assets.extra" / "tf_serving_warmup_requests"
@@ -221,11 +199,7 @@ def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
 
 
 def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[np.int64]) -> int:
-    """Return the largest pixel difference to the Keras generator.
-
-    Raises ExportError if it exceeds 1, or if the graph gives other pixels than its golden digests, or other pixels in
-    large calls.
-    """
+    """Return the largest pixel difference to Keras's images. Raises ExportError beyond 1, or if calls disagree."""
     signatures = tf.saved_model.load(str(folder)).signatures
     generate = signatures["generate"]
     golden = signatures["golden"](index=tf.range(len(GOLDEN_SEEDS), dtype=tf.int64))

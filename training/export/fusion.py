@@ -33,13 +33,7 @@ class Stage:
 
 
 def fuse(generator: keras.Model) -> list[Stage]:
-    """Return the stages of a generator, with batch normalisation folded in.
-
-    The generator is one of `networks.build_generator`.
-
-    Raises:
-        ExportError: the network has an unknown layer.
-    """
+    """Return the stages of a generator of `build_generator`, without batch normalisation. Raises ExportError."""
     stages: list[Stage] = []
     for layer in generator.layers:
         match layer:

@@ -1,11 +1,7 @@
-"""The model card: origin, data, training and evaluation of a version.
-
-It follows Mitchell et al. 2019.
-"""
+"""The model card: origin, data, training and evaluation of a version. It follows Mitchell et al. 2019."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -23,16 +19,6 @@ from training.fit.run import ModelRecord, SourceRecord
 from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import ComputeRecord, read_record
-
-
-@dataclass(frozen=True)
-class ExportChecks:
-    """Results of the verification at export."""
-
-    largest_difference: int  # of pixels from 0 to 255, to the Keras generator
-    seeds: int  # number of random seeds; every batch size up to it gives the floats of size 1
-    sequential: bool  # whether the graph runs the rows of a batch one by one
-    threads: str  # per TensorFlow operation, during verification
 
 
 @dataclass(frozen=True)
@@ -68,10 +54,7 @@ class RunRecord:
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
-    """Return the records of `run` for the model card.
-
-    Raises RecordError if a file is missing or damaged.
-    """
+    """Return the records of `run` for the model card. Raises RecordError if a file is missing or damaged."""
     evaluation_file, source_file = run / "evaluation.json", run / "grown_from.json"
     evaluation, model_file = None, run / "started_from.json"
     if evaluation_file.exists():
@@ -95,7 +78,7 @@ def write_model_card(
     model_name: str,
     licence: str,
     attribution: str,
-    checks: ExportChecks,
+    checks: str,
     faults: Sequence[Fault],
 ) -> None:
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
@@ -137,7 +120,7 @@ latents to images, and `golden` returns digests of the pixels of a few seeds.
 
 ## Checks at export
 
-{_describe_checks(checks)}
+{checks}
 """
     (folder / "model_card.md").write_text(card, encoding="utf-8")
 
@@ -173,14 +156,6 @@ def _describe_training(run: RunRecord) -> str:
 def _describe_duration(compute: ComputeRecord) -> str:
     hours, minutes = divmod(round(compute.training_s / 60), 60)
     return f"took {hours} h {minutes} min on {compute.machine} with {compute.processors} processors ({compute.backend})"
-
-
-def _describe_checks(checks: ExportChecks) -> str:
-    rows = "Rows run one by one." if checks.sequential else "All rows run at once; odd batches have one more row."
-    return f"""\
-- The fused generator differs from the Keras one by at most {checks.largest_difference}/255 ({checks.seeds} seeds).
-- Every batch size from 1 to {checks.seeds} gives the floats of batch size 1, bit for bit ({checks.seeds} seeds).
-  {rows} Verified on {platform.machine()} with {checks.threads} threads per operation; use as many in a model server."""
 
 
 def _format_table(rows: Mapping[str, object]) -> str:

@@ -21,10 +21,7 @@ CHUNK_ROWS = 64
 
 
 class Servable(tf.Module):
-    """The functions of the SavedModel contract.
-
-    They have no assertions, so no row can fail its batch.
-    """
+    """The functions of the SavedModel contract. They have no assertions, so no row can fail its batch."""
 
     def __init__(self, generator: TrainedGenerator, *, sequential: bool) -> None:
         super().__init__(name="generator")

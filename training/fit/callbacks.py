@@ -72,16 +72,9 @@ class Progress(StepCallback):
         losses = {name: f"{value:.3f}" for name, value in logs.items()}
         self.bar.set_postfix({"images/s": f"{rate * self.batch_size:.0f}", **losses}, refresh=False)
 
-    def close(self) -> None:
-        """End the progress line, also after an error."""
-        self.bar.close()
-
 
 class History(StepCallback):
-    """Writes history.csv: mean losses of every `every` batches.
-
-    TensorBoard gets the same values under TensorFlow. The first row after a resume is the mean of the batches since.
-    """
+    """Writes history.csv, under TensorFlow also for TensorBoard: mean losses of every `every` batches."""
 
     def __init__(self, folder: Path, every: int, first_step: int) -> None:
         super().__init__(first_step)
@@ -93,10 +86,7 @@ class History(StepCallback):
         write_atomically(self.path, "\n".join(lines) + "\n")
 
     def after_step(self, logs: dict[str, float]) -> None:
-        """Write a row every `every` batches.
-
-        Raises TrainingError if a loss is not finite. This comes before the checkpoint, so the last good one remains.
-        """
+        """Write a row if it is due. Raises TrainingError, before the checkpoint, if a loss is not finite."""
         self.pending.append([float(logs[name]) for name in LOSSES])
         if not np.isfinite(self.pending[-1]).all():
             raise TrainingError(
@@ -199,10 +189,7 @@ class Grids(StepCallback):
 
 
 class Checkpoints(StepCallback):
-    """Writes checkpoint.npz every `interval_s` seconds and at the end.
-
-    compute.json gets the training time so far.
-    """
+    """Writes checkpoint.npz every `interval_s` seconds and at the end. compute.json gets the training time so far."""
 
     def __init__(self, folder: Path, interval_s: float, first_step: int) -> None:
         super().__init__(first_step)
@@ -238,10 +225,7 @@ class Checkpoints(StepCallback):
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Stops training after the current batch on Ctrl-C or SIGTERM.
-
-    A second signal stops it at once.
-    """
+    """Stops training after the current batch on Ctrl-C or SIGTERM. A second signal stops it at once."""
 
     def __init__(self) -> None:
         super().__init__()

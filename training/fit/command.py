@@ -1,7 +1,4 @@
-"""The command `fit`: start or resume a run.
-
-A new run chooses its missing settings from photos and machine. A resumed run takes them from its config.json.
-"""
+"""The command `fit`: start a run, or resume it with the settings of its config.json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +11,8 @@ from training.data.dataset import (
     MIN_PHOTOS,
     check_batch_size,
     check_output_folder,
+    check_outside_photos,
     check_photo_count,
-    check_run_outside_photos,
     load_run_photos,
     split_run_photos,
 )
@@ -63,12 +60,10 @@ def fit(
     A signal can stop training before. `flags` are the settings from the command line. A `dry_run` prints the plan,
     writes no file and returns True. A `new` run starts over: it renames the folder of an existing one. All checks that
     do not need Keras come before its import, which takes 4 s.
-
-    Raises:
-        TrainingError: the run cannot start or resume. A new run has written no file.
+    Raises TrainingError if the run cannot start or resume. A new run has written no file.
     """
     check_output_folder(run)
-    check_run_outside_photos(photos_folder, run)
+    check_outside_photos(photos_folder, run)
     check_no_runs_inside(run)
     if grow_from is not None and from_model is not None:
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")

@@ -43,10 +43,7 @@ def check_complete(run: Path) -> None:
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Create and lock the folder `run` during a `with` block.
-
-    Raises TrainingError if another process holds the lock.
-    """
+    """Create and lock the folder `run` during a `with` block. Raises TrainingError if it is locked already."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("a") as file:
         try:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.evaluate.results import BUNDLED_KID_X1000
+from training.evaluate.results import BUNDLED_KID_X1000, Coverage
 from training.fit.callbacks import Checkpoints, StepCallback, write_summaries
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images
@@ -22,17 +22,8 @@ REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class Quality:
-    """KID of generated images, its deviation, and the varieties they show."""
-
-    kid: float
-    std: float
-    covered: int  # of `varieties`
-    varieties: int
-
-
-MeasureQuality = Callable[[NDArray[np.uint8]], Quality]  # of images
+# From images to their KID, its deviation and the varieties that they show.
+MeasureQuality = Callable[[NDArray[np.uint8]], tuple[float, float, Coverage]]
 
 
 @dataclass(frozen=True)
@@ -48,9 +39,8 @@ class Measurement:
 class KeepBest(StepCallback):
     """Measures KID, writes kid.csv, warns, and keeps the best checkpoint in best.npz.
 
-    It generates images of the same seeds every `evaluate_every` batches and after the last. Before each measurement it
-    saves a checkpoint. So a run killed at any moment resumes with the best of all previous batches, and without rows of
-    later batches.
+    It generates images of the same seeds every `evaluate_every` batches and after the last. It saves a checkpoint
+    first, so a run killed at any moment resumes with the best of all previous batches, and without later rows.
     """
 
     def __init__(
@@ -77,9 +67,9 @@ class KeepBest(StepCallback):
     def measure(self) -> None:
         """Write the best checkpoint if KID improved, then a row of kid.csv."""
         seeds = np.arange(self.model.config.evaluate_count)
-        quality = self.measure_quality(generate_images(self.model.ema_generator, seeds))
+        kid, std, coverage = self.measure_quality(generate_images(self.model.ema_generator, seeds))
         minutes = round(self.checkpoints.training_s / 60, 2)
-        row = Measurement(self.step, round(1000 * quality.kid, 3), round(1000 * quality.std, 3), minutes)
+        row = Measurement(self.step, round(1000 * kid, 3), round(1000 * std, 3), minutes)
         best = self.folder / "best.npz"
         if not best.exists() or all(row.kid_x1000 < previous.kid_x1000 for previous in self.measurements):
             save_checkpoint(self.model, best)
@@ -91,22 +81,22 @@ class KeepBest(StepCallback):
             f"Batch {row.step:,} after {row.minutes:.0f} minutes: KID x1000 {row.kid_x1000:.1f}; "
             f"best so far {best_row.kid_x1000:.1f} at batch {best_row.step:,}. The bundled model has "
             f"{BUNDLED_KID_X1000:.1f} for its own photos, and photos have 0. "
-            f"{quality.covered} of {quality.varieties} varieties are covered."
+            f"{coverage.covered} of {len(coverage.photos)} varieties are covered."
         )
-        for warning in self.find_faults(quality):
+        for warning in self.find_faults(coverage.covered, len(coverage.photos)):
             tqdm.write(f"Warning: {warning} {REMEDY}")
-        write_summaries(self.folder, row.step, {"kid_x1000": row.kid_x1000, "varieties": quality.covered})
+        write_summaries(self.folder, row.step, {"kid_x1000": row.kid_x1000, "varieties": coverage.covered})
 
-    def find_faults(self, quality: Quality) -> Iterator[str]:
+    def find_faults(self, covered: int, varieties: int) -> Iterator[str]:
         """Yield a sentence for each sign that training goes wrong."""
         loss = float(np.mean(self.discriminator_losses or [math.inf]))
         self.discriminator_losses.clear()
         if loss < WINNING_LOSS:
             yield f"The discriminator wins: its mean loss is {loss:.2f}, less than {WINNING_LOSS}."
-        expected = max(self.most_covered, quality.varieties / 2) / 2
-        if len(self.measurements) > 1 and quality.covered < expected:  # after the first one, most images are blurs
-            yield f"Varieties vanish: the images show {quality.covered} of {quality.varieties}."
-        self.most_covered = max(self.most_covered, quality.covered)
+        expected = max(self.most_covered, varieties / 2) / 2
+        if len(self.measurements) > 1 and covered < expected:  # after the first one, most images are blurs
+            yield f"Varieties vanish: the images show {covered} of {varieties}."
+        self.most_covered = max(self.most_covered, covered)
 
 
 def read_measurements(path: Path) -> list[Measurement]:

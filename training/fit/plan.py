@@ -105,10 +105,7 @@ class Start:
 
 
 def choose_image_size(sides: Sequence[int], machine: Machine, start: Start | None = None) -> tuple[Choice, Choice]:
-    """Choose the image size, and the memory for photos.
-
-    `sides` are the shorter sides of the photos, in pixels.
-    """
+    """Choose the image size, and the memory for photos. `sides` are the shorter sides of the photos, in pixels."""
     median, largest = int(statistics.median(sides)), MAX_IMAGE_SIZE[machine.kind]
     size = max((s for s in IMAGE_SIZES if s <= min(median, largest)), default=IMAGE_SIZES[0])
     reason = f"the median photo has {median} px"
@@ -137,11 +134,7 @@ def choose_discriminator(name: str) -> tuple[Choice, ...]:
 
 
 def choose_networks(photos: int, image_size: int, machine: Machine, start: Start | None = None) -> tuple[Choice, ...]:
-    """Choose networks, batch size and compiler for `photos` photos.
-
-    The compiler follows a rule, not a measurement: on a busy machine a measurement could vary, but equal commands must
-    give equal losses.
-    """
+    """Choose networks, batch size and compiler by rules: a measurement could vary, and with it the losses."""
     if machine.gpu:
         preset = Choice("preset", "gpu", "a GPU can train wide networks")
         batch_size, reason = (64, "keeps a GPU busy") if image_size <= 128 else (32, "fits a GPU's memory")
@@ -171,10 +164,7 @@ def mean_step_s(step_s: float, first_stage_share: float) -> float:
 def choose_length(
     photos: int, config: TrainingConfig, step_s: float | None, machine: Machine, start: Start | None = None
 ) -> Choice:
-    """Choose the number of batches for `photos` photos.
-
-    `step_s` is the time of the first batches, None if not measured.
-    """
+    """Choose the number of batches. `step_s` is the time of the first ones, None if not measured."""
     plain = config.discriminator == "plain"
     low, high = (PLAIN_TRAINING_IMAGES if plain else TRAINING_IMAGES)[machine.kind]
     images = min(max((PLAIN_EPOCHS if plain else EPOCHS) * photos, low), high)
@@ -193,10 +183,7 @@ def choose_length(
 
 
 def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choice, ...]:
-    """Choose start and learning rate of the refining stage.
-
-    A run with a source refines from its start.
-    """
+    """Choose start and learning rate of the refining stage. A run with a source refines from its start."""
     if config.discriminator == "plain":
         return ()
     if start is None:

@@ -20,10 +20,7 @@ MAX_FRAMES, MAX_WIDTH = 40, 512
 
 
 def list_grids(folder: Path) -> list[tuple[int, Path]]:
-    """Return batch number and path of every grid, sorted by batch.
-
-    Grids are `folder`/<batch>.png.
-    """
+    """Return batch number and path of every grid, sorted by batch. Grids are `folder`/<batch>.png."""
     return sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal())
 
 
@@ -35,8 +32,12 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
     nothing. Frames are at most MAX_WIDTH pixels wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises
     OSError.
     """
-    frames = []
-    for batch, path in choose_frames(list_grids(grids), keep):
+    paths, frames = list_grids(grids), []
+    if len(paths) > MAX_FRAMES:
+        required = {index for index, (batch, _) in enumerate(paths) if batch in keep}
+        others = np.linspace(0, len(paths) - 1, MAX_FRAMES - len(required)).round().astype(int)
+        paths = [paths[index] for index in sorted(required.union(others.tolist()))]
+    for batch, path in paths:
         try:
             with Image.open(path) as grid:
                 grid.thumbnail((MAX_WIDTH, MAX_WIDTH))
@@ -54,15 +55,6 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
     write_atomically(to, file.getvalue())
-
-
-def choose_frames(grids: list[tuple[int, Path]], keep: Collection[int]) -> list[tuple[int, Path]]:
-    """Return at most MAX_FRAMES of `grids`, in order; see `animate_grids`."""
-    if len(grids) <= MAX_FRAMES:
-        return grids
-    required = {index for index, (batch, _) in enumerate(grids) if batch in keep}
-    others = np.linspace(0, len(grids) - 1, MAX_FRAMES - len(required)).round().astype(int)
-    return [grids[index] for index in sorted(required.union(others.tolist()))]
 
 
 def draw_photos(photos: Photos, split: Split, run: Path) -> None:

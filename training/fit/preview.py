@@ -5,10 +5,10 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import ops
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from training.config import TrainingConfig
+from training.data.dataset import check_outside_photos
 from training.data.photos import sample_photos
 from training.errors import TrainingError
 from training.model.augmentation import augment
@@ -23,31 +23,15 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
     """Write the PNG `to`: some photos, and augmented versions of each.
 
     `config.seed` chooses up to PHOTOS photos and the augmentation of their VERSIONS. Returns the number of photos.
-
-    Raises:
-        TrainingError: the photo folder has no usable photo, or `to` is not usable.
+    Raises TrainingError if the photo folder has no usable photo, or `to` is not usable.
     """
     if to.suffix.lower() != ".png":
         raise TrainingError(f"--out is {str(to)!r}, not a PNG file; set it to a name such as preview.png.")
-    if to.resolve().is_relative_to(photos_folder.resolve()):
-        raise TrainingError(
-            f"--out {to} is inside --photos {photos_folder}, so the sheet would become a photo; "
-            "set --out to a file elsewhere."
-        )
+    check_outside_photos(photos_folder, to)
     photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
     augmented = augment(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
     versions = ((ops.convert_to_numpy(augmented) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_image(to, draw_sheet(photos, versions))
-    return len(photos)
-
-
-def draw_sheet(photos: NDArray[np.uint8], versions: NDArray[np.uint8]) -> Image.Image:
-    """Return a sheet of `photos` uint8[N, S, S, 3], one per row.
-
-    To the right of each photo are its VERSIONS images of `versions`, in order.
-    """
     left, right = (
         image_grid(np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=BORDER_GREY), columns)
         for images, columns in ((photos, 1), (versions, VERSIONS))
@@ -57,4 +41,6 @@ def draw_sheet(photos: NDArray[np.uint8], versions: NDArray[np.uint8]) -> Image.
     for part, x, label in ((left, 0, "photo"), (right, left.width + GAP, "augmented for the discriminator")):
         sheet.paste(part, (x, LABEL_HEIGHT))
         draw.text((x + 1, 2), label, fill="black", font_size=LABEL_SIZE)
-    return sheet
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_image(to, sheet)
+    return len(photos)

@@ -20,10 +20,11 @@ from training.evaluate.command import quote_model_card
 from training.evaluate.features import build_extractor
 from training.evaluate.generator import is_version
 from training.evaluate.metrics import kernel_distance
+from training.evaluate.results import Coverage
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
 from training.fit.folder import lock_run
-from training.fit.measurements import KeepBest, MeasureQuality, Quality
+from training.fit.measurements import KeepBest, MeasureQuality
 from training.fit.plots import draw_network, draw_photos
 from training.model.checkpoints import load_checkpoint, load_generator, save_checkpoint
 from training.model.exported import load_exported
@@ -40,13 +41,9 @@ KID_SUBSETS = 10  # a fifth of those of `evaluate`, in a second; each measuremen
 def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, source: Path | None = None) -> int:
     """Train until `config.steps` batches are done; return the number done.
 
-    It is smaller than `config.steps` if a signal stopped training. `run` receives config.json, photos.json,
-    history.csv, kid.csv, losses.png, grids/, generator.png, tensorboard/, checkpoint.npz and best.npz.
-    Training resumes from a checkpoint in `run`. A new run may start from the generator of `source`, a run or an
-    exported version.
-
-    Raises:
-        TrainingError: the run cannot start or resume; no file in `run` is lost.
+    It is smaller than `config.steps` if a signal stopped training. Training resumes from a checkpoint in `run`. A new
+    run may start from the generator of `source`, a run or an exported version.
+    Raises TrainingError if the run cannot start or resume; no file in `run` is lost.
     """
     replicas = count_replicas()
     if config.batch_size % replicas:
@@ -83,7 +80,8 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     config_file, checkpoint = run / "config.json", run / "checkpoint.npz"
     if config_file.exists():
         config.check_resumable(read_config(config_file))
-    gan = build_gan(config, refining=config.is_refining(read_batches_done(checkpoint)))
+    done, refine_from = read_batches_done(checkpoint), config.first_refining_step
+    gan = build_gan(config, refining=done > refine_from or refine_from == 0)
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
     else:
@@ -168,7 +166,8 @@ def train_stage(
         return first_step
     if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
-    with closing(Progress(config, first_step)) as progress:
+    progress = Progress(config, first_step)
+    with closing(progress.bar):
         gan.fit(
             distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step)),
             steps_per_epoch=gan.last_step - first_step,
@@ -206,12 +205,11 @@ def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureQu
         features = extract(photos.pixels[rows], progress="photos")
         return features, find_varieties([photos.files[row] for row in rows], features)
 
-    def measure(images: NDArray[np.uint8]) -> Quality:
+    def measure(images: NDArray[np.uint8]) -> tuple[float, float, Coverage]:
         photo_features, varieties = training_photos()
         features = extract(images)
-        distance, deviation = kernel_distance(photo_features, features, subsets=KID_SUBSETS)
-        coverage = measure_coverage(varieties, photo_features, features)
-        return Quality(distance, deviation, coverage.covered, len(coverage.photos))
+        kid, deviation = kernel_distance(photo_features, features, subsets=KID_SUBSETS)
+        return kid, deviation, measure_coverage(varieties, photo_features, features)
 
     return measure
 
@@ -222,9 +220,8 @@ def iterate_batches(
     """Yield photos and latents of every batch from `first_step` on.
 
     Photos are uint8[batch_size, S, S, 3], latents float32[batch_size, latent_dim]. The photos are the `rows` of
-    `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed and its number alone, so a
-    resumed run sees the batches of an uninterrupted one. Each epoch has a new order. Photos left over at its end wait
-    for the next epoch.
+    `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed and its number alone. Each
+    epoch has a new order. Photos left over at its end wait for the next epoch.
     """
     batches_per_epoch = len(rows) // config.batch_size
     order = np.empty(0, np.intp)

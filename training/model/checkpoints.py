@@ -32,11 +32,7 @@ def _named_variables(gan: GAN) -> dict[str, Any]:
 
 
 def save_checkpoint(gan: GAN, path: Path) -> None:
-    """Write all state of `gan` to `path` atomically.
-
-    Raises:
-        CheckpointError: the disk is full or not writable; an older checkpoint is unchanged.
-    """
+    """Write all state of `gan` to `path`. Raises CheckpointError; an older checkpoint is unchanged."""
     arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan).items()}
     try:
         with open_atomically(path) as file:
@@ -48,11 +44,7 @@ def save_checkpoint(gan: GAN, path: Path) -> None:
 
 
 def load_checkpoint(gan: GAN, path: Path) -> None:
-    """Set all state of `gan` from the file `path`.
-
-    Raises:
-        CheckpointError: `path` is damaged or belongs to other networks; `gan` is unchanged.
-    """
+    """Set all state of `gan` from `path`. Raises CheckpointError; `gan` is unchanged."""
     _assign(_named_variables(gan), path)
 
 
@@ -66,13 +58,7 @@ class TrainedGenerator:
 
 
 def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
-    """Return the generator of `run` at its "best" or "last" checkpoint.
-
-    A run without a best checkpoint gives its last one.
-
-    Raises:
-        CheckpointError: the run has no checkpoint, or it is damaged.
-    """
+    """Return the generator of `run` at its "best" checkpoint, if any, or its "last". Raises CheckpointError."""
     config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
         if not file.is_file():
@@ -87,10 +73,7 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
 
 
 def _assign(variables: dict[str, Any], path: Path) -> None:
-    """Assign the arrays of the checkpoint `path` to `variables`, by name.
-
-    Raises CheckpointError before the first assignment.
-    """
+    """Assign the arrays of `path` to `variables`, by name. Raises CheckpointError before the first one."""
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}

@@ -20,9 +20,7 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
 
     Export folds batch normalisation into the kernel before it. So each normalisation gets the mean and variance of its
     input for some seeds, and the scale and shift that add the exported bias to this input.
-
-    Raises:
-        CheckpointError: the folder `version` was not written by `export`, or with another `config`.
+    Raises CheckpointError if the folder `version` was not written by `export`, or with another `config`.
     """
     import tensorflow as tf
 

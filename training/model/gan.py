@@ -20,7 +20,6 @@ class GAN(keras.Model):
 
     Data is a pair: photos uint8[N, S, S, 3] and latents float32[N, latent_dim]. One Adam updates both networks: its
     moments are per variable, so it acts as two optimizers, while compile, fit, schedules and checkpoints stay ordinary.
-
     `ema_generator` is the network to evaluate and export: the moving average of the generator's weights, with the
     generator's current normalisation statistics. All randomness of a step comes from `noise`, and its state
     is a variable. So restoring `variables` and `optimizer.variables` continues training exactly.
@@ -75,10 +74,7 @@ class GAN(keras.Model):
         return self.first_step + int(self.optimizer.iterations.numpy())
 
     def copy_generator_weights(self, source: keras.Model) -> None:
-        """Copy the weights of every layer that has equal shapes in `source`.
-
-        `source` may be a generator of a smaller image size. Layers match by name.
-        """
+        """Copy all layers that have the name and shapes of one in `source`, maybe of a smaller image size."""
         source_weights = {layer.name: layer.get_weights() for layer in source.layers}
         for target in (self.generator, self.ema_generator):
             for layer in target.layers:
@@ -103,10 +99,7 @@ class GAN(keras.Model):
                 average.assign(current + decay * (average - current))
 
     def make_train_function(self, force: bool = False) -> None:
-        """Make Keras's train function; with several replicas, one that averages their logs.
-
-        With several workers, Keras 3.15 averages over the first axis, but a loss has no axis.
-        """
+        """Make the train function; for several workers, Keras 3.15 would average logs over an axis they lack."""
         if count_replicas() == 1:
             super().make_train_function(force)
             return
@@ -122,17 +115,11 @@ class GAN(keras.Model):
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """No metrics: the step returns its logs.
-
-        Keras's unused loss tracker would wait for all workers at every read.
-        """
+        """No metrics: the step returns its logs. Keras's own would wait for all workers at every read."""
         return []
 
     def _maybe_symbolic_build(self, **data: Any) -> None:
-        """Do nothing, because every part is built.
-
-        With several workers, Keras 3.15 would average a batch here and fail.
-        """
+        """Do nothing: every part is built, and Keras 3.15 would fail with several workers."""
 
     def train_step(self, *args: Any) -> Any:
         """Update both networks on one batch."""
@@ -204,10 +191,7 @@ def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscr
 
 
 def build_gan(config: TrainingConfig, *, refining: bool = False) -> GAN:
-    """Return a compiled GAN for one stage of a run.
-
-    `config.seed` fixes its initial weights.
-    """
+    """Return a compiled GAN for one stage of a run. `config.seed` fixes its initial weights."""
     keras.utils.set_random_seed(config.seed)
     gan = GAN(config, refining=refining)
     rate = config.refining_learning_rate if refining else config.learning_rate

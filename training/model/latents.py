@@ -27,10 +27,7 @@ Array = Any  # of NumPy, TensorFlow or JAX
 
 
 def sample_latents(seeds: NDArray[np.int64], latent_dim: int) -> NDArray[np.float32]:
-    """Return the latents float32[N, latent_dim] of `seeds` int64[N].
-
-    Each seed is from 0 to MAX_SEED.
-    """
+    """Return the latents float32[N, latent_dim] of `seeds` int64[N]. Each seed is from 0 to MAX_SEED."""
     wide = np.asarray(seeds, np.int64)
     low, high = (wide & 0xFFFFFFFF).astype(np.uint32), (wide >> 32).astype(np.uint32)
     latents: NDArray[np.float32] = standardise(
@@ -66,18 +63,12 @@ def sum_of_uniforms(low: Array, high: Array, latent_dim: int, right_shift: Calla
 
 
 def standardise(sums: Array) -> Array:
-    """Return (2 sums - 12 * 65535) / 2^17 for `sums` float32.
-
-    This is step 3, exact in float32.
-    """
+    """Return (2 sums - 12 * 65535) / 2^17 for `sums` float32. This is step 3, exact in float32."""
     return sums * np.float32(2**-16) - np.float32(12 * 65535 / 2**17)
 
 
 def pcg3d(x: Array, y: Array, z: Array, right_shift: Callable[[Array, Any], Array]) -> tuple[Array, Array, Array]:
-    """Return the PCG3D hash of uint32 x, y, z: three uint32 words.
-
-    Each has the broadcast shape of x, y and z.
-    """
+    """Return the PCG3D hash of uint32 x, y, z: three uint32 words. Each has the broadcast shape of x, y and z."""
     a, c, half = np.uint32(1664525), np.uint32(1013904223), np.uint32(16)
     x, y, z = _mix(x * a + c, y * a + c, z * a + c)
     return _mix(x ^ right_shift(x, half), y ^ right_shift(y, half), z ^ right_shift(z, half))

@@ -37,10 +37,7 @@ def hinge_generator_loss(generated_logits: Sequence[Tensor]) -> Tensor:
 
 
 def hinge_discriminator_loss(real_logits: Sequence[Tensor], generated_logits: Sequence[Tensor]) -> Tensor:
-    """Return the hinge loss, averaged over heads (Lim and Ye 2017).
-
-    It is 2 where all logits are 0.
-    """
+    """Return the hinge loss, averaged over heads (Lim and Ye 2017). It is 2 where all logits are 0."""
     heads = zip(real_logits, generated_logits, strict=True)
     losses = [ops.mean(ops.relu(1.0 - real)) + ops.mean(ops.relu(1.0 + generated)) for real, generated in heads]
     return ops.mean(ops.stack(losses))

@@ -1,7 +1,4 @@
-"""The generator and the plain discriminator.
-
-Both are pyramids as in DCGAN (Radford et al. 2016); their width tapers with resolution.
-"""
+"""The generator and the plain discriminator: pyramids as in DCGAN (Radford et al. 2016) that taper."""
 
 import math
 from collections.abc import Sequence
@@ -87,10 +84,7 @@ def _normalise_and_activate(x: Any, size: int) -> Any:
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
-    """Keras's layer, but training on TensorFlow uses its fused kernel.
-
-    A step then takes 0.88 of the time.
-    """
+    """Keras's layer, but training on TensorFlow uses its fused kernel. A step then takes 0.88 of the time."""
 
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return float[N, ..., C], normalised over all axes but the channels."""
@@ -130,10 +124,7 @@ def build_discriminator(image_size: int, channels: Sequence[int]) -> keras.Model
 
 
 class MinibatchStandardDeviation(layers.Layer):
-    """Appends one channel: the mean standard deviation over the batch.
-
-    From Karras et al. 2018, section 3. It exposes a generator that always gives the same image.
-    """
+    """Appends one channel: the mean deviation over the batch, 0 for equal images (Karras et al. 2018, section 3)."""
 
     def call(self, x: Any) -> Any:
         """Return float[N, H, W, C + 1] for float[N, H, W, C]."""

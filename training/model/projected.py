@@ -1,7 +1,4 @@
-"""The projected discriminator (Sauer et al. 2021).
-
-Small trained heads work on frozen ImageNet features of the images.
-"""
+"""The projected discriminator (Sauer et al. 2021): small trained heads on frozen ImageNet features."""
 
 import math
 from collections.abc import Sequence
@@ -49,10 +46,7 @@ class ProjectedDiscriminator(keras.Model):
         seed: int,
         sees_colours: bool = False,
     ):
-        """Use the block groups `taps` (1 to 7), projected to `widths` channels.
-
-        `first_width` is the number of channels of a head's first convolution.
-        """
+        """Use the block groups `taps` (1 to 7), projected to `widths`; heads begin with `first_width` channels."""
         super().__init__(name="discriminator")
         self.sees_colours = sees_colours
         self.input_size = input_size
@@ -93,10 +87,7 @@ class ProjectedDiscriminator(keras.Model):
         return [v for v in self.variables if id(v) not in frozen]
 
     def mixed_features(self, images: Tensor) -> list[Tensor]:
-        """Return the mixed features of every tap, fine to coarse.
-
-        Each is float32[N, H, W, C], not yet standardised.
-        """
+        """Return the mixed features of every tap, fine to coarse. Each is float32[N, H, W, C], not yet standardised."""
         size, original = images.shape[1], images
         if size > self.input_size:
             pool = size // self.input_size
@@ -116,18 +107,12 @@ class ProjectedDiscriminator(keras.Model):
         return mixed
 
     def call(self, images: Tensor, training: bool = False) -> list[Tensor]:
-        """Return the logits of every head.
-
-        In training, each head normalises by the statistics of this batch.
-        """
+        """Return the logits of every head. In training, each head normalises by the statistics of this batch."""
         taps = zip(self.mixed_features(images), self.means, self.deviations, self.heads, strict=True)
         return [head((x - mean) / deviation, training=training) for x, mean, deviation, head in taps]
 
     def set_feature_statistics(self, photos: NDArray[np.uint8]) -> None:
-        """Set the features' mean and deviation from `photos` uint8[N, S, S, 3].
-
-        The mean is per channel, the deviation per tap.
-        """
+        """Set the features' mean per channel and deviation per tap from `photos` uint8[N, S, S, 3]."""
         batches = []
         for start in range(0, len(photos), STATISTICS_BATCH):
             images = ops.cast(photos[start : start + STATISTICS_BATCH], "float32") / 127.5 - 1.0
@@ -146,10 +131,7 @@ def _random_1x1(rng: np.random.Generator, inputs: int, outputs: int) -> NDArray[
 
 
 def build_head(size: int, channels: int, first_width: int, *, name: str) -> keras.Model:
-    """Return a network from features float32[N, size, size, channels] to logits.
-
-    Logits are float32[N, 5, 5, 1], or float32[N, 1, 1, 1] for size 4.
-    """
+    """Return a network from float32[N, size, size, channels] to logits of 5x5, or of 1x1 for size 4."""
     features = keras.Input((size, size, channels))
     x: Any = features
     if size > MIN_SIZE:
@@ -168,14 +150,10 @@ def _convolve(x: Tensor, width: int, kernel: int, stride: int) -> Tensor:
 
 
 class SpectralConv(layers.Conv2D):
-    """A convolution with spectral normalisation (Miyato et al. 2018, algorithm 1).
-
-    Its kernel is divided by its largest singular value. Each training call does one power iteration; `u` approximates
-    the left singular vector.
-    """
+    """A convolution with spectral normalisation (Miyato et al. 2018, algorithm 1), a power iteration a call."""
 
     def build(self, input_shape: Any) -> None:
-        """Create the kernel and the vector `u` float32[filters]."""
+        """Create the kernel and the vector `u` float32[filters], which approximates the left singular vector."""
         super().build(input_shape)
         self.u = self.add_weight(
             name="u",

@@ -27,9 +27,7 @@ def strategy_scope(name: str, run: Path) -> Iterator[Path]:
 
     "mirrored" uses all GPUs of this machine, "multi-worker" those of all machines in TF_CONFIG. Among several workers,
     only the chief gets `run` itself. Every other worker gets a temporary copy to resume from.
-
-    Raises:
-        TrainingError: the strategy cannot start, or another worker is gone.
+    Raises TrainingError if the strategy cannot start, or another worker is gone.
     """
     if keras.backend.backend() != "tensorflow":
         raise TrainingError(f"--strategy {name} needs TensorFlow; unset KERAS_BACKEND, or train on a single device.")
@@ -58,10 +56,7 @@ def strategy_scope(name: str, run: Path) -> Iterator[Path]:
 
 
 def _connect_workers() -> Any:
-    """Return tf.distribute's strategy once all workers of TF_CONFIG are connected.
-
-    Raises TrainingError if TF_CONFIG is missing or wrong.
-    """
+    """Return the strategy once all workers of TF_CONFIG are connected. Raises TrainingError if it is wrong."""
     import tensorflow as tf
 
     try:
@@ -87,10 +82,7 @@ def count_replicas() -> int:
 
 
 def draw_rows(draw: Callable[..., Tensor], shape: tuple[Any, ...], *limits: Any, seed: Any) -> Tensor:
-    """Return `draw(shape, *limits, seed=seed)`, or this replica's rows of it.
-
-    With several replicas, all of them draw for the whole batch, so the numbers are those of a single device.
-    """
+    """Return `draw(shape, *limits, seed=seed)`; a replica gets its rows of the draw for the whole batch."""
     replicas = count_replicas()
     if replicas == 1:
         return draw(shape, *limits, seed=seed)

@@ -16,10 +16,7 @@ SAMPLING_BATCH = 16  # a batch of 64 would need 2.6 GiB at 256 px, more than tra
 
 
 def generate_images(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the images uint8[N, S, S, 3] of `seeds` int64[N].
-
-    An exported model returns the same images up to rounding.
-    """
+    """Return the images uint8[N, S, S, 3] of `seeds` int64[N], up to rounding those of an exported model."""
     return images_from_latents(generator, sample_latents(seeds, generator.input_shape[1]))
 
 
@@ -34,10 +31,7 @@ def images_from_latents(generator: keras.Model, latents: NDArray[np.float32]) ->
 
 
 def image_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
-    """Return `images` uint8[N, H, W, 3] as one grid.
-
-    A row has `columns` images; the last one is filled with white.
-    """
+    """Return `images` uint8[N, H, W, 3] as one grid. A row has `columns` images; the last one is filled with white."""
     n, height, width, _ = images.shape
     missing = -n % columns
     filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)

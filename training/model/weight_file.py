@@ -15,10 +15,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that rejects all classes but those of a state dictionary.
-
-    A tensor becomes its storage, offset, shape and strides; a storage, its key and dtype.
-    """
+    """Unpickler of state dictionaries alone; a tensor becomes its storage, offset, shape and strides."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -37,10 +34,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the arrays of a PyTorch state dictionary by name.
-
-    Raises UnpicklingError if `path` is not in the legacy format.
-    """
+    """Return the arrays of a PyTorch state dictionary by name. Raises UnpicklingError for another format."""
     with path.open("rb") as file:
         if _Unpickler(file).load() != MAGIC:
             raise pickle.UnpicklingError(

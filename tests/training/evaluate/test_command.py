@@ -1,6 +1,7 @@
 """`python -m training evaluate`, and its feature networks."""
 
 import io
+import os
 import re
 import shutil
 from contextlib import redirect_stdout
@@ -55,12 +56,11 @@ def test_evaluate_compares_a_run_with_photos_and_saves_the_results(evaluated):
     assert (evaluation.against_all.images, evaluation.against_all.photos) == (56, 56)
     assert evaluation.against_all.kid_x1000 > 100  # after four batches, images are noise
     assert f"FID, against all photos: {evaluation.against_all.fid} (56 of each)" in output
+    assert evaluation.coverage.rule == "5 clusters of features"
+    assert sum(evaluation.coverage.images.values()) == pytest.approx(1, abs=1e-3)
+    assert len(evaluation.coverage.missing) >= 3  # all seeds give similar images
     assert evaluation.against_held_out is None
     assert "6 held-out photos are too few for a KID; at least 50 are needed." in output
-
-
-def test_evaluate_explains_distances_to_the_nearest_training_photo(evaluated):
-    output, evaluation, _ = evaluated
     copies, explanation = evaluation.copies, evaluation.verdict.explanation
     assert copies.images_by_pixels.median > copies.others_by_pixels.median > 0  # noise is not a copy
     assert explanation.startswith("Typical distance to the nearest training photo in pixels at 32x32")
@@ -87,13 +87,6 @@ def test_evaluate_writes_a_report_and_prints_its_path(evaluated, small_run):
         assert words.casefold() in page.casefold()
 
 
-def test_coverage_is_low_when_all_seeds_give_similar_images(evaluated):
-    _, evaluation, _ = evaluated
-    assert evaluation.coverage.rule == "5 clusters of features"
-    assert sum(evaluation.coverage.images.values()) == pytest.approx(1, abs=1e-3)
-    assert len(evaluation.coverage.missing) >= 3
-
-
 @pytest.fixture
 def extractors(monkeypatch) -> list[Extractor]:
     """Return two cheap feature networks, which replace those of `evaluate`."""
@@ -115,33 +108,21 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
     assert read_record(tmp_path / "out" / "evaluation.json", Evaluation) == evaluation
 
 
-@pytest.fixture
-def version_evaluated(extractors, small_model, photos, tmp_path):
-    """Return results, report and changed files for an exported version."""
+def test_version_has_the_results_of_its_run_and_stays_unchanged(extractors, small_model, small_run, photos, tmp_path):
     version, out = shutil.copytree(small_model, tmp_path / "fruit") / "1", tmp_path / "version"
     card = version / "model_card.md"
     card.write_bytes(card.read_text(encoding="utf-8").replace("drawn", "dessiné").encode("latin-1"))
     times = {path: path.stat().st_mtime_ns for path in version.rglob("*")}
     evaluation = evaluate_in_process(version, photos, out=out, rights={"Attribution": "another author"})
-    changed = times.items() ^ {path: path.stat().st_mtime_ns for path in version.rglob("*")}.items()
-    return evaluation, (out / "report.html").read_text(encoding="utf-8"), changed
-
-
-def test_version_has_the_results_of_its_run_and_stays_unchanged(version_evaluated, small_run, photos, tmp_path):
-    evaluation, _, changed = version_evaluated
     run_evaluation = evaluate_in_process(small_run, photos, out=tmp_path / "run")
     assert (evaluation.model, evaluation.batch) == ("fruit, version 1", 4)
     assert evaluation.against_all.kid_x1000 == pytest.approx(run_evaluation.against_all.kid_x1000, rel=0.02)
     assert evaluation.coverage == run_evaluation.coverage
-    assert not changed
-
-
-def test_report_quotes_the_model_card_when_given_a_version(version_evaluated):
-    _, page, _ = version_evaluated
-    assert "<bdi>CC0-1.0</bdi>" in page
-    assert "<bdi>another author</bdi>" in page  # the argument takes precedence over the card
-    assert "The history of losses is not available" in page
-    assert "Held out of training: 6 of 56 photos" in page
+    assert times == {path: path.stat().st_mtime_ns for path in version.rglob("*")}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    # The licence is from the card, the attribution from the argument.
+    for words in ("<bdi>CC0-1.0</bdi>", "<bdi>another author</bdi>", "The history of losses is not available"):
+        assert words in page
 
 
 def test_copied_images_are_detected_and_paired_with_their_photos():
@@ -160,25 +141,15 @@ def test_copied_images_are_detected_and_paired_with_their_photos():
     assert held_out.distances.tolist() == sorted(held_out.all_distances)
 
 
-def npy(array: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    np.save(content, array)
-    return content.getvalue()
-
-
-def test_photo_features_are_cached_after_the_first_evaluation(extractors, tmp_path):
+@pytest.mark.parametrize("shape", [(), (2, 12), (3, 11)])
+def test_photo_features_are_cached_and_computed_again_when_damaged(extractors, tmp_path, shape):
     photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
     first = features_of_photos(extractors[0], photos, tmp_path)
     without_network = replace(extractors[0], network=SimpleNamespace(output_shape=(None, 12)))
     assert np.array_equal(features_of_photos(without_network, photos, tmp_path), first)
-
-
-@pytest.mark.parametrize("content", [b"", npy(np.zeros((2, 12), np.float32)), npy(np.zeros((3, 11), np.float32))])
-def test_photo_features_are_computed_again_when_their_cache_is_damaged(extractors, tmp_path, content):
-    photos = Photos(np.zeros((3, 32, 32, 3), np.uint8), ("a", "b", "c"), PhotoSummary("p", 3, 3, {}))
-    first = features_of_photos(extractors[0], photos, tmp_path)
     (cache,) = tmp_path.iterdir()
-    cache.write_bytes(content)
+    np.save(cache, np.zeros(shape, np.float32))
+    os.truncate(cache, cache.stat().st_size if shape else 0)
     assert np.array_equal(features_of_photos(extractors[0], photos, tmp_path), first)
 
 
@@ -237,15 +208,6 @@ def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
 
 
-def test_evaluate_is_refused_when_folder_is_no_run_and_no_version(small_model, photos, tmp_path):
-    with pytest.raises(TrainingError) as raised:
-        evaluate_in_process(small_model, photos, out=tmp_path / "out")
-    assert str(raised.value) == (
-        f"{small_model} has neither saved_model.pb nor config.json; name a version of a model, such as "
-        "models/apple/1, or the --out folder of a `fit` that has saved a checkpoint."
-    )
-
-
 def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")
@@ -254,14 +216,17 @@ def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_
         evaluate_in_process(run, tmp_path / "nowhere", out=tmp_path / "out")
 
 
-def test_evaluate_is_refused_when_out_is_a_file(photos, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match=r"^--out is '.*/file', but .*/file is not a folder; set --out"):
-        evaluate_in_process(tmp_path / "nothing", photos, out=tmp_path / "file")
-
-
-def test_evaluate_is_refused_when_photos_are_too_few(small_run, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "out", "sentence"),
+    [
+        ("photos", "out", "photos has neither saved_model.pb nor config.json; name a version of a model, such as"),
+        ("run", "out", "^24 images and photos are too few to compare; provide at least 50"),
+        ("run", "photos/0.png", "^--out is '.*/0.png', but .*/0.png is not a folder; set --out"),
+    ],
+)
+def test_evaluate_is_refused_when_an_argument_is_wrong(small_run, folder, model, out, sentence):
+    (folder.parent / "run").symlink_to(small_run)
     for seed in range(24):
-        draw_photo(seed).save(tmp_path / f"{seed}.png")
-    with pytest.raises(TrainingError, match=r"^24 images and photos are too few to compare; provide at least 50"):
-        evaluate_in_process(small_run, tmp_path, out=tmp_path / "out")
+        draw_photo(seed).save(folder / f"{seed}.png")
+    with pytest.raises(TrainingError, match=sentence):
+        evaluate_in_process(folder.parent / model, folder, out=folder.parent / out)

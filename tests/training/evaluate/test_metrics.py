@@ -1,15 +1,14 @@
+"""Distances between features, and varieties from them."""
+
 import numpy as np
 import pytest
 
 from training.evaluate.metrics import NEAREST_BATCH, find_nearest, frechet_distance, kernel_distance
+from training.evaluate.varieties import find_varieties, k_means
 
 
 def normal(n: int, mean: float = 0.0, deviation: float = 1.0, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, deviation, (n, 8))
-
-
-def test_frechet_distance_is_0_when_sets_are_equal():
-    assert frechet_distance(normal(500), normal(500)) == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_distance_matches_the_formula_for_normal_sets():
@@ -35,3 +34,37 @@ def test_nearest_rows_match_a_plain_search():
     rows, distances = find_nearest(points.astype(np.float32), among.astype(np.float32))
     assert rows.tolist() == differences.argmin(axis=1).tolist()
     np.testing.assert_allclose(distances, differences.min(axis=1), rtol=1e-3)
+
+
+NO_FEATURES = np.zeros((60, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("Training/{kind}/{number}.jpg", "folder"),
+        ("{kind}__r0_{number:03d}.jpg", "name before the double underscore"),
+        ("{kind}_r1_{number:03d}.jpg", "name without number and series"),
+        ("{kind}_{number}.jpg", "name without number and series"),
+        ("{kind}-{number}.jpg", "name without number and series"),
+    ],
+)
+@pytest.mark.parametrize("kinds", [("gala", "elstar"), ("apple-5", "apple-11"), ("あ", "い")])
+def test_varieties_come_from_names_when_names_group_photos(name, rule, kinds):
+    files = [name.format(kind=kind, number=number) for kind in kinds for number in range(30)]
+    varieties = find_varieties(files, NO_FEATURES)
+    assert varieties.rule == rule
+    assert varieties.names.tolist() == [kind for kind in kinds for _ in range(30)]
+
+
+@pytest.mark.parametrize("name", ["IMG_{:04d}.jpg", "{:x}f.png", "{}/photo.jpg"])
+def test_varieties_come_from_clusters_when_names_group_nothing(name):
+    features = np.repeat(np.eye(6, dtype=np.float32), 10, axis=0)
+    varieties = find_varieties([name.format(number) for number in range(60)], features)
+    assert varieties.rule == "6 clusters of features"
+    assert [len(set(group)) for group in np.split(varieties.names, 6)] == [1] * 6
+    assert len(set(varieties.names)) == 6
+
+
+def test_k_means_gives_one_cluster_when_all_photos_are_equal():
+    assert len(set(k_means(np.ones((40, 3), np.float32), 4))) == 1

@@ -3,7 +3,6 @@
 import base64
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from tests.conftest import BUNDLED
 from training.data.dataset import PhotosRecord
 from training.evaluate.plots import chart_kid
-from training.evaluate.report import Interpolation, Pairs, Report, write_report
+from training.evaluate.report import Pairs, Report, write_report
 from training.evaluate.results import (
     BUNDLED_KID_X1000,
     BUNDLED_VARIETIES,
@@ -26,7 +25,6 @@ from training.evaluate.results import (
 )
 from training.records import read_curves
 
-VOID = {"meta", "link", "img", "br"}
 RNG = np.random.default_rng(0)
 
 
@@ -68,7 +66,7 @@ FULL = Report(
     missing={"elstar": random_images(2)},
     generated=pairs(FAR),
     held_out=pairs(FAR, "held.jpg"),
-    interpolations=[Interpolation(3, 9, random_images(7))],
+    interpolations={"seed 3 to seed 9": random_images(7)},
     losses={"step": STEPS, **dict.fromkeys(("g_loss", "d_loss", "d_real", "d_generated"), 1 / STEPS)},
     kid={
         "step": STEPS[:3] * 500,
@@ -91,31 +89,22 @@ BARE = replace(
 
 
 class Page(HTMLParser):
-    """The page's elements in order; refuses elements that are not closed."""
+    """The page's elements and its text, in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.open: list[str] = []
+        self.html = html
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.feed(html)
         self.close()
-        assert self.open == []
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] == ["style"]:
-            self.style = data
-        else:
-            self.words.append(data)
+        self.words.append(data)
 
     def all(self, *tags: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.elements if tag in tags]
@@ -145,8 +134,8 @@ def pages(tmp_path_factory) -> dict[str, Page]:
 def test_report_loads_nothing_from_outside(pages, name):
     found = pages[name]
     assert found.all("script", "iframe", "object") == []
-    assert "url(" not in found.style
-    assert "@import" not in found.style
+    assert "url(" not in found.html
+    assert "@import" not in found.html
     for _, attributes in found.elements:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -163,16 +152,8 @@ def test_report_shows_100_seeds_and_every_image_has_an_alternative_text(pages):
     images = pages["full"].all("img")
     alternatives = [image["alt"] for image in images]
     assert alternatives[alternatives.index("seed 0") :][:100] == [f"seed {seed}" for seed in range(100)]
-    assert all(image["alt"] for image in images)
-
-
-def test_report_headings_descend_by_one_level_and_the_contents_link_them(pages):
-    found = pages["full"]
-    levels = [int(tag[1]) for tag, _ in found.elements if tag in ("h1", "h2", "h3")]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in pairwise(levels))
-    assert [a["href"] for a in found.all("a")] == [f"#{heading['id']}" for heading in found.all("h2")]
+    assert alternatives.count("photo of elstar") == 2  # of a missing variety
+    assert all(alternatives)
 
 
 def test_report_states_each_missing_part(pages):
@@ -241,10 +222,6 @@ def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, lev
     verdicts = [a["class"] for a in found.all("div") if (a.get("class") or "").startswith("verdict")]
     assert verdicts == [f"verdict {level}", f"verdict {copies}"]
     assert found.text.index(headline) < found.text.index("On copies.")
-
-
-def test_report_shows_photos_of_missing_varieties(pages):
-    assert [image["alt"] for image in pages["full"].all("img")].count("photo of elstar") == 2
 
 
 def test_bundled_model_has_the_kid_that_reports_quote():

@@ -7,14 +7,11 @@ from training.fit.plan import (
     MAX_HOURS,
     Choice,
     Machine,
-    Plan,
     Start,
-    choose_discriminator,
     choose_image_size,
     choose_length,
     choose_networks,
     choose_refinement,
-    expected_kid,
     format_duration,
 )
 
@@ -29,24 +26,18 @@ def to_dict(*choices):
 
 
 @pytest.mark.parametrize(
-    ("sides", "machine", "image_size"),
+    ("sides", "machine", "expected"),
     [
-        ([100] * 60, LAPTOP, 64),
-        ([63] * 60, LAPTOP, 32),
-        ([10] * 60, LAPTOP, 32),  # the smallest size
-        ([1000] * 60, LAPTOP, 64),
-        ([20] * 29 + [1000] * 31, LAPTOP, 64),  # the median photo counts, not the smallest
-        ([100] * 60, WITH_GPU, 64),
-        ([1000] * 60, WITH_GPU, 128),
+        ([100] * 60, LAPTOP, (64, 2048)),
+        ([63] * 60, SMALL, (32, 500)),
+        ([10] * 60, LAPTOP, (32, 2048)),  # the smallest size
+        ([20] * 29 + [1000] * 31, LAPTOP, (64, 2048)),  # the median photo counts, not the smallest
+        ([100] * 60, WITH_GPU, (64, 2048)),
+        ([1000] * 60, WITH_GPU, (128, 2048)),
     ],
 )
-def test_image_size_follows_typical_photos_and_the_machine(sides, machine, image_size):
-    assert to_dict(*choose_image_size(sides, machine))["image_size"] == image_size
-
-
-@pytest.mark.parametrize(("machine", "mib"), [(LAPTOP, 2048), (SMALL, 500)])
-def test_photo_memory_is_an_eighth_when_memory_is_small(machine, mib):
-    assert to_dict(*choose_image_size([100], machine))["memory_limit_mib"] == mib
+def test_image_size_and_photo_memory_follow_photos_and_machine(sides, machine, expected):
+    assert tuple(to_dict(*choose_image_size(sides, machine)).values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +74,8 @@ def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, 
     assert choice.value == steps
 
 
-def test_grown_run_is_shorter_and_refines_from_its_start():
+def test_new_run_refines_at_its_end_and_a_grown_one_from_its_start():
+    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 3_000}
     config = TrainingConfig(image_size=128)
     start = Start(TrainingConfig(image_size=64), is_model=False)
     assert choose_length(7_180, config, None, LAPTOP, start).value == 96_000 // 16
@@ -100,55 +92,8 @@ def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():
     assert choose_length(60, TrainingConfig(), None, LAPTOP, start) == Choice("steps", 1_200, reason)
 
 
-def test_new_run_refines_in_its_last_three_quarters():
-    assert to_dict(*choose_refinement(TrainingConfig(steps=12_000), None)) == {"refine_from": 3_000}
-
-
-def test_plain_discriminator_changes_its_dependent_settings():
-    plain = to_dict(*choose_discriminator("plain"))
-    assert (plain["beta_1"], plain["translate_probability"]) == (0.5, 0.3)
-    assert to_dict(*choose_discriminator("projected")) == {"discriminator": "projected"}
-
-
-def test_flags_are_never_overridden():
-    plan = Plan({"image_size": 256, "seed": 7}).with_choices(*choose_image_size([100], LAPTOP))
-    assert plan.config == TrainingConfig(image_size=256, seed=7)
-    assert plan.choices[0].reason == "from the command line"
-
-
-def test_plan_table_has_a_line_with_a_reason_for_each_choice():
-    length = choose_length(60, TrainingConfig(), None, LAPTOP)
-    assert Plan({}).with_choices(*choose_networks(60, 64, LAPTOP), length).format_table() == (
-        "  preset       cpu    wide networks need a GPU\n"
-        "  batch_size   16     learns most per image\n"
-        "  jit_compile  False  TensorFlow's own CPU kernels are faster than XLA's\n"
-        "  steps        6,000  96,000 images, 1600 epochs of the photos"
-    )
-
-
 @pytest.mark.parametrize(
-    ("flags", "kid"),
-    [
-        ({"steps": 1_000}, 25.2),
-        ({"steps": 8_000}, 4.5),
-        ({"steps": 100}, 25.2),  # nothing is known of shorter runs
-        ({"steps": 19_500, "discriminator": "plain"}, 23.6),
-    ],
-)
-def test_expected_kid_matches_measured_runs(flags, kid):
-    assert expected_kid(TrainingConfig(**flags)) == pytest.approx(kid)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.2, "a second"),
-        (1.4, "a second"),
-        (1.6, "2 seconds"),
-        (89, "89 seconds"),
-        (3_000, "50 minutes"),
-        (12_600, "3.5 hours"),
-    ],
+    ("seconds", "words"), [(1.4, "a second"), (1.6, "2 seconds"), (3_000, "50 minutes"), (12_600, "3.5 hours")]
 )
 def test_duration_is_formatted_in_words(seconds, words):
     assert format_duration(seconds) == words

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -22,9 +22,9 @@ from training.config import TrainingConfig
 from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import TrainingError
-from training.evaluate.results import BUNDLED_KID_X1000
+from training.evaluate.results import BUNDLED_KID_X1000, Coverage
 from training.fit.callbacks import Checkpoints, History, StopOnSignal
-from training.fit.measurements import KeepBest, Quality, read_measurements
+from training.fit.measurements import KeepBest, read_measurements
 from training.fit.run import build_kid, train_stage
 from training.model.gan import build_gan
 from training.records import ComputeRecord, read_batches_done, write_record
@@ -96,15 +96,8 @@ def test_run_folder_holds_all_files_of_the_run(small_run):
     files = {p.relative_to(small_run).as_posix() for p in small_run.rglob("*") if p.is_file()}
     assert {"config.json", "photos.json", "history.csv", "losses.png", "checkpoint.npz"} <= files
     assert {"grids/photos.png", *(f"grids/{step:07d}.png" for step in (0, 2, 4))} <= files
+    assert "generator.png" in files or "to_rgb" in (small_run / "generator.txt").read_text(encoding="utf-8")
     assert read_losses(small_run)[:, 0].tolist() == [1, 2, 3, 4]
-
-
-def test_generator_is_drawn_or_written_as_a_table_without_graphviz(small_run):
-    if shutil.which("dot"):
-        with Image.open(small_run / "generator.png") as drawing:
-            assert drawing.width > 100
-    else:
-        assert "to_rgb" in (small_run / "generator.txt").read_text(encoding="utf-8")
 
 
 def test_progress_gif_ends_with_the_last_grid_of_64_images(small_run):
@@ -124,13 +117,6 @@ def test_history_drops_rows_that_are_truncated_or_past_the_checkpoint(small_run,
     assert (tmp_path / "history.csv").read_text() == "".join(
         (small_run / "history.csv").read_text().splitlines(keepends=True)[:3]
     )
-
-
-def test_training_time_adds_up_when_a_run_resumes(small_gan, tmp_path):
-    simulate_training(small_gan, tmp_path, 0, 1, [0.03])
-    write_record(tmp_path / "compute.json", asdict(ComputeRecord(1000.0, "jax", "x86_64", 2)))
-    simulate_training(small_gan, tmp_path, 1, 2, [0.04])
-    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
 
 
 def test_run_ends_with_equal_bits_when_killed_and_resumed(photos, tmp_path):
@@ -174,18 +160,8 @@ def test_sigterm_before_the_first_batch_ends_fit_like_ctrl_c(photos, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_gan():
-    return build_gan(
-        TrainingConfig(
-            image_size=32,
-            discriminator="plain",
-            steps=3,
-            batch_size=8,
-            jit_compile=False,
-            evaluate_every=1,
-            evaluate_count=50,
-            checkpoint_every_s=0,
-        )
-    )
+    config = TrainingConfig(image_size=32, discriminator="plain", steps=3, batch_size=8, jit_compile=False)
+    return build_gan(replace(config, evaluate_every=1, evaluate_count=50, checkpoint_every_s=0))
 
 
 def simulate_training(
@@ -198,9 +174,10 @@ def simulate_training(
     gan.optimizer.iterations.assign(first_step)
     next_kids = iter(kids)
 
-    def measure(images: np.ndarray) -> Quality:
-        kid = next(next_kids)
-        return Quality(kid, 0.001, covered if kid == kids[-1] else 16, 20)
+    def measure(images: np.ndarray) -> tuple[float, float, Coverage]:
+        kid, names = next(next_kids), tuple("abcdefghijklmnopqrst")
+        missing = names[covered if kid == kids[-1] else 16 :]
+        return kid, 0.001, Coverage("letter", 0.25, dict.fromkeys(names, 0.05), {}, missing)
 
     checkpoints = Checkpoints(run, 3600.0, first_step)
     keep_best = KeepBest(run, first_step, measure, checkpoints)
@@ -237,7 +214,6 @@ def test_best_checkpoint_has_the_lowest_kid(small_gan, tmp_path, capsys):
     [
         ({"d_loss": 0.1}, "The discriminator wins: its mean loss is 0.10, less than 0.3. Start a new run with"),
         ({"covered": 7}, "Varieties vanish: the images show 7 of 20. Start a new run with"),
-        ({"covered": 1}, "Varieties vanish: the images show 1 of 20. Start a new run with"),
     ],
 )
 def test_fit_warns_in_words_when_training_goes_wrong(small_gan, tmp_path, capsys, fault, sentence):
@@ -253,9 +229,11 @@ def test_tensorboard_shows_losses_grids_and_kid(small_run, small_gan, tmp_path):
     assert tags == {"g_loss", "d_loss", "d_real", "d_generated", "generated", "kid_x1000", "varieties"}
 
 
-def test_best_checkpoint_is_kept_when_a_run_resumes(small_gan, tmp_path):
+def test_best_checkpoint_and_training_time_are_kept_when_a_run_resumes(small_gan, tmp_path):
     simulate_training(small_gan, tmp_path, 0, 1, [0.03])
+    write_record(tmp_path / "compute.json", asdict(ComputeRecord(1000.0, "jax", "x86_64", 2)))
     simulate_training(small_gan, tmp_path, 1, 3, [0.04, 0.035])
+    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
     assert read_batches_done(tmp_path / "best.npz") == 1
     assert [row.kid_x1000 for row in read_measurements(tmp_path / "kid.csv")] == [30, 40, 35]
 

@@ -1,4 +1,4 @@
-"""ringo-latent/1: equal bits in every library, and a normal distribution."""
+"""ringo-latent/1: equal bits in every library."""
 
 import math
 import re
@@ -11,17 +11,7 @@ import tensorflow as tf
 from tests.conftest import ROOT
 from training.model.latents import MAX_SEED, sample_latents, slerp, standardise, sum_of_uniforms
 
-SPECIFICATION = ROOT / "docs" / "ringo-latent-1.md"
-
-
-def read_specification_code() -> str:
-    """Return the ten lines of plain Python in the specification."""
-    return re.search(r"```python\n(.*?)```", SPECIFICATION.read_text(encoding="utf-8"), re.DOTALL)[1]
-
-
-def read_published_vectors() -> list[tuple[int, int, str]]:
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| `(\S+)` \|", SPECIFICATION.read_text(encoding="utf-8"), re.MULTILINE)
-    return [(int(seed), int(index), number) for seed, index, number in rows]
+SPECIFICATION = (ROOT / "docs" / "ringo-latent-1.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +23,14 @@ def seeds() -> np.ndarray:
 
 def test_plain_python_latents_equal_numpy_bits_for_1000_seeds(seeds):
     plain: dict = {}
-    exec(read_specification_code(), plain)
+    exec(re.search(r"```python\n(.*?)```", SPECIFICATION, re.DOTALL)[1], plain)
     columns = range(0, 128, 3)
     expected = sample_latents(seeds, 128)[:, columns]
     assert [[plain["latent"](int(seed), i) for i in columns] for seed in seeds] == expected.tolist()
 
 
-@pytest.mark.parametrize("xla", [False, True], ids=["plain", "xla"])
-def test_tensorflow_latents_equal_numpy_bits_for_1000_seeds(seeds, xla):
-    @tf.function(jit_compile=xla, autograph=False)
+def test_xla_latents_equal_numpy_bits_for_1000_seeds(seeds):
+    @tf.function(jit_compile=True, autograph=False)
     def sample(low, high):
         return standardise(tf.cast(sum_of_uniforms(low, high, 128, tf.bitwise.right_shift), tf.float32))
 
@@ -59,41 +48,14 @@ def test_jax_latents_equal_numpy_bits_for_1000_seeds(seeds):
 
 
 def test_latents_match_the_published_vectors():
-    vectors = read_published_vectors()
+    vectors = re.findall(r"^\| (\d+) \| (\d+) \| `(\S+)` \|", SPECIFICATION, re.MULTILINE)
     assert len(vectors) >= 20
-    actual = [sample_latents(np.array([seed]), 128)[0, index].item() for seed, index, _ in vectors]
+    actual = [sample_latents(np.array([int(seed)]), 128)[0, int(index)].item() for seed, index, _ in vectors]
     assert actual == [float(number) for _, _, number in vectors]
 
 
 def test_latent_numbers_do_not_depend_on_latent_dim():
     assert np.array_equal(sample_latents(np.array([7]), 16), sample_latents(np.array([7]), 512)[:, :16])
-
-
-# Bounds are five standard errors of the sample: one false alarm in two million. The seeds are fixed.
-N = 8000
-
-
-@pytest.fixture(scope="module", params=["neighbours", "high words", "random"])
-def sample(request) -> np.ndarray:
-    seeds = {
-        "neighbours": np.arange(N),
-        "high words": np.arange(N) << 32,
-        "random": np.random.default_rng(2).integers(MAX_SEED, size=N, endpoint=True),
-    }
-    return sample_latents(seeds[request.param].astype(np.int64), 128).astype(np.float64)
-
-
-def test_latents_have_mean_0_and_variance_1(sample):
-    assert abs(sample.mean()) < 5 / math.sqrt(sample.size)
-    assert abs(sample.var() - 1) < 5 * math.sqrt(1.9 / sample.size)  # 1.9: fourth moment 2.9 less 1
-
-
-def test_neighbouring_seeds_and_numbers_within_a_latent_are_uncorrelated(sample):
-    between = sample[:-1].T @ sample[1:] / math.sqrt(N - 1)  # 128 x 128 correlations in standard errors
-    within = (sample.T @ sample / math.sqrt(N))[~np.eye(128, dtype=bool)]
-    for products in (between, within):
-        assert np.abs(products).max() < 6
-        assert abs(products.std() - 1) < 0.03
 
 
 def test_slerp_takes_equal_angles_when_latents_have_unit_length():

@@ -1,8 +1,13 @@
+"""The networks, and the augmentation of their images."""
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from benchmarks.stock_layers import in_stock_layers
 from training.config import IMAGE_SIZES, TrainingConfig
+from training.model.augmentation import augment
 from training.model.latents import sample_latents
 from training.model.networks import UpsampleConv, build_discriminator, build_generator
 
@@ -52,3 +57,32 @@ def test_minibatch_deviation_is_0_when_all_images_are_equal():
     varied = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     alike = np.repeat(varied[:1], 4, axis=0)
     assert np.asarray(spread(alike))[..., -1].max() < 1e-3 < np.asarray(spread(varied))[..., -1].min()
+
+
+def test_stock_layers_of_the_benchmark_generate_equal_images():
+    generator, latents = build_generator(16, (8, 8, 4)), sample_latents(np.arange(3), 16)
+    np.testing.assert_allclose(in_stock_layers(generator)(latents), generator(latents), atol=1e-5)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 0.5, (64, 16, 16, 3)).astype(np.float32)
+
+
+def augment_with(images, **options):
+    config = TrainingConfig(**{"flip": False, "translate_probability": 0.0, **options})
+    return augment(config, images, keras.random.SeedGenerator(1))
+
+
+def test_shift_frequency_matches_its_probability(images):
+    out = np.asarray(augment_with(np.repeat(images, 10, axis=0), translate_fraction=0.25, translate_probability=0.3))
+    is_shifted = np.abs(out - np.repeat(images, 10, axis=0)).max((1, 2, 3)) > 1e-6
+    assert 0.2 < is_shifted.mean() < 0.4
+
+
+def test_gradient_reaches_every_visible_pixel(images):
+    x = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(augment_with(x, flip=True))
+    np.testing.assert_allclose(tape.gradient(total, x), np.ones_like(images))

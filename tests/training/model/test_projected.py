@@ -13,7 +13,6 @@ from tests.training.fit.test_run import assert_equal_bits, fit, fit_arguments, i
 from training.config import TrainingConfig
 from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
-from training.model.losses import hinge_discriminator_loss, hinge_generator_loss
 from training.model.projected import ProjectedDiscriminator
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
@@ -76,12 +75,6 @@ def test_kernel_is_divided_by_its_largest_singular_value(discriminator):
     np.testing.assert_allclose(response, expected, rtol=0.02, atol=1e-5)
 
 
-def test_hinge_losses_are_averaged_over_heads():
-    real, generated = [np.float32([2, 0]), np.float32([-1])], [np.float32([-2, 0]), np.float32([1])]
-    assert float(hinge_discriminator_loss(real, generated)) == pytest.approx((0.5 + 0.5 + 2 + 2) / 2)
-    assert float(hinge_generator_loss(generated)) == pytest.approx(-(-1 + 1) / 2)
-
-
 PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from", 2)
 
 
@@ -115,30 +108,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module")
-def two_devices(photos, tmp_path_factory) -> tuple[Path, str]:
-    """Return a run of two batches on two devices, and its output.
-
-    The same process was refused a batch of 9 before.
-    """
-    run = tmp_path_factory.mktemp("two_devices") / "run"
-    arguments = fit_arguments(photos, run, *PROJECTED, "--steps", 2, "--strategy", "mirrored")
+def test_losses_are_equal_when_two_devices_share_a_batch(photos, staged_run, tmp_path):
+    arguments = fit_arguments(photos, tmp_path / "run", *PROJECTED, "--steps", 2, "--strategy", "mirrored")
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    return run, done.stdout + done.stderr
-
-
-def test_losses_are_equal_when_two_devices_share_a_batch(staged_run, two_devices):
-    run, output = two_devices
-    assert "2 replicas share each batch" in output
-    np.testing.assert_allclose(read_losses(run), read_losses(staged_run)[:2], rtol=1e-3)
-
-
-def test_fit_is_refused_when_replicas_cannot_split_a_batch(two_devices):
-    _, output = two_devices
-    assert "batch_size is 9, which 2 replicas cannot share equally; set it to a multiple of 2." in output
+    assert "2 replicas share each batch" in done.stdout
+    assert "batch_size is 9, which 2 replicas cannot share equally; set it to a multiple of 2." in done.stderr
+    np.testing.assert_allclose(read_losses(tmp_path / "run"), read_losses(staged_run)[:2], rtol=1e-3)
 
 
 def test_fit_names_both_remedies_when_the_wheel_is_missing(photos, tmp_path, monkeypatch, capsys):
