@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
     except OSError as error:  # such as a full disk, or a folder without permission
         path = f"{error.filename}: " if error.filename else ""
-        message = f"{path}{error.strerror or error}."
+        message = f"{path}{error.strerror or error}; remove the cause, then run the command again."
     except KeyboardInterrupt:
         print(f"python -m training {options.command}: interrupted.", file=sys.stderr)
         return INTERRUPTED

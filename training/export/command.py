@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
+from training.data.dataset import check_output_folder
 from training.errors import ExportError
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
@@ -57,6 +58,7 @@ def export(
     """
     to = to.resolve()
     check_model_name(to.name)
+    check_output_folder(to, "--to")
     generator = load_generator(run, checkpoint)
     record = read_run(run, generator)
     try:

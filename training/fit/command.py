@@ -92,7 +92,7 @@ def _resume_run(
     done = read_batches_done(run / "checkpoint.npz")
     if config.steps < done:
         raise ConfigError(
-            f"--steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
+            f"steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
         )
     if source is not None and (run / "checkpoint.npz").exists():
         _check_source(source, run, config)

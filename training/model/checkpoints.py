@@ -92,7 +92,7 @@ def _assign(variables: dict[str, Any], path: Path) -> None:
     Raises CheckpointError before the first assignment.
     """
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}
     except UNREADABLE as error:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from tests.training.evaluate.test_report import EVALUATION
 from training.config import TrainingConfig, read_config
-from training.errors import CheckpointError, ExportError, RecordError
+from training.errors import CheckpointError, ExportError, RecordError, TrainingError
 from training.evaluate.results import Evaluation
 from training.export.command import ALLOWED_BATCH_SIZES, MAX_BATCH_SIZE, export, write_digests
 from training.export.model_card import ExportChecks, Fault, read_run, write_model_card
@@ -294,6 +294,11 @@ def test_export_is_refused_when_the_layout_of_the_evaluation_differs(run, tmp_pa
     (run / "evaluation.json").write_text('{"copies": null}')
     with pytest.raises(RecordError, match=r"\(Object missing required field `model`\); run `evaluate` again\.$"):
         export(run, tmp_path / "fruit", licence="", attribution="")
+
+
+def test_export_is_refused_when_the_model_is_a_file(run):
+    with pytest.raises(TrainingError, match=r"config.json is not a folder; set --to to a folder\.$"):
+        export(run, run / "config.json", licence="", attribution="")
 
 
 def test_export_is_refused_when_the_run_has_no_checkpoint(tmp_path):
