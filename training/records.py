@@ -54,6 +54,9 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = path  # a user does not know the temporary name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

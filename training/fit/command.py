@@ -244,6 +244,7 @@ def _report_end(done: int, run: Path, config: TrainingConfig) -> bool:
     """Return whether all batches are done; if so, print the next command."""
     if done < config.steps:
         return False
-    print(f"All {done:,} batches are done. Check {run / 'progress.gif'} and {run / 'losses.png'}, then export:")
+    pictures = " and ".join(str(run / name) for name in ("progress.gif", "losses.png") if (run / name).exists())
+    print(f"All {done:,} batches are done. Check {pictures}, then export:")
     print(" ", python_command("-m", "training", "export", run, "--to", f"models/{model_name(run)}"))
     return True
