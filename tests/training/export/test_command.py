@@ -242,11 +242,10 @@ def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run
 
 def test_export_writes_no_version_when_nothing_is_new(small_model, small_run, tmp_path, capsys):
     model = shutil.copytree(small_model, tmp_path / "fruit")
-    facts = {"licence": "CC0-1.0", "attribution": "drawn by the tests", "faults": [Fault(7, "torn at the left")]}
-    assert export(small_run, model, **facts) == model / "1"
-    assert (
-        "1 has the same images and the same facts on its model card; no version is written." in capsys.readouterr().out
-    )
+    faults = [Fault(7, "torn at the left")]
+    for facts in ({"licence": "CC0-1.0", "faults": faults}, {"licence": "not stated"}):
+        assert export(small_run, model, attribution="drawn by the tests", **facts) == model / "1"
+        assert "1 has the same images and all these facts on its model card; no version" in capsys.readouterr().out
     assert [p.name for p in model.iterdir()] == ["1"]
 
 

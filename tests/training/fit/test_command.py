@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -262,6 +263,18 @@ def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypa
     assert fit(photos, tmp_path / "run") == 2
     sentence = "KERAS_BACKEND is 'torch', which is unknown or not installed; set it to tensorflow or jax."
     assert capsys.readouterr() == ("", f"python -m training fit: {sentence}\n")
+
+
+TENSORFLOW_ERROR = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[64,128]")
+JAX_ERROR = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), TENSORFLOW_ERROR, JAX_ERROR])
+def test_fit_ends_with_one_sentence_when_memory_is_exhausted(photos, tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr("training.fit.command.fit", Mock(side_effect=error))
+    assert fit(photos, tmp_path / "run") == 2
+    sentence = "Memory is exhausted; set a smaller --batch-size or --size, or close other programs."
+    assert capsys.readouterr().err == f"python -m training fit: {sentence}\n"
 
 
 def test_printed_commands_work_when_pasted_where_they_were_printed(photos, small_run, tmp_path, monkeypatch, capsys):
