@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -272,10 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
     except OSError as error:  # such as a full disk, or a folder without permission
         path = f"{error.filename}: " if error.filename else ""
-        message = f"{path}{error.strerror or error}."
+        message = f"{path}{error.strerror or error}; remove the cause, then run the command again."
     except KeyboardInterrupt:
         print(f"python -m training {options.command}: interrupted.", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:  # of TensorFlow or JAX, which are imported on demand
+        if not isinstance(error, MemoryError) and not re.search("OOM when|Out of memory", str(error)):
+            raise
+        message = "Memory is exhausted; set a smaller --batch-size or --size, or close other programs."
     print(f"python -m training {options.command}: {message}", file=sys.stderr)
     return 2
 

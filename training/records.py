@@ -47,6 +47,9 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = path  # a user does not know the temporary name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -84,7 +87,7 @@ def read_batches_done(checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
     try:
-        with checkpoint.open("rb") as stream, np.load(stream) as file:
+        with checkpoint.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
             return int(file["step"])
     except UNREADABLE as error:
         raise RecordError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error

@@ -32,13 +32,16 @@ class PhotosRecord:
         return (self.pixels_sha256, self.held_out_arcs) == (other.pixels_sha256, other.held_out_arcs)
 
 
-def check_output_folder(out: Path) -> None:
-    """Raise TrainingError if `out` or a parent of it is a file, or read-only."""
+def check_output_folder(out: Path, flag: str = "--out") -> None:
+    """Raise TrainingError if `out` is read-only, or if it or a parent of it is a file or a model's version."""
     existing = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not existing.is_dir():
-        raise TrainingError(f"--out is {str(out)!r}, but {existing} is not a folder; set --out to a folder.")
+        raise TrainingError(f"{flag} is {str(out)!r}, but {existing} is not a folder; set {flag} to a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise TrainingError(f"--out is {str(out)!r}, but you may not write to {existing}; set --out to another folder.")
+        raise TrainingError(f"{flag} is {str(out)!r}, but you may not write to {existing}; set {flag} elsewhere.")
+    for folder in (existing, *existing.parents):
+        if (folder / "saved_model.pb").exists():
+            raise TrainingError(f"{flag} {out} is in a version of a model, which never changes; set it elsewhere.")
 
 
 def check_outside_photos(photos_folder: Path, out: Path) -> None:
@@ -72,8 +75,8 @@ def split_run_photos(photos: Photos, run: Path, config: TrainingConfig) -> Split
     record_file, record = run / "photos.json", describe_photos(photos, split)
     if record_file.exists() and not record.has_photos_of(read_record(record_file, PhotosRecord)):
         raise TrainingError(
-            f"The photos, their names or their decoding differ from those in {record_file}; "
-            "restore the photos, or choose a new --out."
+            f"The photos, their names, their decoding or a setting in config.json differ from those of {record_file}; "
+            "restore them, or start over by --new."
         )
     return split
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,13 +45,9 @@ class Extractor:
     def __call__(self, images: NDArray[np.uint8], *, progress: str = "") -> NDArray[np.float32]:
         """Return float32[N, D] of `images` uint8[N, H, W, 3], sRGB. `progress` names them on a progress line."""
         interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
-        starts = tqdm(
-            range(0, len(images), BATCH),
-            f"features of {len(images):,} {progress}",
-            unit="batch",
-            mininterval=interval_s,
-            disable=not progress,
-        )
+        starts: Iterable[int] = range(0, len(images), BATCH)
+        if progress:  # an argument `disable` would override TQDM_DISABLE
+            starts = tqdm(starts, f"features of {len(images):,} {progress}", unit="batch", mininterval=interval_s)
         return np.concatenate([self._extract_batch(images[start : start + BATCH]) for start in starts])
 
     def _extract_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

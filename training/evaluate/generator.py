@@ -61,9 +61,7 @@ def _load_version(version: Path) -> GeneratorUnderTest:
     try:
         signature = tf.saved_model.load(str(version)).signatures["serving_default"]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        raise TrainingError(
-            f"{version} has no signature `serving_default` ({error}); name a version written by `export`."
-        ) from error
+        raise TrainingError(f"{version} is damaged, or `export` did not write it; name another version.") from error
 
     def run_signature(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         batches = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))

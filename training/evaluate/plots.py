@@ -111,8 +111,10 @@ def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
 
 
 def _new_figure(height: float) -> Figure:
+    from matplotlib import rcdefaults
     from matplotlib.figure import Figure  # no global state: pyplot would keep every figure
 
+    rcdefaults()  # settings of the user, such as text.usetex, may raise an error
     return Figure(figsize=(6.5, height), layout="constrained")
 
 

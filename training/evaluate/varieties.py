@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.evaluate.metrics import Features, find_nearest
 from training.evaluate.results import Coverage
 
-MIN_PHOTOS_EACH = 10  # on average; names that differ from photo to photo do not identify varieties
+MIN_PHOTOS_EACH = 10  # names of fewer photos, such as those of a few strays in a subfolder, are no varieties
 MAX_CLUSTERS = 20
 NEEDED_SHARE = 0.25  # of its share of the photos, for a variety to be covered
 ITERATIONS = 20  # of k-means; after ten, few photos change their cluster
@@ -32,8 +32,8 @@ class Varieties:
 def find_varieties(files: Sequence[str], features: Features) -> Varieties:
     """Return the varieties of the photos named `files`.
 
-    It applies the first rule that gives at least two varieties of MIN_PHOTOS_EACH photos or more on average: the name
-    of the folder; the name up to a double underscore; the name without frame number and series, such as `_r0`. If none
+    It applies the first rule that gives at least two varieties, each of MIN_PHOTOS_EACH photos or more: the name of
+    the folder; the name up to a double underscore; the name without frame number and series, such as `_r0`. If none
     does, it clusters the `features` float32[N, D], with MIN_PHOTOS_EACH photos per cluster and up to MAX_CLUSTERS.
     """
     paths = [PurePosixPath(file) for file in files]
@@ -43,7 +43,8 @@ def find_varieties(files: Sequence[str], features: Features) -> Varieties:
         "name without number and series": [SERIES_SUFFIX.sub("", path.stem) for path in paths],
     }
     for rule, names in rules.items():
-        if 2 <= len(Counter(names)) <= len(names) / MIN_PHOTOS_EACH:
+        numbers = Counter(names).values()
+        if len(numbers) > 1 and min(numbers) >= MIN_PHOTOS_EACH:
             return Varieties(rule, np.array(names))
     clusters = max(2, min(MAX_CLUSTERS, len(files) // MIN_PHOTOS_EACH))
     return Varieties(

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
+from training.data.dataset import check_output_folder
 from training.errors import ExportError
-from training.export.model_card import Fault, read_run, write_model_card
+from training.export.model_card import NO_FAULT, NOT_EVALUATED, Fault, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
@@ -50,6 +51,7 @@ def export(
     """
     to = to.resolve()
     check_model_name(to.name)
+    check_output_folder(to, "--to")
     generator = load_generator(run, checkpoint)
     record = read_run(run, generator)
     try:
@@ -88,7 +90,7 @@ def publish(folder: Path, to: Path) -> Path | None:
     version = to / folder.name
     newest = to / str(int(folder.name) - 1)
     if adds_nothing(folder, newest):
-        print(f"{newest} has the same images and the same facts on its model card; no version is written.")
+        print(f"{newest} has the same images and all these facts on its model card; no version is written.")
         return newest
     try:
         folder.rename(version)
@@ -109,17 +111,19 @@ def check_model_name(name: str) -> None:
 
 
 def adds_nothing(version: Path, newest: Path) -> bool:
-    """Return whether `version` has the images and the facts of `newest`."""
+    """Return whether `version` has the images of `newest` and no other facts."""
     try:
-        return read_facts(version) == read_facts(newest) and np.array_equal(read_golden(version), read_golden(newest))
+        return read_facts(version) <= read_facts(newest) and np.array_equal(read_golden(version), read_golden(newest))
     except (OSError, KeyError, ValueError, tf.errors.OpError):  # `newest` is missing or damaged
         return False
 
 
-def read_facts(version: Path) -> list[str]:
-    """Return the facts on the model card: data, evaluation and faults."""
+def read_facts(version: Path) -> set[str]:
+    """Return the facts on the model card: data, evaluation and faults, line by line."""
     sections = (version / "model_card.md").read_text(encoding="utf-8").split("\n## ")
-    return [section for section in sections if section.startswith(("Data\n", "Evaluation\n", "Known faults\n"))]
+    facts = [section for section in sections if section.startswith(("Data\n", "Evaluation\n", "Known faults\n"))]
+    nothing = ("not stated", NOT_EVALUATED, NO_FAULT)
+    return {line for section in facts for line in section.splitlines() if not line.endswith(nothing)}
 
 
 def read_golden(version: Path) -> NDArray[np.uint8]:

@@ -20,6 +20,9 @@ from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import ComputeRecord, read_record
 
+NOT_EVALUATED = "Not evaluated."
+NO_FAULT = "No fault is recorded, but the model may have some."
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -112,7 +115,7 @@ latents to images, and `golden` returns digests of the pixels of a few seeds.
 
 ## Evaluation
 
-{_format_table(run.evaluation.format_rows()) if run.evaluation else "Not evaluated."}
+{_format_table(run.evaluation.format_rows()) if run.evaluation else NOT_EVALUATED}
 
 ## Known faults
 
@@ -164,7 +167,7 @@ def _format_table(rows: Mapping[str, object]) -> str:
 
 def _format_faults(faults: Sequence[Fault]) -> str:
     if not faults:
-        return "No fault is recorded, but the model may have some."
+        return NO_FAULT
     rows = (
         f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {printable(fault.text)} |"
         for fault in faults

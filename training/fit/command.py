@@ -87,7 +87,7 @@ def _resume_run(
     done = read_batches_done(run / "checkpoint.npz")
     if config.steps < done:
         raise ConfigError(
-            f"--steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
+            f"steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
         )
     if source is not None and (run / "checkpoint.npz").exists():
         _check_source(source, run, config)
@@ -239,6 +239,7 @@ def _report_end(done: int, run: Path, config: TrainingConfig) -> bool:
     """Return whether all batches are done; if so, print the next command."""
     if done < config.steps:
         return False
-    print(f"All {done:,} batches are done. Check {run / 'progress.gif'} and {run / 'losses.png'}, then export:")
+    pictures = " and ".join(str(run / name) for name in ("progress.gif", "losses.png") if (run / name).exists())
+    print(f"All {done:,} batches are done. Check {pictures}, then export:")
     print(" ", python_command("-m", "training", "export", run, "--to", f"models/{model_name(run)}"))
     return True

@@ -32,6 +32,8 @@ def check_complete(run: Path) -> None:
         measured, best = read_curves(run / "kid.csv").get("step", ()), read_batches_done(run / "best.npz")
         if len(measured) and not best:
             missing.append("best.npz")
+        elif best > done:
+            missing.append(f"checkpoint.npz of batch {best} or later")
         elif best not in (0, done, *measured):  # of batch `done`, a kill may have interrupted the measurement
             missing.append(f"row of batch {best} in kid.csv")
     if results and missing:

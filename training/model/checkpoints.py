@@ -75,7 +75,7 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
 def _assign(variables: dict[str, Any], path: Path) -> None:
     """Assign the arrays of `path` to `variables`, by name. Raises CheckpointError before the first one."""
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}
     except UNREADABLE as error:
         raise CheckpointError(

@@ -208,6 +208,13 @@ def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
 
 
+def test_evaluate_is_refused_in_one_sentence_when_a_version_is_damaged(small_model, tmp_path):
+    version = shutil.copytree(small_model / "1", tmp_path / "1")
+    (version / "variables" / "variables.index").unlink()
+    with pytest.raises(TrainingError, match=r"/1 is damaged, or `export` did not write it; name another version\.$"):
+        evaluate_in_process(version, tmp_path, out=tmp_path / "out")
+
+
 def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")

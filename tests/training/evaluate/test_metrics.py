@@ -66,5 +66,10 @@ def test_varieties_come_from_clusters_when_names_group_nothing(name):
     assert len(set(varieties.names)) == 6
 
 
+def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
+    files = [f"{'old/' if number < 3 else ''}{number}.jpg" for number in range(60)]
+    assert find_varieties(files, NO_FEATURES).rule == "6 clusters of features"
+
+
 def test_k_means_gives_one_cluster_when_all_photos_are_equal():
     assert len(set(k_means(np.ones((40, 3), np.float32), 4))) == 1

@@ -27,3 +27,11 @@ def test_samples_are_refused_when_seeds_are_wrong(small_run, capsys, seeds):
     assert main(["samples", str(small_run), f"--seeds={seeds}"]) == 2
     assert f"samples: --seeds is {seeds!r}; set it to at most 1,024 seeds from 0 to" in capsys.readouterr().err
     assert not (small_run / "samples").exists()
+
+
+def test_samples_are_refused_with_the_name_of_the_file_that_cannot_be_written(small_run, tmp_path, capsys):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "samples" / "grid.png").mkdir(parents=True)
+    assert main(["samples", str(run), "--seeds", "3"]) == 2
+    sentence = f"{run}/samples/grid.png: Is a directory; remove the cause, then run the command again."
+    assert capsys.readouterr().err == f"python -m training samples: {sentence}\n"

@@ -19,7 +19,7 @@ from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from tests.training.evaluate.test_report import EVALUATION
 from tests.training.fit.test_command import read_files
 from training.config import TrainingConfig, read_config
-from training.errors import CheckpointError, ExportError, RecordError
+from training.errors import CheckpointError, ExportError, RecordError, TrainingError
 from training.evaluate.results import Evaluation
 from training.export.command import MAX_BATCH_SIZE, export, write_digests
 from training.export.model_card import Fault, read_run, write_model_card
@@ -220,11 +220,10 @@ def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run
 
 def test_export_writes_no_version_when_nothing_is_new(small_model, small_run, tmp_path, capsys):
     model = shutil.copytree(small_model, tmp_path / "fruit")
-    facts = {"licence": "CC0-1.0", "attribution": "drawn by the tests", "faults": [Fault(7, "torn at the left")]}
-    assert export(small_run, model, **facts) == model / "1"
-    assert (
-        "1 has the same images and the same facts on its model card; no version is written." in capsys.readouterr().out
-    )
+    faults = [Fault(7, "torn at the left")]
+    for facts in ({"licence": "CC0-1.0", "faults": faults}, {"licence": "not stated"}):
+        assert export(small_run, model, attribution="drawn by the tests", **facts) == model / "1"
+        assert "1 has the same images and all these facts on its model card; no version" in capsys.readouterr().out
     assert [p.name for p in model.iterdir()] == ["1"]
 
 
@@ -272,6 +271,11 @@ def test_export_is_refused_when_the_layout_of_the_evaluation_differs(run, tmp_pa
     (run / "evaluation.json").write_text('{"copies": null}')
     with pytest.raises(RecordError, match=r"\(Object missing required field `model`\); run `evaluate` again\.$"):
         export(run, tmp_path / "fruit", licence="", attribution="")
+
+
+def test_export_is_refused_when_the_model_is_a_file(run):
+    with pytest.raises(TrainingError, match=r"config.json is not a folder; set --to to a folder\.$"):
+        export(run, run / "config.json", licence="", attribution="")
 
 
 def test_export_is_refused_when_the_run_has_no_checkpoint(tmp_path):

@@ -156,8 +156,8 @@ def save_array(folder):
         np.save(file, np.zeros(3))
 
 
-def add_best_checkpoint(folder):
-    np.savez(folder / "run" / "best.npz", step=2)
+def add_best_checkpoint(step):
+    return lambda folder: np.savez(folder / "run" / "best.npz", step=step)
 
 
 def damage_version(folder):
@@ -185,13 +185,13 @@ def change_nothing(folder):
     ("change", "out", "flags", "sentence"),
     [
         (change_nothing, "run", ("--batch-size", "9"), "batch_size is 9, but the run began with 8"),
-        (keep_photos(55), "run", (), "The photos, their names or their decoding differ from those in"),
-        (change_nothing, "run", ("--steps", "3"), "run is at batch 4 of 4; set it to 4 or more."),
+        (keep_photos(55), "run", (), "The photos, their names, their decoding or a setting in config.json differ from"),
+        (change_nothing, "run", ("--steps", "3"), "fit: steps is 3, but run is at batch 4 of 4; set it to 4 or more."),
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
         (write("checkpoint.npz", ""), "run", (), "checkpoint.npz"),
         (save_steps([1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
-        (save_array, "run", (), "run/checkpoint.npz cannot be read ("),
+        (save_array, "run", (), "run/checkpoint.npz cannot be read (File is not a zip file); restore it from"),
         (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
@@ -199,7 +199,8 @@ def change_nothing(folder):
         (remove("history.csv"), "run", (), "run has checkpoint.npz but no history.csv;"),
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
         (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
-        (add_best_checkpoint, "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
+        (add_best_checkpoint(2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
+        (add_best_checkpoint(5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
         (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
@@ -209,6 +210,7 @@ def change_nothing(folder):
         (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
         (change_nothing, "new", ("--photos", "~root/no"), "The photo folder '/root/no' cannot be opened"),
         (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
+        (damage_version, "run", ("--new",), "--out run is in a version of a model, which never changes; set it"),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
         pytest.param(add_read_only_folder, "locked/run", (), "may not write to locked; set", marks=needs_permissions),
@@ -259,6 +261,21 @@ def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypa
     assert fit(photos, tmp_path / "run") == 2
     sentence = "KERAS_BACKEND is 'torch', which is unknown or not installed; set it to tensorflow or jax."
     assert capsys.readouterr() == ("", f"python -m training fit: {sentence}\n")
+
+
+TENSORFLOW_ERROR = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[64,128]")
+JAX_ERROR = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), TENSORFLOW_ERROR, JAX_ERROR])
+def test_fit_ends_with_one_sentence_when_memory_is_exhausted(photos, tmp_path, monkeypatch, capsys, error):
+    def exhaust_memory(*_, **__):
+        raise error
+
+    monkeypatch.setattr("training.fit.command.fit", exhaust_memory)
+    assert fit(photos, tmp_path / "run") == 2
+    sentence = "Memory is exhausted; set a smaller --batch-size or --size, or close other programs."
+    assert capsys.readouterr().err == f"python -m training fit: {sentence}\n"
 
 
 def test_printed_commands_work_when_pasted_where_they_were_printed(photos, small_run, tmp_path, monkeypatch, capsys):

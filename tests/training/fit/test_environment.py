@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -19,9 +20,11 @@ def run_in_root(*words: str, **environment: str) -> subprocess.CompletedProcess:
 def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, small_run, tmp_path):
     run = tmp_path / "it's りんご"
     (tmp_path / "keras.json").write_text('{"floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}')
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     (tmp_path / "dot").symlink_to("/bin/false")
     settings = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "1", "TQDM_DISABLE": "1"}
-    settings |= {"TQDM_NCOLS": "abc", "MPLBACKEND": "abc", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    settings |= {"TQDM_NCOLS": "abc", "MPLBACKEND": "abc", "MATPLOTLIBRC": str(tmp_path)}
+    settings |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     words = command("training", *fit_arguments(photos, run, "--steps", 4))
     process = run_in_root("bash", "-c", '"$@" 2>&-', "bash", *words, PYTHONIOENCODING="ascii", **settings)
     assert process.returncode == 0
@@ -29,6 +32,13 @@ def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, 
     pasted = run_in_root("bash", "-c", f"printf '%s\n' {process.stdout.splitlines()[-1]}")
     assert pasted.stdout.splitlines()[4:] == [str(run), "--to", "models/it-s"]
     assert_equal_bits(run, small_run)
+
+
+def test_features_show_no_progress_when_tqdm_is_disabled():
+    script = "import numpy as np; from training.evaluate.features import *; image = np.zeros((1, 8, 8, 3), np.uint8)"
+    process = run_in_root(sys.executable, "-c", f"{script}; build_extractor()(image, progress='x')", TQDM_DISABLE="1")
+    assert process.returncode == 0
+    assert "features of" not in process.stderr
 
 
 def test_make_train_writes_and_prints_nothing_else_in_a_dry_run(photos, tmp_path):
