@@ -8,9 +8,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 
 from serving.errors import ClientGone, ModelTimeout
-from serving.telemetry.request_log import is_abandoned, stage
-
-ABANDONED_CHECK_S = 0.25
+from serving.telemetry.request_log import ABANDONED_CHECK_S, is_abandoned, stage
 
 
 class SingleFlight:

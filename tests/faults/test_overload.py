@@ -14,6 +14,7 @@ from tests.fake_model_server import FakeModelServer
 from tests.faults.load import Load, ask, pause, percentile, put_load
 from tests.faults.processes import BUNDLED_MODEL, model_server, resident_kb
 from tests.gateway_process import gateway_for
+from tests.scrape import value
 
 LIMIT = 4  # RINGO_MAX_IN_FLIGHT
 DEADLINE_S = 10.0  # the default of RINGO_PREDICT_TIMEOUT_S
@@ -98,6 +99,23 @@ def test_new_clients_get_images_when_max_in_flight_clients_disconnected(tmp_path
             gone = 'ringo_requests_total{model_version="1",outcome="client_gone",resource="generate"}'
             wait_until(lambda: gateway.metric(gone) == 63, "the end of all requests but the one of the call")
         assert {reply.result().status for reply in replies} == {200}
+
+
+@pytest.mark.parametrize(
+    "path", ["/grid?seeds={}-9", "/morph?start={}&end=9", "/generate?seed=1&size=101{}&format=webp"]
+)
+def test_request_ends_when_its_client_disconnected_while_it_waits(tmp_path, path):
+    with FakeModelServer() as server, gateway_for(server.target, tmp_path, predict_timeout_s=100) as gateway:
+        wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "a model that is ready")
+        with server.holding():  # the largest images wait for each other, without the model
+            clients = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(8)]
+            for seed, client in enumerate(clients):
+                client.sendall(f"GET {path.format(seed)} HTTP/1.1\r\nHost: ringo\r\n\r\n".encode())
+            wait_until(lambda: value(gateway.metrics_port, "ringo_pictures_total") == 9, "the requests")
+            for client in clients:
+                client.close()
+            gone = {"name": "ringo_requests_total", "outcome": "client_gone"}
+            wait_until(lambda: value(gateway.metrics_port, **gone) >= 1, "the end of a request", limit_s=50)
 
 
 @pytest.mark.chaos
