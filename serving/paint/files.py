@@ -102,29 +102,33 @@ class Tars(Layout):
     def store(self, pictures: Iterable[Painted]) -> Iterator[list[Painted]]:
         """Append `pictures` to their one tar. Raises OSError.
 
-        Yields each without its data when it is written, and the last one when the tar has its name.
+        Yields each without its data when it is written, and the last one when the tar has its name. If another tar has
+        that name, all are yielded at the end: their rows would make it replaceable.
         """
         pictures = iter(pictures)
         first = next(pictures)
         path = self.out / self.name(first.seed)
-        others = {} if self.name(first.seed) in self.replaceable else dict(self.digests([first.seed]))
-        if others and others.get(first.seed) != first.sha256:  # before a row names this tar
+        is_own = self.name(first.seed) in self.replaceable
+        others = {} if is_own else dict(self.digests([first.seed]))
+        if others and others.get(first.seed) != first.sha256:
             raise FileExistsError(errno.EEXIST, TAKEN, str(path if path.exists() else _aside(path)))
-        written: list[Painted] = []
+        is_taken, written = path.exists() and not is_own, list[Painted]()
         with open_file(_aside(path), append=True) as file:
             file.seek(0)
             file.truncate(max((end for seed, _, end in self._images(file) if seed < first.seed), default=0))
             file.seek(0, os.SEEK_END)
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for picture in chain([first], pictures):
-                    yield written
+                    if not is_taken:
+                        yield written
+                        written = []
                     facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": picture.sha256}
                     for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
                         member = tarfile.TarInfo(f"{picture.seed:09d}.{suffix}")  # without owner and time
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
                     file.flush()
-                    written = [replace(picture, data=b"")]
+                    written.append(replace(picture, data=b""))
         self._put(self.name(first.seed))
         yield written
 
