@@ -1,7 +1,15 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+from serving.__main__ import FOREIGN
 from tests.gateway_process import gateway_for
+
+
+def test_gateway_serves_and_counts_when_variables_of_its_libraries_are_set(model_server, tmp_path):
+    wrapper = ("env", *(f"{name}=/nope" for name in FOREIGN))
+    with gateway_for(model_server.target, tmp_path, wrapper=wrapper) as gateway:
+        assert gateway.ask("/generate?seed=1").status == 200
+        assert gateway.metric('ringo_pictures_total{source="model"}') == 1
 
 
 def test_a_worker_that_has_answered_is_resident_with_at_most_100_mb(model_server, tmp_path):
