@@ -5,6 +5,7 @@ place when they are complete.
 """
 
 import errno
+import fcntl
 import filecmp
 import hashlib
 import io
@@ -148,16 +149,22 @@ class Tars(Layout):
 
 
 def open_file(path: Path, *, append: bool = False) -> io.BufferedReader | io.BufferedRandom:
-    """Open a regular file; with `append`, create it if need be.
+    """Open a regular file; with `append`, create it if need be, and lock it.
 
-    Raises OSError, also for a FIFO, and with `append` for a link, whose target may be foreign.
+    Raises OSError, also for a FIFO, and with `append` for a locked file or a link, whose target may be foreign.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat(follow_symlinks=not append).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
     if append:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.fdopen(os.open(path, flags, 0o666), "a+b")
+        file = os.fdopen(os.open(path, flags, 0o666), "a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise OSError(errno.EBUSY, "another process writes it; wait until it ends", str(path)) from None
+        return file
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 
