@@ -24,6 +24,8 @@ GRPC_ENVIRONMENT = {
     # Its own lines would block its threads on a full stderr; errors reach our log as statuses.
     "GRPC_VERBOSITY": "NONE",
 }
+# Variables of gunicorn and prometheus_client, meant for other services: each breaks the start or all requests.
+FOREIGN = ("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "PROMETHEUS_MULTIPROC_DIR")
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +52,8 @@ def main(argv: list[str]) -> int:
         signal.signal(number, signal.default_int_handler)
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in FOREIGN:
+        os.environ.pop(name, None)
     try:
         raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)

@@ -67,6 +67,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         """Yield one image per seed, in order, rendered up to BATCHES_AHEAD ahead."""
         with answering(context, "GenerateBatch") as record, self._streams.slot(lambda: not context.is_active()):
             check_known(request, request.range, request.list, request.options)
+            record.is_abandoned = lambda: not context.is_active()
             seeds = read_seeds(request)
             query, check = self._pinned(request.options, seeds[0], deadline_s(context))
             record.model_version, record.pictures = query.version, 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
-from gunicorn.http.errors import LimitRequestHeaders
+from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 from gunicorn.workers import gthread
 
 from serving.runtime.limits import raise_open_files
@@ -114,13 +114,15 @@ def _ignore_reloads(arbiter: Any) -> None:
 
 
 class ThreadWorker(gthread.ThreadWorker):
-    """gunicorn's own, with the limits in a 431."""
+    """gunicorn's own, with what to do in a 400 or 431."""
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer a request that gunicorn could not read."""
         if isinstance(exc, LimitRequestHeaders):
             fields, size = self.cfg.limit_request_fields, self.cfg.limit_request_field_size
             exc = LimitRequestHeaders(f"at most {fields} header fields of {size} bytes each, with line end")
+        if isinstance(exc, InvalidRequestLine) and not exc.req.isascii():  # curl sends a query as it stands
+            exc = InvalidRequestLine("the URL has characters beyond ASCII; percent-encode them")
         super().handle_error(req, client, addr, exc)
 
 

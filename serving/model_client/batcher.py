@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from serving.errors import ClientGone, ModelTimeout
 from serving.model_client.client import MAX_ROWS
-from serving.runtime.single_flight import ABANDONED_CHECK_S
-from serving.telemetry.request_log import RECORD, is_abandoned, record_stage
+from serving.telemetry.request_log import ABANDONED_CHECK_S, RECORD, is_abandoned, record_stage
 
 ENOUGH_ROWS = 8  # start without waiting for more: from 8 rows on, a row costs no less
 WAIT_RATIO = 0.7  # of the duration of the last call: how long its clients get to send the next request

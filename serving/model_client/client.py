@@ -12,7 +12,15 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError, UnknownVersion
+from serving.errors import (
+    ClientGone,
+    ModelMismatch,
+    ModelTimeout,
+    ModelUnavailable,
+    Overloaded,
+    RingoError,
+    UnknownVersion,
+)
 from serving.model_client.connection import open_channel, read_connection
 from serving.model_client.messages import (
     get_model_status_pb2,
@@ -23,7 +31,7 @@ from serving.model_client.messages import (
 )
 from serving.runtime.connection_failures import connection_failure
 from serving.telemetry.metrics import PREDICT_ROWS
-from serving.telemetry.request_log import RECORD, stage
+from serving.telemetry.request_log import ABANDONED_CHECK_S, RECORD, is_abandoned, stage
 from serving.telemetry.tracing import trace_metadata
 
 log = logging.getLogger(__name__)
@@ -57,7 +65,7 @@ CHANNEL_OPTIONS = (
 ERRORS = {
     grpc.StatusCode.UNAVAILABLE: ModelUnavailable,  # no connection, or the batching queue is full
     grpc.StatusCode.NOT_FOUND: UnknownVersion,  # every request names one
-    grpc.StatusCode.CANCELLED: ModelUnavailable,  # this client never cancels: the server is stopping
+    grpc.StatusCode.CANCELLED: ModelUnavailable,  # by the server, which is stopping
     grpc.StatusCode.ABORTED: ModelUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
@@ -81,7 +89,8 @@ class ModelClient:
 
     Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: at once if the server is down, else
     after `predict_timeout_s` or at `deadline_s` (time.monotonic), whichever is earlier. Methods with a version raise
-    UnknownVersion if it is not loaded. A call has 1 to MAX_ROWS rows: zero rows, a ValueError, kill TensorFlow Serving.
+    UnknownVersion if it is not loaded, and ClientGone if their call is not shared with other requests. A call has 1 to
+    MAX_ROWS rows: zero rows, a ValueError, kill TensorFlow Serving.
     """
 
     def __init__(self, target: str, model_name: str, *, predict_timeout_s: float) -> None:
@@ -131,9 +140,11 @@ class ModelClient:
         if self.read_connection() != connection:
             raise ConnectionChanged(f"Connection {connection} to {self._target} has ended.")
 
-    def generate(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.uint8]:
+    def generate(
+        self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf, is_shared: bool = True
+    ) -> npt.NDArray[np.uint8]:
         """Return one image per seed, in order: uint8[N, H, W, 3], sRGB."""
-        return self._run(version, "generate", "seeds", np.array(seeds, np.int64), IMAGES, deadline_s)
+        return self._run(version, "generate", "seeds", np.array(seeds, np.int64), IMAGES, deadline_s, is_shared)
 
     def sample(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.float32]:
         """Return one latent per seed, in order: float32[N, latent_dim]."""
@@ -182,19 +193,32 @@ class ModelClient:
         return versions
 
     def _run(
-        self, version: int, signature: str, name: str, values: npt.NDArray[Any], output: "Output", deadline_s: float
+        self,
+        version: int,
+        signature: str,
+        name: str,
+        values: npt.NDArray[Any],
+        output: "Output",
+        deadline_s: float,
+        is_shared: bool = False,
     ) -> npt.NDArray[Any]:
         """Return `output` of `signature`, whose input `name` has `values`."""
         if not len(values):
             raise ValueError("At least one row is needed.")
         try:
-            response = self._predict(version, signature, name, values, deadline_s)
+            response = self._predict(version, signature, name, values, deadline_s, is_shared)
         except grpc.RpcError as error:
             raise self._domain_error(error, version) from error
         return _array(response, output, rows=len(values))
 
     def _predict(
-        self, version: int, signature: str, name: str, values: npt.NDArray[Any], deadline_s: float = math.inf
+        self,
+        version: int,
+        signature: str,
+        name: str,
+        values: npt.NDArray[Any],
+        deadline_s: float = math.inf,
+        is_shared: bool = True,
     ) -> Any:
         timeout_s = min(self._predict_timeout_s, deadline_s - time.monotonic())
         if timeout_s <= 0:
@@ -210,12 +234,24 @@ class ModelClient:
         tensor.tensor_content = values.tobytes()
         PREDICT_ROWS.labels(signature).observe(len(values))
         with stage("model", signature=signature, rows=len(values), version=version):
-            response = self._predictions.Predict(request, timeout=timeout_s, metadata=trace_metadata())
+            predict = self._predictions.Predict if is_shared else self._predict_alone  # which takes 0.2 ms more
+            response = predict(request, timeout=timeout_s, metadata=trace_metadata())
         self.answered_at_s = time.monotonic()
         if response.model_spec.version.value != version:
             found = response.model_spec.version.value
             raise ModelMismatch(f"The model server answered as version {found}, not as version {version}.")
         return response
+
+    def _predict_alone(self, request: Any, **options: Any) -> Any:
+        """Return the response; cancel the call and raise ClientGone if the client disconnects."""
+        call = self._predictions.Predict.future(request, **options)
+        while True:
+            try:
+                return call.result(ABANDONED_CHECK_S)
+            except grpc.FutureTimeoutError:
+                if is_abandoned():
+                    call.cancel()
+                    raise ClientGone("The client closed the connection before its images were rendered.") from None
 
     def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
         found: RingoError

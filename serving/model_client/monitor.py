@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from serving.errors import ModelTimeout, ModelUnavailable, RingoError
 from serving.model_client.client import VERIFIED, ConnectionChanged, Golden, ModelClient
+from serving.runtime.single_flight import wait_for
 from serving.telemetry.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
 from serving.telemetry.request_log import with_current_context
 
@@ -144,15 +145,13 @@ class ModelMonitor:
         """Return the check of `version` for the current connection.
 
         All requests wait for one run, each until its own `deadline_s` (time.monotonic); the run goes on without them.
-        Raises the errors of ModelClient.
+        Raises the errors of ModelClient, and ClientGone.
         """
         check = self._current_check(version)
         if check is not None:
             return check
         run = self._start_check(version)
-        left_s = max(0.0, deadline_s - time.monotonic())
-        if not wait([run], min(left_s, threading.TIMEOUT_MAX)).done:
-            raise ModelTimeout("The deadline passed before the golden images were rendered.")
+        wait_for(run, deadline_s)
         return run.result()
 
     def with_check(

@@ -5,6 +5,7 @@ place when they are complete.
 """
 
 import errno
+import fcntl
 import filecmp
 import hashlib
 import io
@@ -94,14 +95,17 @@ class Tars(Layout):
     def store(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
         """Append `pictures` to their one tar. Raises OSError.
 
-        Yields each without its data when it is written, and the last one when the tar has its name.
+        Yields each without its data when it is written, and the last one when the tar has its name. If another tar has
+        that name, all are yielded at the end: their rows would make it replaceable.
         """
         pictures = iter(pictures)
         first = next(pictures)
         path = self.out / self.name(first.seed)
-        others = {} if self.name(first.seed) in self.replaceable else dict(self.digests([first.seed]))
-        if others and others.get(first.seed) != first.sha256.hex():  # before a row names this tar
+        is_own = self.name(first.seed) in self.replaceable
+        others = {} if is_own else dict(self.digests([first.seed]))
+        if others and others.get(first.seed) != first.sha256.hex():
             raise FileExistsError(errno.EEXIST, TAKEN, str(path if path.exists() else _aside(path)))
+        is_taken = path.exists() and not is_own
         written: list[Picture] = []
         with open_file(_aside(path), append=True) as file:
             file.seek(0)
@@ -109,7 +113,9 @@ class Tars(Layout):
             file.seek(0, os.SEEK_END)
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for picture in chain([first], pictures):
-                    yield written
+                    if not is_taken:
+                        yield written
+                        written = []
                     sha256 = picture.sha256.hex()
                     facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": sha256}
                     for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
@@ -118,7 +124,7 @@ class Tars(Layout):
                         tar.addfile(member, io.BytesIO(data))
                     file.flush()
                     picture.ClearField("data")
-                    written = [picture]
+                    written.append(picture)
         self._put(self.name(first.seed))
         yield written
 
@@ -138,16 +144,22 @@ class Tars(Layout):
 
 
 def open_file(path: Path, *, append: bool = False) -> io.BufferedReader | io.BufferedRandom:
-    """Open a regular file; with `append`, create it if need be.
+    """Open a regular file; with `append`, create it if need be, and lock it.
 
-    Raises OSError, also for a FIFO, and with `append` for a link, whose target may be foreign.
+    Raises OSError, also for a FIFO, and with `append` for a locked file or a link, whose target may be foreign.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat(follow_symlinks=not append).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
     if append:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.fdopen(os.open(path, flags, 0o666), "a+b")
+        file = os.fdopen(os.open(path, flags, 0o666), "a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise OSError(errno.EBUSY, "another process writes it; wait until it ends", str(path)) from None
+        return file
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 

@@ -3,7 +3,6 @@
 A row is appended after its file is complete, so a run can be resumed after `kill -9`.
 """
 
-import fcntl
 import io
 import json
 import os
@@ -14,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from serving.paint.client import PaintError
 from serving.paint.files import create_file, open_file
 from serving.rendering.query import MAX_SEED
 
@@ -41,14 +39,9 @@ class Manifest:
     """A file of JSON lines that this process alone writes during a `with` block."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, and create it if need be. Raises PaintError and OSError."""
+        """Open `path`, and create it if need be. Raises OSError."""
         self._path = path
         self._file = open_file(path, append=True)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise PaintError(f"Another process is at work on {path}.") from None
         self._file.seek(max(0, self._file.tell() - 1))
         if self._file.read() not in (b"", b"\n"):  # a killed process left half a line
             self._file.write(b"\n")

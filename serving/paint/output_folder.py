@@ -80,7 +80,7 @@ class OutputFolder:
             first, is_named = group[0], self._there[places].any()
             if is_named or isinstance(self._layout, Tars):
                 found = dict(self._layout.digests(group))
-                unnamed += max(0, len(found) - int(self._there[places].sum()))
+                unnamed += sum(seed in found for seed in compress(group, ~self._there[places]))
                 for place, seed in enumerate(group, places.start):
                     if self._there[place] and found.get(seed) != self._digests[place].tobytes().hex():
                         self._there[place] = False

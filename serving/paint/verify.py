@@ -92,7 +92,8 @@ def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
                 if content is not None and member.name.endswith(".png"):
                     yield f"{path}/{member.name}", content
             opened.seek(tar.offset)
-            if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # else its end, where tarfile stops
+            rest = opened.read(MAX_FILE_BYTES)
+            if not rest or any(rest):  # else its end, where tarfile stops
                 raise tarfile.ReadError
 
 

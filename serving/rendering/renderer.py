@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from serving.errors import Overloaded
+from serving.errors import ClientGone, Overloaded
 from serving.model_client.batcher import PredictBatcher
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import GoldenCheck
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
 from serving.runtime.single_flight import SingleFlight
-from serving.telemetry.request_log import stage, with_current_context
+from serving.telemetry.request_log import ABANDONED_CHECK_S, is_abandoned, stage, with_current_context
 
 # GoldenCheck.model of models/apple/3.
 BUNDLED_MODEL = "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"
@@ -113,10 +113,13 @@ class Renderer:
             yield
             return
         wait_s = min(LARGE_WAIT_S, max(0.0, deadline_s - time.monotonic()))
+        until_s = time.monotonic() + wait_s
         with stage("queue"):
-            entered = self._large.acquire(timeout=wait_s)
-        if not entered:
-            raise Overloaded(f"Other large images took {wait_s:.1f} s; try again later.")
+            while not self._large.acquire(timeout=min(ABANDONED_CHECK_S, max(0.0, until_s - time.monotonic()))):
+                if is_abandoned():
+                    raise ClientGone("The client closed the connection before its image was encoded.")
+                if time.monotonic() >= until_s:
+                    raise Overloaded(f"Other large images took {wait_s:.1f} s; try again later.")
         try:
             yield
         finally:
@@ -152,13 +155,15 @@ class Renderer:
         if len(missing) == 1 and check.fingerprint == VERIFIED:
             rendered = [self._batcher.predict(check, missing[0], on_pixels, deadline_s=deadline_s)]
         else:
-            rendered = self._generate(check, missing, deadline_s) if missing else []
+            rendered = self._generate(check, missing, deadline_s, is_shared=False) if missing else []
         for seed, pixels in zip(missing, rendered, strict=True):
             found[seed] = self._keep(keys[seed], pixels.copy())  # a view would keep the whole batch in memory
         return [found[seed] for seed in seeds]
 
-    def _generate(self, check: GoldenCheck, seeds: Sequence[int], deadline_s: float) -> list[Pixels]:
-        images = self._client.generate(check.version, seeds, deadline_s=deadline_s)
+    def _generate(
+        self, check: GoldenCheck, seeds: Sequence[int], deadline_s: float, is_shared: bool = True
+    ) -> list[Pixels]:
+        images = self._client.generate(check.version, seeds, deadline_s=deadline_s, is_shared=is_shared)
         self._client.require_connection(check.connection)
         return list(images)
 

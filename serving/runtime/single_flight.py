@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from typing import TypeVar
 
 from serving.errors import ClientGone, ModelTimeout
-from serving.telemetry.request_log import is_abandoned, stage
+from serving.telemetry.request_log import ABANDONED_CHECK_S, is_abandoned, stage
 
-ABANDONED_CHECK_S = 0.25
+T = TypeVar("T")
 
 
 class SingleFlight:
@@ -33,12 +34,7 @@ class SingleFlight:
             if flight is entry:
                 break
             with stage("shared"):
-                while not flight.done() and time.monotonic() < deadline_s:
-                    if is_abandoned():
-                        raise ClientGone("The client closed the connection before its image was rendered.")
-                    wait([flight], min(ABANDONED_CHECK_S, max(0.0, deadline_s - time.monotonic())))
-            if not flight.done():
-                raise ModelTimeout("The deadline passed while another request rendered this image; try again later.")
+                wait_for(flight, deadline_s)
             with suppress(ModelTimeout, ClientGone):
                 return flight.result()
         try:
@@ -52,3 +48,14 @@ class SingleFlight:
             raise
         entry.set_result(result)
         return result
+
+
+def wait_for(run: Future[T], deadline_s: float) -> None:
+    """Return when `run` is done. Raises ModelTimeout at `deadline_s`, or ClientGone."""
+    while not run.done():
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise ModelTimeout("The deadline passed before the image was rendered; try again later.")
+        if is_abandoned():
+            raise ClientGone("The client closed the connection before its image was rendered.")
+        wait([run], min(ABANDONED_CHECK_S, left_s))

@@ -33,6 +33,7 @@ Stage = Literal["queue", "model", "encode", "shared"]
 REQUEST_ID = "x-request-id"
 REQUEST_ID_ALLOWED = re.compile("[A-Za-z0-9._-]{1,64}")
 MAX_SHOWN_CHARACTERS = 200  # of a path or a cause in a log line
+ABANDONED_CHECK_S = 0.25  # how often a waiting request checks its connection
 
 # Outcomes beside the errors of serving/errors.py and HTTP's own.
 ANSWERED, NOT_MODIFIED, CLIENT_GONE, FAILED = "answered", "not_modified", "client_gone", "failed"

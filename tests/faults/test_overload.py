@@ -57,10 +57,10 @@ def test_sheet_counts_as_a_request_for_every_two_images(server, start_gateway):
     assert image.result().status == 200
 
 
-def request_image(gateway: Gateway, seed: int) -> socket.socket:
+def request_image(gateway: Gateway, seed: int, path: str = "/generate?seed={}") -> socket.socket:
     """Return a connection that has sent a request."""
     client = socket.create_connection(("127.0.0.1", gateway.port))
-    client.sendall(f"GET /generate?seed={seed} HTTP/1.1\r\nHost: ringo\r\n\r\n".encode())
+    client.sendall(f"GET {path.format(seed)} HTTP/1.1\r\nHost: ringo\r\n\r\n".encode())
     return client
 
 
@@ -98,6 +98,21 @@ def test_a_worker_that_has_answered_is_resident_with_at_most_100_mb(model_server
         sheets = pool.map(lambda seed: gateway.ask(f"/grid?seeds={seed}-{seed + 3}&columns=2&size=512"), range(64))
         assert {sheet.status for sheet in sheets} <= {200, 503}  # 503 after LARGE_WAIT_S on a busy machine
     assert resident_kb(gateway.worker()) * 1024 <= 100e6
+
+
+@pytest.mark.parametrize(
+    "path", ["/grid?seeds={}-9", "/morph?start={}&end=9", "/generate?seed=1&size=101{}&format=webp"]
+)
+def test_request_ends_when_its_client_disconnected_while_it_waits(server, start_gateway, path):
+    gateway = start_gateway(server.target, predict_timeout_s=100)
+    assert gateway.ask("/generate?seed=1").status == 200
+    with server.holding():  # the largest images wait for each other, without the model
+        clients = [request_image(gateway, seed, path) for seed in range(8)]
+        wait_until(lambda: gateway.rendered() == 9, "the requests")
+        for client in clients:
+            client.close()
+        gone = {"name": "ringo_requests_total", "outcome": "client_gone"}
+        wait_until(lambda: gateway.metric(**gone) >= 1, "the end of a request", limit_s=50)
 
 
 @pytest.mark.chaos

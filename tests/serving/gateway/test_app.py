@@ -4,6 +4,7 @@ import grpc
 import numpy as np
 import pytest
 
+from serving.__main__ import FOREIGN
 from serving.gateway.app import create_app
 from serving.model_client.messages import predict_pb2, types_pb2
 from serving.settings import Settings
@@ -92,3 +93,9 @@ def test_gateway_is_ready_when_a_version_is_available(gateway, model_server, mon
     wait_until(lambda: gateway.ask("/readyz").status == status, "the gateway to notice")
     monkeypatch.undo()
     wait_until(lambda: gateway.ask("/readyz").status == 200, "the gateway to notice again")
+
+
+def test_gateway_serves_and_counts_when_variables_of_its_libraries_are_set(model_server, start_gateway):
+    gateway = start_gateway(model_server.target, wrapper=("env", *(f"{name}=/nope" for name in FOREIGN)))
+    assert gateway.ask("/generate?seed=1").status == 200
+    assert gateway.rendered() == 1

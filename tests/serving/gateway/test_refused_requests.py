@@ -131,17 +131,19 @@ def test_gateway_refuses_without_calling_the_model(gateway, model_server, sent, 
         (request(headers=f"X: {'a' * (8191 - len('X: ' + CRLF))}{CRLF}"), 431),
         (request(headers="".join(f"X-{n}: a\r\n" for n in range(101))), 431),
         (request(headers=FIVE + CHUNKED, body="0\r\n\r\n"), 400),
+        (request("/generate?name=りんご"), 400),
         (request(method="get"), 400),
         (request().replace(b"HTTP/1.1", b"HTTP/2.0"), 400),
         *((request(headers=f"{field}\r\n"), 400) for field in ("A b: c", "A: \0", "A: b\r\n c")),
     ],
-    ids=["url", "header", "headers", "two-lengths", "lower-case", "http-2", "space-in-name", "nul", "folded"],
+    ids=["url", "header", "headers", "two-lengths", "not-ascii", "lower-case", "http-2", "space", "nul", "folded"],
 )
 def test_gunicorn_refuses_a_head_beyond_its_limits(gateway, model_server, sent, status):
     before = len(model_server.requests)
     got, headers, body = answer_to(gateway.port, sent)
     assert (headers["Content-Type"], "X-Request-ID" in headers) == ("text/html", False)
     assert (got, b"at most 100 header fields of 8190 bytes each" in body) == (status, status == 431)
+    assert (b"percent-encode" in body) == (not sent.isascii())
     assert len(model_server.requests) == before
 
 

@@ -1,5 +1,6 @@
 """The client of the model server; the golden check of a replica, and how the gateway reports it."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -8,10 +9,11 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.errors import ModelUnavailable
+from serving.errors import ClientGone, ModelUnavailable
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
-from tests.conftest import LIMIT_S, wait_until
+from serving.telemetry.request_log import record_request
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.fake_model_server import answer, refusing, rendering_other_bytes
 
 
@@ -45,6 +47,13 @@ def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server
         closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client,
     ):
         assert ModelMonitor(client).golden_check(3).verdict == "proved"
+
+
+def test_request_ends_when_its_client_disconnected_during_the_golden_check(monitor, server):
+    with server.holding(), record_request("GET", {}) as record:
+        record.is_abandoned = lambda: True
+        with pytest.raises(ClientGone):
+            monitor.golden_check(VERSION, deadline_s=time.monotonic() + LIMIT_S / 4)
 
 
 def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, server):

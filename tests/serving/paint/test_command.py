@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving.paint.command import main
-from serving.paint.manifest import Manifest
+from serving.paint.files import open_file
 from serving.settings import SettingsError
 from tests.conftest import LIMIT_S, ROOT, wait_until
 from tests.gateway_process import free_port, run_serving
@@ -145,9 +145,11 @@ def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
 
 
-def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path):
-    with Manifest(tmp_path / "manifest.jsonl"):
-        assert f"Another process is at work on {tmp_path}/manifest.jsonl." in paint(server, tmp_path, code=1)
+@pytest.mark.parametrize("name", ["manifest.jsonl", "000000.tar.part"])
+def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path, name):
+    with open_file(tmp_path / name, append=True):
+        output = paint(server, tmp_path, "--layout", "tar", code=1)
+    assert output.endswith(f"{tmp_path}/{name}: another process writes it; wait until it ends.\n")
 
 
 @pytest.mark.parametrize("small_disk", ["256k"], indirect=True)

@@ -55,6 +55,7 @@ def test_paint_refuses_when_a_tar_would_lose_seeds(server, tmp_path):
     flags = ("--layout", "tar", "--per-folder", 10)
     paint(server, tmp_path, *flags, seeds="0:15")
     before = content(tmp_path)
+    assert paint(server, tmp_path, *flags, seeds="0:12").startswith("12 images")
     output = paint(server, tmp_path, *flags, seeds="15:30", code=1)
     assert output.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
     assert content(tmp_path) == before
@@ -126,6 +127,17 @@ def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_pat
     sentence = f"Images in {tmp_path} that the manifest does not name: 30; they are rendered again.\n"
     assert paint(server, tmp_path, *flags).startswith(sentence) == (layout != "files")
     assert content(tmp_path) == whole
+
+
+@pytest.mark.parametrize("change", [lambda tar: b"foreign", lambda tar: tar + b"x", lambda tar: tar])
+def test_paint_replaces_no_unnamed_tar_of_other_seeds_or_bytes(server, tmp_path, change):
+    flags, tar = ("--layout", "tar", "--per-folder", 10), tmp_path / "000000.tar"
+    paint(server, tmp_path, *flags, seeds="0:10")
+    tar.write_bytes(foreign := change(tar.read_bytes()))
+    (tmp_path / "manifest.jsonl").unlink()
+    for _ in range(2):  # the second time, with the manifest of the first
+        assert "it has other bytes" in paint(server, tmp_path, *flags, seeds="0:5", code=1)
+    assert tar.read_bytes() == foreign
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -56,6 +56,7 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
     second = (data := whole.read_bytes()).index(b"x/2.png")
     (tmp_path / "short.tar").write_bytes(data[:second])  # between two files
     (tmp_path / "spoilt.tar").write_bytes(data[:second] + b"\xff" * 512 + data[second + 512 :])
+    (tmp_path / "joined.tar").write_bytes(data * 2)
     huge = tarfile.TarInfo("x/2.json")
     huge.size = 2**70
     (tmp_path / "huge.tar").write_bytes(data[:second] + huge.tobuf(tarfile.GNU_FORMAT) + data[second + 512 :])
@@ -70,8 +71,9 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
         "unreadable (no PNG in it)",
         "unreadable (it is not a regular file; move it away)",
     ]
-    found = verify(model_server.target, *(tmp_path / f"{name}.tar" for name in ("short", "spoilt", "huge")))
-    assert found[:2] == (2, ["identical", "unreadable (the tar is damaged)"] * 3)
+    found = verify(model_server.target, *(tmp_path / f"{name}.tar" for name in ("short", "spoilt", "huge", "joined")))
+    damaged = "unreadable (the tar is damaged)"
+    assert found[:2] == (1, ["identical", damaged] * 3 + ["identical", "different", damaged])
 
 
 def test_verify_names_each_fault_and_exits_with_the_lowest_status(model_server, pngs, tmp_path):
