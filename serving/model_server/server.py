@@ -5,20 +5,19 @@ import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
-from serving.runtime.ports import free_address, with_port
+from serving.runtime.ports import address_of, listen, with_port
 from serving.settings import (
     LOG_FORMATS,
     MODEL_NAME_ALLOWED,
-    SettingsError,
     flag,
     integer_reader,
     read_log_format,
@@ -66,7 +65,8 @@ def start_server(service: PredictionService, arguments: argparse.Namespace) -> t
     """
     # gRPC would log a line of its own, without the reason.
     port = arguments.port
-    host = free_address(arguments.host, port, variable="--port", value=str(port), host_variable="--host")
+    with listen(arguments.host, port, variable="--port", value=str(port), host_variable="--host") as taken:
+        host = address_of(taken)
     server = grpc.server(
         ThreadPoolExecutor(arguments.grpc_max_threads, thread_name_prefix="call"),
         handlers=(*service.handlers(), *([HEALTH] if arguments.enable_grpc_healthcheck_service else [])),
@@ -118,21 +118,16 @@ def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m serving model-server` and return its exit status.
 
-    It is 0 after SIGTERM or SIGINT, 1 for a taken port. Raises SystemExit(2) after one sentence on stderr if `argv` is
-    not valid.
+    It is 0 after SIGTERM or SIGINT. Raises SettingsError for a taken port, and SystemExit(2) after one sentence on
+    stderr if `argv` is not valid.
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
     # Explicit for both: a shell's background job would inherit an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with suppress(KeyboardInterrupt):
         serve(arguments)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        pass
     return 0
 
 

@@ -150,7 +150,7 @@ def test_process_ends_with_one_sentence_when_its_host_is_another_machine(saved_m
     publish(saved_models[10], tmp_path, "1")
     done = run_serving("model-server", "--host", "192.0.2.1", "--port", "0", "--model_base_path", tmp_path)
     sentence = "--host is '192.0.2.1'; allowed is a name or address of this machine: Cannot assign requested address."
-    assert (done.returncode, sentence in done.stderr.splitlines()) == (1, True)
+    assert (done.returncode, sentence in done.stderr.splitlines()) == (2, True)
 
 
 PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seconds above 0, up to 3600"
