@@ -26,7 +26,8 @@ class SettingsError(Exception):
     """
 
     def __init__(self, variable: str, value: str | None, allowed: str) -> None:
-        shown = "no setting" if value is None else "not shown" if "TOKEN" in variable else repr(value)
+        is_secret = "TOKEN" in variable or "PRIVATE KEY" in (value or "")
+        shown = "no setting" if value is None else "not shown" if is_secret else repr(value)
         super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
 
 
@@ -116,6 +117,8 @@ def read_model_name(text: str) -> str:
 
 
 def _path(text: str) -> Path:
+    if "\n" in text:  # the content of a file
+        raise ValueError
     return Path(read_text(text))
 
 
