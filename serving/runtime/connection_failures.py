@@ -6,9 +6,12 @@ import grpc
 FAILURES = (
     ("errors resolving", "its name has no address", True),
     ("Connection refused", "the connection was refused", True),
+    ("HTTP proxy returned", "the proxy refused the connection", True),
     ("http1.x server", "it speaks HTTP/1, not gRPC", False),
     ("Failed parsing HTTP/2", "it does not speak gRPC", False),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS", False),
+    ("certificate has expired", "its certificate has expired", False),
+    ("certificate is not yet valid", "its certificate is not yet valid, or a clock is wrong", False),
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not valid for this CA", False),
     ("Hostname Verification Check failed", "its certificate names another host", False),
     ("ALPN", "it speaks TLS, but not gRPC", False),
