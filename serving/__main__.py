@@ -24,9 +24,13 @@ GRPC_ENVIRONMENT = {
     "GRPC_VERBOSITY": "NONE",
 }
 
+# Settings of libraries for other programs: a wrong one raises an error.
+FOREIGN = ("PROMETHEUS_MULTIPROC_DIR", "TQDM_")
+
 
 def main(argv: list[str]) -> int:
     """Run a command and return its exit status, 2 for invalid settings."""
+    prepare_output()
     parser = argparse.ArgumentParser(
         prog="python -m serving",
         description="Turn seeds into images.",
@@ -44,9 +48,10 @@ def main(argv: list[str]) -> int:
     chosen, rest = parser.parse_known_args(argv)
     if rest and chosen.command not in ("model-server", "paint"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    prepare_output()
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name != "TQDM_DISABLE"]:
+        del os.environ[name]
     try:
         raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)

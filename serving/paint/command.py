@@ -28,6 +28,7 @@ from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, printable, write_error, write_line
 from serving.settings import (
     MAX_TIMEOUT_S,
+    PEM_FILE,
     TARGET_ALLOWED,
     flag,
     integer_reader,
@@ -154,7 +155,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         if before < len(seeds):
             version = _version(chosen, folder.versions, client)
             bar_options = {"unit": "image", "mininterval": every_s, "desc": "paint", "dynamic_ncols": True}
-            with tqdm(total=len(seeds), initial=before, file=Stderr(), **bar_options) as bar:
+            with tqdm(total=len(seeds), initial=before, file=Stderr(sys.stderr), **bar_options) as bar:
                 work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
         manifest.replace(folder.rows())
@@ -162,7 +163,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
 
 
 def _report(text: str) -> None:
-    tqdm.write(printable(text), file=Stderr())  # above the bar
+    tqdm.write(printable(text), file=Stderr(sys.stderr))  # above the bar
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
@@ -231,9 +232,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--streams", type=_whole(1, 64), default=4, help="concurrent calls (default: 4)")
     patience = flag(seconds_reader(max_s), f"a number of seconds above 0, up to {max_s:g}")
     add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="stop after so long without an image (default: 600)")
-    add("--ca", type=Path, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
-    add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
-    add("--key", type=Path, metavar="FILE", help="mutual TLS: its key, PEM")
+    pem = flag(*PEM_FILE)
+    add("--ca", type=pem, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
+    add("--certificate", type=pem, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
+    add("--key", type=pem, metavar="FILE", help="mutual TLS: its key, PEM")
     chosen = parser.parse_args(argv)
     if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
         parser.error("--certificate and --key go together, and with --ca.")

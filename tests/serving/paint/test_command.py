@@ -9,6 +9,7 @@ import signal
 import subprocess
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,14 @@ def test_paint_has_its_exit_status_when_stderr_is_unwritable(tmp_path, unwritabl
             assert process.wait(LIMIT_S) == 3
 
 
+def test_sigterm_ends_paint_when_stdout_is_blocked(server, tmp_path):
+    with full_pipe("wb") as stdout, running_paint(server, tmp_path, stdout=stdout) as process:
+        write = Path(f"/proc/{process.pid}/syscall")
+        wait_until(lambda: write.read_text().startswith("1 0x1 "), "a blocked write")
+        process.terminate()
+        assert process.wait(LIMIT_S) == 130
+
+
 @pytest.mark.parametrize(("words", "status"), [(("paint",), 130), (("verify", "x"), 130), (("batch",), 0)])
 def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, words, status):
     (tmp_path / "sitecustomize.py").write_text(
@@ -150,7 +159,7 @@ def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
 def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tmp_path, outputs):
     out = tmp_path / "caf\u00e9"  # not in the ASCII of stdout
     words = ("paint", "--seeds", "0:30", "--out", out, "--target", server.target)
-    done = run_serving(*words, wrapper=("sh", "-c", f'PYTHONIOENCODING=ascii exec "$@" {outputs}', "sh"))
+    done = run_serving(*words, wrapper=("sh", "-c", f'PYTHONIOENCODING=ascii TQDM_NCOLS=abc exec "$@" {outputs}', "sh"))
     assert (done.returncode, len(rows(out))) == (0, 30)
 
 
@@ -158,6 +167,13 @@ def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tm
 def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
+
+
+def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    remote = SimpleNamespace(target="example.invalid:9090")
+    printed = paint(remote, tmp_path, "--patience-s", 1, code=1)
+    assert printed.endswith("example.invalid:9090 does not answer (http_proxy is set): the connection was refused.\n")
 
 
 def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path):
