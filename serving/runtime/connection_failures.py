@@ -6,6 +6,7 @@ import grpc
 FAILURES = (
     ("errors resolving", "its name has no address", True),
     ("Connection refused", "the connection was refused", True),
+    ("backend unhealthy", "it has no model ready, or is stopping; its log says why", True),
     ("HTTP proxy returned", "the proxy refused the connection", True),
     ("http1.x server", "it speaks HTTP/1, not gRPC", False),
     ("Failed parsing HTTP/2", "it does not speak gRPC", False),

@@ -16,8 +16,9 @@ import pytest
 from serving.paint.command import main
 from serving.paint.manifest import Manifest
 from serving.settings import SettingsError
-from tests.batch_process import batch_for
+from tests.batch_process import NOT_SERVING, batch_for
 from tests.conftest import LIMIT_S, ROOT, VERSION, wait_until
+from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
 from tests.serving.paint.paint_process import content, paint, rows, running_paint
@@ -169,6 +170,14 @@ def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
 
 
+def test_paint_says_that_the_server_has_no_model_ready(tmp_path):
+    with FakeModelServer() as model_server, batch_for(model_server.target, tmp_path) as batch:
+        model_server.stop()
+        wait_until(lambda: batch.status() == NOT_SERVING, "the end of the model server")
+        here = SimpleNamespace(target=batch.target.replace("localhost", "127.0.0.1"))
+        assert "it has no model ready" in paint(here, tmp_path / "out", "--patience-s", 1, code=1)
+
+
 def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     remote = SimpleNamespace(target="example.invalid:9090")
@@ -219,6 +228,7 @@ def test_paint_sends_nothing_when_the_token_is_invalid(server, tmp_path):
         (["--streams", "0"], "1 to 64"),
         (["--target", "grpc://localhost:9090"], "'grpc://localhost:9090'"),
         (["--target", "local host:9090"], "'local host:9090'"),
+        (["--out", "/dev/null"], "'/dev/null' is not valid; allowed is a folder"),
         (["--key", "k.pem"], "--certificate and --key go together"),
     ],
 )
