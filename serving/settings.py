@@ -122,6 +122,14 @@ def _path(text: str) -> Path:
     return Path(read_text(text))
 
 
+def read_folder(text: str) -> Path:
+    """Return the path `text`; raise ValueError if it is no folder."""
+    path = _path(text)
+    if path.exists() and not path.is_dir():
+        raise ValueError
+    return path
+
+
 def integer_reader(low: int, high: int) -> Callable[[str], int]:
     """Return a reader of whole numbers from `low` to `high`."""
 
@@ -204,6 +212,7 @@ RESOURCE = re.compile(
 ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]):([0-9]{1,5})")
 TARGET = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS.pattern}(,{ADDRESS.pattern})*)")
 TARGET_ALLOWED = "host:port of a gRPC server without http://, an IPv6 address in brackets"
+FOLDER = (read_folder, "a folder, which need not exist yet")
 PORT = (integer_reader(1, 65535), "a whole number from 1 to 65535")
 SECONDS = (seconds_reader(MAX_TIMEOUT_S), f"a number of seconds above 0, up to {MAX_TIMEOUT_S:g}")
 PEM_FILE = (_path, "the path of a PEM file")

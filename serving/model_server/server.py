@@ -8,7 +8,6 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import grpc
 
@@ -16,8 +15,10 @@ from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import address_of, listen, with_port
 from serving.settings import (
+    FOLDER,
     LOG_FORMATS,
     MODEL_NAME_ALLOWED,
+    SettingsError,
     flag,
     integer_reader,
     read_log_format,
@@ -61,7 +62,7 @@ log = logging.getLogger(__name__)
 def start_server(service: PredictionService, arguments: argparse.Namespace) -> tuple[grpc.Server, int]:
     """Return a running server for `service`, and its port.
 
-    `arguments` are those of `parse`. Raises SettingsError if the port is taken.
+    `arguments` are those of `parse`. Raises SettingsError if the port is taken, or the Unix socket cannot be made.
     """
     # gRPC would log a line of its own, without the reason.
     port = arguments.port
@@ -73,8 +74,12 @@ def start_server(service: PredictionService, arguments: argparse.Namespace) -> t
         options=(*SERVER_OPTIONS, *arguments.grpc_channel_arguments),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # excess calls get RESOURCE_EXHAUSTED
     )
-    if arguments.grpc_socket_path:
-        server.add_insecure_port(f"unix:{arguments.grpc_socket_path}")
+    if path := arguments.grpc_socket_path:
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            allowed = "a path of at most 107 bytes, in a folder where files may be created"
+            raise SettingsError("--grpc_socket_path", path, allowed) from error
     bound = server.add_insecure_port(with_port(host, port))
     server.start()
     return server, bound
@@ -143,7 +148,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model_name", type=flag(read_model_name, MODEL_NAME_ALLOWED), default="apple", help="the model's name")
     add(
         "--model_base_path",
-        type=flag(folder, "a folder, which need not exist yet"),
+        type=flag(*FOLDER),
         default="models/apple",
         help="folder of the numbered versions (default: models/apple)",
     )
@@ -173,11 +178,3 @@ def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
     """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; or raise ValueError."""
     pairs = [part.split("=", 1) for part in value.split(",") if part]
     return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
-
-
-def folder(value: str) -> Path:
-    """Return the path `value`; raise ValueError if it is no folder."""
-    path = Path(read_text(value))
-    if path.exists() and not path.is_dir():
-        raise ValueError
-    return path

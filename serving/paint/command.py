@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -27,13 +26,13 @@ from serving.paint.seeds import ALLOWED, Seeds
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, printable, write_error, write_line
 from serving.settings import (
+    FOLDER,
     MAX_TIMEOUT_S,
     PEM_FILE,
     TARGET_ALLOWED,
     flag,
     integer_reader,
     read_target,
-    read_text,
     seconds_reader,
 )
 
@@ -216,8 +215,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__, epilog=epilog)
     add, seeds = parser.add_argument, flag(Seeds.parse, ALLOWED, has_faults=True)
     add("--seeds", type=seeds, required=True, help="such as 0-9999 or 7,42,100-115")
-    out = flag(lambda text: Path(read_text(text)), "the path of a folder")
-    add("--out", type=out, required=True, help="the folder, with all to resume from")
+    add("--out", type=flag(*FOLDER), required=True, help="the folder, with all to resume from")
     size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
     add("--size", type=size, help="pixels of the longer side (default: the model's own)")
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
