@@ -22,6 +22,7 @@ FAILURES = (
     ("Connection reset", "it closed the connection", True),
     ("timed out before receiving SETTINGS", "it accepts connections, but sends nothing", True),
     ("tcp handshaker shutdown", "there is no way to its address", True),
+    (": connect: ", "there is no way to its address", True),
     ("Failed to connect to remote host", "there is no way to its address", True),
 )
 
