@@ -24,12 +24,13 @@ GRPC_ENVIRONMENT = {
     # Its own lines would block its threads on a full stderr; errors reach our log as statuses.
     "GRPC_VERBOSITY": "NONE",
 }
-# Variables of gunicorn and prometheus_client, meant for other services: each breaks the start or all requests.
+# Variables of libraries, meant for other programs: each may break the start or all requests. So do those of tqdm.
 FOREIGN = ("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "PROMETHEUS_MULTIPROC_DIR")
 
 
 def main(argv: list[str]) -> int:
     """Run a command and return its exit status, 2 for invalid settings."""
+    prepare_output()
     parser = argparse.ArgumentParser(
         prog="python -m serving",
         description="Turn seeds into images.",
@@ -47,13 +48,13 @@ def main(argv: list[str]) -> int:
     chosen, rest = parser.parse_known_args(argv)
     if rest and chosen.command not in ("model-server", "paint"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    prepare_output()
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell's background job inherits an ignored one
         signal.signal(number, signal.default_int_handler)
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in FOREIGN:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name in FOREIGN or name.startswith("TQDM_")]:
+        if name != "TQDM_DISABLE":
+            del os.environ[name]
     try:
         raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)

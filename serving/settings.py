@@ -32,7 +32,8 @@ class SettingsError(Exception):
     """
 
     def __init__(self, variable: str, value: str | None, allowed: str) -> None:
-        shown = "no setting" if value is None else "not shown" if "TOKEN" in variable else repr(value)
+        is_secret = "TOKEN" in variable or "PRIVATE KEY" in (value or "")
+        shown = "no setting" if value is None else "not shown" if is_secret else repr(value)
         super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
 
 
@@ -50,7 +51,16 @@ def _model_name(text: str) -> str:
 
 
 def _path(text: str) -> Path:
+    if "\n" in text:  # the content of a file
+        raise ValueError
     return Path(read_text(text))
+
+
+def _folder(text: str) -> Path:
+    path = _path(text)
+    if path.exists() and not path.is_dir():
+        raise ValueError
+    return path
 
 
 def _token(text: str) -> str:
@@ -126,6 +136,7 @@ SECONDS = seconds(MAX_TIMEOUT_S)
 PATH_PREFIX = Kind(_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no resource and no final slash")
 TARGET = Kind(_target, "host:port of a gRPC server without http://, an IPv6 address in brackets")
 MODEL_NAME = Kind(_model_name, f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes")
+FOLDER = Kind(_folder, "a folder, which need not exist yet")
 PEM_FILE = Kind(_path, "the path of a PEM file")
 TOKEN = Kind(_token, "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline")
 LOG_FORMAT = Kind(_log_format, " or ".join(LOG_FORMATS))

@@ -18,7 +18,7 @@ from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.renderer import Renderer
-from serving.runtime.ports import free_address, with_port
+from serving.runtime.ports import address_of, listen, with_port
 from serving.runtime.security import check_tls
 from serving.settings import Settings, SettingsError
 from serving.telemetry.logs import configure as configure_logging
@@ -59,9 +59,12 @@ def serve(settings: Settings) -> None:
     """
     configure_logging(settings.log_format)
     check_tls(settings)
-    ports = {"RINGO_BATCH_PORT": settings.batch_port, "RINGO_BATCH_METRICS_PORT": settings.batch_metrics_port}
-    for variable, port in ports.items():  # gRPC and prometheus_client have no such messages
-        host = free_address(settings.host, port, variable=variable, value=str(port))
+    port, metrics_port = settings.batch_port, settings.batch_metrics_port
+    with (  # both at once, so that they are not equal; gRPC and prometheus_client have no such messages
+        listen(settings.host, port, variable="RINGO_BATCH_PORT", value=str(port)) as taken,
+        listen(settings.host, metrics_port, variable="RINGO_BATCH_METRICS_PORT", value=str(metrics_port)),
+    ):
+        host = address_of(taken)
     if "%" in host:  # prometheus_client would bind it without its interface
         raise SettingsError("RINGO_HOST", settings.host, "an address that is not link-local")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -75,8 +78,8 @@ def serve(settings: Settings) -> None:
     )
     health_servicer = health.HealthServicer()
     set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
-    server = build_server(settings, with_port(host, settings.batch_port), service, health_servicer)
-    metrics_server, _ = start_http_server(settings.batch_metrics_port, host)
+    server = build_server(settings, with_port(host, port), service, health_servicer)
+    metrics_server, _ = start_http_server(metrics_port, host)
     metrics_server.set_app(build_metrics_app())
     ended = threading.Event()
     threading.Thread(target=monitor.watch, args=(ended,), name="monitor", daemon=True).start()

@@ -57,8 +57,9 @@ def serve(settings: Settings) -> None:
         "keyfile": settings.tls_key,
         "ca_certs": settings.tls_client_ca,
         "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
-        # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers.
-        "worker_tmp_dir": folder,
+        # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers. Not in the folder itself, which
+        # systemd removes when its user logs out.
+        "worker_tmp_dir": folder.parent,
         "logger_class": _Log,
         "errorlog": None,  # gunicorn's lines go to the root logger
         "when_ready": _ignore_reloads,

@@ -4,17 +4,24 @@ import argparse
 import gc
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
-from serving.runtime.ports import free_address, with_port
-from serving.settings import HOST, LOG_FORMAT, MODEL_NAME, SettingsError, flag, read_text, seconds, whole_numbers
+from serving.runtime.ports import address_of, listen, with_port
+from serving.settings import (
+    FOLDER,
+    HOST,
+    LOG_FORMAT,
+    MODEL_NAME,
+    SettingsError,
+    flag,
+    seconds,
+    whole_numbers,
+)
 from serving.telemetry.logs import configure as configure_logging
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
@@ -51,19 +58,24 @@ log = logging.getLogger(__name__)
 def start_server(service: PredictionService, arguments: argparse.Namespace) -> tuple[grpc.Server, int]:
     """Return a running server for `service`, and its port.
 
-    `arguments` are those of `parse`. Raises SettingsError if the port is taken.
+    `arguments` are those of `parse`. Raises SettingsError if the port is taken, or the Unix socket cannot be made.
     """
     # gRPC would log a line of its own, without the reason.
     port = arguments.port
-    host = free_address(arguments.host, port, variable="--port", value=str(port), host_variable="--host")
+    with listen(arguments.host, port, variable="--port", value=str(port), host_variable="--host") as taken:
+        host = address_of(taken)
     server = grpc.server(
         ThreadPoolExecutor(arguments.grpc_max_threads, thread_name_prefix="call"),
         handlers=(*service.handlers(), *([HEALTH] if arguments.enable_grpc_healthcheck_service else [])),
         options=(*SERVER_OPTIONS, *arguments.grpc_channel_arguments),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,  # excess calls get RESOURCE_EXHAUSTED
     )
-    if arguments.grpc_socket_path:
-        server.add_insecure_port(f"unix:{arguments.grpc_socket_path}")
+    if path := arguments.grpc_socket_path:
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            allowed = "a path of at most 107 bytes, in a folder where files may be created"
+            raise SettingsError("--grpc_socket_path", path, allowed) from error
     bound = server.add_insecure_port(with_port(host, port))
     server.start()
     return server, bound
@@ -107,16 +119,12 @@ def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m serving model-server` and return its exit status.
 
-    It is 1 for a taken port. Raises KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one sentence on
-    stderr if `argv` is not valid.
+    Raises SettingsError for a taken port, KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one
+    sentence on stderr if `argv` is not valid.
     """
     arguments = parse(argv)
     configure_logging(arguments.log_format)
-    try:
-        serve(arguments)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 1
+    serve(arguments)
     return 0
 
 
@@ -131,7 +139,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model_name", type=flag(*MODEL_NAME), default="apple", help="the model's name")
     add(
         "--model_base_path",
-        type=flag(folder, "a folder, which need not exist yet"),
+        type=flag(*FOLDER),
         default="models/apple",
         help="folder of the numbered versions (default: models/apple)",
     )
@@ -161,11 +169,3 @@ def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
     """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; or raise ValueError."""
     pairs = [part.split("=", 1) for part in value.split(",") if part]
     return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
-
-
-def folder(value: str) -> Path:
-    """Return the path `value`; raise ValueError if it is no folder."""
-    path = Path(read_text(value))
-    if path.exists() and not path.is_dir():
-        raise ValueError
-    return path

@@ -36,7 +36,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
-PROXIES = {"grpc_proxy", "https_proxy", "http_proxy"}  # the variables that gRPC reads
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the variables that gRPC reads
 DESCRIBE_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 REPORT_AFTER_S, REPORT_EVERY_S = 1.0, 10.0  # of waiting for an image
@@ -94,7 +94,10 @@ class PictureClient:
         self._patience_s = patience_s
         self._secrets = secrets
         self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
-        self._channel = _open_channel(target, secrets)
+        hosts = [host for host, *_ in addresses_of(target)]
+        proxies = [name for name in PROXIES if os.environ.get(name) and not all(map(is_loopback, hosts))]
+        self._proxies = f" ({', '.join(proxies)} is set)" if proxies else ""
+        self._channel = _open_channel(target, secrets, use_proxy=bool(proxies))
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards the fields below
@@ -221,7 +224,7 @@ class PictureClient:
         sentence = f"{self._target} answered {error.code().name}: {details[:MAX_REASON_CHARACTERS]}"
         if failure := self._connection_failure(error):
             reason, may_help = failure
-            sentence = f"{self._target} does not answer: {reason}."
+            sentence = f"{self._target} does not answer{self._proxies}: {reason}."
             if not may_help:
                 raise PaintError(sentence) from error
         if error.code() is grpc.StatusCode.CANCELLED or details == "Deadline Exceeded":  # of this client
@@ -247,12 +250,11 @@ class PictureClient:
             # Up to TLS 1.2, the server checks the client's certificate within the handshake, from 1.3 on after it.
             accepts_1_2 = speaks_tls(self._target, self._secrets, ssl.TLSVersion.TLSv1_2)
             if not accepts_1_2 and speaks_tls(self._target, self._secrets):
-                return "it demands a client certificate of a CA that it trusts: give --certificate and --key", False
+                return "it demands a valid certificate of a CA that it trusts: check --certificate and --key", False
         return failure
 
 
-def _open_channel(target: str, secrets: Secrets) -> grpc.Channel:
-    use_proxy = bool(PROXIES & os.environ.keys()) and not all(is_loopback(host) for host, *_ in addresses_of(target))
+def _open_channel(target: str, secrets: Secrets, *, use_proxy: bool) -> grpc.Channel:
     options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(use_proxy)))
     if secrets.ca is None:
         return grpc.insecure_channel(target, options=options)

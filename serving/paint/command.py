@@ -14,7 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from serving.paint.seeds import ALLOWED, Seeds
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, write_error, write_line
-from serving.settings import MAX_TIMEOUT_S, TARGET, Settings, flag, read_text, seconds, whole_numbers
+from serving.settings import FOLDER, MAX_TIMEOUT_S, PEM_FILE, TARGET, Settings, flag, seconds, whole_numbers
 
 # Python runs handlers in the main thread; a signal that another thread receives does not end its wait.
 SIGNAL_STEP_S = 0.5
@@ -145,7 +144,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
         if before < len(seeds):
             version = _version(chosen, folder.versions, client)
             bar_options = {"unit": "image", "mininterval": every_s, "desc": "paint", "dynamic_ncols": True}
-            with tqdm(total=len(seeds), initial=before, file=Stderr(), **bar_options) as bar:
+            with tqdm(total=len(seeds), initial=before, file=Stderr(sys.stderr), **bar_options) as bar:
                 work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
         manifest.replace(folder.rows())
@@ -153,7 +152,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
 
 
 def _report(text: str) -> None:
-    tqdm.write(printable(text), file=Stderr())  # above the bar
+    tqdm.write(printable(text), file=Stderr(sys.stderr))  # above the bar
 
 
 def _version(chosen: argparse.Namespace, held: set[int], client: PictureClient) -> int:
@@ -204,8 +203,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__, epilog=epilog)
     add, seeds = parser.add_argument, flag(Seeds.parse, ALLOWED, has_faults=True)
     add("--seeds", type=seeds, required=True, help="such as 0-9999 or 7,42,100-115")
-    out = flag(lambda text: Path(read_text(text)), "the path of a folder")
-    add("--out", type=out, required=True, help="the folder, with all to resume from")
+    add("--out", type=flag(*FOLDER), required=True, help="the folder, with all to resume from")
     size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
     add("--size", type=size, help="pixels of the longer side (default: the model's own)")
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
@@ -220,9 +218,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--streams", type=flag(*whole_numbers(1, 64)), default=4, help="concurrent calls (default: 4)")
     patience = flag(*seconds(100 * MAX_TIMEOUT_S))
     add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="stop after so long without an image (default: 600)")
-    add("--ca", type=Path, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
-    add("--certificate", type=Path, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
-    add("--key", type=Path, metavar="FILE", help="mutual TLS: its key, PEM")
+    pem = flag(*PEM_FILE)
+    add("--ca", type=pem, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
+    add("--certificate", type=pem, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
+    add("--key", type=pem, metavar="FILE", help="mutual TLS: its key, PEM")
     chosen = parser.parse_args(argv)
     if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
         parser.error("--certificate and --key go together, and with --ca.")

@@ -6,9 +6,13 @@ import grpc
 FAILURES = (
     ("errors resolving", "its name has no address", True),
     ("Connection refused", "the connection was refused", True),
+    ("backend unhealthy", "it has no model ready, or is stopping; its log says why", True),
+    ("HTTP proxy returned", "the proxy refused the connection", True),
     ("http1.x server", "it speaks HTTP/1, not gRPC", False),
     ("Failed parsing HTTP/2", "it does not speak gRPC", False),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS", False),
+    ("certificate has expired", "its certificate has expired", False),
+    ("certificate is not yet valid", "its certificate is not yet valid, or a clock is wrong", False),
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not valid for this CA", False),
     ("Hostname Verification Check failed", "its certificate names another host", False),
     ("ALPN", "it speaks TLS, but not gRPC", False),
@@ -18,6 +22,7 @@ FAILURES = (
     ("Connection reset", "it closed the connection", True),
     ("timed out before receiving SETTINGS", "it accepts connections, but sends nothing", True),
     ("tcp handshaker shutdown", "there is no way to its address", True),
+    (": connect: ", "there is no way to its address", True),
     ("Failed to connect to remote host", "there is no way to its address", True),
 )
 

@@ -1,6 +1,5 @@
 """Text on stdout and stderr, also if they are full or closed."""
 
-import io
 import os
 import sys
 import threading
@@ -16,7 +15,7 @@ class OutputError(Exception):
 
 
 def prepare_output() -> None:
-    """Open closed standard streams on /dev/null; let stdout escape unencodable text.
+    """Open closed standard streams on /dev/null; let no text block on stderr.
 
     Else a socket or a file gets the number of stderr, and all log lines.
     """
@@ -26,18 +25,17 @@ def prepare_output() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (until the end of the process)
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stderr = Stderr(sys.stderr or open(2, "w"))  # noqa: SIM115
 
 
 def write_line(text: str) -> None:
     """Print `text` on stdout at once. Raises OutputError."""
+    # Past sys.stdout: Python's end writes its unwritten text again.
+    data = f"{text}\n".encode(sys.stdout.encoding, "backslashreplace")
     try:
-        print(text, flush=True)
+        while data:
+            data = data[os.write(1, data) :]
     except OSError as error:
-        # Python writes unwritten text again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputError(f"stdout cannot be written: {error.strerror}; send it elsewhere.") from error
 
 
@@ -60,12 +58,15 @@ def _write_stderr(data: bytes) -> None:
 
 
 class Stderr:
-    """Stderr for progress, which is dropped while stderr is blocked."""
+    """Stderr, where text is dropped while it is blocked."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
     def write(self, text: str) -> None:
         """Write `text`."""
         write_error(text, end="", wait_s=0)
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of sys.stderr, such as its encoding."""
-        return getattr(sys.stderr, name)
+        """Return an attribute of the stream, such as its encoding."""
+        return getattr(self._stream, name)

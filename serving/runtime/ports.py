@@ -32,12 +32,6 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
         raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
 
 
-def free_address(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> str:
-    """Return one address of `host` to bind. Raises as `listen`."""
-    with listen(host, port, variable=variable, value=value, host_variable=host_variable) as taken:
-        return address_of(taken)
-
-
 def address_of(listener: socket.socket) -> str:
     """Return the address of `listener`; of a link-local one with its interface."""
     return socket.getnameinfo(listener.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]

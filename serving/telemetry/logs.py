@@ -7,6 +7,7 @@ import atexit
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -101,8 +102,9 @@ class LineHandler(logging.Handler):
     def _count_dropped(self, lines: int) -> None:
         with self._count_lock:
             self._dropped += lines
-        with suppress(ModuleNotFoundError):  # the embedded model server has no metrics
-            from serving.telemetry.metrics import LOG_LINES_DROPPED  # must be imported after the fork
+        # Neither gunicorn's parent, before whose forks it must not be imported, nor the embedded model server has it.
+        if "serving.telemetry.metrics" in sys.modules:
+            from serving.telemetry.metrics import LOG_LINES_DROPPED
 
             LOG_LINES_DROPPED.inc(lines)
 

@@ -29,6 +29,7 @@ def create_folder(workers: int) -> Path:
 
     Raises SettingsError if none has the room.
     """
+    counting, reasons = workers if workers > 1 else 0, []
     for parent in (SHARED_MEMORY, None):
         folder = None
         try:
@@ -36,18 +37,17 @@ def create_folder(workers: int) -> Path:
             folder = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
             fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)  # until the last of our processes ends
             folder = folder.rename(folder.with_name(folder.name[1:]))
-            for number in range(workers if workers > 1 else 0):
+            for number in range(counting):
                 for kind in KINDS:
                     with (folder / f"{kind}_{number}.db").open("wb") as file:
                         os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
             return folder
         except OSError as error:
-            failed = error
+            reasons.append(error.strerror)
             if folder is not None:
                 shutil.rmtree(folder)
-    mebibytes = workers * len(KINDS) * FILE_BYTES // 2**20
-    reason = os.strerror(failed.errno or 0)
-    room = f"a folder that has room for {mebibytes} MiB, as {SHARED_MEMORY} has not: {reason}"
+    mebibytes = counting * len(KINDS) * FILE_BYTES // 2**20
+    room = f"a writable folder with {mebibytes} MiB of room, which {SHARED_MEMORY} does not have: {reasons[0]}"
     raise SettingsError("TMPDIR", os.environ.get("TMPDIR", "/tmp"), room)
 
 

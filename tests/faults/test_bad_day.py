@@ -8,6 +8,7 @@ import subprocess
 import time
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -28,7 +29,8 @@ def shell(script: str) -> tuple[str, ...]:
     ("mount", "workers"), [("size=4k", 1), ("size=4k", 2), ("ro", 1), ("ro", 2), (f"size={NEED_KB + 64}k", 2)]
 )
 def test_gateway_serves_and_counts_when_shared_memory_is_full_or_read_only(model_server, tmp_path, mount, workers):
-    wrapper = ("unshare", "--mount", *shell(f"mount -t tmpfs -o {mount} tmpfs /dev/shm"))
+    script = f"export PROMETHEUS_MULTIPROC_DIR=/no; mount -t tmpfs -o {mount} tmpfs /dev/shm"
+    wrapper = ("unshare", "--mount", *shell(script))
     if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small disk")
     with gateway_for(model_server.target, tmp_path, wrapper=wrapper, workers=workers) as gateway:
@@ -44,6 +46,12 @@ def test_gateway_serves_and_counts_when_shared_memory_is_full_or_read_only(model
         assert gateway.metric("ringo_requests_total", resource="grid", outcome="answered") == 5
     assert "SIGBUS" not in gateway.log.read_text()
     assert "Traceback" not in gateway.log.read_text()
+
+
+def test_gateway_names_the_reason_when_no_folder_has_room():
+    done = run_serving("gateway", wrapper=shell("ulimit -f 0"), port=free_port(), workers=2)
+    sentence = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large.\n"
+    assert done.stderr == f"TMPDIR is '{gettempdir()}'; {sentence}"
 
 
 def test_all_clients_are_served_when_few_files_may_be_open(model_server, start_gateway):

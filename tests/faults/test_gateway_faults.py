@@ -1,6 +1,7 @@
 """Gateways end or lose a worker while clients send requests."""
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -44,6 +45,15 @@ def shared_memory(gateway: Gateway) -> Path:
     """Return the folder in memory that `gateway` has locked."""
     opened = [file.readlink() for file in Path(f"/proc/{gateway.process.pid}/fd").iterdir()]
     return next(path for path in opened if path.match("/dev/shm/ringo-*"))
+
+
+def test_worker_is_replaced_when_its_shared_memory_was_removed(model_server, start_gateway):
+    gateway = start_gateway(model_server.target)
+    shutil.rmtree(shared_memory(gateway))
+    killed = gateway.worker()
+    os.kill(int(killed.name), signal.SIGKILL)
+    wait_until(lambda: gateway.workers() not in ([], [killed]), "another worker", limit_s=10)
+    assert gateway.ask("/livez").status == 200
 
 
 def test_port_and_shared_memory_are_free_when_a_gateway_was_killed(model_server, start_gateway):

@@ -20,6 +20,7 @@ REFUSED = [
     ("run", {"model_server": "localhost:TAKEN"}, "RINGO_MODEL_SERVER is 'localhost:TAKEN'; allowed is a port that is "),
     ("batch", {"batch_port": "TAKEN"}, f"RINGO_BATCH_PORT is 'TAKEN'; {TAKEN_PORT}"),
     ("batch", {"batch_metrics_port": "TAKEN"}, f"RINGO_BATCH_METRICS_PORT is 'TAKEN'; {TAKEN_PORT}"),
+    ("batch", {"batch_port": 19999, "batch_metrics_port": 19999}, "RINGO_BATCH_METRICS_PORT is '19999'; allowed is a "),
     ("gateway", {"host": "nosuchhost.invalid"}, f"RINGO_HOST is 'nosuchhost.invalid'; {NOT_HERE}"),
     ("gateway", {"host": "192.0.2.1"}, f"RINGO_HOST is '192.0.2.1'; {NOT_HERE}"),
     ("gateway", {"host": "x" * 64}, f"RINGO_HOST is '{'x' * 64}'; {NOT_HERE}"),
@@ -41,7 +42,7 @@ REFUSED = [
 def test_command_does_not_start_when_a_setting_cannot_be_used(part, settings, sentence):
     with listen("127.0.0.1", 0, variable="", value="") as taken:
         port = str(taken.getsockname()[1])
-        chosen = {name: value.replace("TAKEN", port) for name, value in settings.items()}
+        chosen = {name: str(value).replace("TAKEN", port) for name, value in settings.items()}
         ports = {"batch_port": free_port(), "batch_metrics_port": free_port()}
         done = run_serving(part, **ports | chosen)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

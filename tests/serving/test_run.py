@@ -124,12 +124,13 @@ def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path)
     wait_until(lambda: not alive(run.family), "the end of a worker whose gunicorn was killed")  # init reaps it
 
 
-def test_run_ends_when_stderr_is_blocked(surroundings, tmp_path):
+@pytest.mark.parametrize(("words", "status"), [(["run"], 1), (["paint", "--seeds", "x"], 2)])
+def test_command_ends_when_stderr_is_blocked(surroundings, tmp_path, words, status):
     (tmp_path / "bin" / "tensorflow_model_server").write_text("#!/bin/sh\nexit 3\n")
     _, blocked = os.pipe()
     os.write(blocked, bytes(fcntl.fcntl(blocked, fcntl.F_GETPIPE_SZ)))
     streams = {"stdout": subprocess.DEVNULL, "stderr": blocked}
     done = subprocess.run(
-        command("serving", "run"), env=surroundings, cwd=ROOT, timeout=LIMIT_S, check=False, **streams
+        command("serving", *words), env=surroundings, cwd=ROOT, timeout=LIMIT_S, check=False, **streams
     )
-    assert done.returncode == 1
+    assert done.returncode == status

@@ -68,11 +68,12 @@ def test_error_names_the_missing_variable_when_one_of_tls_is_alone(variable, mis
     ("variable", "fault"),
     [
         ("RINGO_TOKEN", "not shown; allowed is at least 16 "),
+        ("RINGO_TLS_KEY", "not shown; allowed is the path of a PEM file."),
         ("RINGO_TOKENS", "no setting; allowed is only RINGO_HOST, RINGO_PORT, "),
         ("RINGO_TOKNE", "no setting; allowed is only RINGO_HOST, RINGO_PORT, "),
     ],
 )
-def test_a_token_that_cannot_be_used_is_not_shown(variable, fault):
+def test_a_secret_that_cannot_be_used_is_not_shown(variable, fault):
     with pytest.raises(SettingsError) as caught:
-        Settings.from_environment({variable: "p\u00e4ssword"})
+        Settings.from_environment({variable: "-----BEGIN PRIVATE KEY-----\np\u00e4ssword"})
     assert str(caught.value).startswith(f"{variable} is {fault}")

@@ -171,11 +171,18 @@ def test_flags_of_tensorflow_serving_are_accepted(saved_models, tmp_path):
         assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_process_ends_with_one_sentence_when_its_host_is_another_machine(saved_models, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--host", "192.0.2.1", "a name or address of this machine: Cannot assign requested address."),
+        ("--grpc_socket_path", "/no/socket", "a path of at most 107 bytes, in a folder where files may be created."),
+    ],
+)
+def test_process_ends_with_one_sentence_when_it_cannot_listen(saved_models, tmp_path, flag, value, allowed):
     publish(saved_models[10], tmp_path, "1")
-    done = run_serving("model-server", "--host", "192.0.2.1", "--port", "0", "--model_base_path", tmp_path)
-    sentence = "--host is '192.0.2.1'; allowed is a name or address of this machine: Cannot assign requested address."
-    assert (done.returncode, sentence in done.stderr.splitlines()) == (1, True)
+    done = run_serving("model-server", flag, value, "--port", "0", "--model_base_path", tmp_path)
+    assert (done.returncode, f"{flag} is '{value}'; allowed is {allowed}" in done.stderr.splitlines()) == (2, True)
+    assert "Traceback" not in done.stderr
 
 
 PORT, SECONDS = "a whole number from 0 (a free one) to 65535", "a number of seconds above 0, up to 3600"

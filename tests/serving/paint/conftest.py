@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -17,14 +17,16 @@ from tests.serving.paint.fake_batch_server import FakeBatchServer
 def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
     """Run `paint` in this process; return its stdout and stderr."""
     words = ["--target", server.target, "--seeds", seeds, "--out", out, *flags]
-    stderr = os.dup(2)
-    with TemporaryFile("w+") as output, redirect_stdout(output):
+    stdout, stderr = os.dup(1), os.dup(2)
+    with TemporaryFile("w+") as output:
+        os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         try:
             status = main([str(word) for word in words], {"RINGO_TOKEN": token} if token else {})
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            for number, stream in ((1, stdout), (2, stderr)):
+                os.dup2(stream, number)
+                os.close(stream)
         output.seek(0)
         printed = output.read()
     assert status == code, printed
@@ -32,10 +34,10 @@ def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:
 
 
 @contextmanager
-def running_paint(server, out, *flags, seeds="0:30", stderr=subprocess.PIPE):
+def running_paint(server, out, *flags, seeds="0:30", stdout=subprocess.PIPE, stderr=subprocess.PIPE):
     """Run `paint` as a process during the `with` block."""
     words = command("serving", "paint", "--target", server.target, "--seeds", seeds, "--out", out, *flags)
-    process = subprocess.Popen(words, cwd=ROOT, stderr=stderr, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=stderr, stdout=stdout, text=True)
     with ended_afterwards(process):
         yield process
 

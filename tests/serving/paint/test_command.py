@@ -9,13 +9,16 @@ import signal
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from serving.paint.command import main
 from serving.paint.files import open_file
 from serving.settings import SettingsError
+from tests.batch_process import NOT_SERVING, batch_for
 from tests.conftest import LIMIT_S, ROOT, wait_until
+from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.conftest import content, paint, rows, running_paint
 from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
@@ -104,6 +107,14 @@ def test_paint_has_its_exit_status_when_stderr_is_unwritable(tmp_path, unwritabl
             assert process.wait(LIMIT_S) == 3
 
 
+def test_sigterm_ends_paint_when_stdout_is_blocked(server, tmp_path):
+    with full_pipe("wb") as stdout, running_paint(server, tmp_path, stdout=stdout) as process:
+        write = Path(f"/proc/{process.pid}/syscall")
+        wait_until(lambda: write.read_text().startswith("1 0x1 "), "a blocked write")
+        process.terminate()
+        assert process.wait(LIMIT_S) == 130
+
+
 @pytest.mark.parametrize(("words", "status"), [(("paint",), 130), (("verify", "x"), 130), (("batch",), 0)])
 def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, words, status):
     (tmp_path / "sitecustomize.py").write_text(
@@ -135,7 +146,7 @@ def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
 def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tmp_path, outputs):
     out = tmp_path / "caf\u00e9"  # not in the ASCII of stdout
     words = ("paint", "--seeds", "0:30", "--out", out, "--target", server.target)
-    done = run_serving(*words, wrapper=("sh", "-c", f'PYTHONIOENCODING=ascii exec "$@" {outputs}', "sh"))
+    done = run_serving(*words, wrapper=("sh", "-c", f'PYTHONIOENCODING=ascii TQDM_NCOLS=abc exec "$@" {outputs}', "sh"))
     assert (done.returncode, len(rows(out))) == (0, 30)
 
 
@@ -143,6 +154,21 @@ def test_paint_goes_on_without_progress_when_stderr_is_full_or_closed(server, tm
 def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
+
+
+def test_paint_says_that_the_server_has_no_model_ready(tmp_path):
+    with FakeModelServer() as model_server, batch_for(model_server.target, tmp_path) as batch:
+        model_server.stop()
+        wait_until(lambda: batch.status() == NOT_SERVING, "the end of the model server")
+        here = SimpleNamespace(target=batch.target.replace("localhost", "127.0.0.1"))
+        assert "it has no model ready" in paint(here, tmp_path / "out", "--patience-s", 1, code=1)
+
+
+def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    remote = SimpleNamespace(target="example.invalid:9090")
+    printed = paint(remote, tmp_path, "--patience-s", 1, code=1)
+    assert printed.endswith("example.invalid:9090 does not answer (http_proxy is set): the connection was refused.\n")
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "000000.tar.part"])
@@ -183,6 +209,7 @@ def test_paint_sends_nothing_when_the_token_is_invalid(server, tmp_path):
         (["--streams", "0"], "1 to 64"),
         (["--target", "grpc://localhost:9090"], "'grpc://localhost:9090'"),
         (["--target", "local host:9090"], "'local host:9090'"),
+        (["--out", "/dev/null"], "'/dev/null' is not valid; allowed is a folder"),
         (["--key", "k.pem"], "--certificate and --key go together"),
     ],
 )

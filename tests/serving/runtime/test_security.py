@@ -5,6 +5,7 @@ import json
 import os
 import ssl
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -136,12 +137,12 @@ def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_ser
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         words = [f"--target={batch.target}", f"--ca={pem['ca']}", "--seeds=0-3", f"--out={tmp_path / 'out'}"]
         for certificate in ((), [f"--{name}={pem['stranger']}" for name in ("certificate", "key")]):
-            assert ": it demands a client certificate of a " in run_serving("paint", *words, *certificate).stderr
+            assert ": it demands a valid certificate of a " in run_serving("paint", *words, *certificate).stderr
 
 
-def write_certificate(ca: trustme.CA, files: dict[str, Path]) -> grpc.ChannelCredentials:
+def write_certificate(ca: trustme.CA, files: dict[str, Path], **dates: datetime) -> grpc.ChannelCredentials:
     """Write a certificate to `files`; return a client's credentials that trust `ca`."""
-    issued = ca.issue_cert("localhost")
+    issued = ca.issue_cert("localhost", **dates)
     files["tls_key"].write_bytes(issued.private_key_pem.bytes())
     files["tls_certificate"].write_bytes(issued.cert_chain_pems[0].bytes())
     return grpc.ssl_channel_credentials(ca.cert_pem.bytes())
@@ -155,6 +156,10 @@ def test_batch_server_serves_a_renewed_certificate_without_a_restart(model_serve
     ):
         describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
         assert describe(b"", timeout=LIMIT_S)
+        (ca := trustme.CA()).cert_pem.write_to_path(tmp_path / "ca")
+        write_certificate(ca, files, not_after=datetime(2020, 1, 1, tzinfo=UTC))
+        flags = ("--target", batch.target, "--ca", tmp_path / "ca", "--seeds", "1", "--out", tmp_path / "out")
+        assert "its certificate has expired" in run_serving("paint", *flags).stderr
 
 
 def test_gateway_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):

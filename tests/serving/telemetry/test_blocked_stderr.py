@@ -1,14 +1,16 @@
 """A gateway whose stderr is a full pipe loses only log lines."""
 
 import fcntl
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.telemetry.logs import MAX_QUEUED
-from tests.conftest import LIMIT_S
+from tests.conftest import LIMIT_S, wait_until
 from tests.gateway_process import Gateway, gateway_for
 
 PIPE_BYTES = 4096  # 20 lines
@@ -16,7 +18,7 @@ PIPE_BYTES = 4096  # 20 lines
 
 @pytest.fixture(params=[""])
 def gateway(request, tmp_path) -> Iterator[Gateway]:
-    wrapper = ("sh", "-c", f'exec "$@" {request.param}', "sh")
+    wrapper = ("sh", "-c", f'{request.param} exec "$@"', "sh")
     with gateway_for("localhost:1", tmp_path, wrapper=wrapper, unread=True, probe="/livez") as gateway:
         fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         yield gateway
@@ -44,3 +46,13 @@ def test_sigterm_ends_a_gateway_when_stderr_is_blocked(gateway):
 @pytest.mark.parametrize("gateway", ["2>&-", ">&- 2>&-"], indirect=True)
 def test_log_lines_go_nowhere_else_when_stderr_is_closed(gateway):
     assert {(process / "fd" / "2").readlink() for process in gateway.workers()} == {Path("/dev/null")}
+
+
+@pytest.mark.parametrize("gateway", ["2> /dev/full RINGO_WORKERS=2"], indirect=True)
+def test_lost_lines_are_counted_when_a_worker_is_replaced(gateway):
+    before = gateway.workers()
+    for worker in before:
+        os.kill(int(worker.name), signal.SIGKILL)
+    wait_until(lambda: len(gateway.workers()) == 2 and not set(before) & set(gateway.workers()), "new workers")
+    assert statuses(gateway, 10) == {404}
+    wait_until(lambda: gateway.metric("ringo_log_lines_dropped_total") >= 10, "lost lines")
