@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-annotate --no-header
-# Python must find our packages in the current folder.
+# The environments beside .venv find our packages in the current folder.
 unexport PYTHONSAFEPATH
 # A path may contain $, quotes and spaces.
 override PHOTOS := $(value PHOTOS)
@@ -138,6 +138,7 @@ $(STUBS): proto/ringo/v1/picture_service.proto .venv/build
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ringo needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@pwd > "$$(echo .venv/lib/python3*/site-packages)/ringo.pth" # finds our packages with PYTHONSAFEPATH=1, too
 
 # Tools that need other releases of our packages have environments of their own.
 .venv-%/ready: requirements/%.txt | $(BIN)/python

@@ -41,6 +41,11 @@ def test_features_show_no_progress_when_tqdm_is_disabled():
     assert "features of" not in process.stderr
 
 
+@pytest.mark.parametrize("package", ["training", "serving"])
+def test_commands_run_when_python_ignores_the_current_folder(package):
+    assert run_in_root(sys.executable, "-m", package, "--help", PYTHONSAFEPATH="1").returncode == 0
+
+
 def test_make_train_writes_and_prints_nothing_else_in_a_dry_run(photos, tmp_path):
     status = ("git", "status", "--porcelain", "--ignored", "--untracked-files=all", "runs", "models")
     before = run_in_root(*status).stdout
