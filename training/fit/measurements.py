@@ -78,7 +78,7 @@ class KeepBest(StepCallback):
         write_atomically(self.folder / "kid.csv", "".join(",".join(map(str, line)) + "\n" for line in table))
         best_row = min(self.measurements, key=lambda measurement: measurement.kid_x1000)
         tqdm.write(
-            f"Batch {row.step:,} after {row.minutes:.0f} minutes: KID x1000 {row.kid_x1000:.1f}; "
+            f"Batch {row.step:,} after {row.minutes:.0f} min: KID x1000 {row.kid_x1000:.1f}; "
             f"best so far {best_row.kid_x1000:.1f} at batch {best_row.step:,}. The bundled model has "
             f"{BUNDLED_KID_X1000:.1f} for its own photos, and photos have 0. "
             f"{coverage.covered} of {len(coverage.photos)} varieties are covered."

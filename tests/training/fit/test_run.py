@@ -203,7 +203,7 @@ def test_best_checkpoint_has_the_lowest_kid(small_gan, tmp_path, capsys):
     assert all(float(minutes) >= 0 for _, minutes in rows[1:])
     output = capsys.readouterr().out
     assert (
-        "Batch 3 after 0 minutes: KID x1000 40.0; best so far 30.0 at batch 2. The bundled model has "
+        "Batch 3 after 0 min: KID x1000 40.0; best so far 30.0 at batch 2. The bundled model has "
         f"{BUNDLED_KID_X1000:.1f} for its own photos, and photos have 0. 20 of 20 varieties are covered."
     ) in output
     assert "Warning" not in output
