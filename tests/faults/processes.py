@@ -2,9 +2,8 @@
 
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from tests.conftest import BUNDLED, LIMIT_S, ROOT, command, wait_until
 from tests.gateway_process import free_port
@@ -13,9 +12,9 @@ BUNDLED_MODEL = BUNDLED.parent
 
 
 class ModelServer:
-    """A model server on one port, which can be restarted."""
+    """The embedded model server on `models`, or a fake one; a `with` block starts and ends it."""
 
-    def __init__(self, models: Path | None) -> None:
+    def __init__(self, models: Path | None = None) -> None:
         self.port = free_port()
         self.target = f"127.0.0.1:{self.port}"
         if models is None:
@@ -23,6 +22,13 @@ class ModelServer:
         else:
             program = ("serving", "model-server", "--model_base_path", models, "--file_system_poll_wait_seconds", 0.2)
         self._command = command(*program, "--port", self.port, "--model_name", "apple")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         """Start a process, and return once it listens."""
@@ -37,20 +43,3 @@ class ModelServer:
 def listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-@contextmanager
-def model_server(models: Path | None = None) -> Iterator[ModelServer]:
-    """Run the embedded model server on `models`, or a fake one."""
-    server = ModelServer(models)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-def resident_kb(process: Path) -> int:
-    """Return the resident memory of the process with this folder in /proc."""
-    (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1])
