@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer, rendering_other_bytes
-from tests.faults.load import Load, Outcome, ask, put_load
+from tests.faults.load import Load, Outcome, put_load
 from tests.faults.processes import BUNDLED_MODEL, ModelServer
 from tests.gateway_process import gateway_for
 from tests.hosted_model_server import publish, save_model, withdraw
@@ -79,10 +79,10 @@ def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(server
         return answer(request)
 
     def check_eight_requests(url: str) -> None:
+        began_s = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(lambda _: ask(gateway.port, url), range(8)))
-        assert {outcome.status for outcome in outcomes} == {504}
-        assert max(outcome.took_s for outcome in outcomes) < 2 + REFUSED_WITHIN_S
+            assert {reply.status for reply in pool.map(gateway.ask, [url] * 8)} == {504}
+        assert time.monotonic() - began_s < 2 + REFUSED_WITHIN_S
 
     server.reply = reply_slowly
     gateway = start_gateway(server.target, predict_timeout_s=2, probe="/livez")

@@ -1,11 +1,10 @@
 """The gateway behind deploy/nginx.conf: stalled clients, caching, TLS, outages."""
 
-import http.client
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -46,11 +45,7 @@ class Service:
         return self.proxy.context.wrap_socket(plain, server_hostname="localhost") if self.tls else plain
 
     def ask(self, path: str, **headers: str) -> Reply:
-        with closing(http.client.HTTPConnection("localhost", timeout=LIMIT_S)) as client:
-            client.sock = self.open()
-            client.request("GET", path, headers={name.replace("_", "-"): text for name, text in headers.items()})
-            response = client.getresponse()
-            return Reply(response.status, response.headers, response.read())
+        return self.gateway.ask(path, sock=self.open(), **headers)
 
 
 @pytest.fixture(scope="module")

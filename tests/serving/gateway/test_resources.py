@@ -103,7 +103,7 @@ def test_another_model_with_the_name_of_the_bundled_one_does_not_get_its_licence
         assert "Copyright" not in image.info
 
 
-@pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js"])
+@pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js", "/favicon.ico"])
 def test_pages_about_the_service_are_revalidated(gateway, url):
     whole = gateway.ask(url)
     assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
