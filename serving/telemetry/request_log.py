@@ -110,19 +110,10 @@ class RequestRecord:
                 self.span.set_status(StatusCode.ERROR, self.outcome)
         self.span.end()
         if not (self.quiet and self.outcome == ANSWERED):
-            log.log(logging.WARNING if trouble else logging.INFO, RequestLine(self.fields()))
+            log.log(logging.WARNING if trouble else logging.INFO, self.fields())
 
 
 RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)  # of the current request
-
-
-class RequestLine(dict[str, Any]):
-    """The fields of a request as a log message."""
-
-    def __str__(self) -> str:
-        words = ("method", "path", "status", "outcome")
-        named = (f"{name}={value}" for name, value in self.items() if name not in words)
-        return " ".join([*(str(self[name]) for name in words), *named])
 
 
 @lru_cache(maxsize=1024)  # the lookup of labels takes as long as counting

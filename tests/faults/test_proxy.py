@@ -17,6 +17,7 @@ pytestmark = needs_nginx
 
 STALLED = 300
 ANSWERED_WITHIN_S = 1.0
+ANSWERED_IMAGES = {"name": "ringo_requests_total", "resource": "generate"}
 GRID = "/grid?seeds=0-3&columns=2&size=512"  # an image of 317 kB
 HEAD = f"GET {GRID} HTTP/1.1\r\nHost: localhost\r\n".encode()
 URLS = [f"/generate?seed={seed}&format=png&version={VERSION}" for seed in range(10)]
@@ -131,17 +132,12 @@ def test_requests_beyond_the_limits_do_not_reach_the_gateway(service, head, stat
     assert service.gateway.metric("ringo_requests_total") == before
 
 
-def image_requests(service: Service) -> float:
-    """Return how many requests for images the gateway has answered."""
-    return service.gateway.metric("ringo_requests_total", resource="generate")
-
-
 def test_cached_permanent_urls_reach_the_gateway_once_per_url(service):
-    before = image_requests(service)
+    before = service.gateway.metric(**ANSWERED_IMAGES)
     with ThreadPoolExecutor(20) as pool:
         replies = list(pool.map(service.ask, [f"{url}&size=64" for url in URLS * 50]))
     assert {reply.status for reply in replies} == {200}
-    assert image_requests(service) - before == len(URLS)
+    assert service.gateway.metric(**ANSWERED_IMAGES) - before == len(URLS)
 
 
 def test_a_cached_response_has_the_headers_of_the_gateway(service):
@@ -177,9 +173,9 @@ def test_a_cached_response_depends_on_if_none_match_only(service):
     ],
 )
 def test_an_image_is_not_cached_when_its_url_is_not_permanent(service, url):
-    before = image_requests(service)
+    before = service.gateway.metric(**ANSWERED_IMAGES)
     assert {service.ask(url).status for _ in range(3)} == {200}
-    assert image_requests(service) - before == 3
+    assert service.gateway.metric(**ANSWERED_IMAGES) - before == 3
 
 
 def test_queries_and_names_are_in_no_log(service):

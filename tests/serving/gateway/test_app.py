@@ -11,7 +11,7 @@ from werkzeug.http import parse_options_header
 
 from serving.__main__ import FOREIGN
 from serving.gateway.app import create_app
-from serving.model_client.messages import predict_pb2, types_pb2
+from serving.model_client.messages import types_pb2
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.settings import Settings
 from tests.conftest import BUNDLED, VERSION, wait_until
@@ -157,44 +157,29 @@ def test_error_of_the_model_server_is_a_problem(gateway, model_server, monkeypat
     assert (reply.headers["Retry-After"], reply.headers["Cache-Control"]) == (retry_after, "no-store")
 
 
-def altered(alter, **options):
-    """Return a reply whose response `alter` has changed."""
-
-    def reply(request):
-        response = answer(request, **options)
-        alter(response)
-        return response
-
-    return reply
-
-
-def rename_output(response):
-    response.outputs["logits"].CopyFrom(response.outputs["images"])
-    del response.outputs["images"]
-
-
-def cut_content(response):
-    response.outputs["images"].tensor_content = response.outputs["images"].tensor_content[:-1]
-
-
-def shaped(*shape):
-    return lambda request: answer(request, images=np.zeros(shape, np.uint8))
-
-
 @pytest.mark.parametrize(
-    "reply",
+    ("options", "alter"),
     [
-        lambda request: predict_pb2.PredictResponse(),
-        lambda request: answer(request, version=VERSION + 1),
-        altered(lambda response: setattr(response.outputs["images"], "dtype", types_pb2.DT_FLOAT)),
-        altered(rename_output),
-        altered(lambda response: response.outputs["images"].int_val.pop()),
-        altered(cut_content, as_content=True),
-        altered(lambda response: response.model_spec.ClearField("version")),
-        *(shaped(*shape) for shape in ((2, 6, 8, 3), (1, 6, 8, 4), (1, 6, 8, 1), (1, 0, 8, 3), (1, 6, 8))),
+        ({"version": VERSION + 1}, None),
+        ({}, lambda response: response.Clear()),
+        ({}, lambda response: response.outputs["logits"].CopyFrom(response.outputs.pop("images"))),
+        ({}, lambda response: setattr(response.outputs["images"], "dtype", types_pb2.DT_FLOAT)),
+        ({}, lambda response: response.outputs["images"].int_val.pop()),
+        ({"as_content": True}, lambda response: setattr(response.outputs["images"], "tensor_content", b"short")),
+        ({}, lambda response: response.model_spec.ClearField("version")),
+        *(
+            ({"images": np.zeros(shape, np.uint8)}, None)
+            for shape in ((2, 6, 8, 3), (1, 6, 8, 4), (1, 6, 8, 1), (1, 0, 8, 3), (1, 6, 8))
+        ),
     ],
 )
-def test_response_of_another_version_shape_or_type_is_502(gateway, model_server, monkeypatch, reply):
+def test_response_of_another_version_shape_or_type_is_502(gateway, model_server, monkeypatch, options, alter):
+    def reply(request):
+        response = answer(request, **options)
+        if alter:
+            alter(response)
+        return response
+
     monkeypatch.setattr(model_server, "reply", reply)
     assert gateway.ask("/generate?seed=1000").status == 502
 
