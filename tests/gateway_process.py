@@ -139,6 +139,11 @@ def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object)
     return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
+def shell(script: str) -> tuple[str, ...]:
+    """Return a command that runs `script` before the command behind it."""
+    return ("sh", "-c", f'{script} && exec "$@"', "sh")
+
+
 @contextmanager
 def gateway_for(
     target: str,

@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 
@@ -19,7 +18,7 @@ from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
 from tests.faults.load import put_load
 from tests.faults.processes import BUNDLED_MODEL, ModelServer
-from tests.gateway_process import Gateway, free_port, gateway_for, run_serving
+from tests.gateway_process import Gateway, free_port, gateway_for, run_serving, shell
 from tests.serving.paint.conftest import rows, running_paint
 
 CLIENTS = 16
@@ -108,11 +107,6 @@ def test_clients_lose_no_image_when_a_batch_server_is_replaced_or_killed(tmp_pat
         assert [row["sha256"] for row in found[:STEP]] == expected
 
 
-def shell(script: str) -> tuple[str, ...]:
-    """Return a command that runs `script` before the command behind it."""
-    return ("sh", "-c", f'{script} && exec "$@"', "sh")
-
-
 @pytest.mark.parametrize(
     ("mount", "workers"), [("size=4k", 1), ("size=4k", 2), ("ro", 1), ("ro", 2), (f"size={NEED_KB + 64}k", 2)]
 )
@@ -136,12 +130,6 @@ def test_gateway_serves_and_counts_when_shared_memory_is_full_or_read_only(model
     assert "Traceback" not in gateway.log.read_text()
 
 
-def test_gateway_names_the_reason_when_no_folder_has_room():
-    done = run_serving("gateway", wrapper=shell("ulimit -f 0"), port=free_port(), workers=2)
-    sentence = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large.\n"
-    assert done.stderr == f"TMPDIR is '{gettempdir()}'; {sentence}"
-
-
 def test_all_clients_are_served_when_few_files_may_be_open(model_server, start_gateway):
     gateway, statuses = start_gateway(model_server.target, wrapper=shell("ulimit -n 200")), set()
     with ExitStack() as stack:
@@ -150,14 +138,6 @@ def test_all_clients_are_served_when_few_files_may_be_open(model_server, start_g
             stack.enter_context(closing(client)).request("GET", "/generate?seed=1")
             statuses.add(client.getresponse().status)
     assert statuses == {200}
-
-
-@pytest.mark.parametrize("part", ["gateway", "batch", "model-server", "run", "verify"])
-def test_command_names_the_number_of_files_when_too_few_may_be_open(part):
-    words = (part, "x.png") if part == "verify" else (part,)
-    done = run_serving(*words, wrapper=shell("ulimit -n 100"), port=free_port())
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "ulimit -n is '100'; allowed is a limit of at least 128 open files.\n"
 
 
 def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, start_gateway, tmp_path):

@@ -1,13 +1,14 @@
 """Settings that are invalid or cannot be used: exit status 2 and one sentence."""
 
 import os
+from tempfile import gettempdir
 
 import pytest
 
 from serving.gateway.app import create_app
 from serving.runtime.ports import listen
 from serving.settings import Settings, SettingsError
-from tests.gateway_process import free_port, run_serving
+from tests.gateway_process import free_port, run_serving, shell
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,8 @@ def tls(path: str) -> dict[str, str]:
     return {"tls_certificate": path, "tls_key": path}
 
 
-# command, settings (TAKEN: a port that is in use), beginning of the sentence
+TOO_LARGE = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large."
+# command, also after a script of the shell; settings (TAKEN: a port that is in use); beginning of the sentence
 REFUSED_STARTS = [
     ("gateway", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
     ("run", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
@@ -94,16 +96,22 @@ REFUSED_STARTS = [
     ("batch", tls(__file__), f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
     ("gateway", tls("/dev/zero"), "RINGO_TLS_CERTIFICATE is '/dev/zero'; allowed is a regular "),
     ("gateway", {"model_name": "\udcff"}, "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of "),
+    ("ulimit -f 0 && gateway", {"workers": 2}, f"TMPDIR is '{gettempdir()}'; {TOO_LARGE}"),
+    *(
+        (f"ulimit -n 100 && {part}", {}, "ulimit -n is '100'; allowed is a limit of at least 128 open files.")
+        for part in ("gateway", "batch", "model-server", "run", "verify x.png")
+    ),
 ]
 
 
-@pytest.mark.parametrize(("part", "settings", "sentence"), REFUSED_STARTS)
-def test_command_does_not_start_when_a_setting_cannot_be_used(part, settings, sentence):
+@pytest.mark.parametrize(("command", "settings", "sentence"), REFUSED_STARTS)
+def test_command_does_not_start_when_a_setting_or_limit_cannot_be_used(command, settings, sentence):
+    script, _, words = command.rpartition(" && ")
     with listen("127.0.0.1", 0, variable="", value="") as taken:
         port = str(taken.getsockname()[1])
         chosen = {name: str(value).replace("TAKEN", port) for name, value in settings.items()}
-        ports = {"batch_port": free_port(), "batch_metrics_port": free_port()}
-        done = run_serving(part, **ports | chosen)
+        ports = {name: free_port() for name in ("port", "batch_port", "batch_metrics_port")}
+        done = run_serving(*words.split(), wrapper=shell(script or ":"), **ports | chosen)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(sentence.replace("TAKEN", port))
     assert "Unknown error" not in done.stderr
