@@ -19,8 +19,6 @@ from serving.rendering.query import EXAMPLE_SEEDS, MAX_SEED, Animation, Morph, P
 from serving.rendering.renderer import LICENCES
 from serving.settings import Settings
 
-GALLERY_PART = 60  # images: whole rows for every number of columns in gallery.css
-
 
 def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
     """Add the gallery, /about and the description of the API to `app`."""
@@ -42,7 +40,7 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
             version=version,
             max_seed=MAX_SEED,
             example_seeds=EXAMPLE_SEEDS,
-            part=GALLERY_PART,
+            part=60,  # images: whole rows for every number of columns in gallery.css
             image_url=partial(pinned_url, Picture, version=version),
             strip_url=partial(pinned_url, Morph, version=version),
             animation_url=partial(pinned_url, Animation, version=version),

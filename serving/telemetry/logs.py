@@ -20,7 +20,6 @@ from pythonjsonlogger.json import JsonFormatter
 
 from serving.errors import printable
 
-STDERR = 2
 GATHER_S = 0.05  # about 75 lines at full load, written by one system call
 MAX_QUEUED = 2_000  # about 3 MB, a second at full load; more wait only for a blocked stream
 EXIT_S = 1.0  # how long the end of a process waits for a blocked stream
@@ -121,7 +120,7 @@ def _write(lines: list[str]) -> None:
     """Write `lines` past sys.stderr, whose lock Python's end waits for."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     while data:
-        data = data[os.write(STDERR, data) :]
+        data = data[os.write(2, data) :]
 
 
 class JsonLines(JsonFormatter):
