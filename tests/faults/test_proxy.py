@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.faults.proxy import Proxy, needs_nginx, proxy_before
+from tests.faults.processes import Proxy, needs_nginx, proxy_before
 from tests.gateway_process import Gateway, Reply
 
 pytestmark = needs_nginx

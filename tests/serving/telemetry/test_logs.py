@@ -19,7 +19,7 @@ from serving.telemetry.logs import MAX_QUEUED, JsonLines, TextLines
 from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import refusing
-from tests.gateway_process import Gateway, gateway_for
+from tests.gateway_process import Gateway, gateway_for, shell
 from tests.serving.gateway.test_refused_requests import answer_to
 
 TOKEN = "0123456789abcdef"
@@ -148,11 +148,10 @@ def test_failed_probe_is_a_warning_in_the_log_when_sigterm_follows(tmp_path):
     assert (line["level"], line["path"], line["outcome"]) == ("WARNING", "/readyz", "model_unavailable")
 
 
-@pytest.fixture(params=[""])
+@pytest.fixture(params=[":"])
 def blocked(request, tmp_path) -> Iterator[Gateway]:
     """A gateway whose stderr is a full pipe, or what the shell's redirection in the parameter makes it."""
-    wrapper = ("sh", "-c", f'{request.param} exec "$@"', "sh")
-    with gateway_for("localhost:1", tmp_path, wrapper=wrapper, unread=True, probe="/livez") as gateway:
+    with gateway_for("localhost:1", tmp_path, wrapper=shell(request.param), unread=True, probe="/livez") as gateway:
         fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         yield gateway
 
@@ -176,12 +175,12 @@ def test_sigterm_ends_a_gateway_when_stderr_is_blocked(blocked):
     assert blocked.process.wait(LIMIT_S) == 0
 
 
-@pytest.mark.parametrize("blocked", ["2>&-", ">&- 2>&-"], indirect=True)
+@pytest.mark.parametrize("blocked", ["exec 2>&-", "exec >&- 2>&-"], indirect=True)
 def test_log_lines_go_nowhere_else_when_stderr_is_closed(blocked):
     assert {(process / "fd" / "2").readlink() for process in blocked.workers()} == {Path("/dev/null")}
 
 
-@pytest.mark.parametrize("blocked", ["2> /dev/full RINGO_WORKERS=2"], indirect=True)
+@pytest.mark.parametrize("blocked", ["exec 2> /dev/full && export RINGO_WORKERS=2"], indirect=True)
 def test_lost_lines_are_counted_when_a_worker_is_replaced(blocked):
     before = blocked.workers()
     for worker in before:
