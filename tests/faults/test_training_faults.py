@@ -35,7 +35,8 @@ def finished(photos, tmp_path_factory) -> Path:
 def test_training_ends_with_equal_bits_when_killed_ten_times(photos, finished, tmp_path):
     run, chance = tmp_path / "run", random.Random(8)
     for kill in range(10):
-        process, batch = start_fit(photos, run, *FLAGS), 12 * kill + chance.randrange(1, 12)
+        process = start_fit(photos, run, *FLAGS)
+        batch = 12 * kill + chance.randrange(1, 12)
         wait_until(lambda: max(steps_in(run), default=0) >= batch, f"batch {batch}", 240)  # noqa: B023 (is called here)
         process.kill()
         output_of(process)

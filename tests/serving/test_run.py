@@ -75,10 +75,10 @@ def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
     "secured", [(), ("TLS_CERTIFICATE", "TLS_KEY", "TOKEN"), ("TLS_CERTIFICATE", "TLS_KEY", "TOKEN", "TLS_CLIENT_CA")]
 )
 def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_path, secured):
-    ca, token = trustme.CA(), "0123456789abcdef"
+    ca = trustme.CA()
     server = ca.issue_cert("127.0.0.1")
     parts = {"CERTIFICATE": server.cert_chain_pems[0], "KEY": server.private_key_pem, "CLIENT_CA": ca.cert_pem}
-    values = {"TOKEN": token} | {f"TLS_{name}": str(tmp_path / f"its {name}") for name in parts}
+    values = {"TOKEN": "0123456789abcdef"} | {f"TLS_{name}": str(tmp_path / f"its {name}") for name in parts}
     for name, part in parts.items():
         part.write_to_path(values[f"TLS_{name}"])
     env = surroundings | {f"RINGO_{name}": values[name] for name in secured}
@@ -86,7 +86,7 @@ def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_pa
         _, pasted, _ = run.output.split("Ready: ")[1].splitlines()
         curl = subprocess.run(["sh", "-c", pasted], env=env, cwd=tmp_path, timeout=LIMIT_S, check=False)
     assert run.url.startswith("https://" if secured else "http://")
-    assert token not in run.output
+    assert values["TOKEN"] not in run.output
     if "TLS_CLIENT_CA" in secured:  # the command has no certificate of the client
         assert curl.returncode > 0
     else:

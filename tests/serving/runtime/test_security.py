@@ -149,7 +149,8 @@ def write_certificate(ca: trustme.CA, files: dict[str, Path], **dates: datetime)
 
 
 def test_servers_serve_a_renewed_certificate_without_a_restart(model_server, tmp_path):
-    files, ca = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}, trustme.CA()
+    files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
+    ca = trustme.CA()
     with (
         batch_for(model_server.target, tmp_path, credentials=write_certificate(ca, files), **files) as batch,
         gateway_for(model_server.target, tmp_path, probe=None, **files) as gateway,
