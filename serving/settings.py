@@ -63,16 +63,15 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _token(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9._~+/-]{16,}=*", text):  # RFC 6750's characters
-        raise ValueError
-    return text
+def matching(pattern: str) -> Callable[[str], str]:
+    """Return a reader that raises ValueError for texts that `pattern` does not match."""
 
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
 
-def _log_format(text: str) -> str:
-    if text not in LOG_FORMATS:
-        raise ValueError
-    return text
+    return read
 
 
 def _target(text: str) -> str:
@@ -138,8 +137,11 @@ TARGET = Kind(_target, "host:port of a gRPC server without http://, an IPv6 addr
 MODEL_NAME = Kind(_model_name, f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes")
 FOLDER = Kind(_folder, "a folder, which need not exist yet")
 PEM_FILE = Kind(_path, "the path of a PEM file")
-TOKEN = Kind(_token, "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline")
-LOG_FORMAT = Kind(_log_format, " or ".join(LOG_FORMATS))
+# RFC 6750's characters
+TOKEN = Kind(
+    matching("[A-Za-z0-9._~+/-]{16,}=*"), "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline"
+)
+LOG_FORMAT = Kind(matching("|".join(LOG_FORMATS)), " or ".join(LOG_FORMATS))
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,7 @@ def small_model(small_run, tmp_path_factory) -> Path:
     return models
 
 
-@pytest.fixture(scope="module")
-def model_server():
+def run_fake_model_server():
     """A fake model server with version 3 of a model."""
     from tests.fake_model_server import FakeModelServer
 
@@ -127,13 +126,8 @@ def model_server():
         yield server
 
 
-@pytest.fixture
-def server():
-    """A fake model server of one test, which may change its replies."""
-    from tests.fake_model_server import FakeModelServer
-
-    with FakeModelServer(version=VERSION) as server:
-        yield server
+model_server = pytest.fixture(run_fake_model_server, scope="module")
+server = pytest.fixture(run_fake_model_server)  # of one test, which may change its replies
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -43,9 +44,10 @@ class Gateway:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def ask(self, path: str, method: str = "GET", *, port: int | None = None, **headers: str) -> Reply:
-        """Send one request; `If_None_Match="..."` is the header If-None-Match."""
+    def ask(self, path: str, method: str = "GET", *, port: int = 0, sock: Any = None, **headers: str) -> Reply:
+        """Send one request, by default over a new socket; `If_None_Match="..."` is the header If-None-Match."""
         with closing(http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=LIMIT_S)) as connection:
+            connection.sock = sock
             connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
@@ -135,6 +137,11 @@ def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object)
     """Run `python -m serving`, by the command `wrapper`, to its end."""
     whole, env = [*wrapper, *command("serving", *words)], environment(**settings)
     return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """Return a command that runs `script` before the command behind it."""
+    return ("sh", "-c", f'{script} && exec "$@"', "sh")
 
 
 @contextmanager

@@ -37,11 +37,9 @@ def test_multiply_adds_count_each_tap_of_each_pixel_once():
     from benchmarks.generator import multiply_adds
     from training.export.fusion import Stage
 
-    def stage(kind, *shape):
-        return Stage(kind, np.zeros(shape), np.zeros(shape[-1]), has_activation=True)
-
     dense = 10 * 4 * 4 * 8
     upsampled = 8 * 8 * (4 * 4 // 4) * 8 * 5  # each pixel of 8 x 8 sees a quarter of 4 x 4 taps
     conv = 8 * 8 * 3 * 3 * 5 * 3
-    stages = [stage("dense", 10, 128), stage("upsample_conv", 4, 4, 8, 5), stage("conv", 3, 3, 5, 3)]
+    shapes = {"dense": (10, 128), "upsample_conv": (4, 4, 8, 5), "conv": (3, 3, 5, 3)}
+    stages = [Stage(kind, np.zeros(shape), np.zeros(shape[-1]), has_activation=True) for kind, shape in shapes.items()]
     assert multiply_adds(stages) == dense + upsampled + conv

@@ -138,10 +138,8 @@ def observing(app: Any, prefix: str) -> Any:
         if f"{environ['PATH_INFO']}/".startswith(f"{prefix}/"):  # else the proxy has removed it
             environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix) or "/"  # no redirect
         headers: Any = EnvironHeaders(environ)  # finds lower-case names, too
-        probe = environ["PATH_INFO"] in PROBES
         environ.pop("HTTP_IF_MATCH", None)  # resources are read-only; Werkzeug would answer `*` with 412
-        with record_request(environ["REQUEST_METHOD"], headers, recorded=not probe) as record:
-            record.quiet = probe
+        with record_request(environ["REQUEST_METHOD"], headers, is_probe=environ["PATH_INFO"] in PROBES):
             answer: Iterable[bytes] = app(environ, start_response)
             return answer
 

@@ -49,7 +49,6 @@ REFUSALS = {
     "504": "The deadline passed before the model server answered.",
 }
 OF_MODEL = ("404", "502", "503", "504")
-OF_IMAGES = ("400", "406", *OF_MODEL)
 
 PROBLEM = {
     "type": "object",
@@ -207,7 +206,7 @@ def _image_operation(resource: type[Query], path: str, summary: str | None) -> d
                 },
                 "content": dict.fromkeys([*mimetypes(resource), ANY_BYTES], BINARY),
             },
-            **_refusals(OF_IMAGES),
+            **_refusals(["400", "406", *OF_MODEL]),
         },
     }
 

@@ -1,9 +1,11 @@
 """Pages for people and programs, and the probes."""
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
 from markupsafe import Markup, escape
@@ -17,8 +19,6 @@ from serving.rendering.query import EXAMPLE_SEEDS, MAX_SEED, Animation, Morph, P
 from serving.rendering.renderer import LICENCES
 from serving.settings import Settings
 
-GALLERY_PART = 60  # images: whole rows for every number of columns in gallery.css
-
 
 def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
     """Add the gallery, /about and the description of the API to `app`."""
@@ -28,11 +28,24 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
 
     @app.get("/")
     def gallery() -> Response:
-        version = check = None
+        version = check = card = None
         with suppress(ModelUnavailable, ModelTimeout, Overloaded):  # the page waits for a model itself
             version = monitor.versions()[-1]
+            card = model_card(settings.model_base_path / str(version))
             check = monitor.latest_check(version)
-        return revalidated(Response(render_gallery(settings, version, check)))
+        page = render_template(
+            "gallery.html",
+            model=settings.model_name,
+            licence=licence_of(check, card),
+            version=version,
+            max_seed=MAX_SEED,
+            example_seeds=EXAMPLE_SEEDS,
+            part=60,  # images: whole rows for every number of columns in gallery.css
+            image_url=partial(pinned_url, Picture, version=version),
+            strip_url=partial(pinned_url, Morph, version=version),
+            animation_url=partial(pinned_url, Animation, version=version),
+        )
+        return revalidated(Response(page))
 
     @app.get("/about")
     def about() -> Response:
@@ -81,25 +94,9 @@ def add_probes(app: Flask, monitor: ModelMonitor, responses: ImageResponses) -> 
         return Response(f"ready: version {version}, {check.verdict}\n", mimetype="text/plain")
 
 
-def render_gallery(settings: Settings, version: int | None, check: GoldenCheck | None) -> str:
-    """Return the page with the first images of `version`, if any."""
-    card = None if version is None else model_card(settings.model_base_path / str(version))
-
-    def pinned(query: Query) -> str:
-        return request.script_root + canonical_url(replace(query, version=version))
-
-    return render_template(
-        "gallery.html",
-        model=settings.model_name,
-        licence=licence_of(check, card),
-        version=version,
-        max_seed=MAX_SEED,
-        example_seeds=EXAMPLE_SEEDS,
-        part=GALLERY_PART,
-        image_url=lambda seed, **options: pinned(Picture(seed, **options)),
-        strip_url=lambda start, end, **options: pinned(Morph(start, end, **options)),
-        animation_url=lambda start, end, **options: pinned(Animation(start, end, **options)),
-    )
+def pinned_url(resource: Callable[..., Query], *seeds: int, **options: Any) -> str:
+    """Return the URL of an image of `resource` for the current page."""
+    return request.script_root + canonical_url(resource(*seeds, **options))
 
 
 def revalidated(response: Response) -> Response:

@@ -30,11 +30,8 @@ from serving.telemetry.request_log import current_record
 
 REVALIDATE = "no-cache"  # may be cached but must be revalidated: the newest version may change
 IMMUTABLE = "public, max-age=31536000, immutable"  # a year, the longest that RFC 9111 suggests
-IMMUTABLE_WITH_TOKEN = IMMUTABLE.replace("public", "private")  # shared caches must not serve it without the token
-NOT_CACHED = "no-store"
 # A sheet takes the model longer than one image: 64 sheets of 64 would wait 20 s on two cores, past their deadline.
 IMAGES_PER_SLOT = 2
-RANDOM_SEEDS = 2**53  # JavaScript's numbers are exact below
 
 
 class ImageResponses:
@@ -47,14 +44,15 @@ class ImageResponses:
             client, settings.model_name, cache_bytes=settings.cache_mb * 2**20, model_calls=settings.model_calls
         )
         self._in_flight = ConcurrencyLimit(settings.max_in_flight, "requests")
-        self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE_WITH_TOKEN
+        # Shared caches must not serve it without the token.
+        self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE.replace("public", "private")
 
     def respond(self, resource: type[Query], **in_path: str) -> Response:
         """Return the image of the URL, or 304; `in_path` has path parameters."""
         requested = read_query(resource, _arguments(in_path))
         query = requested if requested.format else replace(requested, format=_negotiated_format(resource))
         if isinstance(query, Picture) and query.seed is None:
-            query = replace(query, seed=secrets.randbelow(RANDOM_SEEDS))
+            query = replace(query, seed=secrets.randbelow(2**53))  # JavaScript's numbers are exact below
         if query.version is not None:
             response = self._respond(query, query.version, self._immutable)
         else:
@@ -63,7 +61,7 @@ class ImageResponses:
             except UnknownVersion:  # another version took its place since the last refresh
                 response = self._respond(query, self._monitor.refresh()[-1], REVALIDATE)
         if isinstance(requested, Picture) and requested.seed is None:  # each response has another image
-            response.headers["Cache-Control"] = NOT_CACHED
+            response.headers["Cache-Control"] = "no-store"
         if requested.format is None:
             response.vary.add("Accept")
         return response

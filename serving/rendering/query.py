@@ -18,6 +18,7 @@ from werkzeug.datastructures import MultiDict
 
 from serving.errors import InvalidRequest
 from serving.rendering.encoding import MIMETYPES
+from serving.settings import matching
 
 MAX_SEED = 2**63 - 1  # of int64; versions are int64, too
 EXAMPLE_SEEDS = (35, 23)  # whole, glossy apples of models/apple/3, as are all images between them
@@ -96,14 +97,8 @@ def _write_seeds(seeds: Sequence[int]) -> str:
 
 def file_format(names: Sequence[str]) -> Parameter:
     """Return the parameter that chooses one of the formats `names`."""
-
-    def read(text: str) -> str:
-        if text not in names:
-            raise ValueError
-        return text
-
     return Parameter(
-        read,
+        matching("|".join(names)),
         f"one of {', '.join(names)}",
         {"type": "string", "enum": list(names)},
         f"File format. Default: the preferred one in `Accept`, else {names[0]}.",

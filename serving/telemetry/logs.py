@@ -20,13 +20,13 @@ from pythonjsonlogger.json import JsonFormatter
 
 from serving.errors import printable
 
-STDERR = 2
 GATHER_S = 0.05  # about 75 lines at full load, written by one system call
 MAX_QUEUED = 2_000  # about 3 MB, a second at full load; more wait only for a blocked stream
 EXIT_S = 1.0  # how long the end of a process waits for a blocked stream
 
 # Of the current request: values of ID_FIELDS.
 ID_FIELDS = ("request_id", "trace_id")
+WORDS = ("method", "path", "status", "outcome")  # of a request, in a text line without their names
 LINE_IDS: ContextVar[Mapping[str, str]] = ContextVar("line_ids", default=MappingProxyType({}))
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _write(lines: list[str]) -> None:
     """Write `lines` past sys.stderr, whose lock Python's end waits for."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     while data:
-        data = data[os.write(STDERR, data) :]
+        data = data[os.write(2, data) :]
 
 
 class JsonLines(JsonFormatter):
@@ -150,9 +150,12 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, with those of its traceback."""
-        message = record.getMessage()
-        if not isinstance(record.msg, dict):
-            message += "".join(f" {name}={getattr(record, name)}" for name in ID_FIELDS if hasattr(record, name))
+        if isinstance(record.msg, dict):  # of a request
+            named = [f"{name}={value}" for name, value in record.msg.items() if name not in WORDS]
+            message = " ".join([*(str(record.msg[name]) for name in WORDS), *named])
+        else:
+            named = [f" {name}={getattr(record, name)}" for name in ID_FIELDS if hasattr(record, name)]
+            message = record.getMessage() + "".join(named)
         line = f"{self.formatTime(record)} {record.levelname} {printable(message)}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info)

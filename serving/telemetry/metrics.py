@@ -19,7 +19,6 @@ from serving import __version__
 # A cached image takes 1 ms, a new one 35 ms on two idle cores, a stream of 64 about 0.3 s, whole streams minutes.
 # Guaranteed times are bounds: shed requests 0.1 s, 503 without a model server 1 s, the longest wait for it 10 s.
 REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
-STAGE_BUCKETS_S = REQUEST_BUCKETS_S[:-1]  # every stage ends within 10 s
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # as the exporter allows them
 
 BUILD_INFO = Gauge("ringo_build_info", "Always 1; its label is the release.", ["version"], multiprocess_mode="livemax")
@@ -41,7 +40,7 @@ STAGE_SECONDS = Histogram(
     "Seconds of one stage: queue (waiting for a place), model (one Predict call), encode, or shared (waiting for "
     "the same image of another request).",
     ["stage"],
-    buckets=STAGE_BUCKETS_S,
+    buckets=REQUEST_BUCKETS_S[:-1],  # every stage ends within 10 s
 )
 PREDICT_ROWS = Histogram(
     "ringo_predict_rows", "Rows of one Predict call, by signature.", ["signature"], buckets=BATCH_SIZES

@@ -62,7 +62,7 @@ class RequestRecord:
     pictures: int | None = None  # of a stream
     size_bytes: int = 0
     cause: str | None = None  # the model server's message; logged, not sent to the client
-    quiet: bool = False  # not logged if the outcome is ANSWERED
+    is_probe: bool = False  # not logged if the outcome is ANSWERED
     is_abandoned: Callable[[], bool] = lambda: False  # whether the client has closed the connection
     seconds: float = 0.0
     # Seconds of each stage; of a stream, sums over its batches.
@@ -109,20 +109,11 @@ class RequestRecord:
             if trouble:
                 self.span.set_status(StatusCode.ERROR, self.outcome)
         self.span.end()
-        if not (self.quiet and self.outcome == ANSWERED):
-            log.log(logging.WARNING if trouble else logging.INFO, RequestLine(self.fields()))
+        if not (self.is_probe and self.outcome == ANSWERED):
+            log.log(logging.WARNING if trouble else logging.INFO, self.fields())
 
 
 RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)  # of the current request
-
-
-class RequestLine(dict[str, Any]):
-    """The fields of a request as a log message."""
-
-    def __str__(self) -> str:
-        words = ("method", "path", "status", "outcome")
-        named = (f"{name}={value}" for name, value in self.items() if name not in words)
-        return " ".join([*(str(self[name]) for name in words), *named])
 
 
 @lru_cache(maxsize=1024)  # the lookup of labels takes as long as counting
@@ -132,17 +123,18 @@ def _series(resource: str, outcome: str, model_version: int | None) -> tuple[Cou
 
 
 @contextmanager
-def record_request(method: str, carrier: Mapping[str, str], *, recorded: bool = True) -> Iterator[RequestRecord]:
+def record_request(method: str, carrier: Mapping[str, str], *, is_probe: bool = False) -> Iterator[RequestRecord]:
     """Yield the record of a request, which ends with the `with` block.
 
-    `carrier` has headers by their lower-case names. Without `recorded`, the request gets no span.
+    `carrier` has headers by their lower-case names. A probe gets no span.
     """
     began_s = time.monotonic()
     request_id = carrier.get(REQUEST_ID, "")
     if not REQUEST_ID_ALLOWED.fullmatch(request_id):
         request_id = f"{getrandbits(64):016x}"
-    span = server_span(method, carrier, recorded=recorded)
-    record = RequestRecord(method, request_id, span, format_trace_id(span.get_span_context().trace_id))
+    span = server_span(method, carrier, recorded=not is_probe)
+    trace_id = format_trace_id(span.get_span_context().trace_id)
+    record = RequestRecord(method, request_id, span, trace_id, is_probe=is_probe)
     token = otel_context.attach(trace.set_span_in_context(span, otel_context.Context()))
     RECORD.set(record)
     LINE_IDS.set({"request_id": record.request_id, "trace_id": record.trace_id})

@@ -20,7 +20,6 @@ from serving.settings import SettingsError
 SHARED_MEMORY = "/dev/shm"
 PREFIX = "ringo-workers-"
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # as prometheus_client names its files
-GAUGES = KINDS[2:]
 FILE_BYTES = 2**19  # 140 pairs of resource and outcome, at 3.6 kB for each in the histogram
 
 
@@ -69,7 +68,7 @@ def use(folder: Path, number: int) -> None:
     """
     if not (folder / f"{KINDS[0]}_{number}.db").exists():
         return
-    for kind in GAUGES:
+    for kind in KINDS[2:]:  # the gauges
         with (folder / f"{kind}_{number}.db").open("r+b") as file:
             file.write(bytes(FILE_BYTES))
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)

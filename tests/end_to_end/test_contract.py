@@ -52,19 +52,13 @@ def test_any_name_that_export_accepts_can_be_served(name):
         assert image.info["Model"] == name
 
 
-def test_gateway_and_model_have_the_same_largest_seed():
+def test_training_and_serving_have_the_same_limits():
     assert query.MAX_SEED == MAX_SEED
-
-
-def test_client_sends_as_many_rows_as_the_batching_parameters_allow():
     assert MAX_ROWS == MAX_BATCH_SIZE <= prediction_service.MAX_ROWS
 
 
-def test_replica_is_verified_on_the_machine_of_the_export(gateway):
+def test_verified_replica_serves_the_pixels_of_the_saved_model(gateway, small_model):
     assert json.loads(gateway.ask("/about").body)["replica"] == "proved"
-
-
-def test_gateway_serves_the_pixels_of_the_saved_model(gateway, small_model):
     seeds = np.random.default_rng(8).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     signatures = tf.saved_model.load(str(small_model / "1")).signatures
     expected = signatures["generate"](seeds=tf.constant(seeds))["images"].numpy()

@@ -69,10 +69,6 @@ def percentile(outcomes: list[Outcome], percent: float) -> float:
     return float(np.percentile([outcome.took_s for outcome in outcomes], percent, method="inverted_cdf"))
 
 
-def new_connection(port: int) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection("127.0.0.1", port, timeout=CLIENT_TIMEOUT_S)
-
-
 def send(connection: http.client.HTTPConnection, url: str) -> Outcome:
     """Send one request without a retry; close `connection` if it fails."""
     started_s = time.monotonic()
@@ -87,12 +83,6 @@ def send(connection: http.client.HTTPConnection, url: str) -> Outcome:
     return Outcome(started_s, took_s, response.status, response.headers, hashlib.sha256(body).hexdigest())
 
 
-def ask(port: int, url: str) -> Outcome:
-    """Send one request over a connection of its own."""
-    with closing(new_connection(port)) as connection:
-        return send(connection, url)
-
-
 @contextmanager
 def put_load(port: int, clients: int, url_of: Callable[[int], str], *, per_second: float = 0) -> Iterator[Load]:
     """Request `url_of` 0, 1, 2 ... until the `with` block ends.
@@ -104,7 +94,7 @@ def put_load(port: int, clients: int, url_of: Callable[[int], str], *, per_secon
     started_s = time.monotonic()
 
     def send_requests() -> None:
-        with closing(new_connection(port)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=CLIENT_TIMEOUT_S)) as connection:
             while not ended.is_set():
                 number = next(numbers)
                 if per_second and ended.wait(max(0, started_s + number / per_second - time.monotonic())):

@@ -1,21 +1,31 @@
-"""Model servers as processes that tests kill, stop and start again."""
+"""Model servers that tests kill and start again, and Debian's nginx with deploy/nginx.conf before a real gateway."""
 
+import os
+import shutil
 import socket
+import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from tests.conftest import BUNDLED, LIMIT_S, ROOT, command, wait_until
+import pytest
+import trustme
+
+from tests.conftest import BUNDLED, LIMIT_S, ROOT, command, started, wait_until
 from tests.gateway_process import free_port
 
 BUNDLED_MODEL = BUNDLED.parent
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light")
 
 
 class ModelServer:
-    """A model server on one port, which can be restarted."""
+    """The embedded model server on `models`, or a fake one; a `with` block starts and ends it."""
 
-    def __init__(self, models: Path | None) -> None:
+    def __init__(self, models: Path | None = None) -> None:
         self.port = free_port()
         self.target = f"127.0.0.1:{self.port}"
         if models is None:
@@ -23,6 +33,13 @@ class ModelServer:
         else:
             program = ("serving", "model-server", "--model_base_path", models, "--file_system_poll_wait_seconds", 0.2)
         self._command = command(*program, "--port", self.port, "--model_name", "apple")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         """Start a process, and return once it listens."""
@@ -39,18 +56,43 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+@dataclass(frozen=True)
+class Proxy:
+    port: int
+    tls_port: int
+    context: ssl.SSLContext  # of a client that trusts the proxy's certificate
+    log: Path
+
+
 @contextmanager
-def model_server(models: Path | None = None) -> Iterator[ModelServer]:
-    """Run the embedded model server on `models`, or a fake one."""
-    server = ModelServer(models)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+def proxy_before(gateway_port: int, folder: Path, changes: Mapping[str, str] | None = None) -> Iterator[Proxy]:
+    """Run nginx with deploy/nginx.conf and deploy/tls.conf, after `changes`."""
+    ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca.configure_trust(context)
+    proxy = Proxy(free_port(), free_port(), context, folder / "requests.log")
+    certificate = ca.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+    certificate.private_key_pem.write_to_path(folder / "tls.key")
+    (folder / "tls").mkdir()
+    write_adapted("tls.conf", folder / "tls" / "tls.conf", {"/run/tls/": f"{folder}/", "8443": str(proxy.tls_port)})
+    places = {
+        **(changes or {}),
+        "/tmp/": f"{folder}/",
+        "/dev/stdout": str(proxy.log),
+        "gateway:8080": f"127.0.0.1:{gateway_port}",
+        "listen 8080": f"listen {proxy.port}",
+    }
+    write_adapted("nginx.conf", folder / "nginx.conf", places)
+    user = ("-g", "user root;") if os.geteuid() == 0 else ()
+    words = [str(NGINX), "-c", folder / "nginx.conf", *user]
+    with started(words, folder / "nginx.log", lambda: listens(proxy.port), cwd=folder):
+        yield proxy
 
 
-def resident_kb(process: Path) -> int:
-    """Return the resident memory of the process with this folder in /proc."""
-    (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1])
+def write_adapted(name: str, file: Path, places: dict[str, str]) -> None:
+    """Write deploy/`name` to `file` with each of `places` replaced."""
+    text = (ROOT / "deploy" / name).read_text()
+    for place, replacement in places.items():
+        assert place in text, place
+        text = text.replace(place, replacement)
+    file.write_text(text)

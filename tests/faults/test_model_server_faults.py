@@ -1,23 +1,32 @@
-"""The gateway while the model server is dead, hangs, is slow or is one of several."""
+"""The gateway while the model server is dead, hangs, is slow, is one of several, or changes its versions."""
 
+import shutil
 import signal
 import socket
+import struct
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from socketserver import BaseRequestHandler, UDPServer
+from threading import Thread
 
 import pytest
 
 from tests.conftest import wait_until
 from tests.fake_model_server import FakeModelServer, answer, rendering_other_bytes
-from tests.faults.load import ask, put_load
-from tests.faults.processes import BUNDLED_MODEL, model_server
+from tests.faults.load import Load, Outcome, put_load
+from tests.faults.processes import BUNDLED_MODEL, ModelServer
 from tests.gateway_process import gateway_for
+from tests.hosted_model_server import publish, save_model, withdraw
 
 NOTICED_S = 2.5  # 1 s between two refreshes, 1 s until one fails, and half a second for a busy machine
 REFUSED_WITHIN_S = 1.0
 BACK_WITHIN_S = 5.0
 REQUESTS = 2_000  # to two replicas
 SEEDS = 40
+CLIENTS = 16
+SWAPS = 5
+NAME_ERROR, A_RECORD = 3, 1  # of DNS
 
 
 def seeds(number: int) -> str:
@@ -27,7 +36,7 @@ def seeds(number: int) -> str:
 @pytest.mark.parametrize("models", [None, pytest.param(BUNDLED_MODEL, marks=pytest.mark.chaos)])
 def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models):
     with (
-        model_server(models) as server,
+        ModelServer(models) as server,
         gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
         put_load(gateway.port, 16, seeds, per_second=50) as load,
     ):
@@ -47,7 +56,7 @@ def test_requests_get_503_at_once_when_the_model_server_is_dead(tmp_path, models
 
 
 def test_later_requests_get_503_at_once_when_the_model_server_hangs(tmp_path):
-    with model_server() as server, gateway_for(server.target, tmp_path, predict_timeout_s=3) as gateway:
+    with ModelServer() as server, gateway_for(server.target, tmp_path, predict_timeout_s=3) as gateway:
         cached = gateway.ask("/generate?seed=1")
         server.process.send_signal(signal.SIGSTOP)
         hung_s = time.monotonic()
@@ -70,17 +79,23 @@ def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(server
         return answer(request)
 
     def check_eight_requests(url: str) -> None:
+        began_s = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(lambda _: ask(gateway.port, url), range(8)))
-        assert {outcome.status for outcome in outcomes} == {504}
-        assert max(outcome.took_s for outcome in outcomes) < 1 + REFUSED_WITHIN_S
+            assert {reply.status for reply in pool.map(gateway.ask, [url] * 8)} == {504}
+        assert time.monotonic() - began_s < 2 + REFUSED_WITHIN_S
 
     server.reply = reply_slowly
-    gateway = start_gateway(server.target, predict_timeout_s=1, probe="/livez")
+    gateway = start_gateway(server.target, predict_timeout_s=2, probe="/livez")
     check_eight_requests("/generate?seed=1")  # they wait for the golden images
     wait_until(lambda: gateway.ask("/generate?seed=1").status == 200, "the golden images")
     with server.holding():
         check_eight_requests("/generate?seed=7")  # they wait for one call
+    with ThreadPoolExecutor(2) as pool, server.holding():
+        first = pool.submit(gateway.ask, "/generate?seed=8")
+        time.sleep(1)
+        second = pool.submit(gateway.ask, "/generate?seed=8")  # begins again after the first one's deadline
+        assert first.result().status == 504
+    assert second.result().status == 200
 
 
 class BusyModelServer(FakeModelServer):
@@ -139,3 +154,105 @@ def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
         wait_until(lambda: len(load.digests("ETag")) == 2 * SEEDS, "each image of both servers", limit_s=200)
     assert {outcome.status for outcome in load.failed} <= {503}  # if a connection ends before its golden check
     assert {len(found) for found in load.digests("ETag").values()} == {1}
+
+
+class NameServer(UDPServer):
+    """Resolves every name to 127.0.0.1, or no name while `is_away`."""
+
+    is_away = False
+
+
+class Query(BaseRequestHandler):
+    """Sends the response to one query, as in RFC 1035."""
+
+    def handle(self) -> None:
+        query, connection = self.request
+        end = query.index(b"\0", 12) + 5  # of the question: labels, type, class
+        (kind,) = struct.unpack("!H", query[end - 4 : end - 2])
+        has_answer = kind == A_RECORD and not self.server.is_away
+        # Response, authoritative, recursion desired and available.
+        flags = 0x8580 | (NAME_ERROR if self.server.is_away else 0)
+        head = query[:2] + struct.pack("!HHHHH", flags, 1, int(has_answer), 0, 0)
+        record = struct.pack("!HHHIH", 0xC00C, A_RECORD, 1, 0, 4) + socket.inet_aton("127.0.0.1")
+        connection.sendto(head + query[12:end] + (record if has_answer else b""), self.client_address)
+
+
+@pytest.fixture
+def names() -> Iterator[NameServer]:
+    """A DNS server for gRPC targets such as dns://127.0.0.1:PORT/NAME:PORT."""
+    with NameServer(("127.0.0.1", 0), Query) as server:
+        Thread(target=server.serve_forever).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "away_s", [20, *(pytest.param(s, marks=[pytest.mark.chaos, pytest.mark.timeout(s + 300)]) for s in (60, 150, 600))]
+)
+def test_first_image_comes_within_5_s_after_the_name_is_back(names, start_gateway, away_s):
+    with ModelServer() as server:
+        target = f"dns://127.0.0.1:{names.server_address[1]}/model-server.test:{server.port}"
+        gateway = start_gateway(target, cache_mb=0)
+        names.is_away = True
+        server.kill()
+        back_s = time.monotonic() + away_s
+        wait_until(lambda: gateway.ask("/generate?seed=2").status == 503, "a refusal")
+        wait_until(lambda: time.monotonic() > back_s, "the time away", limit_s=away_s + 10)
+        server.start()
+        names.is_away = False
+        wait_until(lambda: gateway.ask("/generate?seed=3").status == 200, "an image", limit_s=BACK_WITHIN_S)
+
+
+def newest(number: int) -> str:
+    """Return one of 40 URLs without a version."""
+    return f"/generate?seed={number % 40}"
+
+
+def version_of(outcome: Outcome) -> int:
+    return int(outcome.headers["Content-Location"].rpartition("version=")[2])
+
+
+def check_no_request_failed(load: Load, versions: set[int]) -> None:
+    assert not load.failed, (len(load.failed), load.failed[0])
+    assert {version_of(outcome) for outcome in load.answered} == versions
+    assert max(map(len, load.digests().values())) == 1
+
+
+def test_no_request_fails_or_mixes_versions_in_a_hot_swap(server, start_gateway):
+    with put_load(start_gateway(server.target, cache_mb=0).port, CLIENTS, newest) as load:
+        for version in (4, 5, 6):
+            load.wait_for_images(100)
+            server.version = version
+        wait_until(lambda: version_of(load.answered[-1]) == 6, "the last version")
+        load.wait_for_images(100)
+    check_no_request_failed(load, {3, 4, 5, 6})
+
+
+@pytest.mark.chaos
+def test_no_request_fails_when_versions_are_added_broken_and_removed(tmp_path):
+    models, shades = tmp_path / "models", tmp_path / "shades"
+    for shade in range(SWAPS + 1):
+        save_model(shades / str(shade), 20 * shade)  # so that pixels of versions differ
+    models.mkdir()
+    publish(shades / "0", models, "1")
+    with (
+        ModelServer(models) as server,
+        gateway_for(server.target, tmp_path, cache_mb=0) as gateway,
+        put_load(gateway.port, CLIENTS, newest) as load,
+    ):
+        for swap in range(1, SWAPS + 1):
+            load.wait_for_images(200)
+            broken = models / f"{10 * swap}"
+            (models / ".aside").mkdir()
+            (models / ".aside" / "saved_model.pb").write_bytes(b"no model")
+            (models / ".aside").rename(broken)
+            load.wait_for_images(200)
+            shutil.rmtree(broken)
+            publish(shades / str(swap), models, str(swap + 1))
+            wait_until(lambda: version_of(load.answered[-1]) == swap + 1, "the next version")  # noqa: B023 (is called here)
+        load.wait_for_images(200)
+        withdraw(models, str(SWAPS + 1))
+        wait_until(lambda: version_of(load.answered[-1]) == SWAPS, "the version before")
+        load.wait_for_images(200)
+        assert gateway.ask(f"/generate?seed=7&version={SWAPS + 1}").status == 404
+    check_no_request_failed(load, set(range(1, SWAPS + 2)))

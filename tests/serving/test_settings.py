@@ -1,9 +1,14 @@
+"""Settings that are invalid or cannot be used: exit status 2 and one sentence."""
+
 import os
+from tempfile import gettempdir
 
 import pytest
 
 from serving.gateway.app import create_app
+from serving.runtime.ports import listen
 from serving.settings import Settings, SettingsError
+from tests.gateway_process import free_port, run_serving, shell
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,7 @@ def test_variable_sets_its_setting(variable, text):
     assert str(getattr(Settings.from_environment({variable: text}), setting)) == text
 
 
+PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\np\u00e4ssword"
 INVALID = {
     "RINGO_HOST": ["", os.fsdecode(b"\xff")],
     "RINGO_PORT": ["0", "-1", "+5", "1.5", "1_0", " 5 ", "5\n", "x", "٣", "", "65536"],
@@ -35,13 +41,22 @@ INVALID = {
     "RINGO_MODEL_NAME": [" ", "a\nb", "\x1b[2J", "é" * 128],
     "RINGO_MODEL_BASE_PATH": [""],
 }
+REFUSED = [
+    *((variable, text, f"{text!r}; allowed is ") for variable, texts in INVALID.items() for text in texts),
+    ("RINGO_TLS_CERTIFICATE", "a.pem", "'a.pem'; allowed is a path only together with RINGO_TLS_KEY."),
+    ("RINGO_TLS_KEY", "a.pem", "'a.pem'; allowed is a path only together with RINGO_TLS_CERTIFICATE."),
+    ("RINGO_TLS_CLIENT_CA", "a.pem", "'a.pem'; allowed is a path only together with RINGO_TLS_CERTIFICATE."),
+    ("RINGO_TOKEN", PRIVATE_KEY, "not shown; allowed is at least 16 "),
+    ("RINGO_TLS_KEY", PRIVATE_KEY, "not shown; allowed is the path of a PEM file."),
+    *((f"RINGO_{name}", PRIVATE_KEY, "no setting; allowed is only RINGO_HOST, RINGO_") for name in ("TOKENS", "TOKNE")),
+]
 
 
-@pytest.mark.parametrize(("variable", "text"), [(name, text) for name, texts in INVALID.items() for text in texts])
-def test_error_names_the_variable_when_its_value_is_invalid(variable, text):
+@pytest.mark.parametrize(("variable", "text", "fault"), REFUSED)
+def test_error_names_the_variable_when_its_value_is_invalid(variable, text, fault):
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({variable: text})
-    assert str(caught.value).startswith(f"{variable} is {text!r}; allowed is ")
+    assert str(caught.value).startswith(f"{variable} is {fault}")
 
 
 def test_path_prefix_is_refused_when_it_is_a_resource():
@@ -50,30 +65,53 @@ def test_path_prefix_is_refused_when_it_is_a_resource():
             Settings.from_environment({"RINGO_PATH_PREFIX": rule.rule})
 
 
-@pytest.mark.parametrize(
-    ("variable", "missing"),
-    [
-        ("RINGO_TLS_CERTIFICATE", "RINGO_TLS_KEY"),
-        ("RINGO_TLS_KEY", "RINGO_TLS_CERTIFICATE"),
-        ("RINGO_TLS_CLIENT_CA", "RINGO_TLS_CERTIFICATE"),
-    ],
-)
-def test_error_names_the_missing_variable_when_one_of_tls_is_alone(variable, missing):
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_environment({variable: "a.pem"})
-    assert str(caught.value) == f"{variable} is 'a.pem'; allowed is a path only together with {missing}."
+NOT_HERE = "allowed is a name or address of this machine: "
+TAKEN_PORT = "allowed is a port that is free on 127.0.0.1: Address already"
 
 
-@pytest.mark.parametrize(
-    ("variable", "fault"),
-    [
-        ("RINGO_TOKEN", "not shown; allowed is at least 16 "),
-        ("RINGO_TLS_KEY", "not shown; allowed is the path of a PEM file."),
-        ("RINGO_TOKENS", "no setting; allowed is only RINGO_HOST, RINGO_PORT, "),
-        ("RINGO_TOKNE", "no setting; allowed is only RINGO_HOST, RINGO_PORT, "),
-    ],
-)
-def test_a_secret_that_cannot_be_used_is_not_shown(variable, fault):
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_environment({variable: "-----BEGIN PRIVATE KEY-----\np\u00e4ssword"})
-    assert str(caught.value).startswith(f"{variable} is {fault}")
+def tls(path: str) -> dict[str, str]:
+    return {"tls_certificate": path, "tls_key": path}
+
+
+TOO_LARGE = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large."
+# command, also after a script of the shell; settings (TAKEN: a port that is in use); beginning of the sentence
+REFUSED_STARTS = [
+    ("gateway", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
+    ("run", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
+    ("run", {"model_server": "localhost:TAKEN"}, "RINGO_MODEL_SERVER is 'localhost:TAKEN'; allowed is a port that is "),
+    ("batch", {"batch_port": "TAKEN"}, f"RINGO_BATCH_PORT is 'TAKEN'; {TAKEN_PORT}"),
+    ("batch", {"batch_metrics_port": "TAKEN"}, f"RINGO_BATCH_METRICS_PORT is 'TAKEN'; {TAKEN_PORT}"),
+    ("batch", {"batch_port": 19999, "batch_metrics_port": 19999}, "RINGO_BATCH_METRICS_PORT is '19999'; allowed is a "),
+    ("gateway", {"host": "nosuchhost.invalid"}, f"RINGO_HOST is 'nosuchhost.invalid'; {NOT_HERE}"),
+    ("gateway", {"host": "192.0.2.1"}, f"RINGO_HOST is '192.0.2.1'; {NOT_HERE}"),
+    ("gateway", {"host": "x" * 64}, f"RINGO_HOST is '{'x' * 64}'; {NOT_HERE}"),
+    *(
+        (part, {"host": host}, f"RINGO_HOST is '{host}'; {NOT_HERE}Invalid argument")
+        for part, host in (("gateway", "fe80::1"), ("run", "ff02::1"), ("batch", "ff02::1"))
+    ),
+    ("run", {"model_server": "[ff02::1]:8500"}, f"The host in RINGO_MODEL_SERVER is 'ff02::1'; {NOT_HERE}"),
+    ("run", {"model_server": "dns:///x:8500"}, f"The host in RINGO_MODEL_SERVER is 'dns:///x'; {NOT_HERE}"),
+    ("run", {"model_base_path": "/nowhere"}, "RINGO_MODEL_BASE_PATH is '/nowhere'; allowed is a folder with numbered "),
+    ("gateway", tls("/no"), "RINGO_TLS_CERTIFICATE is '/no'; "),
+    ("batch", tls(__file__), f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
+    ("gateway", tls("/dev/zero"), "RINGO_TLS_CERTIFICATE is '/dev/zero'; allowed is a regular "),
+    ("gateway", {"model_name": "\udcff"}, "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of "),
+    ("ulimit -f 0 && gateway", {"workers": 2}, f"TMPDIR is '{gettempdir()}'; {TOO_LARGE}"),
+    *(
+        (f"ulimit -n 100 && {part}", {}, "ulimit -n is '100'; allowed is a limit of at least 128 open files.")
+        for part in ("gateway", "batch", "model-server", "run", "verify x.png")
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "settings", "sentence"), REFUSED_STARTS)
+def test_command_does_not_start_when_a_setting_or_limit_cannot_be_used(command, settings, sentence):
+    script, _, words = command.rpartition(" && ")
+    with listen("127.0.0.1", 0, variable="", value="") as taken:
+        port = str(taken.getsockname()[1])
+        chosen = {name: str(value).replace("TAKEN", port) for name, value in settings.items()}
+        ports = {name: free_port() for name in ("port", "batch_port", "batch_metrics_port")}
+        done = run_serving(*words.split(), wrapper=shell(script or ":"), **ports | chosen)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(sentence.replace("TAKEN", port))
+    assert "Unknown error" not in done.stderr

@@ -1,15 +1,120 @@
-"""Images, errors and readiness of the gateway, over HTTP."""
+"""Images, pages, errors and readiness of the gateway, over HTTP."""
+
+import io
+import json
 
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
+from werkzeug.http import parse_options_header
 
 from serving.__main__ import FOREIGN
 from serving.gateway.app import create_app
-from serving.model_client.messages import predict_pb2, types_pb2
+from serving.model_client.messages import types_pb2
+from serving.rendering.encoding import RENDERER_VERSION
 from serving.settings import Settings
-from tests.conftest import VERSION, wait_until
-from tests.fake_model_server import answer, refusing
+from tests.conftest import BUNDLED, VERSION, wait_until
+from tests.fake_model_server import answer, picture, refusing
+
+
+def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
+    height, width = 6, 8
+    return sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+def test_grid_shows_its_seeds_row_by_row(gateway):
+    sheet = gateway.pixels("/grid?seeds=5,1,7-9&columns=3")
+    assert sheet.shape == (2 * 6, 3 * 8, 3)
+    for place, seed in enumerate((5, 1, 7, 8, 9)):
+        assert np.array_equal(tile(sheet, *divmod(place, 3)), picture(seed, VERSION))
+    assert (tile(sheet, 1, 2) == 255).all()
+
+
+def test_animation_shows_the_images_of_the_morph(gateway):
+    strip = gateway.pixels("/morph?start=10&end=200&frames=5")
+    animation = gateway.ask("/animation?start=10&end=200&frames=5")
+    assert animation.headers["Content-Type"] == "image/webp"
+    with Image.open(io.BytesIO(animation.body)) as image:
+        assert (image.n_frames, image.info["loop"]) == (8, 0)  # 5 there, 3 back; forever
+        for place in range(5):
+            image.seek(place)
+            assert np.array_equal(np.asarray(image.convert("RGB")), tile(strip, 0, place))
+
+
+def test_size_is_the_longer_side(gateway):
+    assert gateway.pixels("/generate?seed=1&size=100").shape == (75, 100, 3)
+
+
+@pytest.mark.parametrize(
+    ("requested", "accept", "vary", "mimetype"),
+    [
+        *((f"&format={name}", "image/gif", None, f"image/{name}") for name in ("png", "webp", "jpeg")),
+        ("", "*/*", "Accept", "image/png"),
+        ("", "image/jpeg;q=0.5, image/webp;q=0.4", "Accept", "image/jpeg"),
+        ("", "image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "Accept", "image/webp"),  # of a browser's <img>
+    ],
+)
+def test_format_follows_accept_when_it_is_not_requested(gateway, requested, accept, vary, mimetype):
+    reply = gateway.ask(f"/generate?seed=1{requested}", Accept=accept)
+    assert (reply.status, reply.headers["Content-Type"], reply.headers["Vary"]) == (200, mimetype, vary)
+    with Image.open(io.BytesIO(reply.body)) as image:
+        assert image.get_format_mimetype() == mimetype
+
+
+def test_grid_is_refused_when_images_of_the_model_are_too_large(server, start_gateway):
+    def large(request):
+        (tensor,) = request.inputs.values()
+        images = np.zeros((tensor.tensor_shape.dim[0].size, 2, 300, 3), np.uint8)
+        return answer(request, as_content=True, images=images)
+
+    server.reply = large
+    problem = start_gateway(server.target).ask("/grid").problem
+    assert (problem["status"], problem["parameter"], problem["value"]) == (400, "size", "300")
+
+
+def test_about_and_page_state_the_licence_of_the_model_card(server, start_gateway, tmp_path):
+    card = (BUNDLED / "model_card.md").read_text()
+    licence = (
+        "CC-BY-SA-4.0; Mihai Oltean, Fruits-360 (fruits-360-3-body-problem, commit f0f02937), CC BY-SA 4.0, "
+        "pixels cropped and scaled to 128x128"
+    )
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "model_card.md").write_text(card)
+    gateway = start_gateway(server.target, model_base_path=tmp_path)
+    assert json.loads(gateway.ask("/about").body) == {
+        "model": "apple",
+        "version": 3,
+        "versions": [3],
+        "replica": "proved",
+        "size": 8,
+        "renderer": RENDERER_VERSION,
+        "licence": licence,
+        "card": card,
+    }
+    assert licence in gateway.ask("/").body.decode()
+
+
+def test_another_model_with_the_name_of_the_bundled_one_does_not_get_its_licence(gateway):
+    with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
+        assert image.info["Model"] == "apple"
+        assert "Copyright" not in image.info
+
+
+@pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js", "/favicon.ico"])
+def test_pages_about_the_service_are_revalidated(gateway, url):
+    whole = gateway.ask(url)
+    assert (whole.status, whole.headers["Cache-Control"]) == (200, "no-cache")
+    assert gateway.ask(url, If_None_Match=whole.headers["ETag"]).status == 304
+
+
+def test_image_has_a_file_name_in_utf_8_when_the_model_has_any_name(server, start_gateway):
+    name = 'café "りんご"'
+    server.model_name = name
+    gateway = start_gateway(server.target, model_name=name)
+    for url, file in (("/generate?seed=42&format=webp", "42.webp"), ("/grid", "grid.png")):
+        disposition, options = parse_options_header(gateway.ask(url).headers["Content-Disposition"])
+        assert (disposition, options["filename"]) == ("inline", f"{name}-{file}")
 
 
 def test_random_seeds_differ_and_are_exact_in_javascript(gateway):
@@ -45,44 +150,29 @@ def test_error_of_the_model_server_is_a_problem(gateway, model_server, monkeypat
     assert (reply.headers["Retry-After"], reply.headers["Cache-Control"]) == (retry_after, "no-store")
 
 
-def altered(alter, **options):
-    """Return a reply whose response `alter` has changed."""
-
-    def reply(request):
-        response = answer(request, **options)
-        alter(response)
-        return response
-
-    return reply
-
-
-def rename_output(response):
-    response.outputs["logits"].CopyFrom(response.outputs["images"])
-    del response.outputs["images"]
-
-
-def cut_content(response):
-    response.outputs["images"].tensor_content = response.outputs["images"].tensor_content[:-1]
-
-
-def shaped(*shape):
-    return lambda request: answer(request, images=np.zeros(shape, np.uint8))
-
-
 @pytest.mark.parametrize(
-    "reply",
+    ("options", "alter"),
     [
-        lambda request: predict_pb2.PredictResponse(),
-        lambda request: answer(request, version=VERSION + 1),
-        altered(lambda response: setattr(response.outputs["images"], "dtype", types_pb2.DT_FLOAT)),
-        altered(rename_output),
-        altered(lambda response: response.outputs["images"].int_val.pop()),
-        altered(cut_content, as_content=True),
-        altered(lambda response: response.model_spec.ClearField("version")),
-        *(shaped(*shape) for shape in ((2, 6, 8, 3), (1, 6, 8, 4), (1, 6, 8, 1), (1, 0, 8, 3), (1, 6, 8))),
+        ({"version": VERSION + 1}, None),
+        ({}, lambda response: response.Clear()),
+        ({}, lambda response: response.outputs["logits"].CopyFrom(response.outputs.pop("images"))),
+        ({}, lambda response: setattr(response.outputs["images"], "dtype", types_pb2.DT_FLOAT)),
+        ({}, lambda response: response.outputs["images"].int_val.pop()),
+        ({"as_content": True}, lambda response: setattr(response.outputs["images"], "tensor_content", b"short")),
+        ({}, lambda response: response.model_spec.ClearField("version")),
+        *(
+            ({"images": np.zeros(shape, np.uint8)}, None)
+            for shape in ((2, 6, 8, 3), (1, 6, 8, 4), (1, 6, 8, 1), (1, 0, 8, 3), (1, 6, 8))
+        ),
     ],
 )
-def test_response_of_another_version_shape_or_type_is_502(gateway, model_server, monkeypatch, reply):
+def test_response_of_another_version_shape_or_type_is_502(gateway, model_server, monkeypatch, options, alter):
+    def reply(request):
+        response = answer(request, **options)
+        if alter:
+            alter(response)
+        return response
+
     monkeypatch.setattr(model_server, "reply", reply)
     assert gateway.ask("/generate?seed=1000").status == 502
 

@@ -13,7 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from serving.rendering.query import MAX_SEED
 from tests.conftest import LIMIT_S, VERSION
-from tests.faults.proxy import needs_nginx, proxy_before
+from tests.faults.processes import needs_nginx, proxy_before
 
 TILES_KEPT = 600  # on any screen: ten parts of the wall
 POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy

@@ -14,22 +14,14 @@ YEAR = "public, max-age=31536000, immutable"
 @pytest.mark.parametrize("url", [*URLS, f"{URLS[0]}&version=3"])
 def test_etag_gives_304_with_the_headers_of_the_image(gateway, url):
     whole = gateway.ask(url)
-    held = gateway.ask(url, If_None_Match=whole.headers["ETag"])
-    assert (held.status, held.body) == (304, b"")
-    for name in ("ETag", "Cache-Control", "Content-Location", "Vary", "Ringo-Model-Version"):
-        assert held.headers[name] == whole.headers[name]
-
-
-@pytest.mark.parametrize("template", ["W/{}", '"other", {}', '{}, W/"another"', "*"])
-def test_if_none_match_gives_304_when_it_names_the_etag(gateway, template):
-    etag = gateway.ask(URLS[0]).headers["ETag"]
-    assert gateway.ask(URLS[0], If_None_Match=template.format(etag)).status == 304
-
-
-@pytest.mark.parametrize("headers", [{"If_Match": '"other"'}, {"If_None_Match": '"other"'}])
-def test_image_is_sent_when_the_etag_differs(gateway, headers):
-    reply = gateway.ask(URLS[0], **headers)
-    assert (reply.status, reply.headers["ETag"][:8]) == (200, '"proved-')
+    assert whole.headers["ETag"].startswith('"proved-')
+    for template in ("{}", "W/{}", '"other", {}', '{}, W/"another"', "*"):
+        held = gateway.ask(url, If_None_Match=template.format(whole.headers["ETag"]))
+        assert (held.status, held.body) == (304, b"")
+        for name in ("ETag", "Cache-Control", "Content-Location", "Vary", "Ringo-Model-Version"):
+            assert held.headers[name] == whole.headers[name]
+    for others in ({"If_Match": '"other"'}, {"If_None_Match": '"other"'}):
+        assert gateway.ask(url, **others).body == whole.body
 
 
 def test_etags_differ_when_the_bytes_differ(gateway):
@@ -41,51 +33,39 @@ def test_etags_differ_when_the_bytes_differ(gateway):
 
 
 @pytest.mark.parametrize(
-    ("url", "cache_control"),
+    ("url", "cache_control", "permanent"),
     [
-        ("/generate?seed=42", "no-cache"),
-        ("/generate?seed=42&version=3", YEAR),
-        ("/generate", "no-store"),
-        ("/generate?version=3", "no-store"),
-        ("/random.png?version=3", "no-store"),
-        ("/42.png", "no-cache"),
-        ("/name/alice.png?version=3", YEAR),
+        *((url, "no-store", None) for url in ("/generate", "/generate?version=3", "/random.jpg?version=3")),
+        *(
+            (url, "no-cache", f"{permanent}&version=3")
+            for url, permanent in {
+                "/generate?seed=42": "/generate?seed=42&format=png",
+                "/42.png": "/generate?seed=42&format=png",
+                "/42.webp?size=128": "/generate?seed=42&size=128&format=webp",
+                "/7.jpg": "/generate?seed=7&format=jpeg",
+                "/generate?name=alice&format=webp": "/generate?seed=1579641300545110103&format=webp",
+                "/name/a.png.webp": "/generate?seed=4576652394325073836&format=webp",
+                "/name/a%2Fb%3Fc%26d.png": "/generate?seed=577646309837775770&format=png",
+                "/animation?start=1&end=2": "/animation?start=1&end=2&format=webp",
+                "/grid?seeds=1,2,3,9": "/grid?seeds=1-3,9&format=png",
+                "/grid?seeds=7,42,100,101,102,5,5&columns=2": "/grid?seeds=7,42,100-102,5,5&columns=2&format=png",
+                "/grid?seeds=0-15&columns=4": "/grid?format=png",
+                "/morph?start=1&end=2&frames=8": "/morph?start=1&end=2&format=png",
+                "/animation?start=1&end=1&frames=16&format=gif": "/animation?start=1&end=1&format=gif",
+            }.items()
+        ),
+        ("/generate?version=3&seed=42&size=64", YEAR, "/generate?seed=42&size=64&format=png&version=3"),
+        ("/name/alice.png?version=3", YEAR, "/generate?seed=1579641300545110103&format=png&version=3"),
     ],
 )
-def test_cache_control_follows_seed_and_version(gateway, url, cache_control):
-    assert gateway.ask(url).headers["Cache-Control"] == cache_control
-
-
-@pytest.mark.parametrize(
-    ("url", "permanent"),
-    [
-        ("/generate", None),
-        ("/random.jpg", None),
-        ("/generate?seed=42", "/generate?seed=42&format=png&version=3"),
-        ("/42.png", "/generate?seed=42&format=png&version=3"),
-        ("/42.webp?size=128", "/generate?seed=42&size=128&format=webp&version=3"),
-        ("/7.jpg", "/generate?seed=7&format=jpeg&version=3"),
-        ("/name/alice.png?version=3", "/generate?seed=1579641300545110103&format=png&version=3"),
-        ("/generate?name=alice&format=webp", "/generate?seed=1579641300545110103&format=webp&version=3"),
-        ("/name/a.png.webp", "/generate?seed=4576652394325073836&format=webp&version=3"),
-        ("/name/a%2Fb%3Fc%26d.png", "/generate?seed=577646309837775770&format=png&version=3"),
-        ("/animation?start=1&end=2", "/animation?start=1&end=2&format=webp&version=3"),
-        ("/generate?version=3&seed=42&size=64", "/generate?seed=42&size=64&format=png&version=3"),
-        ("/grid?seeds=1,2,3,9", "/grid?seeds=1-3,9&format=png&version=3"),
-        ("/grid?seeds=7,42,100,101,102,5,5&columns=2", "/grid?seeds=7,42,100-102,5,5&columns=2&format=png&version=3"),
-        ("/grid?seeds=0-15&columns=4", "/grid?format=png&version=3"),
-        ("/morph?start=1&end=2&frames=8", "/morph?start=1&end=2&format=png&version=3"),
-        ("/animation?start=1&end=1&frames=16&format=gif", "/animation?start=1&end=1&format=gif&version=3"),
-    ],
-)
-def test_content_location_is_the_permanent_url_of_the_same_bytes(gateway, url, permanent):
+def test_content_location_is_the_permanent_url_of_the_same_bytes(gateway, url, cache_control, permanent):
     whole = gateway.ask(url)
+    assert whole.headers["Cache-Control"] == cache_control
     location = whole.headers["Content-Location"]
     assert permanent in (location, None)
     pinned = gateway.ask(location)
     assert (pinned.body, pinned.headers["ETag"]) == (whole.body, whole.headers["ETag"])
-    assert pinned.headers["Cache-Control"] == YEAR
-    assert pinned.headers["Vary"] is None
+    assert (pinned.headers["Cache-Control"], pinned.headers["Vary"]) == (YEAR, None)
 
 
 def test_page_of_another_origin_may_revalidate_and_read_the_headers(gateway):

@@ -11,8 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from serving.pb.ringo.v1 import picture_service_pb2 as api
-from tests.conftest import LIMIT_S, ROOT, wait_until
-from tests.serving.gateway.test_refused_requests import answer_to
+from tests.conftest import LIMIT_S, ROOT
 
 SPECIFICATION = (ROOT / "docs" / "ringo-name-1.md").read_text()
 NODE = shutil.which("node")
@@ -57,14 +56,3 @@ def test_javascript_of_the_specification_gives_the_same_seeds(seeds):
         [NODE, "-e", program], input=json.dumps(list(seeds)), capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == list(map(str, seeds.values()))
-
-
-def test_a_name_is_in_no_log(gateway, batch):
-    for url in ("/generate?size=x&name={}", "/name/{}.png", "/name/{}.bmp", "/{}.png", "/42.png?name={}"):
-        gateway.ask(url.format("hush@example.com"))
-        answer_to(gateway.port, b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % url.format("hush hush").encode())
-    batch.pictures.Generate(api.GenerateRequest(name="hush"), timeout=LIMIT_S)
-    gateway.ask("/end")
-    wait_until(lambda: "GET /end" in gateway.log.read_text(), "the last line")
-    wait_until(lambda: "Generate" in batch.log.read_text(), "a line")
-    assert "hush" not in gateway.log.read_text() + batch.log.read_text()

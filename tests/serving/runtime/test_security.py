@@ -148,27 +148,22 @@ def write_certificate(ca: trustme.CA, files: dict[str, Path], **dates: datetime)
     return grpc.ssl_channel_credentials(ca.cert_pem.bytes())
 
 
-def test_batch_server_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
+def test_servers_serve_a_renewed_certificate_without_a_restart(model_server, tmp_path):
     files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
+    ca = trustme.CA()
     with (
-        batch_for(model_server.target, tmp_path, credentials=write_certificate(trustme.CA(), files), **files) as batch,
+        batch_for(model_server.target, tmp_path, credentials=write_certificate(ca, files), **files) as batch,
+        gateway_for(model_server.target, tmp_path, probe=None, **files) as gateway,
         grpc.secure_channel(batch.target, write_certificate(trustme.CA(), files)) as channel,
     ):
         describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
         assert describe(b"", timeout=LIMIT_S)
-        (ca := trustme.CA()).cert_pem.write_to_path(tmp_path / "ca")
+        served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
+        assert served == files["tls_certificate"].read_text()
+        ca.cert_pem.write_to_path(tmp_path / "ca")
         write_certificate(ca, files, not_after=datetime(2020, 1, 1, tzinfo=UTC))
         flags = ("--target", batch.target, "--ca", tmp_path / "ca", "--seeds", "1", "--out", tmp_path / "out")
         assert "its certificate has expired" in run_serving("paint", *flags).stderr
-
-
-def test_gateway_serves_a_renewed_certificate_without_a_restart(model_server, tmp_path):
-    files = {name: tmp_path / f"{name}.pem" for name in ("tls_certificate", "tls_key")}
-    write_certificate(trustme.CA(), files)
-    with gateway_for(model_server.target, tmp_path, probe=None, **files) as gateway:
-        write_certificate(trustme.CA(), files)
-        served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
-    assert served == files["tls_certificate"].read_text()
 
 
 def test_gateway_answers_probes_and_preflights_only_without_the_token(gateway):
@@ -181,17 +176,14 @@ def test_gateway_answers_probes_and_preflights_only_without_the_token(gateway):
     for wrong in ("Bearer wrong-token-of-16", TOKEN):
         reply = gateway.ask("/generate?seed=1", Authorization=wrong)
         assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+    described = json.loads(gateway.ask("/openapi.json", Authorization=BEARER).body)["paths"]
+    assert {path for path, methods in described.items() if "401" not in methods["get"]["responses"]} == set(PROBES)
 
 
 def test_shared_caches_must_not_store_images_when_a_token_is_set(gateway):
     reply = gateway.ask(f"/generate?seed=1&version={VERSION}", Authorization=BEARER)
     assert (reply.status, reply.headers["Content-Type"]) == (200, "image/png")
     assert reply.headers["Cache-Control"] == "private, max-age=31536000, immutable"
-
-
-def test_openapi_names_the_paths_that_need_the_token(gateway):
-    paths = json.loads(gateway.ask("/openapi.json", Authorization=BEARER).body)["paths"]
-    assert {path for path, methods in paths.items() if "401" not in methods["get"]["responses"]} == set(PROBES)
 
 
 def status_of(port: int, ca: Path, client: Path | None = None) -> int:

@@ -1,23 +1,32 @@
-"""The log: one line per request, without tokens and queries."""
+"""The log: one line per request, without tokens, names and queries; a blocked stderr costs lines only."""
 
+import fcntl
 import json
 import logging
+import os
 import re
+import signal
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import pytest
 
-from serving.telemetry.logs import JsonLines, TextLines
+from serving.pb.ringo.v1 import picture_service_pb2 as api
+from serving.rendering.query import seed_of_name
+from serving.telemetry.logs import MAX_QUEUED, JsonLines, TextLines
 from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import refusing
-from tests.gateway_process import gateway_for
+from tests.gateway_process import Gateway, gateway_for, shell
+from tests.serving.gateway.test_refused_requests import answer_to
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
 SETTINGS = {"log_format": "json", "token": TOKEN}
 SECRET = "swordfish-of-the-client"
+PIPE_BYTES = 4096  # 20 lines
 
 
 def lines_with(log, text: str) -> list[str]:
@@ -86,7 +95,11 @@ def test_message_of_the_model_server_is_in_the_log_and_not_in_the_response(gatew
         ("/a%0a%7b%22level%22%3a", "/a%0A%7B%22level%22%3A"),
         (f"/{'a' * 1000}", f"/{'a' * 199}…"),
         ("/42.png?size=x", "/42.png"),
+        (f"/42.png?name={SECRET}", "/42.png"),
+        (f"/generate?name={SECRET}", f"/generate?seed={seed_of_name(SECRET)}&format=png&version=3"),
+        (f"/name/{SECRET}.png", f"/generate?seed={seed_of_name(SECRET)}&format=png&version=3"),
         (f"/name/{SECRET}.png?size=x", "/name/-"),
+        (f"/name/{SECRET}.bmp", "/name/-"),
         (f"/{SECRET}.png?size=x", "/-.png"),
     ],
 )
@@ -96,7 +109,11 @@ def test_a_path_is_logged_without_the_query_and_harmless(gateway, path, logged):
     assert SECRET not in gateway.log.read_text()
 
 
-def test_no_right_or_wrong_token_is_in_any_line_of_both_servers(gateway, batch):
+def test_no_token_and_no_name_is_in_any_line_of_both_servers(gateway, batch):
+    assert answer_to(gateway.port, f"GET /name/{SECRET} {SECRET}.png HTTP/1.1\r\n\r\n".encode())[0] == 400
+    metadata = [("authorization", BEARER), ("x-request-id", "named")]
+    batch.pictures.Generate(api.GenerateRequest(name=SECRET), metadata=metadata, timeout=LIMIT_S)
+    lines_with(batch.log, '"named"')
     wrong = f"Bearer {SECRET}"
     for number, header in enumerate((BEARER, wrong, TOKEN, f"Basic {TOKEN}")):
         gateway.line_of(gateway.ask("/generate?seed=1", Authorization=header))
@@ -129,3 +146,45 @@ def test_failed_probe_is_a_warning_in_the_log_when_sigterm_follows(tmp_path):
         reply = gateway.ask("/readyz")
     line = gateway.line_of(reply)
     assert (line["level"], line["path"], line["outcome"]) == ("WARNING", "/readyz", "model_unavailable")
+
+
+@pytest.fixture(params=[":"])
+def blocked(request, tmp_path) -> Iterator[Gateway]:
+    """A gateway whose stderr is a full pipe, or what the shell's redirection in the parameter makes it."""
+    with gateway_for("localhost:1", tmp_path, wrapper=shell(request.param), unread=True, probe="/livez") as gateway:
+        fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        yield gateway
+
+
+def statuses(gateway: Gateway, count: int) -> set[int]:
+    """Return the statuses of `count` requests, each of which is a line."""
+    return {gateway.ask("/nothing").status for _ in range(count)}
+
+
+def test_gateway_answers_and_counts_lost_lines_when_stderr_is_blocked(blocked):
+    assert statuses(blocked, 2 * MAX_QUEUED) == {404}
+    dropped = blocked.metric("ringo_log_lines_dropped_total")
+    assert dropped > 0
+    report = next(line for line in blocked.process.stderr if b"lines were dropped" in line)
+    assert re.search(rb"WARNING (\d+) log lines", report)[1] == b"%d" % dropped
+
+
+def test_sigterm_ends_a_gateway_when_stderr_is_blocked(blocked):
+    assert statuses(blocked, 100) == {404}  # five times the pipe's size
+    blocked.process.terminate()
+    assert blocked.process.wait(LIMIT_S) == 0
+
+
+@pytest.mark.parametrize("blocked", ["exec 2>&-", "exec >&- 2>&-"], indirect=True)
+def test_log_lines_go_nowhere_else_when_stderr_is_closed(blocked):
+    assert {(process / "fd" / "2").readlink() for process in blocked.workers()} == {Path("/dev/null")}
+
+
+@pytest.mark.parametrize("blocked", ["exec 2> /dev/full && export RINGO_WORKERS=2"], indirect=True)
+def test_lost_lines_are_counted_when_a_worker_is_replaced(blocked):
+    before = blocked.workers()
+    for worker in before:
+        os.kill(int(worker.name), signal.SIGKILL)
+    wait_until(lambda: len(blocked.workers()) == 2 and not set(before) & set(blocked.workers()), "new workers")
+    assert statuses(blocked, 10) == {404}
+    wait_until(lambda: blocked.metric("ringo_log_lines_dropped_total") >= 10, "lost lines")

@@ -1,19 +1,28 @@
-"""Request ids and metrics of the gateway and the batch server."""
+"""Request ids, metrics and W3C trace contexts of the gateway and the batch server; spans for a collector."""
 
 import http.client
 import os
 import re
 import signal
+import sys
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from serving.batch.calls import CODES
 from serving.errors import RingoError
 from serving.gateway.problems import ANSWERS
-from tests.batch_process import batch_request
+from serving.telemetry.tracing import export_traces
+from tests.batch_process import batch_for, batch_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.gateway_process import gateway_for, scrape
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{TRACE}-{SPAN}-01"
+SETTINGS = {"log_format": "json", "cache_mb": 0}
 
 
 def requests_of(port: int) -> dict[tuple[str, str, str], float]:
@@ -58,12 +67,14 @@ def test_totals_are_right_across_workers(model_server, tmp_path):
     assert re.findall("Handling signal: (.*)", gateway.log.read_text()) == ["term"]
 
 
-def test_rows_of_predict_calls_are_counted_by_signature(gateway):
-    before = gateway.metric("ringo_predict_rows_sum", signature="generate")
-    assert gateway.ask("/grid?seeds=500-508").status == 200
-    assert gateway.metric("ringo_predict_rows_sum", signature="generate") == before + 9
-    assert gateway.ask("/morph?start=1&end=2&frames=5").status == 200
-    assert gateway.metric("ringo_predict_rows_sum", signature="serving_default") == 5
+@pytest.mark.parametrize(
+    ("url", "signature", "rows"),
+    [("/grid?seeds=500-508", "generate", 9), ("/morph?start=1&end=2&frames=5", "serving_default", 5)],
+)
+def test_rows_of_predict_calls_are_counted_by_signature(gateway, url, signature, rows):
+    before = gateway.metric("ringo_predict_rows_sum", signature=signature)
+    assert gateway.ask(url).status == 200
+    assert gateway.metric("ringo_predict_rows_sum", signature=signature) == before + rows
 
 
 def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(server, start_gateway):
@@ -111,3 +122,102 @@ def test_every_response_has_a_request_id_of_its_own_and_a_problem_names_it(gatew
     assert first.headers["X-Request-ID"] != second.headers["X-Request-ID"]
     if first.status >= 400:
         assert first.problem["request_id"] == first.headers["X-Request-ID"]
+
+
+def trace_of_last_call(model_server) -> dict[str, str]:
+    """Return the trace context of the last Predict call."""
+    return {name: text for name, text in model_server.metadata[-1].items() if name.startswith("trace")}
+
+
+@pytest.mark.parametrize("url", ["/generate?seed=1", "/morph?start=1&end=2"])
+def test_gateway_passes_a_trace_to_the_log_and_the_model_server(gateway, model_server, url):
+    reply = gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b")
+    assert gateway.line_of(reply)["trace_id"] == TRACE
+    assert trace_of_last_call(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
+
+
+def test_shared_call_is_part_of_the_trace_that_has_waited_longest(server, start_gateway):
+    gateway = start_gateway(server.target, log_format="json", model_calls=1)
+    before = len(server.requests)
+    with ThreadPoolExecutor(2) as pool, server.holding():
+        first = pool.submit(gateway.ask, "/generate?seed=100")
+        wait_until(lambda: len(server.requests) > before, "the first call")
+        second = pool.submit(gateway.ask, "/generate?seed=101", Traceparent=PARENT)
+        wait_until(lambda: gateway.metric("ringo_requests_in_flight") == 2, "the second to wait")
+    assert first.result().status == second.result().status == 200
+    assert trace_of_last_call(server) == {"traceparent": PARENT}
+    line = gateway.line_of(second.result())
+    assert line["trace_id"] == TRACE
+    assert line["model_seconds"] > 0
+
+
+def test_batch_server_passes_a_trace_to_the_log_and_the_model_server(batch, model_server):
+    call = batch.pictures.GenerateBatch(batch_request(range(3)), metadata=[("traceparent", PARENT)], timeout=LIMIT_S)
+    assert len(list(call)) == 3
+    assert trace_of_last_call(model_server) == {"traceparent": PARENT}
+    wait_until(lambda: f'"trace_id": "{TRACE}"' in batch.log.read_text(), "a line with the trace")
+
+
+@pytest.mark.parametrize("parent", [None, "", "x" * 1000, f"ff-{TRACE}-{SPAN}-01", f"{PARENT}, {PARENT}"])
+def test_trace_is_a_new_one_when_traceparent_is_not_valid(gateway, model_server, parent):
+    reply = gateway.ask("/generate?seed=1", **({} if parent is None else {"Traceparent": parent}))
+    new_trace = gateway.line_of(reply)["trace_id"]
+    assert new_trace != TRACE
+    assert int(new_trace, 16)
+    version, trace_id, span_id, flags = trace_of_last_call(model_server)["traceparent"].split("-")
+    assert (version, trace_id, flags) == ("00", new_trace, "00")
+    assert int(span_id, 16)
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans of OTLP requests."""
+
+    def __init__(self) -> None:
+        self.spans = []
+        self.services = set()
+
+    def Export(self, request, context):  # noqa: N802 (the service's own name)
+        for resource_spans in request.resource_spans:
+            attributes = {entry.key: entry.value.string_value for entry in resource_spans.resource.attributes}
+            self.services.add((attributes["service.namespace"], attributes["service.name"]))
+            self.spans += [span for scope in resource_spans.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture
+def collector(monkeypatch):
+    collector = Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    yield collector
+    server.stop(None).wait(LIMIT_S)
+
+
+def test_spans_of_both_servers_are_sent_to_the_collector(collector, model_server, tmp_path):
+    with gateway_for(model_server.target, tmp_path) as gateway:
+        reply = gateway.ask("/generate?seed=1", Traceparent=PARENT)
+        traceparent = trace_of_last_call(model_server)["traceparent"]
+    with batch_for(model_server.target, tmp_path) as batch:
+        assert len(batch.paint(range(3))) == 3
+    spans = {span.name: span for span in collector.spans if span.trace_id.hex() == TRACE}  # sent by SIGTERM
+    assert set(spans) == {"GET generate", "model", "encode"}
+    server = spans["GET generate"]
+    assert server.parent_span_id.hex() == SPAN
+    assert {spans[name].parent_span_id for name in ("model", "encode")} == {server.span_id}
+    assert traceparent == f"00-{TRACE}-{spans['model'].span_id.hex()}-01"
+    attributes = {entry.key: entry.value for entry in server.attributes}
+    assert attributes["ringo.request_id"].string_value == reply.headers["X-Request-ID"]
+    assert attributes["ringo.model_version"].int_value == VERSION
+    names = {span.name for span in collector.spans}
+    assert "POST GenerateBatch" in names
+    assert not {name for name in names if "livez" in name or "readyz" in name}
+    assert collector.services == {("ringo", "gateway"), ("ringo", "batch")}
+
+
+def test_export_traces_warns_when_the_sdk_is_missing(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
+    export_traces("gateway")
+    assert "requirements/telemetry.txt is not installed" in caplog.text
