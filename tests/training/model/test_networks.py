@@ -3,23 +3,12 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from benchmarks.stock_layers import in_stock_layers
-from training.config import IMAGE_SIZES, TrainingConfig
+from training.config import TrainingConfig
 from training.model.augmentation import augment
 from training.model.latents import sample_latents
 from training.model.networks import UpsampleConv, build_discriminator, build_generator
-
-
-@pytest.mark.parametrize("image_size", [IMAGE_SIZES[0], IMAGE_SIZES[-1]])
-def test_network_shapes_match_at_every_image_size(image_size):
-    config = TrainingConfig(image_size=image_size)
-    generator = build_generator(config.latent_dim, config.generator_channels)
-    discriminator = build_discriminator(image_size, config.discriminator_channels)
-    images = generator(sample_latents(np.arange(2), config.latent_dim))
-    assert images.shape == (2, image_size, image_size, 3)
-    assert discriminator(images).shape == (2,)
 
 
 def upsample(images, taps):
@@ -64,25 +53,9 @@ def test_stock_layers_of_the_benchmark_generate_equal_images():
     np.testing.assert_allclose(in_stock_layers(generator)(latents), generator(latents), atol=1e-5)
 
 
-@pytest.fixture
-def images() -> np.ndarray:
-    return np.random.default_rng(0).uniform(-1, 0.5, (64, 16, 16, 3)).astype(np.float32)
-
-
-def augment_with(images, **options):
-    config = TrainingConfig(**{"flip": False, "translate_probability": 0.0, **options})
-    return augment(config, images, keras.random.SeedGenerator(1))
-
-
-def test_shift_frequency_matches_its_probability(images):
-    out = np.asarray(augment_with(np.repeat(images, 10, axis=0), translate_fraction=0.25, translate_probability=0.3))
-    is_shifted = np.abs(out - np.repeat(images, 10, axis=0)).max((1, 2, 3)) > 1e-6
+def test_shift_frequency_matches_its_probability():
+    images = np.random.default_rng(0).uniform(-1, 0.5, (640, 16, 16, 3)).astype(np.float32)
+    config = TrainingConfig(flip=False, translate_fraction=0.25, translate_probability=0.3)
+    augmented = np.asarray(augment(config, images, keras.random.SeedGenerator(1)))
+    is_shifted = np.abs(augmented - images).max((1, 2, 3)) > 1e-6
     assert 0.2 < is_shifted.mean() < 0.4
-
-
-def test_gradient_reaches_every_visible_pixel(images):
-    x = tf.constant(images)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        total = tf.reduce_sum(augment_with(x, flip=True))
-    np.testing.assert_allclose(tape.gradient(total, x), np.ones_like(images))
