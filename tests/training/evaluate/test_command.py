@@ -106,6 +106,11 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
     assert evaluation.remarks == ("The photos differ from those of the training, so copies cannot be checked.",)
     assert (evaluation.copies, evaluation.against_held_out) == (None, None)
     assert read_record(tmp_path / "out" / "evaluation.json", Evaluation) == evaluation
+    (fine,) = evaluation.other_features
+    assert (fine.features, fine.against_all == evaluation.against_all) == ("Fine", False)
+    assert "KID x1000 by Fine, against all photos" in evaluation.format_rows()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Distances to the training photos were not measured, so copies are not checked." in page
 
 
 def test_version_has_the_results_of_its_run_and_stays_unchanged(extractors, small_model, small_run, photos, tmp_path):
@@ -178,15 +183,6 @@ def test_inception_is_a_feature_network_when_its_weights_are_given(tmp_path):
     (extractor,) = build_extractors("inception", tmp_path / "inception.weights.h5")
     assert extractor.name.startswith("Inception v3 (Keras), weights ")
     assert extractor.network.output_shape == (None, 2048)
-
-
-def test_each_feature_network_has_its_own_results(extractors, small_run, photos, tmp_path):
-    evaluation = evaluate_in_process(small_run, photos, out=tmp_path)
-    (other_distances,) = evaluation.other_features
-    assert other_distances.features == "Fine"
-    assert other_distances.against_all.kid_x1000 != evaluation.against_all.kid_x1000
-    assert "KID x1000 by Fine, against all photos" in evaluation.format_rows()
-    assert read_record(tmp_path / "evaluation.json", Evaluation) == evaluation
 
 
 def test_extractors_also_scale_down_to_64_px_when_images_are_larger():
