@@ -1,10 +1,15 @@
-"""Large calls of the signatures in a session, as in TensorFlow Serving."""
+"""Large calls in a session, as in TensorFlow Serving, and the fused generator."""
 
 import json
 import subprocess
 import sys
 
+import numpy as np
+
 from tests.conftest import LIMIT_S
+from training.export.fusion import build_function, fuse
+from training.model.latents import sample_latents
+from training.model.networks import build_generator
 
 # Argument: version folder. Prints shape, memory growth in MB and whether rows are equal, for each signature.
 LARGE_CALLS = """
@@ -47,3 +52,14 @@ def test_calls_of_4001_rows_run_in_chunks_with_equal_bytes(small_model):
     assert all(result["are_equal"] for result in results.values())
     # The output of `sample` has 2 MB, of the others 12. Latents took 39 more; unchunked images take 600.
     assert all(result["growth_mb"] < 70 for result in results.values())
+
+
+def test_fused_generator_equals_the_generator():
+    rng, generator = np.random.default_rng(0), build_generator(16, (24, 16, 8))
+    for variable in generator.weights:  # initial values are neutral
+        positive = "variance" in variable.path
+        variable.assign(rng.uniform(0.5, 2.0, variable.shape) if positive else rng.normal(0.0, 0.2, variable.shape))
+    latents, fused = sample_latents(np.arange(32), 16), build_function(fuse(generator), 16)
+    expected = np.asarray(generator(latents, training=False))
+    assert expected.std() > 0.1  # a uniform grey would prove nothing
+    np.testing.assert_allclose(fused(latents), expected, atol=2e-5)
