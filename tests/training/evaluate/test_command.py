@@ -137,8 +137,10 @@ def test_copied_images_are_detected_and_paired_with_their_photos():
     split = split_photos(files, 0.1)
     copied = split.training[:20]
     photos = Photos(pixels, files, PhotoSummary("p", 60, 60, {}))
-    check, generated, held_out = check_copies(photos, pixels[copied], features, features[copied], split, copied)
-    assert check.verdict.headline == "The images are closer to the training photos than other photos are."
+    by_pixels, generated, held_out = check_copies(photos, pixels[copied], features, -features[copied], split, copied)
+    by_features, _, _ = check_copies(photos, 255 - pixels[copied], features, features[copied], split, copied)
+    for check in (by_pixels, by_features):
+        assert check.verdict.headline == "The images are closer to the training photos than other photos are."
     assert np.array_equal(generated.images, generated.nearest)
     assert generated.nearest_names == [files[row] for row in copied[:12]]
     assert generated.all_distances.tolist() == [0] * 20

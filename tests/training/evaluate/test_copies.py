@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.evaluate.copies import assess_distances, combine_verdicts
+from training.evaluate.copies import assess_distances
 
 FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)
 ALL_CLOSE = "The images are closer to the training photos than other photos are."
@@ -31,11 +31,3 @@ def test_verdict_explains_its_numbers():
         "Typical distance to the nearest training photo in pixels at 32x32 (0 is identical): generated 15, "
         "other photos 15; 30.0 % of the images are closer than the closest 5 % of other photos (10.5)."
     )
-
-
-def test_combined_verdict_is_the_worse_one_and_explains_both():
-    near, far = assess_distances(NEAR, FAR), assess_distances(FAR, FAR, space="features")
-    for verdict in (combine_verdicts(near, far), combine_verdicts(far, near)):
-        assert (verdict.level, verdict.headline) == ("bad", near.headline)
-        assert near.explanation in verdict.explanation
-        assert far.explanation in verdict.explanation
