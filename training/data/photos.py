@@ -31,7 +31,7 @@ from training.data.decoding import (
     load_heif,
     read_photo,
 )
-from training.errors import PhotosError
+from training.errors import TrainingError
 
 PROGRESS_DELAY_S = 1.0  # a small folder finishes before its bar appears
 
@@ -84,7 +84,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
     Photos are cropped to the centre square and resized to `image_size`. Hidden files and folders are ignored. Each
     photo is decoded once: into memory if all fit `memory_limit_bytes`, else into a file in `cache_dir`. Later calls
     with an unchanged folder open that file without decoding. Its peak memory does not grow with the number of photos.
-    Raises PhotosError if the folder is missing, has no usable photo, or the cache cannot be written.
+    Raises TrainingError if the folder is missing, has no usable photo, or the cache cannot be written.
     """
     files = _find_files(folder)
     max_photos = sum(file.skip_reason is None for file in files)
@@ -98,7 +98,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
 
 
 def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> NDArray[np.uint8]:
-    """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises PhotosError without any."""
+    """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises TrainingError without any."""
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     pixels: list[NDArray[np.uint8]] = []
@@ -110,7 +110,7 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     """Return the shorter side, in pixels, of every apparently usable file.
 
     It reads headers and detects copies but decodes nothing, so files with damaged pixels still count.
-    Raises PhotosError if the folder is missing or no file is usable.
+    Raises TrainingError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
     _process_files(folder, _find_files(folder), image_size, lambda image, _: min(image.size), sides.append)
@@ -148,7 +148,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
         return photos
     except OSError as error:
         megabytes = len(files) * image_size * image_size * 3 / 1e6
-        raise PhotosError(
+        raise TrainingError(
             f"Cannot cache the decoded photos in {printable(str(cache_dir))!r} ({error.strerror or error}); "
             f"make {megabytes:,.0f} MB free there, or raise --memory-limit-mib."
         ) from error
@@ -166,14 +166,14 @@ def _open_cache(entry: Path, folder: Path, image_size: int) -> Photos:
 def _find_files(folder: Path) -> list[_File]:
     """Return every file below `folder` that is not hidden, sorted by path, without opening it.
 
-    Links are followed, once to each folder. A folder that cannot be listed counts as a file; PhotosError for `folder`.
+    Links are followed, once to each folder. A folder that cannot be listed counts as a file. Raises TrainingError.
     """
     try:
         fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
     except OSError as error:
         fault = f"cannot be opened ({error.strerror})"
     if fault:
-        raise PhotosError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
+        raise TrainingError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
     visited: set[str] = set()
     files: list[_File] = []
 
@@ -225,7 +225,7 @@ def _process_files(
     store: Callable[[Result], object],
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises PhotosError."""
+    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises TrainingError."""
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
     fates: dict[str, str] = {}
@@ -244,13 +244,13 @@ def _process_files(
     counts = {reason.value: skipped[reason] for reason in SkipReason if skipped[reason]}
     summary = PhotoSummary(printable(str(folder)), len(files), len(used), counts, fates)
     if not files:
-        raise PhotosError(
+        raise TrainingError(
             f"The photo folder {summary.folder!r} has no files (hidden files are ignored); "
             "set --photos to a folder of photos."
         )
     if not used:
         reason, count = max(counts.items(), key=lambda item: item[1])
-        raise PhotosError(
+        raise TrainingError(
             f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {len(files):,} files are skipped "
             f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
         )

@@ -15,7 +15,7 @@ from tests.conftest import needs_permissions
 from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid, tiff_with_tags
 from training.data.decoding import MAX_ENLARGEMENT, MAX_PIXELS, SkipReason
 from training.data.photos import load_photos
-from training.errors import PhotosError
+from training.errors import TrainingError
 
 
 def make_terabyte(path: Path) -> None:
@@ -179,7 +179,7 @@ def test_file_name_cannot_control_the_terminal(folder: Path, name: str, printed:
     assert photos.files == (printed,)
     assert photos.summary.format_table().splitlines()[0] == f"photos in {folder}/{printed}"
     (subfolder / name).write_bytes(b"text")
-    with pytest.raises(PhotosError) as raised:
+    with pytest.raises(TrainingError) as raised:
         load(subfolder)
     assert "\x1b" not in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -235,7 +235,7 @@ def test_cache_is_removed_when_the_disk_is_full(folder: Path, tmp_path: Path) ->
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIDE * SIDE * 3 * 2, limits[1]))  # space for two of the three
     try:
-        with pytest.raises(PhotosError, match=r"in '.*/cache' \(File too large\); make 0 MB free"):
+        with pytest.raises(TrainingError, match=r"in '.*/cache' \(File too large\); make 0 MB free"):
             load(folder, in_memory=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -19,7 +19,7 @@ from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from tests.training.evaluate.test_report import EVALUATION
 from tests.training.fit.test_command import read_files
 from training.config import TrainingConfig, read_config
-from training.errors import ExportError, TrainingError
+from training.errors import TrainingError
 from training.evaluate.results import Evaluation
 from training.export.command import MAX_BATCH_SIZE, export, write_digests
 from training.export.model_card import Fault, read_run, write_model_card
@@ -142,7 +142,7 @@ def test_card_shows_the_image_of_a_known_fault(small_model, small_run):
 
 @pytest.mark.parametrize("text", ["torn", "x: torn", "-1: torn", "7:", "9223372036854775808: torn"])
 def test_fault_is_refused_when_seed_or_text_is_missing(text):
-    with pytest.raises(ExportError, match=r"^--fault is .*; set it to SEED:TEXT"):
+    with pytest.raises(TrainingError, match=r"^--fault is .*; set it to SEED:TEXT"):
         Fault.parse(text)
 
 

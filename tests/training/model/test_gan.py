@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from training.config import TrainingConfig
-from training.errors import CheckpointError
+from training.errors import TrainingError
 from training.fit.run import iterate_batches
 from training.model.checkpoints import load_checkpoint, save_checkpoint
 from training.model.gan import build_gan
@@ -72,14 +72,14 @@ def test_checkpoint_is_rejected_when_damaged_or_of_other_networks(trained, tmp_p
     np.save(tmp_path / "array.npy", np.zeros(3))
     for damaged in (whole[:5000], (tmp_path / "array.npy").read_bytes()):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"checkpoint.npz cannot be read"):
+        with pytest.raises(TrainingError, match=r"checkpoint.npz cannot be read"):
             load_checkpoint(trained, path)
     path.write_bytes(whole)
     with np.load(path) as file:
         arrays = dict(file)
     name = next(name for name, array in arrays.items() if array.ndim == 4)
     np.savez(path, **arrays | {name: arrays[name][1:]})
-    with pytest.raises(CheckpointError, match="belongs to other networks"):
+    with pytest.raises(TrainingError, match="belongs to other networks"):
         load_checkpoint(trained, path)
     assert np.array_equal(weights(trained), before)
 
