@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tests.conftest import BUNDLED, LIMIT_S, ROOT
+from tests.conftest import BUNDLED, LIMIT_S, ROOT, command
 from tests.training.evaluate.test_report import EVALUATION
 from tests.training.fit.test_command import read_files
 from training.config import TrainingConfig, read_config
@@ -237,20 +236,9 @@ def test_export_takes_the_next_number_when_its_own_is_taken_meanwhile(small_mode
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=model / "2", check=True, timeout=LIMIT_S)
 
 
-EXPORT_AND_COMPARE = """
-import sys
-from training.__main__ import main
-assert main(["export", sys.argv[1], "--to", sys.argv[2]]) == 0
-import numpy as np, tensorflow as tf
-generate = tf.saved_model.load(f"{sys.argv[2]}/1").signatures["generate"]
-images = [np.asarray(generate(seeds=tf.range(size, dtype=tf.int64))["images"]) for size in (0, 1, 2, 3, 33, 64)]
-assert all(np.array_equal(batch, images[-1][: len(batch)]) for batch in images)
-"""
-
-
 def test_export_runs_rows_one_by_one_when_batch_sizes_disagree(small_run, tmp_path):
     process = subprocess.run(
-        [sys.executable, "-c", EXPORT_AND_COMPARE, small_run, tmp_path / "fruit"],
+        command("training", "export", small_run, "--to", tmp_path / "fruit"),
         cwd=ROOT,
         env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"},  # Eigen rounds by the size of the batch
         capture_output=True,
