@@ -5,9 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -32,10 +30,11 @@ from training.data.decoding import (
     read_photo,
 )
 from training.errors import TrainingError
+from training.records import open_atomically, write_record
 
 PROGRESS_DELAY_S = 1.0  # a small folder finishes before its bar appears
 
-_CACHE_LAYOUT = 6  # raise it whenever the same file would give other pixels, or the cache other files
+_CACHE_LAYOUT = 7  # raise it whenever the same file would give other pixels, or the cache other files
 
 
 @dataclass(frozen=True)
@@ -121,46 +120,31 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
     stamps = [(file.name, file.stamp) for file in files]
     determined_by = [_CACHE_LAYOUT, PIL.__version__, load_heif(), image_size, str(folder.resolve()), stamps]
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:32]
-    entry = cache_dir / f".photos-{key}"  # hidden, so a cache inside the photo folder is ignored there
+    # Hidden, so a cache inside the photo folder is ignored there.
+    pixels, index = cache_dir / f".photos-{key}.u8", cache_dir / f".photos-{key}.json"
+    shape = (-1, image_size, image_size, 3)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing, or truncated by a crash
-        return _open_cache(entry, folder, image_size)
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = tuple(content["files"])
+        summary = PhotoSummary(**content["summary"] | {"folder": printable(str(folder))})
+        return Photos(np.memmap(pixels, np.uint8, "r", shape=(len(names), *shape[1:])), names, summary)
     try:
-        shutil.rmtree(entry, ignore_errors=True)
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".photos-", dir=cache_dir) as temporary:
-            new_entry = Path(temporary) / "entry"
-            new_entry.mkdir()
-            # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
-            with (new_entry / "pixels.u8").open("wb") as out:
-                names, summary = _process_files(
-                    folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
-                )
-            index = {"files": names, "summary": dataclasses.asdict(summary)}
-            (new_entry / "index.json").write_text(json.dumps(index), encoding="utf-8")
-            try:
-                new_entry.rename(entry)
-            except OSError:
-                if not entry.is_dir():  # else another process was faster, with the same pixels
-                    raise
-        photos = _open_cache(entry, folder, image_size)
-        if SkipReason.IO_ERROR in summary.skipped:
-            shutil.rmtree(entry)  # the map stays open; the next call reads the files again
-        return photos
+        # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
+        with open_atomically(pixels) as out:
+            names, summary = _process_files(
+                folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
+            )
+        mapped = np.memmap(pixels, np.uint8, "r").reshape(shape)
+        if SkipReason.IO_ERROR not in summary.skipped:  # else the next call reads the files again
+            write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
+        return Photos(mapped, names, summary)
     except OSError as error:
         megabytes = len(files) * image_size * image_size * 3 / 1e6
         raise TrainingError(
             f"Cannot cache the decoded photos in {printable(str(cache_dir))!r} ({error.strerror or error}); "
             f"make {megabytes:,.0f} MB free there, or raise --memory-limit-mib."
         ) from error
-
-
-def _open_cache(entry: Path, folder: Path, image_size: int) -> Photos:
-    """Return the photos of `entry`, mapped read-only; raise if it is incomplete."""
-    index = json.loads((entry / "index.json").read_text(encoding="utf-8"))
-    names = tuple(index["files"])
-    summary = PhotoSummary(**index["summary"] | {"folder": printable(str(folder))})
-    shape = (len(names), image_size, image_size, 3)
-    return Photos(np.memmap(entry / "pixels.u8", np.uint8, mode="r", shape=shape), names, summary)
 
 
 def _find_files(folder: Path) -> list[_File]:
