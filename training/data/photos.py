@@ -122,12 +122,12 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:32]
     # Hidden, so a cache inside the photo folder is ignored there.
     pixels, index = cache_dir / f".photos-{key}.u8", cache_dir / f".photos-{key}.json"
-    shape = (-1, image_size, image_size, 3)
+    shape = image_size, image_size, 3
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing, or truncated by a crash
         content = json.loads(index.read_text(encoding="utf-8"))
         names = tuple(content["files"])
         summary = PhotoSummary(**content["summary"] | {"folder": printable(str(folder))})
-        return Photos(np.memmap(pixels, np.uint8, "r", shape=(len(names), *shape[1:])), names, summary)
+        return Photos(np.memmap(pixels, np.uint8, "r", shape=(len(names), *shape)), names, summary)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
@@ -135,7 +135,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
             names, summary = _process_files(
                 folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
             )
-        mapped = np.memmap(pixels, np.uint8, "r").reshape(shape)
+        mapped = np.memmap(pixels, np.uint8, "r").reshape(-1, *shape)
         if SkipReason.IO_ERROR not in summary.skipped:  # else the next call reads the files again
             write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
         return Photos(mapped, names, summary)

@@ -66,15 +66,6 @@ def test_generate_equals_serving_default_after_sample(signatures):
     assert np.array_equal(signatures["serving_default"](latents=latents)["images"], run_generate(signatures, SEEDS[:8]))
 
 
-def test_sha256sum_accepts_an_exported_version(small_model):
-    version = small_model / "1"
-    digests = (version / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    assert {line.split("  ", 1)[1] for line in digests} == {
-        str(path.relative_to(version)) for path in version.rglob("*") if path.is_file()
-    } - {"SHA256SUMS"}
-    subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=version, check=True, timeout=LIMIT_S)
-
-
 # The bundled model was verified where oneDNN has AVX-512; elsewhere `export` writes a sequential graph.
 NEEDS_AVX512 = pytest.mark.skipif(
     "avx512f" not in Path("/proc/cpuinfo").read_text(), reason="without AVX-512, oneDNN rounds by the size of the batch"
@@ -202,17 +193,6 @@ def test_load_generator_takes_the_best_checkpoint_by_default(run):
     assert [load_generator(run, which).batch for which in ("best", "last")] == [2, 4]
 
 
-def test_second_export_adds_a_version_and_keeps_the_first(small_model, small_run, tmp_path):
-    model = tmp_path / "fruit"
-    shutil.copytree(small_model, model)
-    files = read_files(model / "1")
-    export(small_run, model, licence="caf\udce9", attribution="a\udce9", faults=[Fault.parse("3:b\udce9")])  # not UTF-8
-    card = (model / "2" / "model_card.md").read_text(encoding="utf-8")
-    assert [text for text in ("caf\\xe9", "a\\xe9", "b\\xe9") if text not in card] == []
-    assert sorted(p.name for p in model.iterdir()) == ["1", "2"]
-    assert read_files(model / "1") == files
-
-
 def test_export_writes_no_version_when_nothing_is_new(small_model, small_run, tmp_path, capsys):
     model = shutil.copytree(small_model, tmp_path / "fruit")
     faults = [Fault(7, "torn at the left")]
@@ -231,9 +211,16 @@ def test_export_takes_the_next_number_when_its_own_is_taken_meanwhile(small_mode
             shutil.copytree(small_model / "1", model / "1")
 
     monkeypatch.setattr("training.export.command.write_digests", write_digests_during_another_export)
-    assert export(small_run, model, licence="MIT", attribution="") == model / "2"
-    assert "# fruit, version 2\n" in (model / "2" / "model_card.md").read_text(encoding="utf-8")
-    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=model / "2", check=True, timeout=LIMIT_S)
+    facts = {"licence": "caf\udce9", "attribution": "a\udce9", "faults": [Fault.parse("3:b\udce9")]}  # not UTF-8
+    version = export(small_run, model, **facts)
+    assert sorted(path.name for path in model.iterdir()) == ["1", "2"]
+    assert read_files(model / "1") == read_files(small_model / "1")
+    card = (version / "model_card.md").read_text(encoding="utf-8")
+    assert [text for text in ("# fruit, version 2\n", "caf\\xe9", "a\\xe9", "b\\xe9") if text not in card] == []
+    digests = (version / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    files = {str(path.relative_to(version)) for path in version.rglob("*") if path.is_file()}
+    assert {line.split("  ", 1)[1] for line in digests} == files - {"SHA256SUMS"}
+    subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=version, check=True, timeout=LIMIT_S)
 
 
 def test_export_runs_rows_one_by_one_when_batch_sizes_disagree(small_run, tmp_path):
