@@ -21,7 +21,7 @@ from tests.photo_files import (
     solid,
     two_halves,
 )
-from training.data.decoding import FORMATS
+from training.data.decoding import FORMATS, MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 
 SWAPPED_PROFILE = profile_with_red_and_green_swapped()
@@ -37,7 +37,9 @@ ADOBE_RGB.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {ExifTags.Interop.I
 COLOURS = {
     **{kind: (encoded(solid("RGB", ORANGE), kind, quality=100), ORANGE) for kind in FORMATS},
     "palette PNG with another colour transparent": (
-        encoded(two_halves(ORANGE, "blue").quantize(2).crop((0, 0, 8, 8)), "PNG", transparency=255),
+        encoded(
+            two_halves(ORANGE, "blue").quantize(2).crop((0, 0, SIDE // MAX_ENLARGEMENT, 8)), "PNG", transparency=255
+        ),
         ORANGE,
     ),
     "CMYK JPEG, inverted by Adobe": (encoded(CMYK_ORANGE, "JPEG", quality=95), ORANGE),

@@ -54,6 +54,10 @@ BAD_FILES = {
     "half a png": (write_content(PHOTO_PNG[: len(PHOTO_PNG) // 2]), SkipReason.DAMAGED),
     "half a jpeg": (write_content(PHOTO_JPEG[: len(PHOTO_JPEG) // 2]), SkipReason.DAMAGED),
     "png without pixels": (write_content(png_that_claims(SIDE, SIDE)), SkipReason.DAMAGED),
+    "small": (
+        write_content(encoded(solid("RGB", "white", (SIDE // MAX_ENLARGEMENT - 1, 500)), "PNG")),
+        SkipReason.TOO_SMALL,
+    ),
     "copy": (lambda path: save_photo(path, shade=90), SkipReason.COPY),
 }
 
@@ -125,13 +129,6 @@ def test_file_is_skipped_only_while_it_or_its_folder_is_unreadable(folder: Path,
     assert load(folder, in_memory=False).summary.skipped == {SkipReason.UNREADABLE.value: 1}
     locked.chmod(0o700)
     assert load(folder, in_memory=False).summary.skipped == {}
-
-
-@pytest.mark.parametrize(("short_side", "used"), [(SIDE // MAX_ENLARGEMENT, 1), (SIDE // MAX_ENLARGEMENT - 1, 0)])
-def test_photo_is_skipped_when_enlarged_too_far(folder: Path, short_side: int, used: int) -> None:
-    save_photo(folder / "good")
-    solid("RGB", "white", (short_side, 500)).save(folder / "small.png")
-    assert load(folder).summary.used == 1 + used
 
 
 def test_visible_photos_are_sorted_by_path(folder: Path) -> None:

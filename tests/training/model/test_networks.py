@@ -2,36 +2,12 @@
 
 import keras
 import numpy as np
-import pytest
 
 from benchmarks.stock_layers import in_stock_layers
 from training.config import TrainingConfig
 from training.model.augmentation import augment
 from training.model.latents import sample_latents
-from training.model.networks import UpsampleConv, build_discriminator, build_generator
-
-
-def upsample(images, taps):
-    """Upsample float[N, H, W, C] with NumPy: nearest, then a filter.
-
-    `taps` are the weights of the filter; the image is padded with zeros.
-    """
-    images = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(2, axis=1).repeat(2, axis=2)
-    for axis in (1, 2):
-        images = sum(weight * np.roll(images, shift, axis) for shift, weight in zip((-1, 0, 1), taps, strict=True))
-    return images
-
-
-@pytest.mark.parametrize(("smooth", "taps"), [(False, (0, 1, 0)), (True, (0.25, 0.5, 0.25))])
-def test_upsample_conv_equals_upsampling_and_a_3x3_convolution(smooth, taps):
-    images = np.random.default_rng(0).normal(size=(2, 6, 4, 5)).astype(np.float32)
-    layer = UpsampleConv(7, smooth=smooth)
-    actual = layer(images)
-    convolution = keras.layers.Conv2D(7, 3, padding="same", use_bias=False)
-    convolution.build((None, 20, 16, 5))
-    convolution.set_weights(layer.get_weights())
-    expected = convolution(upsample(images, taps))[:, 4:-4, 4:-4]
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
+from training.model.networks import build_discriminator, build_generator
 
 
 def test_image_is_equal_when_only_the_latent_length_differs():
@@ -48,7 +24,7 @@ def test_minibatch_deviation_is_0_when_all_images_are_equal():
     assert np.asarray(spread(alike))[..., -1].max() < 1e-3 < np.asarray(spread(varied))[..., -1].min()
 
 
-def test_stock_layers_of_the_benchmark_generate_equal_images():
+def test_generator_equals_stock_layers_that_upsample_and_convolve():
     generator, latents = build_generator(16, (8, 8, 4)), sample_latents(np.arange(3), 16)
     np.testing.assert_allclose(in_stock_layers(generator)(latents), generator(latents), atol=1e-5)
 
