@@ -213,8 +213,7 @@ def test_evaluate_is_refused_in_one_sentence_when_a_version_is_damaged(small_mod
         evaluate_in_process(version, tmp_path, out=tmp_path / "out")
 
 
-def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(small_run, tmp_path):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(run, tmp_path):
     (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")
     sentence = "Line 1 of .*/run/kid.csv is not step,kid_x1000,std,minutes; restore the file from a backup."
     with pytest.raises(TrainingError, match=f"^{sentence}$"):

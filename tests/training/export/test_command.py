@@ -136,12 +136,6 @@ def test_fault_is_refused_when_seed_or_text_is_missing(text):
         Fault.parse(text)
 
 
-@pytest.fixture
-def run(small_run, tmp_path) -> Path:
-    """Return a copy of the small run."""
-    return Path(shutil.copytree(small_run, tmp_path / "run"))
-
-
 def write_card(run: Path, evaluation: Evaluation = EVALUATION) -> str:
     write_record(run / "evaluation.json", asdict(evaluation))
     record = read_run(run, load_generator(run))
