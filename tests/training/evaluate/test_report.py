@@ -126,11 +126,10 @@ def test_report_loads_nothing_from_outside(pages, name):
     assert found.all("script", "iframe", "object") == []
     assert "url(" not in found.html
     assert "@import" not in found.html
-    for _, attributes in found.elements:
-        for name, value in attributes.items():
-            assert not name.startswith("on")
-            if name in ("src", "href", "srcset", "action", "data"):
-                assert value.startswith(("data:", "#"))
+    for name, value in (item for _, attributes in found.elements for item in attributes.items()):
+        assert not name.startswith("on")
+        if name in ("src", "href", "srcset", "action", "data"):
+            assert value.startswith(("data:", "#"))
 
 
 def test_report_shows_untrusted_names_as_text(pages):
