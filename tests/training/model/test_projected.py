@@ -16,7 +16,7 @@ from training.model.backbone import build_backbone, load_weights
 from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
 from training.model.projected import ProjectedDiscriminator
-from training.model.weight_file import MAGIC, read_weights
+from training.model.weight_file import read_weights
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -33,14 +33,10 @@ def to_images(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
-@pytest.mark.parametrize(
-    ("first", "sentence"),
-    [(MAGIC, "eval does not belong in a weight file"), (7, "is not a weight file in PyTorch's legacy format")],
-)
-def test_weight_file_is_rejected_when_classes_or_format_differ(tmp_path, first, sentence):
-    pickles = (first, 1001, {"little_endian": True}, {"a": eval})
+def test_weight_file_is_rejected_when_it_would_run_code(tmp_path):
+    pickles = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"a": eval})
     (tmp_path / "w.pth").write_bytes(b"".join(pickle.dumps(content, 2) for content in pickles))
-    with pytest.raises(pickle.UnpicklingError, match=sentence):
+    with pytest.raises(pickle.UnpicklingError, match="eval does not belong in a weight file"):
         read_weights(tmp_path / "w.pth")
 
 
