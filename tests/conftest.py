@@ -1,6 +1,7 @@
 """Fixtures and helpers of several test files."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -104,6 +105,12 @@ def small_run(photos, tmp_path_factory) -> Path:
     photos_of_run = load_run_photos(photos, run, config)
     train(photos_of_run, split_run_photos(photos_of_run, run, config), run, config)
     return run
+
+
+@pytest.fixture
+def run(small_run, tmp_path) -> Path:
+    """A copy of the small run, which a test may change."""
+    return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

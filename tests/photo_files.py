@@ -12,16 +12,11 @@ from training.data.photos import Photos, load_photos
 SIDE = 32  # pixels; enough for JPEG's 16-pixel chroma blocks
 ORANGE = (200, 100, 40)
 GREY = (120, 120, 120)
-ANY_AMOUNT = 2**40
 
 
-def load(folder: Path, image_size: int = SIDE, *, in_memory: bool = True, cache_dir: Path | None = None) -> Photos:
-    return load_photos(
-        folder,
-        image_size,
-        cache_dir=cache_dir or folder.parent / "cache",
-        memory_limit_bytes=ANY_AMOUNT if in_memory else 0,
-    )
+def load(folder: Path, image_size: int = SIDE, *, in_memory: bool = True) -> Photos:
+    limit_bytes = 2**40 if in_memory else 0
+    return load_photos(folder, image_size, cache_dir=folder.parent / "cache", memory_limit_bytes=limit_bytes)
 
 
 def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:

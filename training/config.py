@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from training.errors import ConfigError, RecordError
+from training.errors import ConfigError, TrainingError
 from training.records import read_record
 
 IMAGE_SIZES = (32, 64, 128, 256)
@@ -159,7 +159,7 @@ def read_config(path: Path) -> TrainingConfig:
     """Return the configuration in `path`, a config.json.
 
     A free setting that is newer than the file has its default.
-    Raises RecordError if it is missing or damaged, a value is invalid, or a setting is unknown or a fixed one missing.
+    Raises TrainingError if it is missing or damaged, a value is invalid, a setting unknown or a fixed one missing.
     """
     config = read_record(path, TrainingConfig)
     names = read_record(path, dict[str, Any]).keys()
@@ -167,5 +167,5 @@ def read_config(path: Path) -> TrainingConfig:
     faults = [f"has the unknown setting {name!r:.80}" for name in names if name not in is_fixed]
     faults += [f"lacks the setting {name!r}" for name in is_fixed if is_fixed[name] and name not in names]
     if faults:
-        raise RecordError(f"{path} {faults[0]}; restore it from a backup.")
+        raise TrainingError(f"{path} {faults[0]}; restore it from a backup.")
     return config

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import ConfigError, RecordError
+from training.errors import ConfigError, TrainingError
 
 COLUMNS = {
     "history.csv": ("step", "g_loss", "d_loss", "d_real", "d_generated"),
@@ -66,14 +66,14 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path, record_type: type[Record], *, remedy: str = "restore it from a backup") -> Record:
-    """Return the JSON object in `path` as a dataclass. Raises RecordError, with `remedy`, if it does not fit."""
+    """Return the JSON object in `path` as a dataclass. Raises TrainingError, with `remedy`, if it does not fit."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
         record = msgspec.json.decode(text, type=record_type)
         json.loads(text, object_pairs_hook=_refuse_repetition, parse_int=str)  # msgspec takes the last value of a name
         return record
     except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError, ConfigError) as error:
-        raise RecordError(f"{path} cannot be read ({str(error).rstrip('.'):.200}); {remedy}.") from error
+        raise TrainingError(f"{path} cannot be read ({str(error).rstrip('.'):.200}); {remedy}.") from error
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> None:
@@ -83,22 +83,22 @@ def _refuse_repetition(pairs: list[tuple[str, Any]]) -> None:
 
 
 def read_batches_done(checkpoint: Path) -> int:
-    """Return the batches done at `checkpoint`, 0 without a file. Raises RecordError if it is damaged."""
+    """Return the batches done at `checkpoint`, 0 without a file. Raises TrainingError if it is damaged."""
     if not checkpoint.exists():
         return 0
     try:
         with checkpoint.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
             return int(file["step"])
     except UNREADABLE as error:
-        raise RecordError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error
+        raise TrainingError(f"{checkpoint} cannot be read ({error}); restore it from a backup.") from error
 
 
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return the columns of `path`, a file of COLUMNS, all of equal length.
 
     Without a file or a complete row, it returns an empty dictionary. The last row is dropped if it is incomplete,
-    because a full disk truncates it. `minutes` is NaN where an older run did not measure it. Raises RecordError if the
-    first line or another row is damaged.
+    because a full disk truncates it. `minutes` is NaN where an older run did not measure it. Raises TrainingError if
+    the first line or another row is damaged.
     """
     if not path.exists():
         return {}
@@ -108,14 +108,14 @@ def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     if names == ["step", "kid_x1000", "std"]:  # of an older run
         names, rows = [*names, "minutes"], [[*row, "nan"] for row in rows]
     if tuple(names) != columns:
-        raise RecordError(f"Line 1 of {path} is not {','.join(columns)}; restore the file from a backup.")
+        raise TrainingError(f"Line 1 of {path} is not {','.join(columns)}; restore the file from a backup.")
     numbers = [*map(_parse_numbers, rows)]
     if numbers and len(numbers[-1]) != len(columns):
         numbers.pop()
     for line, row in enumerate(numbers, 2):
         finite = [number for name, number in zip(columns, row, strict=False) if name != "minutes"]
         if len(row) != len(columns) or not row[0].is_integer() or not np.isfinite(finite).all():
-            raise RecordError(f"{path} is damaged in line {line}; restore it from a backup.")
+            raise TrainingError(f"{path} is damaged in line {line}; restore it from a backup.")
     return dict(zip(columns, np.array(numbers).T, strict=True)) if numbers else {}
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from training.__main__ import build_parser
 from training.config import DISCRIMINATOR_CHANNELS, GENERATOR_CHANNELS, IMAGE_SIZES, TrainingConfig, read_config
-from training.errors import ConfigError, RecordError
+from training.errors import ConfigError, TrainingError
 from training.records import write_record
 
 
@@ -66,7 +66,7 @@ VALID = json.dumps(asdict(TrainingConfig()))
 def test_config_is_refused_in_one_sentence_when_json_is_invalid(tmp_path, content, fault):
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(RecordError) as raised:
+    with pytest.raises(TrainingError) as raised:
         read_config(path)
     message = str(raised.value)
     assert message.startswith(f"{path} {fault}")

@@ -8,7 +8,7 @@ unseen. Whole groups of consecutive photos are held out instead. The file names 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from os.path import commonprefix
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -78,18 +78,14 @@ def _find_series(files: Sequence[str]) -> dict[str, list[int]]:
     stems: dict[str, list[str]] = {}
     for path in paths:
         stems.setdefault(path.parent.name, []).append(path.stem)
-    endings = {folder: _common_ending(names) for folder, names in stems.items()}
+    endings = {
+        folder: commonprefix([stem[::-1] for stem in names])[::-1]  # noqa: RUF071 (characters are meant)
+        for folder, names in stems.items()
+    }
     series: dict[str, list[tuple[int, int]]] = {}
     for row, path in enumerate(paths):
         folder = path.parent.name
-        stem = path.stem.removesuffix(endings[folder])
+        stem = path.stem.removesuffix(endings[folder].lstrip(DIGITS))  # leading digits belong to the number
         name = stem.rstrip(DIGITS)
         series.setdefault(f"{folder}/{name}", []).append((int(stem[len(name) :] or 0), row))
     return {name: [row for _, row in sorted(frames)] for name, frames in series.items()}
-
-
-def _common_ending(stems: Sequence[str]) -> str:
-    """Return the common ending of `stems`, without leading digits."""
-    reversed_stems = zip(*(reversed(stem) for stem in stems), strict=False)
-    shared = [letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, reversed_stems)]
-    return "".join(reversed(shared)).lstrip(DIGITS)

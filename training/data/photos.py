@@ -5,9 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -31,11 +29,12 @@ from training.data.decoding import (
     load_heif,
     read_photo,
 )
-from training.errors import PhotosError
+from training.errors import TrainingError
+from training.records import open_atomically, write_record
 
 PROGRESS_DELAY_S = 1.0  # a small folder finishes before its bar appears
 
-_CACHE_LAYOUT = 6  # raise it whenever the same file would give other pixels, or the cache other files
+_CACHE_LAYOUT = 7  # raise it whenever the same file would give other pixels, or the cache other files
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
     Photos are cropped to the centre square and resized to `image_size`. Hidden files and folders are ignored. Each
     photo is decoded once: into memory if all fit `memory_limit_bytes`, else into a file in `cache_dir`. Later calls
     with an unchanged folder open that file without decoding. Its peak memory does not grow with the number of photos.
-    Raises PhotosError if the folder is missing, has no usable photo, or the cache cannot be written.
+    Raises TrainingError if the folder is missing, has no usable photo, or the cache cannot be written.
     """
     files = _find_files(folder)
     max_photos = sum(file.skip_reason is None for file in files)
@@ -98,7 +97,7 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
 
 
 def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> NDArray[np.uint8]:
-    """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises PhotosError without any."""
+    """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises TrainingError without any."""
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     pixels: list[NDArray[np.uint8]] = []
@@ -110,7 +109,7 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     """Return the shorter side, in pixels, of every apparently usable file.
 
     It reads headers and detects copies but decodes nothing, so files with damaged pixels still count.
-    Raises PhotosError if the folder is missing or no file is usable.
+    Raises TrainingError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
     _process_files(folder, _find_files(folder), image_size, lambda image, _: min(image.size), sides.append)
@@ -121,59 +120,44 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
     stamps = [(file.name, file.stamp) for file in files]
     determined_by = [_CACHE_LAYOUT, PIL.__version__, load_heif(), image_size, str(folder.resolve()), stamps]
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:32]
-    entry = cache_dir / f".photos-{key}"  # hidden, so a cache inside the photo folder is ignored there
+    # Hidden, so a cache inside the photo folder is ignored there.
+    pixels, index = cache_dir / f".photos-{key}.u8", cache_dir / f".photos-{key}.json"
+    shape = image_size, image_size, 3
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing, or truncated by a crash
-        return _open_cache(entry, folder, image_size)
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = tuple(content["files"])
+        summary = PhotoSummary(**content["summary"] | {"folder": printable(str(folder))})
+        return Photos(np.memmap(pixels, np.uint8, "r", shape=(len(names), *shape)), names, summary)
     try:
-        shutil.rmtree(entry, ignore_errors=True)
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".photos-", dir=cache_dir) as temporary:
-            new_entry = Path(temporary) / "entry"
-            new_entry.mkdir()
-            # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
-            with (new_entry / "pixels.u8").open("wb") as out:
-                names, summary = _process_files(
-                    folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
-                )
-            index = {"files": names, "summary": dataclasses.asdict(summary)}
-            (new_entry / "index.json").write_text(json.dumps(index), encoding="utf-8")
-            try:
-                new_entry.rename(entry)
-            except OSError:
-                if not entry.is_dir():  # else another process was faster, with the same pixels
-                    raise
-        photos = _open_cache(entry, folder, image_size)
-        if SkipReason.IO_ERROR in summary.skipped:
-            shutil.rmtree(entry)  # the map stays open; the next call reads the files again
-        return photos
+        # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
+        with open_atomically(pixels) as out:
+            names, summary = _process_files(
+                folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
+            )
+        mapped = np.memmap(pixels, np.uint8, "r").reshape(-1, *shape)
+        if SkipReason.IO_ERROR not in summary.skipped:  # else the next call reads the files again
+            write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
+        return Photos(mapped, names, summary)
     except OSError as error:
         megabytes = len(files) * image_size * image_size * 3 / 1e6
-        raise PhotosError(
+        raise TrainingError(
             f"Cannot cache the decoded photos in {printable(str(cache_dir))!r} ({error.strerror or error}); "
             f"make {megabytes:,.0f} MB free there, or raise --memory-limit-mib."
         ) from error
 
 
-def _open_cache(entry: Path, folder: Path, image_size: int) -> Photos:
-    """Return the photos of `entry`, mapped read-only; raise if it is incomplete."""
-    index = json.loads((entry / "index.json").read_text(encoding="utf-8"))
-    names = tuple(index["files"])
-    summary = PhotoSummary(**index["summary"] | {"folder": printable(str(folder))})
-    shape = (len(names), image_size, image_size, 3)
-    return Photos(np.memmap(entry / "pixels.u8", np.uint8, mode="r", shape=shape), names, summary)
-
-
 def _find_files(folder: Path) -> list[_File]:
     """Return every file below `folder` that is not hidden, sorted by path, without opening it.
 
-    Links are followed, once to each folder. A folder that cannot be listed counts as a file; PhotosError for `folder`.
+    Links are followed, once to each folder. A folder that cannot be listed counts as a file. Raises TrainingError.
     """
     try:
         fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
     except OSError as error:
         fault = f"cannot be opened ({error.strerror})"
     if fault:
-        raise PhotosError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
+        raise TrainingError(f"The photo folder {printable(str(folder))!r} {fault}; set --photos to a folder of photos.")
     visited: set[str] = set()
     files: list[_File] = []
 
@@ -225,7 +209,7 @@ def _process_files(
     store: Callable[[Result], object],
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises PhotosError."""
+    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises TrainingError."""
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
     fates: dict[str, str] = {}
@@ -244,13 +228,13 @@ def _process_files(
     counts = {reason.value: skipped[reason] for reason in SkipReason if skipped[reason]}
     summary = PhotoSummary(printable(str(folder)), len(files), len(used), counts, fates)
     if not files:
-        raise PhotosError(
+        raise TrainingError(
             f"The photo folder {summary.folder!r} has no files (hidden files are ignored); "
             "set --photos to a folder of photos."
         )
     if not used:
         reason, count = max(counts.items(), key=lambda item: item[1])
-        raise PhotosError(
+        raise TrainingError(
             f"The photo folder {summary.folder!r} has no usable photo: {count:,} of {len(files):,} files are skipped "
             f"as {reason!r}{'' if ';' in reason else '; set --photos to another folder'}."
         )

@@ -43,11 +43,10 @@ def evaluate(
     """Compare `count` images of `model` with photos; write the results to `out`.
 
     `model` is a run or version folder. `networks` are names of features.NETWORKS, separated by commas; the features of
-    the first also check copies and varieties. Photos are cropped and scaled as for training, so their sharpness is
-    comparable. If there are fewer photos than `count`, there are also fewer images, because FID depends on the number.
-    `out` receives evaluation.json, report.html and a cache of features. `weights` is a file for inception. `rights` are
-    attribution and licence for the report, instead of those on the model card. Raises TrainingError if `model` is
-    neither, `out` is a file, photos are fewer than MIN_COUNT, or a network is missing.
+    the first also check copies and varieties. If there are fewer photos than `count`, there are also fewer images,
+    because FID depends on the number. `weights` is a file for inception. `rights` are attribution and licence for the
+    report, instead of those on the model card. Raises TrainingError if `model` is neither, `out` is a file, photos are
+    fewer than MIN_COUNT, or a network is missing.
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)

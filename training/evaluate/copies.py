@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +49,17 @@ def check_copies(
     image_pairs = find_closest(images, [f"seed {seed}" for seed in seeds])
     by_features = find_nearest(image_features, training_features)[1]
     other_by_pixels, other_by_features = (measure_others(points, split) for points in (small, photo_features))
+    verdicts = (
+        assess_distances(image_pairs.all_distances, other_by_pixels),
+        assess_distances(by_features, other_by_features, space="features"),
+    )
+    worse = min(verdicts, key=lambda verdict: ("bad", "unknown", "good").index(verdict.level))
     check = CopyCheck(
         images_by_pixels=_summarise(image_pairs.all_distances),
         others_by_pixels=_summarise(other_by_pixels),
         images_by_features=_summarise(by_features),
         others_by_features=_summarise(other_by_features),
-        verdict=combine_verdicts(
-            assess_distances(image_pairs.all_distances, other_by_pixels),
-            assess_distances(by_features, other_by_features, space="features"),
-        ),
+        verdict=replace(worse, explanation=" ".join(verdict.explanation for verdict in verdicts)),
     )
     held_out_pairs = None
     if len(split.held_out):
@@ -118,10 +121,3 @@ def assess_distances(
     if share > max(MAX_CLOSE_SHARE, CLOSE_QUANTILE + 3.0 * deviation):
         return Verdict("bad", "Some images look like copies.", explanation)
     return Verdict("good", "No sign of copying.", explanation)
-
-
-def combine_verdicts(first: Verdict, second: Verdict) -> Verdict:
-    """Return the worse of two verdicts with the explanations of both."""
-    order = ("bad", "unknown", "good")
-    worse = min(first, second, key=lambda verdict: order.index(verdict.level))
-    return Verdict(worse.level, worse.headline, f"{first.explanation} {second.explanation}")

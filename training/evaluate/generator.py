@@ -38,40 +38,36 @@ def is_version(model: Path) -> bool:
 
 def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTest:
     """Return the generator of a run folder or of a version folder. Raises TrainingError if `model` is neither."""
-    if is_version(model):
-        return _load_version(model)
-    if not (model / "config.json").is_file():
-        raise TrainingError(
-            f"{model} has neither saved_model.pb nor config.json; name a version of a model, such as models/apple/1, "
-            "or the --out folder of a `fit` that has saved a checkpoint."
+    if not is_version(model):
+        if not (model / "config.json").is_file():
+            raise TrainingError(
+                f"{model} has neither saved_model.pb nor config.json; name a version of a model, such as "
+                "models/apple/1, or the --out folder of a `fit` that has saved a checkpoint."
+            )
+        trained = load_generator(model, checkpoint)
+        return GeneratorUnderTest(
+            name=model.resolve().name,
+            batch=trained.batch,
+            images_from_latents=lambda latents: images_from_latents(trained.network, latents),
+            config=trained.config,
+            photos_record=read_record(model / "photos.json", PhotosRecord),
         )
-    trained = load_generator(model, checkpoint)
-    return GeneratorUnderTest(
-        name=model.resolve().name,
-        batch=trained.batch,
-        images_from_latents=lambda latents: images_from_latents(trained.network, latents),
-        config=trained.config,
-        photos_record=read_record(model / "photos.json", PhotosRecord),
-    )
-
-
-def _load_version(version: Path) -> GeneratorUnderTest:
     import tensorflow as tf
 
     try:
-        signature = tf.saved_model.load(str(version)).signatures["serving_default"]
+        signature = tf.saved_model.load(str(model)).signatures["serving_default"]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        raise TrainingError(f"{version} is damaged, or `export` did not write it; name another version.") from error
+        raise TrainingError(f"{model} is damaged, or `export` did not write it; name another version.") from error
 
     def run_signature(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         batches = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))
         return np.concatenate([signature(latents=tf.constant(batch))["images"].numpy() for batch in batches])
 
-    photos_record = read_record(version / "photos.json", PhotosRecord)
+    photos_record = read_record(model / "photos.json", PhotosRecord)
     return GeneratorUnderTest(
-        name=f"{version.resolve().parent.name}, version {version.resolve().name}",
+        name=f"{model.resolve().parent.name}, version {model.resolve().name}",
         batch=photos_record.batch,
         images_from_latents=run_signature,
-        config=read_record(version / "config.json", TrainingConfig),  # older versions lack newer settings
+        config=read_record(model / "config.json", TrainingConfig),  # older versions lack newer settings
         photos_record=photos_record,
     )

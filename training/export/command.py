@@ -16,7 +16,7 @@ from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from training.data.dataset import check_output_folder
-from training.errors import ExportError
+from training.errors import TrainingError
 from training.export.model_card import NO_FAULT, NOT_EVALUATED, Fault, read_run, write_model_card
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
@@ -80,7 +80,7 @@ def export(
                 version = publish(folder, to)
             return version
     except (OSError, tf.errors.OpError) as error:
-        raise ExportError(
+        raise TrainingError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
         ) from error
 
@@ -103,9 +103,9 @@ def publish(folder: Path, to: Path) -> Path | None:
 
 
 def check_model_name(name: str) -> None:
-    """Raise ExportError unless a model can be served as `name`."""
+    """Raise TrainingError unless a model can be served as `name`."""
     if not name.isprintable() or not name.strip():
-        raise ExportError(
+        raise TrainingError(
             f"The folder's name {name!r} becomes the model's name; choose one of printable characters in --to."
         )
 
@@ -151,7 +151,7 @@ def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], fold
 
 
 def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str) -> str:
-    """Write and verify the SavedModel; return the checks in words. Raises ExportError."""
+    """Write and verify the SavedModel; return the checks in words. Raises TrainingError."""
     seeds = np.random.default_rng(0).integers(MAX_SEED, size=MAX_BATCH_SIZE, endpoint=True)
     servable = Servable(generator, sequential=False)
     if sizes := find_unequal_sizes(servable, seeds):
@@ -161,7 +161,7 @@ def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str)
         )
         servable = Servable(generator, sequential=True)
         if find_unequal_sizes(servable, seeds):
-            raise ExportError(f"An image depends on its batch even if rows run one by one; {REPORT_BUG}.")
+            raise TrainingError(f"An image depends on its batch even if rows run one by one; {REPORT_BUG}.")
     save_servable(servable, folder, model_name=model_name)
     difference = check_saved_model(generator, folder, seeds)
     rows = "Rows run one by one." if servable.sequential else "All rows run at once; odd batches have one more row."
@@ -203,19 +203,19 @@ def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
 
 
 def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[np.int64]) -> int:
-    """Return the largest pixel difference to Keras's images. Raises ExportError beyond 1, or if calls disagree."""
+    """Return the largest pixel difference to Keras's images. Raises TrainingError beyond 1, or if calls disagree."""
     signatures = tf.saved_model.load(str(folder)).signatures
     generate = signatures["generate"]
     golden = signatures["golden"](index=tf.range(len(GOLDEN_SEEDS), dtype=tf.int64))
     rows = range(len(GOLDEN_SEEDS))
     golden_images = np.concatenate([generate(seeds=golden["seeds"][i : i + 1])["images"] for i in rows])
     if not np.array_equal(golden["digests"], pixel_digests(golden_images)):
-        raise ExportError(f"The written graph gives other pixels than its golden digests; {REPORT_BUG}.")
+        raise TrainingError(f"The written graph gives other pixels than its golden digests; {REPORT_BUG}.")
     images = np.asarray(generate(seeds=tf.constant(seeds))["images"])
     large_call = np.asarray(generate(seeds=tf.constant(np.concatenate([seeds, seeds[:33]])))["images"])
     if not np.array_equal(large_call, np.concatenate([images, images[:33]])):
-        raise ExportError(f"The written graph gives other pixels in calls of over {len(seeds)} seeds; {REPORT_BUG}.")
+        raise TrainingError(f"The written graph gives other pixels in calls of over {len(seeds)} seeds; {REPORT_BUG}.")
     difference = int(np.abs(images.astype(np.int16) - generate_images(generator.network, seeds)).max())
     if difference > 1:
-        raise ExportError(f"The fused generator differs from the Keras one by {difference}/255; {REPORT_BUG}.")
+        raise TrainingError(f"The fused generator differs from the Keras one by {difference}/255; {REPORT_BUG}.")
     return difference

@@ -15,7 +15,6 @@ import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
-from training.errors import ExportError
 from training.model.networks import BLUR, NEAREST, SLOPE, UpsampleConv
 
 Kind = Literal["dense", "conv", "upsample_conv", "smooth_upsample_conv"]
@@ -33,14 +32,13 @@ class Stage:
 
 
 def fuse(generator: keras.Model) -> list[Stage]:
-    """Return the stages of a generator of `build_generator`, without batch normalisation. Raises ExportError."""
+    """Return the stages of a generator of `build_generator`, without batch normalisation.
+
+    All other layers are part of `build_function`. `command.check_saved_model` compares the images.
+    """
     stages: list[Stage] = []
     for layer in generator.layers:
         match layer:
-            case layers.InputLayer() | layers.UnitNormalization() | layers.Rescaling() | layers.Reshape():
-                continue  # part of `build_function`
-            case layers.Activation() if layer.activation is keras.activations.tanh:
-                continue
             case layers.Dense():
                 stages.append(_stage("dense", layer.kernel, layer.bias))
             case UpsampleConv():
@@ -50,12 +48,8 @@ def fuse(generator: keras.Model) -> list[Stage]:
                 stages.append(_stage("conv", layer.kernel, layer.bias))
             case layers.BatchNormalization():
                 stages[-1] = _fold(stages[-1], layer)
-            case layers.LeakyReLU() if np.isclose(layer.negative_slope, SLOPE):
+            case layers.LeakyReLU():
                 stages[-1] = replace(stages[-1], has_activation=True)
-            case _:
-                raise ExportError(
-                    f"The generator's layer {layer.name} ({type(layer).__name__}) cannot be fused; extend fuse()."
-                )
     return stages
 
 

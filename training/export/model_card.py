@@ -12,7 +12,7 @@ import keras
 from training.config import TrainingConfig
 from training.data.dataset import PhotosRecord
 from training.data.photos import printable
-from training.errors import ExportError
+from training.errors import TrainingError
 from training.evaluate.results import Evaluation
 from training.fit.measurements import Measurement, read_measurements
 from training.fit.run import ModelRecord, SourceRecord
@@ -33,10 +33,10 @@ class Fault:
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """Return the fault of "SEED:TEXT". Raises ExportError for other texts."""
+        """Return the fault of "SEED:TEXT". Raises TrainingError for other texts."""
         seed, _, description = text.partition(":")
         if not (seed.isascii() and seed.isdigit()) or int(seed) > MAX_SEED or not description.strip():
-            raise ExportError(
+            raise TrainingError(
                 f"--fault is {text!r}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED} and a description."
             )
         return cls(int(seed), description.strip())
@@ -57,7 +57,7 @@ class RunRecord:
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
-    """Return the records of `run` for the model card. Raises RecordError if a file is missing or damaged."""
+    """Return the records of `run` for the model card. Raises TrainingError if a file is missing or damaged."""
     evaluation_file, source_file = run / "evaluation.json", run / "grown_from.json"
     evaluation, model_file = None, run / "started_from.json"
     if evaluation_file.exists():

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from training.errors import ConfigError, RecordError, TrainingError
+from training.errors import ConfigError, TrainingError
 from training.records import read_batches_done, read_curves
 
 NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
@@ -23,7 +23,7 @@ def check_no_runs_inside(run: Path) -> None:
 
 
 def check_complete(run: Path) -> None:
-    """Raise RecordError if `run` lacks a file to resume from, or one is damaged."""
+    """Raise TrainingError if `run` lacks a file to resume from, or one is damaged."""
     results = [name for name in RESULTS if (run / name).exists()]
     missing = [name for name in NEEDED_FILES if not (run / name).exists()]
     if not missing and (done := read_batches_done(run / "checkpoint.npz")):
@@ -37,7 +37,7 @@ def check_complete(run: Path) -> None:
         elif best not in (0, done, *measured):  # of batch `done`, a kill may have interrupted the measurement
             missing.append(f"row of batch {best} in kid.csv")
     if results and missing:
-        raise RecordError(
+        raise TrainingError(
             f"{run} has {results[0]} but no {' and no '.join(missing)}; restore it from a backup, "
             "or start over by --new, which keeps the old files."
         )

@@ -92,7 +92,7 @@ class DepthwiseConv(layers.DepthwiseConv2D):
 
     def call(self, inputs: Any) -> Any:
         """Return float[N, ceil(H / stride), ceil(W / stride), C]."""
-        if not _is_jax_on_cpu():
+        if keras.backend.backend() != "jax" or import_module("jax").default_backend() != "cpu":
             return super().call(inputs)
         side, stride = self.kernel_size[0], self.strides[0]
         height, width = (-(-n // stride) for n in inputs.shape[1:3])
@@ -108,14 +108,6 @@ class DepthwiseConv(layers.DepthwiseConv2D):
                 columns = slice(x, x + (width - 1) * stride + 1, stride)
                 result = result + padded[:, rows, columns] * self.kernel[y, x, :, 0]
         return result
-
-
-def _is_jax_on_cpu() -> bool:
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return bool(jax.default_backend() == "cpu")
 
 
 def _blocks(variant: str) -> Iterator[tuple[int, int, int]]:

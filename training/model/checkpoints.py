@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from training.config import TrainingConfig, read_config
-from training.errors import CheckpointError
+from training.errors import TrainingError
 from training.model.gan import GAN
 from training.model.networks import build_generator
 from training.records import UNREADABLE, open_atomically, read_batches_done
@@ -32,19 +32,19 @@ def _named_variables(gan: GAN) -> dict[str, Any]:
 
 
 def save_checkpoint(gan: GAN, path: Path) -> None:
-    """Write all state of `gan` to `path`. Raises CheckpointError; an older checkpoint is unchanged."""
+    """Write all state of `gan` to `path`. Raises TrainingError; an older checkpoint is unchanged."""
     arrays: dict[str, Any] = {name: variable.numpy() for name, variable in _named_variables(gan).items()}
     try:
         with open_atomically(path) as file:
             np.savez(file, step=gan.step, **arrays)
     except OSError as error:
-        raise CheckpointError(
+        raise TrainingError(
             f"Cannot write the checkpoint {path}: {error.strerror}; free space or fix permissions, then rerun `fit`."
         ) from error
 
 
 def load_checkpoint(gan: GAN, path: Path) -> None:
-    """Set all state of `gan` from `path`. Raises CheckpointError; `gan` is unchanged."""
+    """Set all state of `gan` from `path`. Raises TrainingError; `gan` is unchanged."""
     _assign(_named_variables(gan), path)
 
 
@@ -58,11 +58,11 @@ class TrainedGenerator:
 
 
 def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
-    """Return the generator of `run` at its "best" checkpoint, if any, or its "last". Raises CheckpointError."""
+    """Return the generator of `run` at its "best" checkpoint, if any, or its "last". Raises TrainingError."""
     config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
         if not file.is_file():
-            raise CheckpointError(
+            raise TrainingError(
                 f"{run} has no {file.name}; name the --out folder of a `fit` that has saved a checkpoint."
             )
     config = read_config(config_file)
@@ -73,17 +73,17 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
 
 
 def _assign(variables: dict[str, Any], path: Path) -> None:
-    """Assign the arrays of `path` to `variables`, by name. Raises CheckpointError before the first one."""
+    """Assign the arrays of `path` to `variables`, by name. Raises TrainingError before the first one."""
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
             values = {name: file[name] for name in variables if name in file.files}
     except UNREADABLE as error:
-        raise CheckpointError(
+        raise TrainingError(
             f"The checkpoint {path} cannot be read ({error}); restore it from a backup, or start a new run."
         ) from error
     for name, variable in variables.items():
         if name not in values or values[name].shape != tuple(variable.shape):
-            raise CheckpointError(
+            raise TrainingError(
                 f"The checkpoint {path} belongs to other networks ({name} does not fit); "
                 "use the config.json that was written with it."
             )

@@ -10,7 +10,7 @@ from keras import layers, ops
 from numpy.typing import NDArray
 
 from training.config import TrainingConfig
-from training.errors import CheckpointError
+from training.errors import TrainingError
 from training.model.latents import sample_latents
 from training.model.networks import NEAREST, UpsampleConv, build_generator
 
@@ -20,7 +20,7 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
 
     Export folds batch normalisation into the kernel before it. So each normalisation gets the mean and variance of its
     input for some seeds, and the scale and shift that add the exported bias to this input.
-    Raises CheckpointError if the folder `version` was not written by `export`, or with another `config`.
+    Raises TrainingError if the folder `version` was not written by `export`, or with another `config`.
     """
     import tensorflow as tf
 
@@ -28,7 +28,7 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
     try:
         _restore(generator, _read_constants(version))
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        raise CheckpointError(
+        raise TrainingError(
             f"{version} is not a model that `export` wrote with its config.json; set --from to another one, "
             "such as models/apple."
         ) from error

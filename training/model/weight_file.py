@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 DTYPES: dict[str, np.dtype[Any]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
-MAGIC = 0x1950A86A20F9469CFC6C  # number at the start of PyTorch's format before 1.6
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -36,11 +35,7 @@ class _Unpickler(pickle.Unpickler):
 def read_weights(path: Path) -> Weights:
     """Return the arrays of a PyTorch state dictionary by name. Raises UnpicklingError for another format."""
     with path.open("rb") as file:
-        if _Unpickler(file).load() != MAGIC:
-            raise pickle.UnpicklingError(
-                f"{path} is not a weight file in PyTorch's legacy format; reinstall its package."
-            )
-        for _ in ("protocol version", "byte order"):
+        for _ in ("magic number", "protocol version", "byte order"):
             _Unpickler(file).load()
         tensors = _Unpickler(file).load()
         dtypes = dict(storage for storage, *_ in tensors.values())

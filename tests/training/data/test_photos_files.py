@@ -1,8 +1,9 @@
-"""The files of a photo folder: used, skipped and ignored ones."""
+"""The files of a photo folder: used, skipped, ignored and cached ones."""
 
 import errno
-import io
 import os
+import resource
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from tests.conftest import needs_permissions
 from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid, tiff_with_tags
 from training.data.decoding import MAX_ENLARGEMENT, MAX_PIXELS, SkipReason
-from training.errors import PhotosError
+from training.data.photos import load_photos
+from training.errors import TrainingError
 
 
 def make_terabyte(path: Path) -> None:
@@ -51,6 +53,10 @@ BAD_FILES = {
     "half a png": (write_content(PHOTO_PNG[: len(PHOTO_PNG) // 2]), SkipReason.DAMAGED),
     "half a jpeg": (write_content(PHOTO_JPEG[: len(PHOTO_JPEG) // 2]), SkipReason.DAMAGED),
     "png without pixels": (write_content(png_that_claims(SIDE, SIDE)), SkipReason.DAMAGED),
+    "small": (
+        write_content(encoded(solid("RGB", "white", (SIDE // MAX_ENLARGEMENT - 1, 500)), "PNG")),
+        SkipReason.TOO_SMALL,
+    ),
     "copy": (lambda path: save_photo(path, shade=90), SkipReason.COPY),
 }
 
@@ -60,10 +66,11 @@ def test_bad_file_is_skipped_with_its_reason(folder: Path, kind: str) -> None:
     make, reason = BAD_FILES[kind]
     save_photo(folder / "a good photo", shade=90)
     make(folder / "photo.jpg")
-    photos = load(folder)
-    assert photos.files == ("a good photo",)
-    assert photos.summary.skipped == {reason.value: 1}
-    assert photos.summary.fates == {"photo.jpg": reason.value}
+    for in_memory in (True, False, False):  # the last one only opens the cache
+        photos = load(folder, in_memory=in_memory)
+        assert photos.files == ("a good photo",)
+        assert photos.summary.skipped == {reason.value: 1}
+        assert photos.summary.fates == {"photo.jpg": reason.value}
 
 
 @pytest.mark.parametrize(
@@ -82,14 +89,6 @@ def test_raw_is_never_a_second_photo(folder: Path, name: str, reason: SkipReason
     assert (photos.files, photos.summary.skipped) == (("photo.JPG",), {reason.value: 1})
 
 
-class UnreadableFile(io.RawIOBase):
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-
 @pytest.mark.parametrize("operation", ["stat", "open", "read"])
 def test_io_error_is_neither_damage_nor_cached(folder: Path, monkeypatch, operation: str) -> None:
     save_photo(folder / "a")
@@ -101,7 +100,7 @@ def test_io_error_is_neither_damage_nor_cached(folder: Path, monkeypatch, operat
         if path.name != "b":
             return real(path, *args, **options)
         if operation == "read":
-            return io.BufferedReader(UnreadableFile())
+            return real(Path("/proc/self/mem"), "rb")  # reading at address 0 raises EIO
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
@@ -123,32 +122,15 @@ def test_file_is_skipped_only_while_it_or_its_folder_is_unreadable(folder: Path,
     assert load(folder, in_memory=False).summary.skipped == {}
 
 
-@pytest.fixture
-def mixed_folder(folder: Path) -> Path:
-    """Return a folder of two photos and each kind of bad file."""
-    save_photo(folder / "a good photo", shade=90)
-    (folder / "sub").mkdir()
-    save_photo(folder / "sub" / "photo", shade=91)
-    for kind, (make, _) in BAD_FILES.items():
-        make(folder / kind)
-    return folder
-
-
-@pytest.mark.parametrize(("short_side", "used"), [(SIDE // MAX_ENLARGEMENT, 1), (SIDE // MAX_ENLARGEMENT - 1, 0)])
-def test_photo_is_skipped_when_enlarged_too_far(folder: Path, short_side: int, used: int) -> None:
-    save_photo(folder / "good")
-    solid("RGB", "white", (short_side, 500)).save(folder / "small.png")
-    assert load(folder).summary.used == 1 + used
-
-
 def test_visible_photos_are_sorted_by_path(folder: Path) -> None:
     names = ("Z", "a", "b-1", "b/1", "b/10", "b/2", "c", "林檎/é")
     for shade, name in reversed(list(enumerate((*names, ".a.png", ".git/a.png", "b/.thumbnails/a.png")))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_photo(folder / name, shade)
-    photos = load(folder)
-    assert (photos.files, photos.summary.files) == (names, len(names))
-    assert photos.pixels[:, 0, 0, 0].tolist() == list(range(len(names)))
+    for in_memory in (True, False, False):  # the last one only opens the cache
+        photos = load(folder, in_memory=in_memory)
+        assert (photos.files, photos.summary.files) == (names, len(names))
+        assert photos.pixels[:, 0, 0, 0].tolist() == list(range(len(names)))
 
 
 def test_links_are_followed_once_and_out_of_loops(folder: Path) -> None:
@@ -184,20 +166,71 @@ def test_file_name_cannot_control_the_terminal(folder: Path, name: str, printed:
     photos = load(subfolder)
     assert photos.files == (printed,)
     assert photos.summary.format_table().splitlines()[0] == f"photos in {folder}/{printed}"
-    (subfolder / name).write_bytes(b"text")
-    with pytest.raises(PhotosError) as raised:
-        load(subfolder)
-    assert "\x1b" not in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
-def test_disk_cache_has_the_same_pixels_as_memory(mixed_folder: Path, tmp_path: Path) -> None:
-    in_memory = load(mixed_folder)
-    summary = in_memory.summary
-    assert (summary.used, summary.files) == (2, len(BAD_FILES) + 2)
-    assert list(summary.skipped) == [reason.value for reason in SkipReason if reason.value in summary.skipped]
-    for _ in ("decoded", "cached"):
-        photos = load(mixed_folder, in_memory=False)
-        np.testing.assert_array_equal(photos.pixels, in_memory.pixels)
-        assert photos.files == in_memory.files
-        assert photos.summary == summary
+@pytest.mark.parametrize(("spare_bytes", "on_disk"), [(0, False), (-1, True)])
+def test_pixels_are_a_read_only_map_on_disk_when_over_the_limit(folder: Path, spare_bytes: int, on_disk: bool) -> None:
+    save_photo(folder / "a")
+    limit_bytes = SIDE * SIDE * 3 + spare_bytes
+    cache_dir = folder.parent / "cache"
+    photos = load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=limit_bytes)
+    assert isinstance(photos.pixels, np.memmap) == cache_dir.exists() == on_disk
+    assert not photos.pixels.flags.writeable
+
+
+CHANGES = {
+    "file added": lambda folder: save_photo(folder / "new"),
+    "file removed": lambda folder: (folder / "b.bmp").unlink(),
+    "file renamed": lambda folder: (folder / "b.bmp").rename(folder / "c.bmp"),
+    "file touched": lambda folder: os.utime(folder / "b.bmp", (1, 1)),
+    "file longer": lambda folder: (folder / "b.bmp").write_bytes((folder / "b.bmp").read_bytes() + b" "),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_photos_are_decoded_again_when_folder_or_size_changes(folder: Path, change: str) -> None:
+    solid("RGB", (10, 0, 0)).save(folder / "a.bmp")
+    solid("RGB", (20, 0, 0)).save(folder / "b.bmp")
+    load(folder, in_memory=False)
+    status = (folder / "a.bmp").stat()
+    solid("RGB", (99, 0, 0)).save(folder / "a.bmp")
+    # An unnoticed change: size and time are equal.
+    os.utime(folder / "a.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 10
+    assert load(folder, SIDE // 2, in_memory=False).pixels[0, -1, -1, 0] == 99
+    CHANGES[change](folder)
+    assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 99
+
+
+@pytest.mark.parametrize("suffix", [".u8", ".json"])
+def test_cache_is_rebuilt_when_it_is_truncated(folder: Path, suffix: str) -> None:
+    save_photo(folder / "a")
+    expected = load(folder, in_memory=False).pixels.copy()
+    (file,) = (folder.parent / "cache").glob(f".*{suffix}")  # hidden, so no photo if the cache is in the photo folder
+    os.truncate(file, 5)
+    np.testing.assert_array_equal(load(folder, in_memory=False).pixels, expected)
+
+
+def test_cache_is_removed_when_the_disk_is_full(folder: Path, tmp_path: Path) -> None:
+    for shade in range(3):
+        save_photo(folder / f"{shade}", shade)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIDE * SIDE * 3 * 2, limits[1]))  # space for two of the three
+    try:
+        with pytest.raises(TrainingError, match=r"in '.*/cache' \(File too large\); make 0 MB free"):
+            load(folder, in_memory=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_memory_does_not_grow_with_photos_when_cached_on_disk(folder: Path) -> None:
+    image_size, count = 128, 60
+    for shade in range(count):
+        save_photo(folder / f"{shade}", shade)
+    load(folder, in_memory=False)  # first, so imports and Pillow's plugins are not measured
+    tracemalloc.start()
+    load(folder, image_size, in_memory=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < count * image_size**2 * 3 / 4

@@ -1,10 +1,11 @@
-"""Distances between features, and varieties from them."""
+"""Distances between features, and from them varieties and the verdict on copies."""
 
 import numpy as np
 import pytest
 
+from training.evaluate.copies import assess_distances
 from training.evaluate.metrics import NEAREST_BATCH, find_nearest, frechet_distance, kernel_distance
-from training.evaluate.varieties import find_varieties, k_means
+from training.evaluate.varieties import find_varieties
 
 
 def normal(n: int, mean: float = 0.0, deviation: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -20,11 +21,6 @@ def test_frechet_distance_matches_the_formula_for_normal_sets():
 def test_kernel_distance_is_unbiased_when_samples_are_small():
     distances = [kernel_distance(normal(60, seed=2 * i), normal(60, seed=2 * i + 1))[0] for i in range(60)]
     assert abs(np.mean(distances)) < 3 * np.std(distances) / np.sqrt(len(distances))
-
-
-def test_kernel_distance_grows_with_the_difference():
-    near, far = (kernel_distance(normal(300), normal(300, mean=m, seed=1))[0] for m in (0.2, 0.6))
-    assert 0 < near < far
 
 
 def test_nearest_rows_match_a_plain_search():
@@ -71,5 +67,29 @@ def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
     assert find_varieties(files, NO_FEATURES).rule == "6 clusters of features"
 
 
-def test_k_means_gives_one_cluster_when_all_photos_are_equal():
-    assert len(set(k_means(np.ones((40, 3), np.float32), 4))) == 1
+FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)
+ALL_CLOSE = "The images are closer to the training photos than other photos are."
+SOME_CLOSE = "Some images look like copies."
+UNCERTAIN = "The images may be copies: chance may explain that 6 other photos are farther away."
+VERDICTS = {
+    "as far": (FAR, FAR, "good", "No sign of copying."),
+    "closer": (NEAR, FAR, "bad", ALL_CLOSE),
+    "a little closer, 6 others": (FAR[10:30], FAR[5::8], "unknown", UNCERTAIN),
+    "some": (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
+    "a few": (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
+    "some, 5 others": (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
+    "more, 5 others": (np.r_[NEAR[:20], FAR[-30:]], FAR[::10], "bad", SOME_CLOSE),
+}
+
+
+@pytest.mark.parametrize(("generated", "others", "level", "headline"), VERDICTS.values(), ids=VERDICTS)
+def test_verdict_is_bad_when_images_are_closer_than_other_photos(generated, others, level, headline):
+    verdict = assess_distances(generated, others)
+    assert (verdict.level, verdict.headline) == (level, headline)
+
+
+def test_verdict_explains_its_numbers():
+    assert assess_distances(np.r_[NEAR[:15], FAR[-35:]], FAR).explanation == (
+        "Typical distance to the nearest training photo in pixels at 32x32 (0 is identical): generated 15, "
+        "other photos 15; 30.0 % of the images are closer than the closest 5 % of other photos (10.5)."
+    )

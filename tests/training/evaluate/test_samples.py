@@ -1,15 +1,12 @@
 """`python -m training samples`."""
 
-import shutil
-
 import pytest
 from PIL import Image
 
 from training.__main__ import main
 
 
-def test_samples_are_a_grid_a_morph_and_single_images(small_run, tmp_path, capsys):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_samples_are_a_grid_a_morph_and_single_images(run, capsys):
     assert main(["samples", str(run), "--seeds", f"3,7-9,{2**63 - 1}"]) == 0
     sizes = {}
     for path in (run / "samples").iterdir():
@@ -29,8 +26,7 @@ def test_samples_are_refused_when_seeds_are_wrong(small_run, capsys, seeds):
     assert not (small_run / "samples").exists()
 
 
-def test_samples_are_refused_with_the_name_of_the_file_that_cannot_be_written(small_run, tmp_path, capsys):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_samples_are_refused_with_the_name_of_the_file_that_cannot_be_written(run, capsys):
     (run / "samples" / "grid.png").mkdir(parents=True)
     assert main(["samples", str(run), "--seeds", "3"]) == 2
     sentence = f"{run}/samples/grid.png: Is a directory; remove the cause, then run the command again."

@@ -47,8 +47,7 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_same_command_resumes_with_the_settings_of_the_run(photos, small_run, tmp_path, capsys):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_same_command_resumes_with_the_settings_of_the_run(photos, run, capsys):
     config = config_of(run) | {"memory_limit_mib": 77}  # a new run would have more, and a batch size of 16
     write_record(run / "config.json", config)
     assert fit(photos, run, "--steps", "5") == 0

@@ -9,8 +9,7 @@ from training.fit.folder import lock_run
 from training.records import read_batches_done
 
 
-def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_run, tmp_path, capsys):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_run, run, capsys):
     with lock_run(run):
         assert fit(photos, run, "--steps", "5") == 2
     assert capsys.readouterr().err.endswith(
@@ -19,8 +18,7 @@ def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_
     assert read_files(run) == read_files(small_run)
 
 
-def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, small_run, tmp_path):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, run):
     others = [run / name for name in ("film.mp4.part", "photos/a.png.0123abcd.part", "0123abcd.part")]
     partials = [run / name for name in ("checkpoint.npz.0123abcd.part", "grids/progress.gif.89abcdef.part")]
     for file in (*others, *partials):

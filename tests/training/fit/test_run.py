@@ -138,8 +138,7 @@ def test_run_ends_with_equal_bits_when_killed_and_resumed(photos, tmp_path):
     assert actual == expected
 
 
-def test_fit_saves_a_checkpoint_when_interrupted(photos, small_run, tmp_path, monkeypatch, capfd):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_fit_saves_a_checkpoint_when_interrupted(photos, run, monkeypatch, capfd):
     interrupt_at(monkeypatch, 6)
     assert fit(photos, run, "--steps", 500) == 130
     output = "".join(capfd.readouterr())

@@ -50,12 +50,9 @@ def test_jax_latents_equal_numpy_bits_for_1000_seeds(seeds):
 def test_latents_match_the_published_vectors():
     vectors = re.findall(r"^\| (\d+) \| (\d+) \| `(\S+)` \|", SPECIFICATION, re.MULTILINE)
     assert len(vectors) >= 20
-    actual = [sample_latents(np.array([int(seed)]), 128)[0, int(index)].item() for seed, index, _ in vectors]
+    # The shortest latents with this index: numbers do not depend on latent_dim.
+    actual = [sample_latents(np.array([int(seed)]), int(index) + 1)[0, -1].item() for seed, index, _ in vectors]
     assert actual == [float(number) for _, _, number in vectors]
-
-
-def test_latent_numbers_do_not_depend_on_latent_dim():
-    assert np.array_equal(sample_latents(np.array([7]), 16), sample_latents(np.array([7]), 512)[:, :16])
 
 
 def test_slerp_takes_equal_angles_when_latents_have_unit_length():

@@ -1,5 +1,6 @@
-"""The projected discriminator: features, stages, resuming and replicas."""
+"""The projected discriminator: weight files, backbone, features, stages, resuming and replicas."""
 
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +12,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.training.fit.test_run import assert_equal_bits, fit, fit_arguments, interrupt_at, read_losses, steps_in
 from training.config import TrainingConfig
+from training.model.backbone import build_backbone, load_weights
 from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
 from training.model.projected import ProjectedDiscriminator
+from training.model.weight_file import read_weights
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -30,14 +33,22 @@ def to_images(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
-def test_standardised_features_have_mean_0_and_deviation_1(discriminator):
-    taps = zip(
-        discriminator.mixed_features(to_images(PIXELS)), discriminator.means, discriminator.deviations, strict=True
-    )
-    for features, mean, deviation in taps:
-        standardised = (np.asarray(features) - np.asarray(mean)) / float(deviation)
-        np.testing.assert_allclose(standardised.mean((0, 1, 2)), 0, atol=1e-4)
-        assert standardised.std() == pytest.approx(1, abs=1e-3)
+def test_weight_file_is_rejected_when_it_would_run_code(tmp_path):
+    pickles = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"a": eval})
+    (tmp_path / "w.pth").write_bytes(b"".join(pickle.dumps(content, 2) for content in pickles))
+    with pytest.raises(pickle.UnpicklingError, match="eval does not belong in a weight file"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_backbone_classifies_a_shaded_orange_disc_as_a_ball():
+    weights = load_weights("lite1")
+    y, x = np.mgrid[:224, :224] - 111.5
+    disc = (np.hypot(x, y) < 80)[..., None]
+    shade = 1 - np.hypot(x + 30, y + 30)[..., None] / 300
+    image = np.where(disc, np.array([250, 140, 20]) * shade, 255.0)
+    features = build_backbone("lite1", weights, (8,), 224)((image[None] - 127) / 128)
+    logits = np.asarray(features).mean((1, 2)) @ weights["_fc.weight"].T + weights["_fc.bias"]
+    assert int(logits.argmax()) == 722  # ping-pong ball
 
 
 def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
@@ -47,12 +58,16 @@ def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
     assert discriminator.backbone.trainable_variables == []
 
 
-def test_discriminator_has_five_scales_and_sees_colours_at_128_px():
+def test_features_of_five_scales_and_colours_are_standardised_at_128_px():
     refining = build_gan(replace(CONFIG, image_size=128), refining=True).discriminator
     refining.set_feature_statistics(PIXELS)
-    colours = (refining.mixed_features(to_images(PIXELS))[-1] - refining.means[-1]) / refining.deviations[-1]
-    assert (refining.input_size, len(refining(to_images(PIXELS), training=True))) == (128, 6)
-    np.testing.assert_allclose(np.asarray(colours).std((0, 1, 2)), 1, atol=1e-3)
+    features = zip(refining.mixed_features(to_images(PIXELS)), refining.means, refining.deviations, strict=True)
+    standardised = [(np.asarray(x) - np.asarray(mean)) / np.asarray(deviation) for x, mean, deviation in features]
+    assert (refining.input_size, len(standardised)) == (128, 6)
+    for scale in standardised:
+        np.testing.assert_allclose(scale.mean((0, 1, 2)), 0, atol=1e-4)
+        assert scale.std() == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(standardised[-1].std((0, 1, 2)), 1, atol=1e-3)  # each colour
 
 
 def test_step_adds_at_most_two_gradients_at_once():

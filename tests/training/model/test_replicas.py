@@ -32,8 +32,7 @@ def chief(photos, small_run, tmp_path_factory) -> tuple[Path, int, str]:
     return run, process.returncode, output
 
 
-def test_losses_are_equal_when_two_workers_resume_a_run(photos, small_run, chief, tmp_path, monkeypatch):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_losses_are_equal_when_two_workers_resume_a_run(photos, run, chief, monkeypatch):
     interrupt_at(monkeypatch, 7)
     fit(photos, run, "--steps", 500)
     np.testing.assert_allclose(read_losses(chief[0])[:7], read_losses(run), rtol=1e-4)
