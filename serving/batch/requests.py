@@ -12,13 +12,6 @@ from serving.rendering.query import SEED, Picture, read_query
 
 MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of server.py lets through
 
-# Names of the parameters of rendering/query.py in a request.
-FIELDS = {
-    "seed": "seed",
-    "size": "options.size",
-    "format": "options.format",
-    "version": "options.model_version",
-}
 FORMATS = {pb.FORMAT_UNSPECIFIED: "png", pb.FORMAT_PNG: "png", pb.FORMAT_WEBP: "webp", pb.FORMAT_JPEG: "jpeg"}
 
 
@@ -40,7 +33,8 @@ def read_picture(options: Message, seed: int) -> Picture:
     try:
         return read_query(Picture, MultiDict(texts))
     except InvalidRequest as error:
-        raise InvalidRequest(FIELDS[error.field], error.value, error.allowed, error.fault) from error
+        name = "model_version" if error.field == "version" else error.field
+        raise InvalidRequest(f"options.{name}", error.value, error.allowed, error.fault) from error
 
 
 def read_seed(request: Message) -> int:

@@ -12,16 +12,7 @@ import grpc
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import address_of, listen, with_port
-from serving.settings import (
-    FOLDER,
-    HOST,
-    LOG_FORMAT,
-    MODEL_NAME,
-    SettingsError,
-    flag,
-    seconds,
-    whole_numbers,
-)
+from serving.settings import FOLDER, HOST, LOG_FORMAT, MODEL_NAME, SettingsError, flag, seconds, whole_numbers
 from serving.telemetry.logs import configure as configure_logging
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s

@@ -23,7 +23,6 @@ from serving.paint.files import Files, Tars
 from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
-from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, write_error, write_line
 from serving.settings import FOLDER, MAX_TIMEOUT_S, PEM_FILE, TARGET, Settings, flag, seconds, whole_numbers
@@ -99,7 +98,9 @@ class Work:
                 done = 0
                 try:
                     for stored in self.layout.store(self.client.paint(seeds, query)):
-                        self._record(stored)
+                        with self.lock:
+                            self.manifest.append([self.folder.take(picture) for picture in stored])
+                            self.bar.update(len(stored))
                         done += len(stored)
                 except VersionGoneError:
                     if not any_version:
@@ -110,11 +111,6 @@ class Work:
     def _next_seeds(self) -> list[int]:
         with self.lock:
             return next(self.missing, [])
-
-    def _record(self, stored: Sequence[pb.Picture]) -> None:
-        with self.lock:
-            self.manifest.append([self.folder.take(picture) for picture in stored])
-            self.bar.update(len(stored))
 
 
 def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
