@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent import futures
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import value
+from tests.serving.paint.conftest import paint
 
 MAX_SEED = 2**63 - 1
 SEEDS = [5, 0, MAX_SEED, 42, 5]
@@ -181,6 +183,8 @@ def test_health_is_not_serving_until_the_model_server_is_back(tmp_path):
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
         assert details["RetryInfo"].retry_delay.seconds == 1
         wait_until(lambda: batch.status() == batch.status("") == NOT_SERVING, "health to be NOT_SERVING")
+        here = SimpleNamespace(target=batch.target.replace("localhost", "127.0.0.1"))
+        assert "it has no model ready" in paint(here, tmp_path / "out", "--patience-s", 1, code=1)
         with FakeModelServer(port=server.port):
             wait_until(lambda: batch.status() == SERVING, "recovery")
             assert len(batch.paint([1, 2])) == 2
