@@ -248,15 +248,11 @@ def check_tensors(signature: Message, protos: Mapping[str, Message]) -> None:
     for index, alias in enumerate(sorted(signature.inputs)):
         wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
         if sent != wanted:
-            raise invalid(f"Expects arg[{index}] to be {dtype_name(wanted)} but {dtype_name(sent)} is provided")
+            expected, found = (types_pb2.DataType.Name(one).removeprefix("DT_").lower() for one in (wanted, sent))
+            raise invalid(f"Expects arg[{index}] to be {expected} but {found} is provided")
         rows = next((dim.size for dim in protos[alias].tensor_shape.dim), 0)
         if rows > MAX_ROWS:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {MAX_ROWS}")
-
-
-def dtype_name(dtype: int) -> str:
-    """Return TensorFlow's name for a DataType: "float" for DT_FLOAT."""
-    return str(types_pb2.DataType.Name(dtype)).removeprefix("DT_").lower()
 
 
 def names(aliases: Iterable[str]) -> str:

@@ -72,12 +72,15 @@ def start_server(service: PredictionService, arguments: argparse.Namespace) -> t
     return server, bound
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Serve the versions of one model; raise KeyboardInterrupt at the end.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m serving model-server`, which serves the versions of one model.
 
     No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S. Raises SettingsError
-    if nothing can listen on host and port.
+    if nothing can listen on host and port, KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one
+    sentence on stderr if `argv` is not valid.
     """
+    arguments = parse(argv)
+    configure_logging(arguments.log_format)
     # TensorFlow logs remarks as errors, and raises real ones.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Without oneDNN, the default for processors without AVX-512 VNNI, images depend on the size of their batch and take
@@ -105,17 +108,6 @@ def serve(arguments: argparse.Namespace) -> None:
             server.stop(STOP_GRACE_S).wait(STOP_GRACE_S)
     finally:
         watcher.close(timeout_s=STOP_GRACE_S)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m serving model-server` and return its exit status.
-
-    Raises SettingsError for a taken port, KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one
-    sentence on stderr if `argv` is not valid.
-    """
-    arguments = parse(argv)
-    configure_logging(arguments.log_format)
-    serve(arguments)
     return 0
 
 

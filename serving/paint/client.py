@@ -54,7 +54,6 @@ TRANSIENT = frozenset(
         grpc.StatusCode.CANCELLED,  # by `end_silent_calls`, or by a server that stops
     }
 )
-FORMATS = {"png": pb.FORMAT_PNG, "webp": pb.FORMAT_WEBP, "jpeg": pb.FORMAT_JPEG}
 
 
 class PaintError(Exception):
@@ -164,11 +163,8 @@ class PictureClient:
             PaintError: any other error that a retry can't repair.
             Stopped: `stop` was called.
         """
-        options = pb.PictureOptions(
-            size=query.size,
-            format=FORMATS[str(query.format)],
-            model_version=query.version,
-        )
+        file_format = f"FORMAT_{str(query.format).upper()}"  # the message takes names
+        options = pb.PictureOptions(size=query.size, format=file_format, model_version=query.version)
         self._start_clock()
         done, pause_s = 0, FIRST_PAUSE_S
         while done < len(seeds):
