@@ -171,8 +171,7 @@ class ModelClient:
 
         Raises ModelUnavailable without any, ModelTimeout after STATUS_TIMEOUT_S, or Overloaded.
         """
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = self._model_name
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": self._model_name})
         try:
             response = self._models.GetModelStatus(request, timeout=STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -207,10 +206,8 @@ class ModelClient:
         timeout_s = min(self._predict_timeout_s, deadline_s - time.monotonic())
         if timeout_s <= 0:
             raise ModelTimeout("The deadline passed before the model could be called; try again later.")
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
-        request.model_spec.signature_name = signature
-        request.model_spec.version.value = version
+        spec = {"name": self._model_name, "version": {"value": version}, "signature_name": signature}
+        request = predict_pb2.PredictRequest(model_spec=spec)
         tensor = request.inputs[name]
         tensor.dtype = types_pb2.DT_INT64 if values.dtype == np.int64 else types_pb2.DT_FLOAT
         for size in values.shape:

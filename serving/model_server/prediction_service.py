@@ -88,10 +88,8 @@ class PredictionService:
             raise invalid(str(error)) from error
         except MemoryError as error:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = version
-        response.model_spec.signature_name = name
+        spec = {"name": self._model_name, "version": {"value": version}, "signature_name": name}
+        response = predict_pb2.PredictResponse(model_spec=spec)
         for alias in chosen:
             servable.encode(outputs[alias], response.outputs[alias], typed_fields=self._typed_fields)
         return response
@@ -105,9 +103,8 @@ class PredictionService:
             if field != METADATA_FIELD:
                 raise invalid(f"Metadata field {field} is not supported")
         version, servable = self._find(request.model_spec)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = version
+        spec = {"name": self._model_name, "version": {"value": version}}
+        response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=spec)
         signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
         response.metadata[METADATA_FIELD].Pack(signatures)
         return response
@@ -125,9 +122,9 @@ class PredictionService:
             if version not in statuses:
                 raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
             state = get_model_status_pb2.ModelVersionStatus.State.Value(statuses[version].state)
-            added = response.model_version_status.add(version=version, state=state)
-            added.status.error_code = UNKNOWN_ERROR if statuses[version].error else 0
-            added.status.error_message = statuses[version].error
+            error = statuses[version].error
+            status = {"error_code": UNKNOWN_ERROR if error else 0, "error_message": error}
+            response.model_version_status.add(version=version, state=state, status=status)
         return response
 
     def multi_inference(self, request: Message) -> Message:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-TAG = "serve"
 INIT_OP = "__saved_model_init_op"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARM_UP_REQUESTS = 1000  # as TensorFlow Serving
@@ -103,7 +102,7 @@ def load(folder: Path) -> Servable:
     loaded, and ValueError for one that fails on its warm-up requests.
     """
     session = tf.compat.v1.Session(graph=tf.Graph())
-    signature_defs = dict(tf.compat.v1.saved_model.load(session, [TAG], str(folder)).signature_def)
+    signature_defs = dict(tf.compat.v1.saved_model.load(session, ["serve"], str(folder)).signature_def)
     # The initialisation has run already, and has no output.
     calls = {name: _call(session, signature) for name, signature in signature_defs.items() if name != INIT_OP}
     servable = Servable(signature_defs, calls)

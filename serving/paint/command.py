@@ -128,7 +128,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
     path = chosen.out / chosen.shard.manifest
     with (
-        Manifest(path) as manifest,
+        closing(Manifest(path)) as manifest,
         closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s, report=_report)) as client,
     ):
         for manifest_path in sorted(chosen.out.glob("manifest*.jsonl")):  # of all shards
