@@ -72,12 +72,8 @@ ERRORS = {
 }
 
 
-@dataclass(frozen=True, eq=False)  # arrays don't compare to one truth value
-class Golden:
-    """The golden seeds, and the exporter's SHA-256 of their images."""
-
-    seeds: npt.NDArray[np.int64]  # [N]
-    digests: npt.NDArray[np.uint8]  # [N, 32], SHA-256 of the pixels
+# The golden seeds [N], and the exporter's SHA-256 of their pixels [N, 32].
+Golden = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None]
 
 
 class ConnectionChanged(Exception):
@@ -159,12 +155,12 @@ class ModelClient:
         response = self._predict(version, "serving_default", "latents", latents, deadline_s)
         return _array(response, IMAGES, rows=len(latents))
 
-    def golden(self, version: int) -> Golden | None:
-        """Return the golden digests of the model, None without any."""
+    def golden(self, version: int) -> Golden:
+        """Return the golden seeds and digests; 0 to 63, and None, of a model without them."""
         response = self._predict(version, "golden", "index", np.arange(MAX_ROWS), is_shared=True)
         if response is None:
-            return None
-        return Golden(_array(response, SEEDS, rows=MAX_ROWS), _array(response, DIGESTS, rows=MAX_ROWS))
+            return np.arange(MAX_ROWS), None
+        return _array(response, SEEDS, rows=MAX_ROWS), _array(response, DIGESTS, rows=MAX_ROWS)
 
     def available_versions(self) -> list[int]:
         """Return the versions that the model server has ready, oldest first.

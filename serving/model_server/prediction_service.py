@@ -145,10 +145,7 @@ class PredictionService:
         raise invalid(f"No {kind} inputs found in SignatureDef: {servable.signature_defs[name]}")
 
     def _find(self, spec: Message) -> "tuple[int, Servable]":
-        """Return the version that `spec` names, and its servable.
-
-        The servable stays usable after it is unloaded.
-        """
+        """Return the version that `spec` names, and its servable."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):

@@ -44,9 +44,7 @@ class Servable:
     def run(self, signature: str, inputs: Tensors) -> Tensors:
         """Return all outputs of `signature` for `inputs`, both by name.
 
-        Raises:
-            ValueError: the graph refuses the inputs; the text is the kernel's, as in TensorFlow Serving.
-            MemoryError: memory is exhausted.
+        Raises ValueError with the kernel's text if the graph refuses the inputs, and MemoryError.
         """
         call = self._calls[signature]
         try:

@@ -112,10 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line: TensorFlow Serving's flags, and two more.
-
-    Raises SystemExit(2) after one sentence on stderr.
-    """
+    """Return the command line: TensorFlow Serving's flags, and two more."""
     threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument

@@ -76,10 +76,7 @@ class Work:
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards all of these
 
     def run(self, query: Picture, *, streams: int, any_version: bool) -> None:
-        """Render all missing images with the options of `query`.
-
-        Raises the errors of PictureClient, and OSError.
-        """
+        """Render all missing images with the options of `query`."""
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
             try:
                 waiting = {pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)}
@@ -116,9 +113,7 @@ class Work:
 def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     """Complete the folder `chosen.out`; finished images stay if it fails.
 
-    Raises:
-        PaintError: another try of the same command, or a change of its flags, is needed.
-        OSError: the folder can't be written.
+    Raises PaintError, and OSError if the folder can't be written.
     """
     layout = (Tars if chosen.layout == "tar" else Files)(chosen.out, chosen.format, chosen.per_folder)
     seeds = chosen.shard.of(chosen.seeds, layout)

@@ -151,10 +151,7 @@ def test_model_server_refuses_requests_as_tensorflow_serving_does(hosted, reques
 
 def test_unexpected_error_is_internal_and_its_cause_is_in_the_log_only(hosted, caplog):
     init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but not callable
-    code, message = refusal_of(hosted, init)
-    assert (code, message) == (
-        grpc.StatusCode.INTERNAL,
-        "The model server failed on this call; its log says why.",
-    )
+    sentence = "The model server failed on this call; its log says why."
+    assert refusal_of(hosted, init) == (grpc.StatusCode.INTERNAL, sentence)
     assert "Traceback" in caplog.text
     assert "__saved_model_init_op" in caplog.text

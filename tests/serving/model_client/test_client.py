@@ -1,4 +1,4 @@
-"""The client of the model server; the golden check of a replica, and how the gateway reports it."""
+"""The client of the model server, shared calls, and the golden check of a replica."""
 
 import time
 from collections.abc import Iterator
@@ -9,12 +9,22 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.errors import ClientGone, ModelUnavailable
+from serving.errors import ClientGone, ModelTimeout, ModelUnavailable
+from serving.model_client.batcher import PredictBatcher
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.telemetry.request_log import record_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.fake_model_server import answer, refusing, rendering_other_bytes
+from tests.fake_model_server import (
+    FakeModelServer,
+    StatusError,
+    answer,
+    latents,
+    pictures_of,
+    refusing,
+    rendering_other_bytes,
+)
+from tests.gateway_process import Gateway, Reply
 
 
 @pytest.fixture
@@ -28,7 +38,7 @@ def monitor(client) -> ModelMonitor:
     return ModelMonitor(client)
 
 
-@pytest.mark.parametrize("ask", [lambda client: client.sample(3, [1, 2]), lambda client: client.golden(3).digests])
+@pytest.mark.parametrize("ask", [lambda client: client.sample(3, [1, 2]), lambda client: client.golden(3)[1]])
 def test_typed_fields_and_tensor_content_give_equal_numbers(client, server, ask):
     typed = ask(client)
     server.reply = lambda request: answer(request, as_content=True)
@@ -118,3 +128,63 @@ def test_gateway_reports_a_differing_replica_in_log_metric_and_etag(server, star
     assert kind != "proved"
     assert other.headers["Cache-Control"] == "no-cache"
     assert gateway.ask(URL, If_None_Match=true.headers["ETag"]).status == 304
+
+
+BUSY, WAITING = 1000, range(2000, 2009)
+
+
+def calls_of(server: FakeModelServer) -> list[list[int]]:
+    """Return the seeds of each call for images, without the golden ones."""
+    generate = [request for request in server.requests if request.model_spec.signature_name == "generate"]
+    seeds = [sorted(memoryview(request.inputs["seeds"].tensor_content).cast("q").tolist()) for request in generate]
+    return [found for found in seeds if found[0] >= BUSY]
+
+
+def ask_while_busy(server: FakeModelServer, gateway: Gateway) -> list[Reply]:
+    """Return the responses to requests that waited for a busy model."""
+    with ThreadPoolExecutor(1 + len(WAITING)) as pool, server.holding():
+        pool.submit(gateway.ask, f"/generate?seed={BUSY}")
+        wait_until(lambda: calls_of(server), "the first call")
+        others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
+        wait_until(lambda: gateway.rendered() == 1 + len(WAITING), "all requests to wait")
+    return [other.result() for other in others]
+
+
+@pytest.mark.parametrize(
+    ("reply", "sizes"),
+    [(answer, [1, 8, 1]), (refusing(grpc.StatusCode.FAILED_PRECONDITION, "golden"), [1] * (1 + len(WAITING)))],
+)
+def test_requests_share_even_batches_when_busy_and_verified(server, start_gateway, reply, sizes):
+    server.reply = reply
+    gateway = start_gateway(server.target, model_calls=1, cache_mb=0)
+    replies = ask_while_busy(server, gateway)
+    assert [len(call) for call in calls_of(server)] == sizes
+    assert [reply.body for reply in replies] == [gateway.ask(f"/generate?seed={seed}").body for seed in WAITING]
+
+
+def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, start_gateway):
+    def reply(request):
+        if calls_of(server):  # not for the golden images
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        return answer(request)
+
+    server.reply = reply
+    replies = ask_while_busy(server, start_gateway(server.target, model_calls=1))
+    assert [reply.status for reply in replies] == [503] * len(WAITING)
+    assert len(calls_of(server)) == 3
+
+
+def test_each_request_gets_its_own_image_or_a_timeout_under_load():
+    batcher = PredictBatcher(lambda version, seeds, _: list(pictures_of(latents(seeds), version)), max_calls=2)
+
+    def ask(number: int) -> bool:
+        version, seed, is_late = 1 + number % 2, 2000 + number, number % 5 == 0
+        deadline_s = time.monotonic() + (0.0 if is_late else LIMIT_S)
+        try:
+            image = batcher.predict(version, seed, np.copy, deadline_s=deadline_s)
+        except ModelTimeout:
+            return is_late
+        return np.array_equal(image, pictures_of(latents([seed]), version)[0])
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(ask, range(2000)))
