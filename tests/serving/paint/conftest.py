@@ -28,8 +28,8 @@ def data_of(seed: int, version: int = 1) -> bytes:
 class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers on a socket while the `with` block lasts, with images of few bytes.
 
-    `before(seed, context)` is called before each image, and `alter(picture)` may spoil one. `aborts` has seeds at which
-    one call ends, with its status. `calls` has the seeds of each call.
+    `before(seed, context)` is called before each image. `aborts` has seeds at which one call ends, with its status, and
+    `spoilt` has fields of all images. `calls` has the seeds of each call.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         version: int = 1,
         before: Callable[[int, Any], object] = lambda seed, context: None,
         aborts: dict[int, grpc.StatusCode] | None = None,
-        alter: Callable[[pb.Picture], object] = lambda picture: None,
+        spoilt: dict[str, Any] | None = None,
     ) -> None:
         self.version = version
         self.before = before
         self.aborts = aborts or {}
-        self.alter = alter
+        self.spoilt = spoilt or {}
         self.calls: list[list[int]] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
         picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
@@ -70,9 +70,8 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
             if request.options.model_version != self.version:
                 context.abort(grpc.StatusCode.NOT_FOUND, "The model server has no such version of 'apple' loaded.")
             data = data_of(seed, self.version)
-            picture = pb.Picture(seed=seed, data=data, sha256=sha256(data).digest(), model_version=self.version)
-            self.alter(picture)
-            yield pb.GenerateBatchResponse(picture=picture)
+            fields = {"seed": seed, "data": data, "sha256": sha256(data).digest(), "model_version": self.version}
+            yield pb.GenerateBatchResponse(picture=fields | self.spoilt)
 
 
 class Gate(threading.Event):

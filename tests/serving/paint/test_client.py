@@ -47,13 +47,6 @@ def test_a_silent_stream_ends_when_patience_does(tmp_path):
     assert len(rows(tmp_path)) == 17
 
 
-def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
-    with FakeBatchServer(aborts={17: grpc.StatusCode.UNAUTHENTICATED}) as server:
-        output = paint(server, tmp_path, code=1)
-    assert output.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
-    assert len(rows(tmp_path)) == 17
-
-
 def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent_port:  # accepts, and sends nothing
         silent = SimpleNamespace(target=f"127.0.0.1:{silent_port.getsockname()[1]}")
@@ -82,15 +75,16 @@ def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "sentence"),
+    ("fault", "sentence"),
     [
-        ("data", b"spoilt", "The image of seed 0 from {} does not match its SHA-256."),
-        ("seed", 5, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
-        ("model_version", 3, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+        ({"spoilt": {"data": b"spoilt"}}, "The image of seed 0 from {} does not match its SHA-256."),
+        ({"spoilt": {"seed": 5}}, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
+        ({"spoilt": {"model_version": 3}}, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+        ({"aborts": {0: grpc.StatusCode.UNAUTHENTICATED}}, "{} answered UNAUTHENTICATED: for a moment"),
     ],
 )
-def test_paint_keeps_no_image_that_differs_from_the_request(tmp_path, field, value, sentence):
-    with FakeBatchServer(alter=lambda picture: setattr(picture, field, value)) as server:
+def test_paint_ends_and_keeps_no_image_when_refused_or_sent_another(tmp_path, fault, sentence):
+    with FakeBatchServer(**fault) as server:
         output = paint(server, tmp_path, code=1)
     assert output.splitlines()[-1] == sentence.format(server.target)
     assert list(content(tmp_path)) == ["manifest.jsonl"]
