@@ -51,7 +51,8 @@ def read_seeds(request: Message) -> Sequence[int]:
     match request.WhichOneof("which"):
         case "range":
             start, end = request.range.start, request.range.end
-            check_seed("range.start", start)
+            if start < 0:
+                raise InvalidRequest("range.start", str(start), SEED.allowed)
             if not 0 < end - start <= MAX_SEEDS:
                 raise InvalidRequest("range.end", str(end), f"more than range.start, {start}, by at most {MAX_SEEDS}")
             return range(start, end)
@@ -60,13 +61,8 @@ def read_seeds(request: Message) -> Sequence[int]:
             if not 0 < len(seeds) <= MAX_SEEDS:
                 raise InvalidRequest("list.seeds", f"{len(seeds)} seeds", f"1 to {MAX_SEEDS} seeds")
             lowest = min(seeds)
-            check_seed(f"list.seeds[{seeds.index(lowest)}]", lowest)
+            if lowest < 0:
+                raise InvalidRequest(f"list.seeds[{seeds.index(lowest)}]", str(lowest), SEED.allowed)
             return seeds
         case _:
             raise InvalidRequest("which", None, "one of range and list")
-
-
-def check_seed(field: str, seed: int) -> None:
-    """Raise InvalidRequest, naming `field`, for a negative seed."""
-    if seed < 0:
-        raise InvalidRequest(field, str(seed), SEED.allowed)

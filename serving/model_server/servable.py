@@ -46,9 +46,8 @@ class Servable:
 
         Raises ValueError with the kernel's text if the graph refuses the inputs, and MemoryError.
         """
-        call = self._calls[signature]
         try:
-            return call(inputs)
+            return self._calls[signature](inputs)
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(_kernel_text(error.message)) from error
         except tf.errors.ResourceExhaustedError as error:

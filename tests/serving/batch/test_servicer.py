@@ -27,7 +27,11 @@ SETTINGS = {"batch_streams": 2}
 
 @pytest.mark.parametrize(
     ("options", "query"),
-    [({}, ""), ({"format": WEBP, "size": 32, "model_version": 3}, "&format=webp&size=32&version=3")],
+    [
+        ({}, ""),
+        ({"format": WEBP, "size": 32, "model_version": 3}, "&format=webp&size=32&version=3"),
+        ({"size": 1024}, "&size=1024"),  # the largest, below the default limit of clients
+    ],
 )
 def test_image_bytes_are_those_of_the_gateway(batch, gateway, options, query):
     expected = [gateway.ask(f"/generate?seed={seed}{query}").body for seed in SEEDS]
@@ -42,10 +46,6 @@ def test_images_come_in_the_order_of_the_range_with_their_facts(batch):
     assert [picture.seed for picture in pictures] == list(seeds)
     assert {(picture.model_version, picture.media_type) for picture in pictures} == {(3, "image/png")}
     assert all(picture.sha256 == hashlib.sha256(picture.data).digest() for picture in pictures)
-
-
-def test_largest_images_are_below_the_default_limit_of_clients(batch):
-    assert len(batch.paint([1, 2], size=1024)) == 2
 
 
 def test_calls_without_a_deadline_get_images_and_refusals(batch):

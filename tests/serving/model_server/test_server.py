@@ -52,7 +52,7 @@ def swapped(saved_models, tmp_path) -> Iterator[Hosted]:
         yield hosted
 
 
-def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
+def test_no_call_fails_until_all_versions_are_removed(swapped, saved_models):
     deadline = time.monotonic() + LIMIT_S
 
     def shades_until_20(_: int) -> set[int]:
@@ -69,8 +69,13 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
             assert 20 in shades <= {10, 20}
     swapped.wait_for(1, "END")
     assert list(swapped.states().items()) == [(2, "AVAILABLE"), (1, "END")]
-    withdraw(swapped.base_path, "2")
+    for removed, state in (("2", "AVAILABLE"), ("1", "END")):
+        withdraw(swapped.base_path, removed)
+        swapped.wait_for(1, state)
+    assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
+    (swapped.base_path / ".gone-1").rename(swapped.base_path / "1")
     swapped.wait_for(1, "AVAILABLE")
+    assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
 @pytest.mark.parametrize(
@@ -106,15 +111,6 @@ def test_versions_stay_when_other_folders_come_or_the_base_path_is_gone(swapped,
     assert swapped.states() == {1: "AVAILABLE"}
     swapped.base_path.rename(swapped.base_path.with_name("elsewhere"))
     time.sleep(POLLS_S)
-    assert swapped.predict(from_latents()).model_spec.version.value == 1
-
-
-def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_models):
-    withdraw(swapped.base_path, "1")
-    swapped.wait_for(1, "END")
-    assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
-    (swapped.base_path / ".gone-1").rename(swapped.base_path / "1")
-    swapped.wait_for(1, "AVAILABLE")
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 

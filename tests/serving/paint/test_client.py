@@ -16,15 +16,9 @@ from tests.conftest import LIMIT_S
 from tests.serving.paint.conftest import FakeBatchServer, Gate, content, data_of, paint, rows
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock of the client, `ahead_s` seconds ahead."""
+def test_retries_repeat_no_image_and_patience_counts_waits_only(monkeypatch):
     clock = SimpleNamespace(ahead_s=0.0, monotonic=lambda: time.monotonic() + clock.ahead_s)
     monkeypatch.setattr("serving.paint.client.time", clock)
-    return clock
-
-
-def test_retries_repeat_no_image_and_patience_counts_waits_only(clock):
     with (
         FakeBatchServer(aborts=dict.fromkeys((0, 2), grpc.StatusCode.UNAVAILABLE)) as server,
         closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
@@ -92,10 +86,5 @@ def test_paint_ends_and_keeps_no_image_when_refused_or_sent_another(tmp_path, fa
 
 def test_as_many_calls_run_at_a_time_as_streams(tmp_path):
     calls = threading.Barrier(3, timeout=LIMIT_S)
-
-    def before(seed, context):
-        if seed % CALL_SEEDS == 0:
-            calls.wait()
-
-    with FakeBatchServer(before=before) as server:
+    with FakeBatchServer(before=lambda seed, context: seed % CALL_SEEDS or calls.wait()) as server:
         paint(server, tmp_path, "--streams", 3, seeds=f"0:{3 * CALL_SEEDS}")
