@@ -9,21 +9,12 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.errors import ClientGone, ModelTimeout, ModelUnavailable
-from serving.model_client.batcher import PredictBatcher
+from serving.errors import ClientGone, ModelUnavailable
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.telemetry.request_log import record_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.fake_model_server import (
-    FakeModelServer,
-    StatusError,
-    answer,
-    latents,
-    pictures_of,
-    refusing,
-    rendering_other_bytes,
-)
+from tests.fake_model_server import FakeModelServer, StatusError, answer, refusing, rendering_other_bytes
 from tests.gateway_process import Gateway, Reply
 
 
@@ -172,19 +163,3 @@ def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, start_gat
     replies = ask_while_busy(server, start_gateway(server.target, model_calls=1))
     assert [reply.status for reply in replies] == [503] * len(WAITING)
     assert len(calls_of(server)) == 3
-
-
-def test_each_request_gets_its_own_image_or_a_timeout_under_load():
-    batcher = PredictBatcher(lambda version, seeds, _: list(pictures_of(latents(seeds), version)), max_calls=2)
-
-    def ask(number: int) -> bool:
-        version, seed, is_late = 1 + number % 2, 2000 + number, number % 5 == 0
-        deadline_s = time.monotonic() + (0.0 if is_late else LIMIT_S)
-        try:
-            image = batcher.predict(version, seed, np.copy, deadline_s=deadline_s)
-        except ModelTimeout:
-            return is_late
-        return np.array_equal(image, pictures_of(latents([seed]), version)[0])
-
-    with ThreadPoolExecutor(32) as pool:
-        assert all(pool.map(ask, range(2000)))

@@ -31,19 +31,14 @@ def test_paint_renders_a_file_again_when_it_is_damaged(server, tmp_path, layout)
     assert content(tmp_path) == before
 
 
-def test_paint_adds_more_seeds_to_a_folder(server, tmp_path):
-    paint(server, tmp_path, seeds="10:20")
-    server.calls.clear()
-    paint(server, tmp_path, seeds="5:15")
-    assert server.calls == [[5, 6, 7, 8, 9]]
-    assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
-
-
-def test_paint_refuses_when_a_tar_would_lose_seeds(server, tmp_path):
+def test_paint_adds_seeds_and_refuses_when_a_tar_would_lose_others(server, tmp_path):
     flags = ("--layout", "tar", "--per-folder", 10)
-    paint(server, tmp_path, *flags, seeds="0:15")
+    paint(server, tmp_path, *flags, seeds="10:15")
+    server.calls.clear()
+    paint(server, tmp_path, *flags, seeds="0:12")
+    assert server.calls == [list(range(10))]
+    assert [row["seed"] for row in rows(tmp_path)] == list(range(15))
     before = content(tmp_path)
-    assert paint(server, tmp_path, *flags, seeds="0:12").startswith("12 images")
     output = paint(server, tmp_path, *flags, seeds="15:30", code=1)
     assert output.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
     assert content(tmp_path) == before
