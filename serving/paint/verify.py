@@ -62,17 +62,16 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
 
 def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
     """Yield name and file of each PNG at `path`, or a reason."""
-    is_empty = True
+    entry = None
     try:
         for entry in _pngs(path):
-            is_empty = False
             yield entry
     except OSError as error:
         yield str(path), error.strerror or "not readable"
     except TAR_ERRORS:
         yield str(path), "the tar is damaged"
     else:
-        if is_empty:
+        if entry is None:
             yield str(path), "no PNG in it"
 
 

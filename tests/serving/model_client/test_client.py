@@ -29,13 +29,6 @@ def monitor(client) -> ModelMonitor:
     return ModelMonitor(client)
 
 
-@pytest.mark.parametrize("ask", [lambda client: client.sample(3, [1, 2]), lambda client: client.golden(3)[1]])
-def test_typed_fields_and_tensor_content_give_equal_numbers(client, server, ask):
-    typed = ask(client)
-    server.reply = lambda request: answer(request, as_content=True)
-    assert np.array_equal(ask(client), typed)
-
-
 def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server):
     large = np.zeros((64, 256, 256, 3), np.uint8)  # 12.6 MB
     server.reply = lambda request: answer(request, as_content=True, images=large)
