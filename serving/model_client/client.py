@@ -236,11 +236,9 @@ class ModelClient:
                     raise ClientGone("The client closed the connection before its images were rendered.") from None
 
     def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
-        found: RingoError
-        if error.code() is grpc.StatusCode.NOT_FOUND:
-            found = UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
-        else:
-            found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
+        kind = ERRORS.get(error.code(), ModelMismatch)
+        missing = f"The model server has no version {version} of {self._model_name!r} loaded."
+        found = kind(missing if kind is UnknownVersion else self._sentence(error))
         cause = _cause("Predict", error)
         found.add_note(cause)  # for the request's log line
         if RECORD.get() is None:

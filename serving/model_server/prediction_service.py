@@ -33,7 +33,6 @@ METADATA_FIELD = "signature_def"  # the only one there is
 MAX_ROWS = 16_384
 # The kind of a signature with tf.Examples, by its method name.
 EXAMPLE_METHODS = {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
-UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)
 Message = Any  # the generated classes carry no types
@@ -123,7 +122,7 @@ class PredictionService:
                 raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
             state = get_model_status_pb2.ModelVersionStatus.State.Value(statuses[version].state)
             error = statuses[version].error
-            status = {"error_code": UNKNOWN_ERROR if error else 0, "error_message": error}
+            status = {"error_code": 2 if error else 0, "error_message": error}  # google.rpc.Code.UNKNOWN
             response.model_version_status.add(version=version, state=state, status=status)
         return response
 

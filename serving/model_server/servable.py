@@ -17,7 +17,6 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 INIT_OP = "__saved_model_init_op"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-MAX_WARM_UP_REQUESTS = 1000  # as TensorFlow Serving
 
 # 64 rows of 65,536 numbers: 16 MiB of float32. The typed fields repeat their last value, so ten bytes can claim a
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
@@ -131,7 +130,7 @@ def _warm_up_requests(file: Path) -> list[Any]:
     if not file.is_file():
         return []
     try:
-        records = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_REQUESTS).as_numpy_iterator()
+        records = tf.data.TFRecordDataset(str(file)).take(1000).as_numpy_iterator()  # as TensorFlow Serving
         logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
     except (tf.errors.OpError, DecodeError) as error:
         log.warning("the warm-up requests in %s can't be read: %s", file, error)

@@ -40,10 +40,9 @@ class Verdict(Enum):
 
 
 def verify(paths: Iterable[Path], settings: Settings) -> int:
-    """Print one line per PNG; return the lowest status above 0.
+    """Print one line per PNG; return the lowest status above 0, else 0.
 
-    Without such a status, return 0. If no model server answers, print one sentence on stderr and return the status of
-    UNREADABLE.
+    If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
