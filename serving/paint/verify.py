@@ -35,9 +35,6 @@ class Verdict(Enum):
     UNREADABLE = 2
     UNKNOWN_MODEL = 3
 
-    def __str__(self) -> str:
-        return self.name.lower().replace("_", " ")
-
 
 def verify(paths: Iterable[Path], settings: Settings) -> int:
     """Print one line per PNG; return the lowest status above 0, else 0.
@@ -54,7 +51,8 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
             except RingoError as error:
                 write_error(str(error))
                 return Verdict.UNREADABLE.value
-            write_line(f"{printable(name)}: {verdict}{reason and f' ({reason})'}")
+            words = verdict.name.lower().replace("_", " ")
+            write_line(f"{printable(name)}: {words}{reason and f' ({reason})'}")
             found.add(verdict.value)
     return min(found - {0}, default=0)
 
