@@ -1,5 +1,6 @@
 """Calls that the batch server refuses without calling the model."""
 
+import grpc
 import pytest
 
 from serving.pb.ringo.v1 import picture_service_pb2
@@ -57,3 +58,9 @@ def test_batch_server_refuses_without_calling_the_model(batch, model_server, met
     assert sentence.startswith(field)
     assert len(model_server.requests) <= before + (status == "NOT_FOUND")
     assert "Traceback" not in batch.log.read_text()
+
+
+def test_batch_server_refuses_a_compressed_message_above_the_limit(batch):
+    call = batch.channel.unary_unary("/ringo.v1.PictureService/Generate")
+    code, *_ = refusal(lambda: call(b"\0" * 2**24, timeout=LIMIT_S, compression=grpc.Compression.Gzip))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
