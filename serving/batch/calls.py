@@ -20,7 +20,6 @@ from serving.telemetry.request_log import ANSWERED, CLIENT_GONE, FAILED, REQUEST
 
 _DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
 SERVICE, METHODS = _DESCRIPTOR.full_name, tuple(_DESCRIPTOR.methods_by_name)
-UNKNOWN = "unknown"  # any method that does not exist
 TIMERS_S = 0.01  # a timer set to a client's deadline may end so much earlier, by gRPC's clock
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ CODES = {
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
     """Record the call; end it with the status of its error."""
     with record_request("POST", dict(context.invocation_metadata())) as record:  # gRPC is HTTP's POST
-        record.resource = method if method in METHODS else UNKNOWN
+        record.resource = method if method in METHODS else "unknown"
         record.path = f"/{SERVICE}/{record.resource}"
         with suppress(grpc.RpcError):  # cancelled already
             context.send_initial_metadata(((REQUEST_ID, record.request_id),))

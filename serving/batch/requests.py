@@ -12,13 +12,6 @@ from serving.rendering.query import SEED, Picture, read_query
 
 MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of server.py lets through
 
-# Names of the parameters of rendering/query.py in a request.
-FIELDS = {
-    "seed": "seed",
-    "size": "options.size",
-    "format": "options.format",
-    "version": "options.model_version",
-}
 FORMATS = {pb.FORMAT_UNSPECIFIED: "png", pb.FORMAT_PNG: "png", pb.FORMAT_WEBP: "webp", pb.FORMAT_JPEG: "jpeg"}
 
 
@@ -40,7 +33,8 @@ def read_picture(options: Message, seed: int) -> Picture:
     try:
         return read_query(Picture, MultiDict(texts))
     except InvalidRequest as error:
-        raise InvalidRequest(FIELDS[error.field], error.value, error.allowed, error.fault) from error
+        name = "model_version" if error.field == "version" else error.field
+        raise InvalidRequest(f"options.{name}", error.value, error.allowed, error.fault) from error
 
 
 def read_seed(request: Message) -> int:
@@ -57,7 +51,8 @@ def read_seeds(request: Message) -> Sequence[int]:
     match request.WhichOneof("which"):
         case "range":
             start, end = request.range.start, request.range.end
-            check_seed("range.start", start)
+            if start < 0:
+                raise InvalidRequest("range.start", str(start), SEED.allowed)
             if not 0 < end - start <= MAX_SEEDS:
                 raise InvalidRequest("range.end", str(end), f"more than range.start, {start}, by at most {MAX_SEEDS}")
             return range(start, end)
@@ -66,13 +61,8 @@ def read_seeds(request: Message) -> Sequence[int]:
             if not 0 < len(seeds) <= MAX_SEEDS:
                 raise InvalidRequest("list.seeds", f"{len(seeds)} seeds", f"1 to {MAX_SEEDS} seeds")
             lowest = min(seeds)
-            check_seed(f"list.seeds[{seeds.index(lowest)}]", lowest)
+            if lowest < 0:
+                raise InvalidRequest(f"list.seeds[{seeds.index(lowest)}]", str(lowest), SEED.allowed)
             return seeds
         case _:
             raise InvalidRequest("which", None, "one of range and list")
-
-
-def check_seed(field: str, seed: int) -> None:
-    """Raise InvalidRequest, naming `field`, for a negative seed."""
-    if seed < 0:
-        raise InvalidRequest(field, str(seed), SEED.allowed)

@@ -122,10 +122,7 @@ def build_server(
 
 
 def build_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return credentials that read the TLS files for each handshake; None without TLS.
-
-    A certificate that cert-manager renews needs no restart.
-    """
+    """Return credentials that read the TLS files, perhaps renewed, for each handshake."""
     certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if certificate is None or key is None:
         return None

@@ -72,12 +72,8 @@ ERRORS = {
 }
 
 
-@dataclass(frozen=True, eq=False)  # arrays don't compare to one truth value
-class Golden:
-    """The golden seeds, and the exporter's SHA-256 of their images."""
-
-    seeds: npt.NDArray[np.int64]  # [N]
-    digests: npt.NDArray[np.uint8]  # [N, 32], SHA-256 of the pixels
+# The golden seeds [N], and the exporter's SHA-256 of their pixels [N, 32].
+Golden = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None]
 
 
 class ConnectionChanged(Exception):
@@ -144,35 +140,34 @@ class ModelClient:
         self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf, is_shared: bool = True
     ) -> npt.NDArray[np.uint8]:
         """Return one image per seed, in order: uint8[N, H, W, 3], sRGB."""
-        return self._run(version, "generate", "seeds", np.array(seeds, np.int64), IMAGES, deadline_s, is_shared)
+        response = self._predict(version, "generate", "seeds", np.array(seeds, np.int64), deadline_s, is_shared)
+        return _array(response, IMAGES, rows=len(seeds))
 
     def sample(self, version: int, seeds: Sequence[int], *, deadline_s: float = math.inf) -> npt.NDArray[np.float32]:
         """Return one latent per seed, in order: float32[N, latent_dim]."""
-        return self._run(version, "sample", "seeds", np.array(seeds, np.int64), LATENTS, deadline_s)
+        response = self._predict(version, "sample", "seeds", np.array(seeds, np.int64), deadline_s)
+        return _array(response, LATENTS, rows=len(seeds))
 
     def paint(
         self, version: int, latents: npt.NDArray[np.float32], *, deadline_s: float = math.inf
     ) -> npt.NDArray[np.uint8]:
         """Return one image per latent float32[N, latent_dim]: uint8[N, H, W, 3], sRGB."""
-        return self._run(version, "serving_default", "latents", latents, IMAGES, deadline_s)
+        response = self._predict(version, "serving_default", "latents", latents, deadline_s)
+        return _array(response, IMAGES, rows=len(latents))
 
-    def golden(self, version: int) -> Golden | None:
-        """Return the golden digests of the model, None without any."""
-        try:
-            response = self._predict(version, "golden", "index", np.arange(MAX_ROWS))
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # no such signature
-                return None
-            raise self._domain_error(error, version) from error
-        return Golden(_array(response, SEEDS, rows=MAX_ROWS), _array(response, DIGESTS, rows=MAX_ROWS))
+    def golden(self, version: int) -> Golden:
+        """Return the golden seeds and digests; 0 to 63, and None, of a model without them."""
+        response = self._predict(version, "golden", "index", np.arange(MAX_ROWS), is_shared=True)
+        if response is None:
+            return np.arange(MAX_ROWS), None
+        return _array(response, SEEDS, rows=MAX_ROWS), _array(response, DIGESTS, rows=MAX_ROWS)
 
     def available_versions(self) -> list[int]:
         """Return the versions that the model server has ready, oldest first.
 
         Raises ModelUnavailable without any, ModelTimeout after STATUS_TIMEOUT_S, or Overloaded.
         """
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = self._model_name
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": self._model_name})
         try:
             response = self._models.GetModelStatus(request, timeout=STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -192,25 +187,6 @@ class ModelClient:
             raise ModelUnavailable(f"The model server at {self._target} has no version of {self._model_name!r} ready.")
         return versions
 
-    def _run(
-        self,
-        version: int,
-        signature: str,
-        name: str,
-        values: npt.NDArray[Any],
-        output: "Output",
-        deadline_s: float,
-        is_shared: bool = False,
-    ) -> npt.NDArray[Any]:
-        """Return `output` of `signature`, whose input `name` has `values`."""
-        if not len(values):
-            raise ValueError("At least one row is needed.")
-        try:
-            response = self._predict(version, signature, name, values, deadline_s, is_shared)
-        except grpc.RpcError as error:
-            raise self._domain_error(error, version) from error
-        return _array(response, output, rows=len(values))
-
     def _predict(
         self,
         version: int,
@@ -218,24 +194,30 @@ class ModelClient:
         name: str,
         values: npt.NDArray[Any],
         deadline_s: float = math.inf,
-        is_shared: bool = True,
+        is_shared: bool = False,
     ) -> Any:
+        """Return the response of `signature` to `values`; None without golden digests."""
+        if not len(values):
+            raise ValueError("At least one row is needed.")
         timeout_s = min(self._predict_timeout_s, deadline_s - time.monotonic())
         if timeout_s <= 0:
             raise ModelTimeout("The deadline passed before the model could be called; try again later.")
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
-        request.model_spec.signature_name = signature
-        request.model_spec.version.value = version
+        spec = {"name": self._model_name, "version": {"value": version}, "signature_name": signature}
+        request = predict_pb2.PredictRequest(model_spec=spec)
         tensor = request.inputs[name]
         tensor.dtype = types_pb2.DT_INT64 if values.dtype == np.int64 else types_pb2.DT_FLOAT
         for size in values.shape:
             tensor.tensor_shape.dim.add(size=size)
         tensor.tensor_content = values.tobytes()
         PREDICT_ROWS.labels(signature).observe(len(values))
-        with stage("model", signature=signature, rows=len(values), version=version):
-            predict = self._predictions.Predict if is_shared else self._predict_alone  # which takes 0.2 ms more
-            response = predict(request, timeout=timeout_s, metadata=trace_metadata())
+        predict = self._predictions.Predict if is_shared else self._predict_alone  # which takes 0.2 ms more
+        try:
+            with stage("model", signature=signature, rows=len(values), version=version):
+                response = predict(request, timeout=timeout_s, metadata=trace_metadata())
+        except grpc.RpcError as error:
+            if signature == "golden" and error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # no such signature
+                return None
+            raise self._domain_error(error, version) from error
         self.answered_at_s = time.monotonic()
         if response.model_spec.version.value != version:
             found = response.model_spec.version.value
@@ -254,11 +236,9 @@ class ModelClient:
                     raise ClientGone("The client closed the connection before its images were rendered.") from None
 
     def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
-        found: RingoError
-        if error.code() is grpc.StatusCode.NOT_FOUND:
-            found = UnknownVersion(f"The model server has no version {version} of {self._model_name!r} loaded.")
-        else:
-            found = ERRORS.get(error.code(), ModelMismatch)(self._sentence(error))
+        kind = ERRORS.get(error.code(), ModelMismatch)
+        missing = f"The model server has no version {version} of {self._model_name!r} loaded."
+        found = kind(missing if kind is UnknownVersion else self._sentence(error))
         cause = _cause("Predict", error)
         found.add_note(cause)  # for the request's log line
         if RECORD.get() is None:

@@ -9,27 +9,12 @@ only, because a folder without `__init__.py` has a search path, too.
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-_PACKAGE = "tensorflow"
-
-
-@contextmanager
-def _package_not_run() -> Iterator[None]:
-    """Let submodules of TensorFlow be imported without running TensorFlow's own `__init__.py`."""
-    spec = importlib.util.find_spec(_PACKAGE)  # does not import a top-level package
-    if _PACKAGE in sys.modules or spec is None:
-        yield
-        return
-    sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
-    try:
-        yield
-    finally:
-        del sys.modules[_PACKAGE]
-
-
-with _package_not_run():
+_spec = importlib.util.find_spec("tensorflow")  # does not import a top-level package
+_is_replaced = _spec is not None and "tensorflow" not in sys.modules
+if _spec and _is_replaced:
+    sys.modules["tensorflow"] = importlib.util.module_from_spec(_spec)
+try:
     types_pb2 = importlib.import_module("tensorflow.core.framework.types_pb2")
     predict_pb2 = importlib.import_module("tensorflow_serving.apis.predict_pb2")
     prediction_service_pb2_grpc = importlib.import_module("tensorflow_serving.apis.prediction_service_pb2_grpc")
@@ -40,3 +25,6 @@ with _package_not_run():
     regression_pb2 = importlib.import_module("tensorflow_serving.apis.regression_pb2")
     inference_pb2 = importlib.import_module("tensorflow_serving.apis.inference_pb2")
     model_management_pb2 = importlib.import_module("tensorflow_serving.apis.model_management_pb2")
+finally:
+    if _is_replaced:
+        del sys.modules["tensorflow"]

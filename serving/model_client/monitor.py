@@ -193,8 +193,7 @@ class ModelMonitor:
         for _ in range(MAX_ATTEMPTS):
             golden = self._client.golden(version)  # connects, if need be
             connection = self._client.read_connection()
-            seeds = np.arange(sum(CHECK_BATCHES)) if golden is None else golden.seeds
-            batches = np.split(seeds, np.cumsum(CHECK_BATCHES)[:-1])
+            batches = np.split(golden[0], np.cumsum(CHECK_BATCHES)[:-1])
             images = [image for batch in batches for image in self._client.generate(version, batch.tolist())]
             if connection is None:
                 continue
@@ -205,14 +204,15 @@ class ModelMonitor:
         raise ModelUnavailable(f"The connection to the model server changed {MAX_ATTEMPTS} times; try again later.")
 
 
-def compare(version: int, golden: Golden | None, digests: list[bytes], size: int, connection: int) -> GoldenCheck:
+def compare(version: int, golden: Golden, digests: list[bytes], size: int, connection: int) -> GoldenCheck:
     """Return the check of golden images with these SHA-256; log differences."""
     fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:8]
-    if golden is None:
+    seeds, expected = golden
+    if expected is None:
         log.warning("Version %d has no golden digests: this replica is unproved.", version)
         return GoldenCheck(version, fingerprint, "", None, size, connection)
-    model = hashlib.sha256(golden.seeds.tobytes() + golden.digests.tobytes()).hexdigest()
-    differing = sum(found != row.tobytes() for found, row in zip(digests, golden.digests, strict=True))
+    model = hashlib.sha256(seeds.tobytes() + expected.tobytes()).hexdigest()
+    differing = sum(found != row.tobytes() for found, row in zip(digests, expected, strict=True))
     if differing:
         log.error(
             "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: "

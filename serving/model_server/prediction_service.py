@@ -33,7 +33,6 @@ METADATA_FIELD = "signature_def"  # the only one there is
 MAX_ROWS = 16_384
 # The kind of a signature with tf.Examples, by its method name.
 EXAMPLE_METHODS = {"tensorflow/serving/classify": "classification", "tensorflow/serving/regress": "regression"}
-UNKNOWN_ERROR = 2  # google.rpc.Code.UNKNOWN, for a version that could not be loaded
 
 log = logging.getLogger(__name__)
 Message = Any  # the generated classes carry no types
@@ -88,10 +87,8 @@ class PredictionService:
             raise invalid(str(error)) from error
         except MemoryError as error:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = version
-        response.model_spec.signature_name = name
+        spec = {"name": self._model_name, "version": {"value": version}, "signature_name": name}
+        response = predict_pb2.PredictResponse(model_spec=spec)
         for alias in chosen:
             servable.encode(outputs[alias], response.outputs[alias], typed_fields=self._typed_fields)
         return response
@@ -105,9 +102,8 @@ class PredictionService:
             if field != METADATA_FIELD:
                 raise invalid(f"Metadata field {field} is not supported")
         version, servable = self._find(request.model_spec)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = version
+        spec = {"name": self._model_name, "version": {"value": version}}
+        response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=spec)
         signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
         response.metadata[METADATA_FIELD].Pack(signatures)
         return response
@@ -125,9 +121,9 @@ class PredictionService:
             if version not in statuses:
                 raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
             state = get_model_status_pb2.ModelVersionStatus.State.Value(statuses[version].state)
-            added = response.model_version_status.add(version=version, state=state)
-            added.status.error_code = UNKNOWN_ERROR if statuses[version].error else 0
-            added.status.error_message = statuses[version].error
+            error = statuses[version].error
+            status = {"error_code": 2 if error else 0, "error_message": error}  # google.rpc.Code.UNKNOWN
+            response.model_version_status.add(version=version, state=state, status=status)
         return response
 
     def multi_inference(self, request: Message) -> Message:
@@ -148,10 +144,7 @@ class PredictionService:
         raise invalid(f"No {kind} inputs found in SignatureDef: {servable.signature_defs[name]}")
 
     def _find(self, spec: Message) -> "tuple[int, Servable]":
-        """Return the version that `spec` names, and its servable.
-
-        The servable stays usable after it is unloaded.
-        """
+        """Return the version that `spec` names, and its servable."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version_label"):
@@ -248,15 +241,11 @@ def check_tensors(signature: Message, protos: Mapping[str, Message]) -> None:
     for index, alias in enumerate(sorted(signature.inputs)):
         wanted, sent = signature.inputs[alias].dtype, protos[alias].dtype
         if sent != wanted:
-            raise invalid(f"Expects arg[{index}] to be {dtype_name(wanted)} but {dtype_name(sent)} is provided")
+            expected, found = (types_pb2.DataType.Name(one).removeprefix("DT_").lower() for one in (wanted, sent))
+            raise invalid(f"Expects arg[{index}] to be {expected} but {found} is provided")
         rows = next((dim.size for dim in protos[alias].tensor_shape.dim), 0)
         if rows > MAX_ROWS:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {MAX_ROWS}")
-
-
-def dtype_name(dtype: int) -> str:
-    """Return TensorFlow's name for a DataType: "float" for DT_FLOAT."""
-    return str(types_pb2.DataType.Name(dtype)).removeprefix("DT_").lower()
 
 
 def names(aliases: Iterable[str]) -> str:

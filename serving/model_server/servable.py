@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-TAG = "serve"
 INIT_OP = "__saved_model_init_op"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-MAX_WARM_UP_REQUESTS = 1000  # as TensorFlow Serving
 
 # 64 rows of 65,536 numbers: 16 MiB of float32. The typed fields repeat their last value, so ten bytes can claim a
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
@@ -45,13 +43,10 @@ class Servable:
     def run(self, signature: str, inputs: Tensors) -> Tensors:
         """Return all outputs of `signature` for `inputs`, both by name.
 
-        Raises:
-            ValueError: the graph refuses the inputs; the text is the kernel's, as in TensorFlow Serving.
-            MemoryError: memory is exhausted.
+        Raises ValueError with the kernel's text if the graph refuses the inputs, and MemoryError.
         """
-        call = self._calls[signature]
         try:
-            return call(inputs)
+            return self._calls[signature](inputs)
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(_kernel_text(error.message)) from error
         except tf.errors.ResourceExhaustedError as error:
@@ -103,7 +98,7 @@ def load(folder: Path) -> Servable:
     loaded, and ValueError for one that fails on its warm-up requests.
     """
     session = tf.compat.v1.Session(graph=tf.Graph())
-    signature_defs = dict(tf.compat.v1.saved_model.load(session, [TAG], str(folder)).signature_def)
+    signature_defs = dict(tf.compat.v1.saved_model.load(session, ["serve"], str(folder)).signature_def)
     # The initialisation has run already, and has no output.
     calls = {name: _call(session, signature) for name, signature in signature_defs.items() if name != INIT_OP}
     servable = Servable(signature_defs, calls)
@@ -135,7 +130,7 @@ def _warm_up_requests(file: Path) -> list[Any]:
     if not file.is_file():
         return []
     try:
-        records = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_REQUESTS).as_numpy_iterator()
+        records = tf.data.TFRecordDataset(str(file)).take(1000).as_numpy_iterator()  # as TensorFlow Serving
         logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
     except (tf.errors.OpError, DecodeError) as error:
         log.warning("the warm-up requests in %s can't be read: %s", file, error)

@@ -12,16 +12,7 @@ import grpc
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import address_of, listen, with_port
-from serving.settings import (
-    FOLDER,
-    HOST,
-    LOG_FORMAT,
-    MODEL_NAME,
-    SettingsError,
-    flag,
-    seconds,
-    whole_numbers,
-)
+from serving.settings import FOLDER, HOST, LOG_FORMAT, MODEL_NAME, SettingsError, flag, seconds, whole_numbers
 from serving.telemetry.logs import configure as configure_logging
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
@@ -81,12 +72,15 @@ def start_server(service: PredictionService, arguments: argparse.Namespace) -> t
     return server, bound
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Serve the versions of one model; raise KeyboardInterrupt at the end.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m serving model-server`, which serves the versions of one model.
 
     No port is open before a first version is loaded. Calls in flight at the end have STOP_GRACE_S. Raises SettingsError
-    if nothing can listen on host and port.
+    if nothing can listen on host and port, KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one
+    sentence on stderr if `argv` is not valid.
     """
+    arguments = parse(argv)
+    configure_logging(arguments.log_format)
     # TensorFlow logs remarks as errors, and raises real ones.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Without oneDNN, the default for processors without AVX-512 VNNI, images depend on the size of their batch and take
@@ -114,25 +108,11 @@ def serve(arguments: argparse.Namespace) -> None:
             server.stop(STOP_GRACE_S).wait(STOP_GRACE_S)
     finally:
         watcher.close(timeout_s=STOP_GRACE_S)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m serving model-server` and return its exit status.
-
-    Raises SettingsError for a taken port, KeyboardInterrupt after SIGTERM or SIGINT, and SystemExit(2) after one
-    sentence on stderr if `argv` is not valid.
-    """
-    arguments = parse(argv)
-    configure_logging(arguments.log_format)
-    serve(arguments)
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line: TensorFlow Serving's flags, and two more.
-
-    Raises SystemExit(2) after one sentence on stderr.
-    """
+    """Return the command line: TensorFlow Serving's flags, and two more."""
     threads = 4 * (os.cpu_count() or 1)  # as TensorFlow Serving
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument

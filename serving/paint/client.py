@@ -54,7 +54,6 @@ TRANSIENT = frozenset(
         grpc.StatusCode.CANCELLED,  # by `end_silent_calls`, or by a server that stops
     }
 )
-FORMATS = {"png": pb.FORMAT_PNG, "webp": pb.FORMAT_WEBP, "jpeg": pb.FORMAT_JPEG}
 
 
 class PaintError(Exception):
@@ -97,7 +96,13 @@ class PictureClient:
         hosts = [host for host, *_ in addresses_of(target)]
         proxies = [name for name in PROXIES if os.environ.get(name) and not all(map(is_loopback, hosts))]
         self._proxies = f" ({', '.join(proxies)} is set)" if proxies else ""
-        self._channel = _open_channel(target, secrets, use_proxy=bool(proxies))
+        options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(bool(proxies))))
+        if secrets.ca is None:
+            self._channel = grpc.insecure_channel(target, options=options)
+        else:
+            check_pem_files({"--certificate": secrets.certificate, "--key": secrets.key}, {"--ca": secrets.ca})
+            parts = [path and path.read_bytes() for path in (secrets.ca, secrets.key, secrets.certificate)]
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=options)
         self._stub = picture_service_pb2_grpc.PictureServiceStub(self._channel)
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards the fields below
@@ -164,11 +169,8 @@ class PictureClient:
             PaintError: any other error that a retry can't repair.
             Stopped: `stop` was called.
         """
-        options = pb.PictureOptions(
-            size=query.size,
-            format=FORMATS[str(query.format)],
-            model_version=query.version,
-        )
+        file_format = f"FORMAT_{str(query.format).upper()}"  # the message takes names
+        options = pb.PictureOptions(size=query.size, format=file_format, model_version=query.version)
         self._start_clock()
         done, pause_s = 0, FIRST_PAUSE_S
         while done < len(seeds):
@@ -252,15 +254,6 @@ class PictureClient:
             if not accepts_1_2 and speaks_tls(self._target, self._secrets):
                 return "it demands a valid certificate of a CA that it trusts: check --certificate and --key", False
         return failure
-
-
-def _open_channel(target: str, secrets: Secrets, *, use_proxy: bool) -> grpc.Channel:
-    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(use_proxy)))
-    if secrets.ca is None:
-        return grpc.insecure_channel(target, options=options)
-    check_pem_files({"--certificate": secrets.certificate, "--key": secrets.key}, {"--ca": secrets.ca})
-    parts = [path and path.read_bytes() for path in (secrets.ca, secrets.key, secrets.certificate)]
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*parts), options=options)
 
 
 def is_loopback(host: str) -> bool:

@@ -23,7 +23,6 @@ from serving.paint.files import Files, Tars
 from serving.paint.manifest import Manifest, read_rows
 from serving.paint.output_folder import OutputFolder
 from serving.paint.seeds import ALLOWED, Seeds
-from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.rendering.query import SIZE, STILL, VERSION, Picture
 from serving.runtime.output import Stderr, write_error, write_line
 from serving.settings import FOLDER, MAX_TIMEOUT_S, PEM_FILE, TARGET, Settings, flag, seconds, whole_numbers
@@ -77,10 +76,7 @@ class Work:
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards all of these
 
     def run(self, query: Picture, *, streams: int, any_version: bool) -> None:
-        """Render all missing images with the options of `query`.
-
-        Raises the errors of PictureClient, and OSError.
-        """
+        """Render all missing images with the options of `query`."""
         with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
             try:
                 waiting = {pool.submit(self._stream, query, any_version=any_version) for _ in range(streams)}
@@ -99,7 +95,9 @@ class Work:
                 done = 0
                 try:
                     for stored in self.layout.store(self.client.paint(seeds, query)):
-                        self._record(stored)
+                        with self.lock:
+                            self.manifest.append([self.folder.take(picture) for picture in stored])
+                            self.bar.update(len(stored))
                         done += len(stored)
                 except VersionGoneError:
                     if not any_version:
@@ -111,18 +109,11 @@ class Work:
         with self.lock:
             return next(self.missing, [])
 
-    def _record(self, stored: Sequence[pb.Picture]) -> None:
-        with self.lock:
-            self.manifest.append([self.folder.take(picture) for picture in stored])
-            self.bar.update(len(stored))
-
 
 def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     """Complete the folder `chosen.out`; finished images stay if it fails.
 
-    Raises:
-        PaintError: another try of the same command, or a change of its flags, is needed.
-        OSError: the folder can't be written.
+    Raises PaintError, and OSError if the folder can't be written.
     """
     layout = (Tars if chosen.layout == "tar" else Files)(chosen.out, chosen.format, chosen.per_folder)
     seeds = chosen.shard.of(chosen.seeds, layout)
@@ -132,7 +123,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
     every_s = 1.0 if sys.stderr.isatty() else 60.0  # a container's log keeps every line
     path = chosen.out / chosen.shard.manifest
     with (
-        Manifest(path) as manifest,
+        closing(Manifest(path)) as manifest,
         closing(PictureClient(chosen.target, secrets, patience_s=chosen.patience_s, report=_report)) as client,
     ):
         for manifest_path in sorted(chosen.out.glob("manifest*.jsonl")):  # of all shards

@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
 
 from serving.paint.files import create_file, open_file
 from serving.rendering.query import MAX_SEED
-
-SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,12 @@ class Row:
     def is_sound(self) -> bool:
         """Return whether each field has its type, and fits."""
         typed = all(type(getattr(self, one.name)) is one.type for one in fields(self))
-        return typed and bool(SHA256.fullmatch(self.sha256)) and self.seed >= 0 and 0 <= self.model_version <= MAX_SEED
+        is_sha256 = bool(re.fullmatch("[0-9a-f]{64}", str(self.sha256)))
+        return typed and is_sha256 and self.seed >= 0 and 0 <= self.model_version <= MAX_SEED
 
 
 class Manifest:
-    """A file of JSON lines that this process alone writes during a `with` block."""
+    """A file of JSON lines that this process alone writes until `close`."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`, and create it if need be. Raises OSError."""
@@ -46,10 +44,8 @@ class Manifest:
         if self._file.read() not in (b"", b"\n"):  # a killed process left half a line
             self._file.write(b"\n")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let other processes write the file."""
         self._file.close()
 
     def append(self, rows: Iterable[Row]) -> None:

@@ -43,10 +43,7 @@ class OutputFolder:
         return self._seen_versions | set(self._versions[self._there].tolist())
 
     def add(self, row: Row, *, is_own: bool) -> None:
-        """Add `row` of this command's manifest or of another one.
-
-        Raises PaintError for other options or layouts.
-        """
+        """Add `row` of this command's manifest or another one; or raise PaintError."""
         if row.picture != self._url(row.seed, row.model_version):
             raise PaintError(f"The folder holds {row.picture}; other options need another folder.")
         if row.file != self._layout.name(row.seed):

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Self
 
 from serving.rendering.query import SEED, read_range
@@ -42,8 +42,7 @@ class Seeds:
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[int]:
-        for part in self._ranges:
-            yield from part
+        return chain.from_iterable(self._ranges)
 
     def place(self, seed: int) -> int | None:
         """Return the number of seeds before `seed`, or None without `seed`."""

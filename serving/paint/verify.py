@@ -35,15 +35,11 @@ class Verdict(Enum):
     UNREADABLE = 2
     UNKNOWN_MODEL = 3
 
-    def __str__(self) -> str:
-        return self.name.lower().replace("_", " ")
-
 
 def verify(paths: Iterable[Path], settings: Settings) -> int:
-    """Print one line per PNG; return the lowest status above 0.
+    """Print one line per PNG; return the lowest status above 0, else 0.
 
-    Without such a status, return 0. If no model server answers, print one sentence on stderr and return the status of
-    UNREADABLE.
+    If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
     """
     client = ModelClient(settings.model_server, settings.model_name, predict_timeout_s=settings.predict_timeout_s)
     renderer = Renderer(client, settings.model_name, cache_bytes=0, model_calls=1)
@@ -55,24 +51,24 @@ def verify(paths: Iterable[Path], settings: Settings) -> int:
             except RingoError as error:
                 write_error(str(error))
                 return Verdict.UNREADABLE.value
-            write_line(f"{printable(name)}: {verdict}{reason and f' ({reason})'}")
+            words = verdict.name.lower().replace("_", " ")
+            write_line(f"{printable(name)}: {words}{reason and f' ({reason})'}")
             found.add(verdict.value)
     return min(found - {0}, default=0)
 
 
 def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
     """Yield name and file of each PNG at `path`, or a reason."""
-    is_empty = True
+    entry = None
     try:
         for entry in _pngs(path):
-            is_empty = False
             yield entry
     except OSError as error:
         yield str(path), error.strerror or "not readable"
     except TAR_ERRORS:
         yield str(path), "the tar is damaged"
     else:
-        if is_empty:
+        if entry is None:
             yield str(path), "no PNG in it"
 
 

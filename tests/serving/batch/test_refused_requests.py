@@ -7,7 +7,6 @@ from serving.pb.ringo.v1 import picture_service_pb2
 from tests.batch_process import batch_request, refusal
 from tests.conftest import LIMIT_S
 
-MAX_SEED = 2**63 - 1
 UNKNOWN_OPTION = picture_service_pb2.PictureOptions(size=32)
 UNKNOWN_OPTION.MergeFromString(b"\x98\x06\x01")  # field 99, of a later API: 1
 
@@ -29,7 +28,6 @@ REFUSED = [
     ("Generate", single(seed=0, name="a"), "INVALID_ARGUMENT", "name"),
     ("Generate", b"\x1a\x01\xff", "INVALID_ARGUMENT", "message"),
     ("Generate", b"\x7a\x01\x01", "INVALID_ARGUMENT", "GenerateRequest.15"),
-    ("Generate", b"\xff" * 9, "INVALID_ARGUMENT", "message"),
     ("GenerateBatch", b"\x12\xff", "INVALID_ARGUMENT", "message"),
     ("GenerateBatch", b"", "INVALID_ARGUMENT", "which"),
     ("GenerateBatch", many([]), "INVALID_ARGUMENT", "list.seeds"),
@@ -37,7 +35,6 @@ REFUSED = [
     ("GenerateBatch", many([3, 2, -7]), "INVALID_ARGUMENT", "list.seeds[2]"),
     ("GenerateBatch", many(range(5, 5)), "INVALID_ARGUMENT", "range.end"),
     ("GenerateBatch", many(range(100_001)), "INVALID_ARGUMENT", "range.end"),
-    ("GenerateBatch", many(range(MAX_SEED)), "INVALID_ARGUMENT", "range.end"),
     ("GenerateBatch", many(range(-1, 4)), "INVALID_ARGUMENT", "range.start"),
     ("GenerateBatch", many([1], size=1025), "INVALID_ARGUMENT", "options.size"),
     ("GenerateBatch", many([1], format=9), "INVALID_ARGUMENT", "options.format"),
@@ -45,7 +42,6 @@ REFUSED = [
     ("Generate", single(seed=1, options=UNKNOWN_OPTION), "INVALID_ARGUMENT", "PictureOptions.99"),
     ("GenerateBatch", many([1], model_version=9), "NOT_FOUND", "The model server has no version 9"),
     ("Generate", b"\0" * (2**20 + 1), "RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (1048577"),
-    ("GenerateBatch", many([MAX_SEED] * 120_000), "RESOURCE_EXHAUSTED", "SERVER: Received message"),
     ("Reload", b"", "UNIMPLEMENTED", "Method not found!"),
 ]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent import futures
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -15,17 +16,20 @@ from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import value
+from tests.serving.paint.conftest import paint
 
-MAX_SEED = 2**63 - 1
-SEEDS = [5, 0, MAX_SEED, 42, 5]
+SEEDS = [5, 0, 2**63 - 1, 42, 5]
 LONG = range(100_000)  # half a minute of images: no test waits for its end
-WEBP = picture_service_pb2.FORMAT_WEBP
 SETTINGS = {"batch_streams": 2}
 
 
 @pytest.mark.parametrize(
     ("options", "query"),
-    [({}, ""), ({"format": WEBP, "size": 32, "model_version": 3}, "&format=webp&size=32&version=3")],
+    [
+        ({}, ""),
+        ({"format": "FORMAT_WEBP", "size": 32, "model_version": 3}, "&format=webp&size=32&version=3"),
+        ({"size": 1024}, "&size=1024"),  # the largest, below the default limit of clients
+    ],
 )
 def test_image_bytes_are_those_of_the_gateway(batch, gateway, options, query):
     expected = [gateway.ask(f"/generate?seed={seed}{query}").body for seed in SEEDS]
@@ -40,10 +44,6 @@ def test_images_come_in_the_order_of_the_range_with_their_facts(batch):
     assert [picture.seed for picture in pictures] == list(seeds)
     assert {(picture.model_version, picture.media_type) for picture in pictures} == {(3, "image/png")}
     assert all(picture.sha256 == hashlib.sha256(picture.data).digest() for picture in pictures)
-
-
-def test_largest_images_are_below_the_default_limit_of_clients(batch):
-    assert len(batch.paint([1, 2], size=1024)) == 2
 
 
 def test_calls_without_a_deadline_get_images_and_refusals(batch):
@@ -181,6 +181,8 @@ def test_health_is_not_serving_until_the_model_server_is_back(tmp_path):
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
         assert details["RetryInfo"].retry_delay.seconds == 1
         wait_until(lambda: batch.status() == batch.status("") == NOT_SERVING, "health to be NOT_SERVING")
+        here = SimpleNamespace(target=batch.target.replace("localhost", "127.0.0.1"))
+        assert "it has no model ready" in paint(here, tmp_path / "out", "--patience-s", 1, code=1)
         with FakeModelServer(port=server.port):
             wait_until(lambda: batch.status() == SERVING, "recovery")
             assert len(batch.paint([1, 2])) == 2

@@ -52,7 +52,7 @@ def swapped(saved_models, tmp_path) -> Iterator[Hosted]:
         yield hosted
 
 
-def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
+def test_no_call_fails_until_all_versions_are_removed(swapped, saved_models):
     deadline = time.monotonic() + LIMIT_S
 
     def shades_until_20(_: int) -> set[int]:
@@ -69,8 +69,13 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
             assert 20 in shades <= {10, 20}
     swapped.wait_for(1, "END")
     assert list(swapped.states().items()) == [(2, "AVAILABLE"), (1, "END")]
-    withdraw(swapped.base_path, "2")
+    for removed, state in (("2", "AVAILABLE"), ("1", "END")):
+        withdraw(swapped.base_path, removed)
+        swapped.wait_for(1, state)
+    assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
+    (swapped.base_path / ".gone-1").rename(swapped.base_path / "1")
     swapped.wait_for(1, "AVAILABLE")
+    assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def test_no_call_fails_in_a_hot_swap(swapped, saved_models):
     ],
     ids=["a file is missing", "its warm-up fails"],
 )
-def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, break_version):
+def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, caplog, break_version):
     aside = swapped.base_path / ".aside"
     shutil.copytree(saved_models[20], aside)
     break_version(aside)
@@ -94,81 +99,48 @@ def test_old_version_serves_when_the_new_one_is_broken(swapped, saved_models, br
     withdraw(swapped.base_path, "1")  # only the broken one is left
     time.sleep(POLLS_S)
     assert swapped.predict(from_latents()).model_spec.version.value == 1
-
-
-def test_broken_version_is_loaded_once_and_again_when_a_nested_file_changes(swapped, saved_models, caplog):
-    aside = swapped.base_path / ".aside"
-    shutil.copytree(saved_models[20], aside)
-    index = Path("variables", "variables.index")
-    (aside / index).write_bytes(b"")
-    aside.rename(swapped.base_path / "2")
-    swapped.wait_for(2, "END")
-    time.sleep(POLLS_S)
     assert caplog.text.count("can't be loaded") == 1
-    (swapped.base_path / "2" / index).write_bytes((saved_models[20] / index).read_bytes())
+    shutil.copytree(saved_models[20], swapped.base_path / "2", dirs_exist_ok=True)  # nested files change
     swapped.wait_for(2, "AVAILABLE")
 
 
-def test_versions_stay_when_the_base_path_is_gone(swapped):
+def test_versions_stay_when_other_folders_come_or_the_base_path_is_gone(swapped, saved_models):
+    for name in ("abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20):
+        publish(saved_models[20], swapped.base_path, name)
+    time.sleep(POLLS_S)
+    assert swapped.states() == {1: "AVAILABLE"}
     swapped.base_path.rename(swapped.base_path.with_name("elsewhere"))
     time.sleep(POLLS_S)
     assert swapped.predict(from_latents()).model_spec.version.value == 1
 
 
-def test_folders_are_ignored_when_their_names_are_no_versions(swapped, saved_models):
-    for name in ("abc", "1a", "-1", "1.0", ".2", "²", "9" * 19, "1" * 20):
-        publish(saved_models[20], swapped.base_path, name)
-    time.sleep(POLLS_S)
-    assert swapped.states() == {1: "AVAILABLE"}
-
-
-def test_model_is_not_found_when_all_its_versions_are_removed(swapped, saved_models):
-    withdraw(swapped.base_path, "1")
-    swapped.wait_for(1, "END")
-    assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
-    (swapped.base_path / ".gone-1").rename(swapped.base_path / "1")
-    swapped.wait_for(1, "AVAILABLE")
-    assert swapped.predict(from_latents()).model_spec.version.value == 1
-
-
-def test_process_opens_no_port_without_a_version_and_ends_on_sigterm(saved_models, tmp_path):
-    port, log, models = free_port(), tmp_path / "log", tmp_path / "models"
-    flags = (f"--port={port}", f"--model_base_path={models}", "--file_system_poll_wait_seconds=0.05")
-    waiting = f"waiting for a version of apple in {models}"
-    with model_server_process(log, waiting, *flags, "--log-format=json") as process:
+def test_process_has_flags_of_tensorflow_serving_and_waits_for_a_version(saved_models, tmp_path):
+    port, log, models, socket_path = free_port(), tmp_path / "log", tmp_path / "models", tmp_path / "server.sock"
+    flags = [
+        *(f"--port={port}", "--model_name=apple", f"--model_base_path={models}", f"--grpc_socket_path={socket_path}"),
+        *("--rest_api_port=8501", "--monitoring_config_file=/none", "--enable_model_warmup=true"),
+        *("--enable_grpc_healthcheck_service=true", "--grpc_max_threads=64", "--max_num_load_retries=0"),
+        *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
+        *("--file_system_poll_wait_seconds=0.05", "--log-format=json"),
+    ]
+    with model_server_process(log, f"waiting for a version of apple in {models}", *flags) as process:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
         models.mkdir()
         publish(saved_models[10], models, "1")
         wait_until(lambda: f"serving apple on 127.0.0.1:{port}" in log.read_text(), "a line that it serves")
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            assert stub.Predict(from_latents(), timeout=LIMIT_S).model_spec.version.value == 1
+        for target in (f"127.0.0.1:{port}", f"unix:{socket_path}"):
+            with grpc.insecure_channel(target) as channel:
+                stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+                assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
+                response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+                assert response.status == health_pb2.HealthCheckResponse.SERVING
         process.terminate()
         assert process.wait(LIMIT_S) == 0
     assert "Traceback" not in log.read_text()
     ours = [line for line in log.read_text().splitlines() if line.startswith("{")]  # TensorFlow has its own format
     assert {json.loads(line)["level"] for line in ours} == {"INFO", "WARNING"}
-
-
-def test_flags_of_tensorflow_serving_are_accepted(saved_models, tmp_path):
-    publish(saved_models[10], tmp_path, "1")
-    log, socket_path = tmp_path / "log", tmp_path / "model-server.sock"
-    flags = [
-        *("--port=0", "--model_name=apple", f"--model_base_path={tmp_path}", f"--grpc_socket_path={socket_path}"),
-        *("--rest_api_port=8501", "--monitoring_config_file=/none", "--enable_model_warmup=true"),
-        *("--enable_grpc_healthcheck_service=true", "--grpc_max_threads=64", "--max_num_load_retries=0"),
-        *("--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content=true"),
-        "--grpc_channel_arguments=grpc.max_connection_age_ms=30000,grpc.max_connection_age_grace_ms=15000",
-    ]
-    with (
-        model_server_process(log, "serving apple on", *flags),
-        grpc.insecure_channel(f"unix:{socket_path}") as channel,
-    ):
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        assert stub.Predict(from_latents(), timeout=LIMIT_S).outputs["images"].tensor_content
-        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
-        assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,91 @@
-"""Fixtures and helpers of the tests of `paint`, in this process or as a process of its own."""
+"""A fake batch server; `paint` in this process or as a process of its own."""
 
 import json
 import os
 import subprocess
+import threading
+from collections.abc import Callable
+from concurrent import futures
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any, Self
 
+import grpc
 import pytest
 
 from serving.paint.command import main
-from tests.conftest import ROOT, command, ended_afterwards
-from tests.serving.paint.fake_batch_server import FakeBatchServer
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
+from serving.pb.ringo.v1 import picture_service_pb2_grpc
+from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards
+
+
+def data_of(seed: int, version: int = 1) -> bytes:
+    return f"picture {seed} of version {version}\n".encode()
+
+
+class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
+    """Answers on a socket while the `with` block lasts, with images of few bytes.
+
+    `before(seed, context)` is called before each image. `aborts` has seeds at which one call ends, with its status, and
+    `spoilt` has fields of all images. `calls` has the seeds of each call.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: int = 1,
+        before: Callable[[int, Any], object] = lambda seed, context: None,
+        aborts: dict[int, grpc.StatusCode] | None = None,
+        spoilt: dict[str, Any] | None = None,
+    ) -> None:
+        self.version = version
+        self.before = before
+        self.aborts = aborts or {}
+        self.spoilt = spoilt or {}
+        self.calls: list[list[int]] = []
+        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
+        picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.target = f"ipv4:127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(grace=None).wait(timeout=LIMIT_S)
+
+    def DescribeModel(self, request: Any, context: Any) -> pb.DescribeModelResponse:  # noqa: N802 (the service's name)
+        return pb.DescribeModelResponse(model_versions=[self.version])
+
+    def GenerateBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        seeds = list(request.list.seeds)
+        self.calls.append(seeds)
+        for seed in seeds:
+            self.before(seed, context)
+            if code := self.aborts.pop(seed, None):
+                context.abort(code, "for a moment")
+            if request.options.model_version != self.version:
+                context.abort(grpc.StatusCode.NOT_FOUND, "The model server has no such version of 'apple' loaded.")
+            data = data_of(seed, self.version)
+            fields = {"seed": seed, "data": data, "sha256": sha256(data).digest(), "model_version": self.version}
+            yield pb.GenerateBatchResponse(picture=fields | self.spoilt)
+
+
+class Gate(threading.Event):
+    """Holds calls at `seed` or a later one until it is set."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self.reached = threading.Event()
+
+    def __call__(self, seed: int, context: Any) -> None:
+        if seed >= self._seed:
+            self.reached.set()
+            assert self.wait(LIMIT_S)
 
 
 def paint(server, out, *flags, seeds="0:30", code=0, token=None) -> str:

@@ -13,27 +13,23 @@ from serving.paint.client import PictureClient, Secrets
 from serving.paint.output_folder import CALL_SEEDS
 from serving.rendering.query import Picture
 from tests.conftest import LIMIT_S
-from tests.serving.paint.conftest import content, paint, rows
-from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
-
-QUERY = Picture(format="png", version=1)
+from tests.serving.paint.conftest import FakeBatchServer, Gate, content, data_of, paint, rows
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock of the client, `ahead_s` seconds ahead."""
+def test_retries_repeat_no_image_and_patience_counts_waits_only(monkeypatch):
     clock = SimpleNamespace(ahead_s=0.0, monotonic=lambda: time.monotonic() + clock.ahead_s)
     monkeypatch.setattr("serving.paint.client.time", clock)
-    return clock
-
-
-def test_patience_starts_with_the_first_call_when_checks_take_longer(clock):
     with (
-        FakeBatchServer(aborts={7: grpc.StatusCode.UNAVAILABLE}) as server,
+        FakeBatchServer(aborts=dict.fromkeys((0, 2), grpc.StatusCode.UNAVAILABLE)) as server,
         closing(PictureClient(server.target, Secrets(), patience_s=60)) as client,
     ):
         clock.ahead_s += 100  # the check
-        assert [image.seed for image in client.paint([7], QUERY)] == [7]
+        pictures = client.paint(range(3), Picture(format="png", version=1))
+        next(pictures)
+        clock.ahead_s += 100  # the reader's
+        client.end_silent_calls()
+        assert [image.seed for image in pictures] == [1, 2]
+        assert server.calls == [[0, 1, 2], [0, 1, 2], [2]]
 
 
 def test_a_silent_stream_ends_when_patience_does(tmp_path):
@@ -42,29 +38,6 @@ def test_a_silent_stream_ends_when_patience_does(tmp_path):
         printed = paint(server, tmp_path, "--patience-s", "1", "--streams", "1", code=1)
         gate.set()
     assert "No image has come for" in printed.splitlines()[-1]
-    assert len(rows(tmp_path)) == 17
-
-
-def test_a_stream_is_not_silent_when_its_reader_is_slow(clock):
-    with FakeBatchServer() as server, closing(PictureClient(server.target, Secrets(), patience_s=60)) as client:
-        pictures = client.paint(range(3), QUERY)
-        next(pictures)
-        clock.ahead_s += 100  # the reader's
-        client.end_silent_calls()
-        assert [image.seed for image in pictures] == [1, 2]
-        assert server.calls == [[0, 1, 2]]
-
-
-def test_paint_renders_no_image_twice_when_it_retries(tmp_path):
-    with FakeBatchServer(aborts={17: grpc.StatusCode.UNAVAILABLE}) as server:
-        paint(server, tmp_path)
-        assert server.calls == [list(range(30)), list(range(17, 30))]
-
-
-def test_paint_ends_with_the_sentence_of_the_server_when_refused(tmp_path):
-    with FakeBatchServer(aborts={17: grpc.StatusCode.UNAUTHENTICATED}) as server:
-        output = paint(server, tmp_path, code=1)
-    assert output.splitlines()[-1] == f"{server.target} answered UNAUTHENTICATED: for a moment"
     assert len(rows(tmp_path)) == 17
 
 
@@ -81,37 +54,31 @@ def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path
     assert last.endswith(sentence)
 
 
-@pytest.fixture
-def changing_server():
-    """A batch server that changes to version 2 at seed 12."""
+def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path):
+    one, several = tmp_path / "one", tmp_path / "several"
     with FakeBatchServer() as server:
         server.before = lambda seed, context: setattr(server, "version", 2 if seed >= 12 else 1)
-        yield server
-
-
-def test_paint_stops_when_the_model_version_changes(changing_server, tmp_path):
-    last = paint(changing_server, tmp_path, code=3).splitlines()[-1]
-    assert "no such version" in last
-    assert "--any-version goes on with the newest" in last
-    assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12
-
-
-def test_paint_goes_on_with_the_new_version_when_any_version_is_set(changing_server, tmp_path):
-    paint(changing_server, tmp_path, "--any-version")
-    assert [row["model_version"] for row in rows(tmp_path)] == [1] * 12 + [2] * 18
-    assert (tmp_path / "000000" / "000000029.png").read_bytes() == data_of(29, version=2)
+        last = paint(server, one, code=3).splitlines()[-1]
+        assert "no such version" in last
+        assert "--any-version goes on with the newest" in last
+        assert [row["model_version"] for row in rows(one)] == [1] * 12
+        server.version = 1
+        paint(server, several, "--any-version")
+    assert [row["model_version"] for row in rows(several)] == [1] * 12 + [2] * 18
+    assert (several / "000000" / "000000029.png").read_bytes() == data_of(29, version=2)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "sentence"),
+    ("fault", "sentence"),
     [
-        ("data", b"spoilt", "The image of seed 0 from {} does not match its SHA-256."),
-        ("seed", 5, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
-        ("model_version", 3, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+        ({"spoilt": {"data": b"spoilt"}}, "The image of seed 0 from {} does not match its SHA-256."),
+        ({"spoilt": {"seed": 5}}, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
+        ({"spoilt": {"model_version": 3}}, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+        ({"aborts": {0: grpc.StatusCode.UNAUTHENTICATED}}, "{} answered UNAUTHENTICATED: for a moment"),
     ],
 )
-def test_paint_keeps_no_image_that_differs_from_the_request(tmp_path, field, value, sentence):
-    with FakeBatchServer(alter=lambda picture: setattr(picture, field, value)) as server:
+def test_paint_ends_and_keeps_no_image_when_refused_or_sent_another(tmp_path, fault, sentence):
+    with FakeBatchServer(**fault) as server:
         output = paint(server, tmp_path, code=1)
     assert output.splitlines()[-1] == sentence.format(server.target)
     assert list(content(tmp_path)) == ["manifest.jsonl"]
@@ -119,10 +86,5 @@ def test_paint_keeps_no_image_that_differs_from_the_request(tmp_path, field, val
 
 def test_as_many_calls_run_at_a_time_as_streams(tmp_path):
     calls = threading.Barrier(3, timeout=LIMIT_S)
-
-    def before(seed, context):
-        if seed % CALL_SEEDS == 0:
-            calls.wait()
-
-    with FakeBatchServer(before=before) as server:
+    with FakeBatchServer(before=lambda seed, context: seed % CALL_SEEDS or calls.wait()) as server:
         paint(server, tmp_path, "--streams", 3, seeds=f"0:{3 * CALL_SEEDS}")

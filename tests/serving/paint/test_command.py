@@ -1,4 +1,4 @@
-"""`paint` with a fake batch server, and once with a real one."""
+"""`paint` with a fake batch server."""
 
 import fcntl
 import hashlib
@@ -16,12 +16,9 @@ import pytest
 from serving.paint.command import main
 from serving.paint.files import open_file
 from serving.settings import SettingsError
-from tests.batch_process import NOT_SERVING, batch_for
 from tests.conftest import LIMIT_S, ROOT, wait_until
-from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port, run_serving
-from tests.serving.paint.conftest import content, paint, rows, running_paint
-from tests.serving.paint.fake_batch_server import FakeBatchServer, Gate, data_of
+from tests.serving.paint.conftest import FakeBatchServer, Gate, content, data_of, paint, rows, running_paint
 
 
 def test_paint_writes_one_file_and_one_manifest_row_per_seed(whole):
@@ -39,8 +36,9 @@ def test_paint_writes_one_file_and_one_manifest_row_per_seed(whole):
     ]
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("layout", ["files", "tar"])
-def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, layout):
+def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, layout, end):
     flags = ("--layout", layout, "--per-folder", 10, "--streams", 1)
     gate = Gate(25)
     with FakeBatchServer(before=gate) as server:
@@ -48,8 +46,11 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
             assert gate.reached.wait(LIMIT_S)
             there = 25 if layout == "files" else 24  # the row of an image in a tar comes with the next image
             wait_until(lambda: len(rows(tmp_path / "twice")) == there, "images before the gate")
-            process.kill()
-            process.wait(LIMIT_S)
+            process.send_signal(end)
+            printed = process.communicate(timeout=LIMIT_S)[1]
+            assert process.returncode == (130 if end == signal.SIGINT else -end)
+        sentence = f"Stopped. Finished images are in {tmp_path}/twice; rerun the same command to resume.\n"
+        assert printed.endswith(sentence) == (end == signal.SIGINT)
         gate.set()
         server.calls.clear()
         paint(server, tmp_path / "twice", *flags)
@@ -64,23 +65,11 @@ def test_documented_command_accepts_all_images_of_a_folder(server, tmp_path, lay
     blocks = re.findall(r"```sh\n(cd [^`]*sha256sum[^`]*)```", (ROOT / "docs" / "batch.md").read_text())
     script = blocks[layout == "tar"].partition("\n")[2]  # without cd
     assert subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True, capture_output=True).stdout == b""
-    spoilt = next(path for path in sorted(tmp_path.rglob("*.png")))
-    spoilt.write_bytes(b"x")
+    images = sorted(tmp_path.rglob("*.png"))
+    assert [image.read_bytes() for image in images] == [data_of(seed) for seed in range(30)]
+    images[0].write_bytes(b"x")
     checked = script if layout == "files" else script.splitlines()[-1]
     assert subprocess.run(["bash", "-ec", checked], cwd=tmp_path, check=False, capture_output=True).returncode == 1
-
-
-def test_paint_stops_with_one_sentence_and_resumes_when_signalled(tmp_path):
-    gate = Gate(10)
-    with FakeBatchServer(before=gate) as server:
-        with running_paint(server, tmp_path) as process:
-            assert gate.reached.wait(LIMIT_S)
-            process.send_signal(signal.SIGINT)
-            sentence = process.communicate(timeout=LIMIT_S)[1].splitlines()[-1]
-            assert process.returncode == 130
-            assert sentence == f"Stopped. Finished images are in {tmp_path}; rerun the same command to resume."
-        gate.set()
-        assert "30 images" in paint(server, tmp_path)
 
 
 @contextmanager
@@ -156,14 +145,6 @@ def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path
     paint(server, tmp_path, "--patience-s", 5, "--target", f"{host}:{server.port}")
 
 
-def test_paint_says_that_the_server_has_no_model_ready(tmp_path):
-    with FakeModelServer() as model_server, batch_for(model_server.target, tmp_path) as batch:
-        model_server.stop()
-        wait_until(lambda: batch.status() == NOT_SERVING, "the end of the model server")
-        here = SimpleNamespace(target=batch.target.replace("localhost", "127.0.0.1"))
-        assert "it has no model ready" in paint(here, tmp_path / "out", "--patience-s", 1, code=1)
-
-
 def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     remote = SimpleNamespace(target="example.invalid:9090")
@@ -208,7 +189,6 @@ def test_paint_sends_nothing_when_the_token_is_invalid(server, tmp_path):
         (["--format", "gif"], "'gif'"),
         (["--streams", "0"], "1 to 64"),
         (["--target", "grpc://localhost:9090"], "'grpc://localhost:9090'"),
-        (["--target", "local host:9090"], "'local host:9090'"),
         (["--out", "/dev/null"], "'/dev/null' is not valid; allowed is a folder"),
         (["--key", "k.pem"], "--certificate and --key go together"),
     ],

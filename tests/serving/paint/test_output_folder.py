@@ -1,13 +1,10 @@
 """The folder of `paint`: shards, tars, damaged and foreign files."""
 
-import json
 import os
-import tarfile
 
 import pytest
 
-from tests.serving.paint.conftest import content, paint, rows
-from tests.serving.paint.fake_batch_server import FakeBatchServer, data_of
+from tests.serving.paint.conftest import FakeBatchServer, content, paint, rows
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
@@ -19,15 +16,6 @@ def test_shards_are_the_whole_byte_for_byte_when_together(server, tmp_path, layo
     parts = content(tmp_path / "parts")
     manifests = [parts.pop(f"manifest-{index:05d}-of-00004.jsonl") for index in range(4)]
     assert parts | {"manifest.jsonl": b"".join(manifests)} == content(tmp_path / "whole")
-
-
-def test_a_tar_holds_an_image_and_a_json_file_per_seed(server, tmp_path):
-    paint(server, tmp_path, "--layout", "tar", "--per-folder", 20, seeds="7,42,100:103")
-    with tarfile.open(tmp_path / "000005.tar") as tar:
-        held = {member.name: tar.extractfile(member).read() for member in tar}
-    assert [name for name in held if name.endswith("png")] == [f"{seed:09d}.png" for seed in (100, 101, 102)]
-    assert held["000000101.png"] == data_of(101)
-    assert json.loads(held["000000101.json"])["seed"] == 101
 
 
 @pytest.mark.parametrize("layout", ["files", "tar"])
@@ -43,19 +31,14 @@ def test_paint_renders_a_file_again_when_it_is_damaged(server, tmp_path, layout)
     assert content(tmp_path) == before
 
 
-def test_paint_adds_more_seeds_to_a_folder(server, tmp_path):
-    paint(server, tmp_path, seeds="10:20")
-    server.calls.clear()
-    paint(server, tmp_path, seeds="5:15")
-    assert server.calls == [[5, 6, 7, 8, 9]]
-    assert [row["seed"] for row in rows(tmp_path)] == list(range(5, 20))
-
-
-def test_paint_refuses_when_a_tar_would_lose_seeds(server, tmp_path):
+def test_paint_adds_seeds_and_refuses_when_a_tar_would_lose_others(server, tmp_path):
     flags = ("--layout", "tar", "--per-folder", 10)
-    paint(server, tmp_path, *flags, seeds="0:15")
+    paint(server, tmp_path, *flags, seeds="10:15")
+    server.calls.clear()
+    paint(server, tmp_path, *flags, seeds="0:12")
+    assert server.calls == [list(range(10))]
+    assert [row["seed"] for row in rows(tmp_path)] == list(range(15))
     before = content(tmp_path)
-    assert paint(server, tmp_path, *flags, seeds="0:12").startswith("12 images")
     output = paint(server, tmp_path, *flags, seeds="15:30", code=1)
     assert output.startswith("000001.tar holds seed 14, which --seeds doesn't name;")
     assert content(tmp_path) == before

@@ -1,4 +1,4 @@
-"""The client of the model server; the golden check of a replica, and how the gateway reports it."""
+"""The client of the model server, shared calls, and the golden check of a replica."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.telemetry.request_log import record_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.fake_model_server import answer, refusing, rendering_other_bytes
+from tests.fake_model_server import FakeModelServer, StatusError, answer, refusing, rendering_other_bytes
+from tests.gateway_process import Gateway, Reply
 
 
 @pytest.fixture
@@ -26,13 +27,6 @@ def client(server) -> Iterator[ModelClient]:
 @pytest.fixture
 def monitor(client) -> ModelMonitor:
     return ModelMonitor(client)
-
-
-@pytest.mark.parametrize("ask", [lambda client: client.sample(3, [1, 2]), lambda client: client.golden(3).digests])
-def test_typed_fields_and_tensor_content_give_equal_numbers(client, server, ask):
-    typed = ask(client)
-    server.reply = lambda request: answer(request, as_content=True)
-    assert np.array_equal(ask(client), typed)
 
 
 def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server):
@@ -56,8 +50,9 @@ def test_request_ends_when_its_client_disconnected_during_the_golden_check(monit
             monitor.golden_check(VERSION, deadline_s=time.monotonic() + LIMIT_S / 4)
 
 
-def test_golden_images_are_rendered_in_batches_of_all_allowed_sizes(monitor, server):
-    monitor.golden_check(3)
+def test_version_is_checked_once_in_all_sizes_when_many_requests_wait(monitor, server):
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(monitor.golden_check, [3] * 17))
     sizes = [r.inputs["seeds"].tensor_shape.dim[0].size for r in server.requests if "seeds" in r.inputs]
     assert (sum(sizes), set(sizes)) == (64, {1, 2, 4, 8, 16, 32})
 
@@ -76,12 +71,6 @@ def test_replica_is_unproved_when_its_model_has_no_golden_digests(monitor, serve
     assert (check.verdict, check.differing) == ("unproved", None)
     assert check.fingerprint != VERIFIED
     assert "Version 3 has no golden digests" in caplog.text
-
-
-def test_a_version_is_checked_once_when_many_requests_wait(monitor, server):
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(monitor.golden_check, [3] * 17))
-    assert [r.model_spec.signature_name for r in server.requests].count("golden") == 1
 
 
 def test_a_failed_check_is_tried_again(monitor, server):
@@ -123,3 +112,47 @@ def test_gateway_reports_a_differing_replica_in_log_metric_and_etag(server, star
     assert kind != "proved"
     assert other.headers["Cache-Control"] == "no-cache"
     assert gateway.ask(URL, If_None_Match=true.headers["ETag"]).status == 304
+
+
+BUSY, WAITING = 1000, range(2000, 2009)
+
+
+def calls_of(server: FakeModelServer) -> list[list[int]]:
+    """Return the seeds of each call for images, without the golden ones."""
+    generate = [request for request in server.requests if request.model_spec.signature_name == "generate"]
+    seeds = [sorted(memoryview(request.inputs["seeds"].tensor_content).cast("q").tolist()) for request in generate]
+    return [found for found in seeds if found[0] >= BUSY]
+
+
+def ask_while_busy(server: FakeModelServer, gateway: Gateway) -> list[Reply]:
+    """Return the responses to requests that waited for a busy model."""
+    with ThreadPoolExecutor(1 + len(WAITING)) as pool, server.holding():
+        pool.submit(gateway.ask, f"/generate?seed={BUSY}")
+        wait_until(lambda: calls_of(server), "the first call")
+        others = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in WAITING]
+        wait_until(lambda: gateway.rendered() == 1 + len(WAITING), "all requests to wait")
+    return [other.result() for other in others]
+
+
+@pytest.mark.parametrize(
+    ("reply", "sizes"),
+    [(answer, [1, 8, 1]), (refusing(grpc.StatusCode.FAILED_PRECONDITION, "golden"), [1] * (1 + len(WAITING)))],
+)
+def test_requests_share_even_batches_when_busy_and_verified(server, start_gateway, reply, sizes):
+    server.reply = reply
+    gateway = start_gateway(server.target, model_calls=1, cache_mb=0)
+    replies = ask_while_busy(server, gateway)
+    assert [len(call) for call in calls_of(server)] == sizes
+    assert [reply.body for reply in replies] == [gateway.ask(f"/generate?seed={seed}").body for seed in WAITING]
+
+
+def test_every_request_of_a_batch_gets_503_when_its_call_fails(server, start_gateway):
+    def reply(request):
+        if calls_of(server):  # not for the golden images
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        return answer(request)
+
+    server.reply = reply
+    replies = ask_while_busy(server, start_gateway(server.target, model_calls=1))
+    assert [reply.status for reply in replies] == [503] * len(WAITING)
+    assert len(calls_of(server)) == 3
