@@ -106,7 +106,8 @@ class PredictBatcher(Generic[K]):
             now_s = time.monotonic()
             is_queued = entry.started_s == math.inf
             if is_queued and self._free_calls and self._batch_is_due(now_s):
-                batch = self._select_batch(self._waiting[0])
+                batch = [request for request in self._waiting if request.key == self._waiting[0].key]
+                batch = batch[: even_batch_size(min(len(batch), MAX_ROWS))]
                 if entry in batch:
                     self._free_calls -= 1
                     for request in batch:
@@ -132,11 +133,6 @@ class PredictBatcher(Generic[K]):
         # With one call at a time this worker can't tell: other workers may keep the model server busy.
         is_idle = self._free_calls == self._max_calls > 1
         return is_idle or len(self._waiting) >= self._expected or now_s >= self._wait_until_s
-
-    def _select_batch(self, first: PendingRequest[K]) -> list[PendingRequest[K]]:
-        """Return the waiting requests that share a call with `first`."""
-        batch = [request for request in self._waiting if request.key == first.key]
-        return batch[: even_batch_size(min(len(batch), MAX_ROWS))]
 
     def _remove(self, requests: Sequence[PendingRequest[K]]) -> None:
         """Remove `requests` from the queue; wake the new first one."""
