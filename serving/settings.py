@@ -14,7 +14,6 @@ T = TypeVar("T")
 
 MAX_MODEL_CALLS = 64
 MAX_NAME_BYTES = 255  # of a folder's name, which `export` makes the model's
-LOG_FORMATS = ("text", "json")
 MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
 
 # The gateway's routes. As a prefix, a route is ambiguous: the proxy may have removed the prefix.
@@ -141,7 +140,7 @@ PEM_FILE = Kind(_path, "the path of a PEM file")
 TOKEN = Kind(
     matching("[A-Za-z0-9._~+/-]{16,}=*"), "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline"
 )
-LOG_FORMAT = Kind(matching("|".join(LOG_FORMATS)), " or ".join(LOG_FORMATS))
+LOG_FORMAT = Kind(matching("text|json"), "text or json")
 
 
 @dataclass(frozen=True)
