@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,6 +26,7 @@ def data_of(seed: int, version: int = 1) -> bytes:
     return f"picture {seed} of version {version}\n".encode()
 
 
+@dataclass(eq=False)
 class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers on a socket while the `with` block lasts, with images of few bytes.
 
@@ -32,19 +34,13 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     `spoilt` has fields of all images. `calls` has the seeds of each call.
     """
 
-    def __init__(
-        self,
-        *,
-        version: int = 1,
-        before: Callable[[int, Any], object] = lambda seed, context: None,
-        aborts: dict[int, grpc.StatusCode] | None = None,
-        spoilt: dict[str, Any] | None = None,
-    ) -> None:
-        self.version = version
-        self.before = before
-        self.aborts = aborts or {}
-        self.spoilt = spoilt or {}
-        self.calls: list[list[int]] = []
+    version: int = 1
+    before: Callable[[int, Any], object] = lambda seed, context: None
+    aborts: dict[int, grpc.StatusCode] = field(default_factory=dict)
+    spoilt: dict[str, Any] = field(default_factory=dict)
+    calls: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
         picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
