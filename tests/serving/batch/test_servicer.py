@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from serving.batch.servicer import BATCH_ROWS, BATCHES_AHEAD, PictureService
-from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
+from serving.pb.ringo.v1 import picture_service_pb2_grpc
+from serving.pb.ringo.v1.picture_service_pb2 import DescribeModelRequest, GenerateRequest, PictureOptions
 from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
@@ -34,7 +35,7 @@ SETTINGS = {"batch_streams": 2}
 def test_image_bytes_are_those_of_the_gateway(batch, gateway, options, query):
     expected = [gateway.ask(f"/generate?seed={seed}{query}").body for seed in SEEDS]
     assert [picture.data for picture in batch.paint(SEEDS, **options)] == expected
-    single = picture_service_pb2.GenerateRequest(seed=SEEDS[0], options=options)
+    single = GenerateRequest(seed=SEEDS[0], options=options)
     assert batch.pictures.Generate(single, timeout=LIMIT_S).picture.data == expected[0]
 
 
@@ -49,12 +50,12 @@ def test_images_come_in_the_order_of_the_range_with_their_facts(batch):
 def test_calls_without_a_deadline_get_images_and_refusals(batch):
     code, _, details = refusal(lambda: list(batch.stream([1], timeout=None, model_version=9)))
     assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION")
-    single = batch.pictures.Generate(picture_service_pb2.GenerateRequest(seed=1))
+    single = batch.pictures.Generate(GenerateRequest(seed=1))
     assert [response.picture.data for response in batch.stream([1], timeout=None)] == [single.picture.data]
 
 
 def test_description_has_name_versions_size_and_replica_state(batch):
-    model = batch.pictures.DescribeModel(picture_service_pb2.DescribeModelRequest(), timeout=LIMIT_S)
+    model = batch.pictures.DescribeModel(DescribeModelRequest(), timeout=LIMIT_S)
     assert (model.name, list(model.model_versions), model.size, model.replica) == ("apple", [3], 8, "proved")
 
 
@@ -86,7 +87,7 @@ def test_call_ends_with_model_timeout_when_the_model_is_too_slow(model_server, t
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateBatch"])
 def test_model_is_not_called_after_the_deadline_of_the_client(batch, model_server, method):
-    request = picture_service_pb2.GenerateRequest(seed=1) if method == "Generate" else batch_request(LONG)
+    request = GenerateRequest(seed=1) if method == "Generate" else batch_request(LONG)
     assert batch.paint([1])  # the version is known and verified
     before, warnings = len(model_server.requests), batch.log.read_text().count("WARNING")
     gone = calls(batch, method, "client_gone")
@@ -103,9 +104,9 @@ def test_model_is_not_called_after_the_deadline_of_the_client(batch, model_serve
 def test_calls_end_at_their_deadline_when_a_version_is_being_checked(tmp_path):
     with FakeModelServer(version=2) as server, batch_for(server.target, tmp_path, predict_timeout_s=300) as batch:
         calls = (
-            lambda: batch.pictures.Generate(picture_service_pb2.GenerateRequest(seed=1), timeout=0.5),
+            lambda: batch.pictures.Generate(GenerateRequest(seed=1), timeout=0.5),
             lambda: list(batch.stream([1], timeout=0.5)),
-            lambda: batch.pictures.DescribeModel(picture_service_pb2.DescribeModelRequest(), timeout=0.5),
+            lambda: batch.pictures.DescribeModel(DescribeModelRequest(), timeout=0.5),
         )
         with server.holding():
             server.version = 3
@@ -200,3 +201,53 @@ def test_an_unexpected_error_is_internal_without_its_cause(caplog):
     server.stop(None).wait(LIMIT_S)
     assert (code, message) == (grpc.StatusCode.INTERNAL, "The server failed; its log says why.")
     assert "AttributeError" in caplog.text
+
+
+UNKNOWN_OPTION = PictureOptions(size=32)
+UNKNOWN_OPTION.MergeFromString(b"\x98\x06\x01")  # field 99, of a later API: 1
+# method, message, status, field or beginning of the sentence
+REFUSED = [
+    ("Generate", GenerateRequest(), "INVALID_ARGUMENT", "seed"),
+    ("Generate", GenerateRequest(seed=-1), "INVALID_ARGUMENT", "seed"),
+    ("Generate", GenerateRequest(name=""), "INVALID_ARGUMENT", "name"),
+    ("Generate", GenerateRequest(name="a\n"), "INVALID_ARGUMENT", "name"),
+    ("Generate", GenerateRequest(seed=0, name="a"), "INVALID_ARGUMENT", "name"),
+    ("Generate", b"\x1a\x01\xff", "INVALID_ARGUMENT", "message"),
+    ("Generate", b"\x7a\x01\x01", "INVALID_ARGUMENT", "GenerateRequest.15"),
+    ("GenerateBatch", b"\x12\xff", "INVALID_ARGUMENT", "message"),
+    ("GenerateBatch", b"", "INVALID_ARGUMENT", "which"),
+    ("GenerateBatch", batch_request([]), "INVALID_ARGUMENT", "list.seeds"),
+    ("GenerateBatch", batch_request([0] * 100_001), "INVALID_ARGUMENT", "list.seeds"),
+    ("GenerateBatch", batch_request([3, 2, -7]), "INVALID_ARGUMENT", "list.seeds[2]"),
+    ("GenerateBatch", batch_request(range(5, 5)), "INVALID_ARGUMENT", "range.end"),
+    ("GenerateBatch", batch_request(range(100_001)), "INVALID_ARGUMENT", "range.end"),
+    ("GenerateBatch", batch_request(range(-1, 4)), "INVALID_ARGUMENT", "range.start"),
+    ("GenerateBatch", batch_request([1], size=1025), "INVALID_ARGUMENT", "options.size"),
+    ("GenerateBatch", batch_request([1], format=9), "INVALID_ARGUMENT", "options.format"),
+    ("GenerateBatch", batch_request([1], model_version=-1), "INVALID_ARGUMENT", "options.model_version"),
+    ("Generate", GenerateRequest(seed=1, options=UNKNOWN_OPTION), "INVALID_ARGUMENT", "PictureOptions.99"),
+    ("GenerateBatch", batch_request([1], model_version=9), "NOT_FOUND", "The model server has no version 9"),
+    ("Generate", b"\0" * (2**20 + 1), "RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (1048577"),
+    ("Reload", b"", "UNIMPLEMENTED", "Method not found!"),
+]
+
+
+@pytest.mark.parametrize(("method", "message", "status", "field"), REFUSED)
+def test_batch_server_refuses_without_calling_the_model(batch, model_server, method, message, status, field):
+    before = len(model_server.requests)
+    call = batch.channel.unary_unary(f"/ringo.v1.PictureService/{method}")
+    data = message if isinstance(message, bytes) else message.SerializeToString()
+    code, sentence, details = refusal(lambda: call(data, timeout=LIMIT_S))
+    assert code.name == status
+    if status == "INVALID_ARGUMENT":
+        assert [violation.field for violation in details["BadRequest"].field_violations] == [field]
+        assert (details["ErrorInfo"].domain, details["ErrorInfo"].reason) == ("ringo", "INVALID_REQUEST")
+    assert sentence.startswith(field)
+    assert len(model_server.requests) <= before + (status == "NOT_FOUND")
+    assert "Traceback" not in batch.log.read_text()
+
+
+def test_batch_server_refuses_a_compressed_message_above_the_limit(batch):
+    call = batch.channel.unary_unary("/ringo.v1.PictureService/Generate")
+    code, *_ = refusal(lambda: call(b"\0" * 2**24, timeout=LIMIT_S, compression=grpc.Compression.Gzip))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
