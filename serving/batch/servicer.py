@@ -1,4 +1,4 @@
-"""The gRPC service: seeds in, images out, single or as a stream.
+"""The gRPC service: checked seeds and options in, images out, single or as a stream.
 
 Limits, bytes, errors and the model client are the gateway's own modules.
 """
@@ -16,14 +16,16 @@ from itertools import takewhile
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from werkzeug.datastructures import MultiDict
 
 from serving.batch.calls import answering
-from serving.batch.requests import check_known, read_picture, read_seed, read_seeds
-from serving.errors import ClientGone, Stopping
+from serving.errors import ClientGone, InvalidRequest, Stopping
 from serving.model_client.monitor import GoldenCheck, ModelMonitor
-from serving.pb.ringo.v1 import picture_service_pb2, picture_service_pb2_grpc
+from serving.pb.ringo.v1 import picture_service_pb2 as pb
+from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.rendering.encoding import MIMETYPES, RENDERER_VERSION
-from serving.rendering.query import MAX_PIXELS, Picture
+from serving.rendering.query import MAX_PIXELS, SEED, Picture, read_query
 from serving.rendering.renderer import Renderer
 from serving.runtime.limits import ConcurrencyLimit
 from serving.telemetry.metrics import PICTURES
@@ -31,7 +33,10 @@ from serving.telemetry.request_log import record_stage, with_current_context
 
 MAX_SINGLES = 64  # Generate calls at a time: the last of them waits 2 s at 30 ms an image
 BATCH_ROWS = 64  # of one Predict call: 1.11 times as fast as 16, 1.05 as 32
+MAX_SEEDS = 100_000  # of one call: as varints at most 900 kB, which MAX_REQUEST_BYTES of server.py lets through
 BATCHES_AHEAD = 3  # of one stream: two at the model server, while one is encoded and sent
+
+FORMATS = {pb.FORMAT_UNSPECIFIED: "png", pb.FORMAT_PNG: "png", pb.FORMAT_WEBP: "webp", pb.FORMAT_JPEG: "jpeg"}
 
 
 class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
@@ -61,7 +66,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
             render = partial(self._renderer.render, query, deadline_s=until_s)
             _, made = self._monitor.with_check(check.version, render, deadline_s=until_s)
             record.size_bytes = len(made)
-            return picture_service_pb2.GenerateResponse(picture=picture(query, made))
+            return pb.GenerateResponse(picture=picture(query, made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         """Yield one image per seed, in order, rendered up to BATCHES_AHEAD ahead."""
@@ -81,7 +86,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         with answering(context, "DescribeModel"):
             versions = self._monitor.refresh()
             check = self._monitor.golden_check(versions[-1], deadline_s=deadline_s(context))
-            return picture_service_pb2.DescribeModelResponse(
+            return pb.DescribeModelResponse(
                 name=self._model_name,
                 model_versions=versions,
                 size=check.size,
@@ -125,7 +130,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
                 return []
             images = self._renderer.render_many(queries, check, deadline_s=until_s)
             rendered = zip(queries, takewhile(lambda _: not ended.is_set(), images), strict=False)
-            return [picture_service_pb2.GenerateBatchResponse(picture=picture(*one)) for one in rendered]
+            return [pb.GenerateBatchResponse(picture=picture(*one)) for one in rendered]
 
         def make(part: Sequence[int], submitted_s: float) -> list[Message]:
             record_stage("queue", time.monotonic() - submitted_s)
@@ -156,10 +161,63 @@ def deadline_s(context: grpc.ServicerContext) -> float:
 def picture(query: Picture, encoded: bytes) -> Message:
     """Return the message of one image."""
     PICTURES.labels("model").inc()
-    return picture_service_pb2.Picture(
+    return pb.Picture(
         seed=query.seed,
         data=encoded,
         sha256=hashlib.sha256(encoded).digest(),
         model_version=query.version,
         media_type=MIMETYPES[str(query.format)],
     )
+
+
+def check_known(*messages: Message) -> None:
+    """Raise InvalidRequest for unknown fields, which a later API may have."""
+    for message in messages:
+        for unknown in UnknownFieldSet(message):
+            known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
+            name = message.DESCRIPTOR.name
+            raise InvalidRequest(f"{name}.{unknown.field_number}", "set", f"in {name} only {known}")
+
+
+def read_picture(options: Message, seed: int) -> Picture:
+    """Return the query of `seed` with `options`; raise InvalidRequest."""
+    texts = {"seed": str(seed), "format": FORMATS.get(options.format, str(options.format))}
+    for name in ("size", "model_version"):
+        if options.HasField(name):
+            texts[name.removeprefix("model_")] = str(getattr(options, name))
+    try:
+        return read_query(Picture, MultiDict(texts))
+    except InvalidRequest as error:
+        name = "model_version" if error.field == "version" else error.field
+        raise InvalidRequest(f"options.{name}", error.value, error.allowed, error.fault) from error
+
+
+def read_seed(request: Message) -> int:
+    """Return the seed of a GenerateRequest; raise InvalidRequest without one."""
+    texts = {name: str(getattr(request, name)) for name in ("seed", "name") if request.HasField(name)}
+    seed = read_query(Picture, MultiDict(texts)).seed
+    if seed is None:
+        raise InvalidRequest("seed", None, SEED.allowed)
+    return seed
+
+
+def read_seeds(request: Message) -> Sequence[int]:
+    """Return the seeds of a GenerateBatchRequest, in order; raise InvalidRequest."""
+    match request.WhichOneof("which"):
+        case "range":
+            start, end = request.range.start, request.range.end
+            if start < 0:
+                raise InvalidRequest("range.start", str(start), SEED.allowed)
+            if not 0 < end - start <= MAX_SEEDS:
+                raise InvalidRequest("range.end", str(end), f"more than range.start, {start}, by at most {MAX_SEEDS}")
+            return range(start, end)
+        case "list":
+            seeds = tuple(request.list.seeds)
+            if not 0 < len(seeds) <= MAX_SEEDS:
+                raise InvalidRequest("list.seeds", f"{len(seeds)} seeds", f"1 to {MAX_SEEDS} seeds")
+            lowest = min(seeds)
+            if lowest < 0:
+                raise InvalidRequest(f"list.seeds[{seeds.index(lowest)}]", str(lowest), SEED.allowed)
+            return seeds
+        case _:
+            raise InvalidRequest("which", None, "one of range and list")
