@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from serving.batch.calls import CODES
 from serving.errors import RingoError
-from serving.gateway.problems import ANSWERS
+from serving.gateway.app import ANSWERS
 from serving.telemetry.tracing import export_traces
 from tests.batch_process import batch_for, batch_request
 from tests.conftest import LIMIT_S, VERSION, wait_until
