@@ -111,11 +111,11 @@ def judge(file: IO[bytes] | str, renderer: Renderer, monitor: ModelMonitor, mode
         return Verdict.UNREADABLE, f"more than {MAX_FILE_BYTES} bytes"
     if "Picture" not in facts:
         return Verdict.UNKNOWN_MODEL, "it has no text chunk Picture"
+    shown = {name: text[:MAX_SHOWN_CHARACTERS] for name, text in facts.items()}
     if facts.get("Model") != model_name:
-        return Verdict.UNKNOWN_MODEL, f"of {quoted(facts.get('Model'))}, here is {model_name!r}"
+        return Verdict.UNKNOWN_MODEL, f"of {shown.get('Model')!r}, here is {model_name!r}"
     if facts.get("Renderer") != str(RENDERER_VERSION):
-        renderer_version = quoted(facts.get("Renderer"))
-        return Verdict.UNKNOWN_MODEL, f"encoded by renderer {renderer_version}, here is '{RENDERER_VERSION}'"
+        return Verdict.UNKNOWN_MODEL, f"encoded by renderer {shown.get('Renderer')!r}, here is '{RENDERER_VERSION}'"
     try:
         query = pinned_query(facts["Picture"])
         _, made = monitor.with_check(query.version or 0, partial(renderer.render, query))
@@ -140,8 +140,3 @@ def pinned_query(text: str) -> Query:
         if getattr(query, name, "") is None:
             raise InvalidRequest("Picture", text, f"a URL with {name}")
     return query
-
-
-def quoted(text: str | None) -> str:
-    """Return `text` quoted, shortened, and safe for a terminal."""
-    return repr(text if text is None else text[:MAX_SHOWN_CHARACTERS])
