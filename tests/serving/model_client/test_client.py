@@ -35,12 +35,9 @@ def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server)
     assert client.generate(3, range(64)).shape == large.shape
 
 
-def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server(server):
-    with (
-        grpc.insecure_channel(server.target),
-        closing(ModelClient(server.target, "apple", predict_timeout_s=LIMIT_S)) as client,
-    ):
-        assert ModelMonitor(client).golden_check(3).verdict == "proved"
+def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server(server, request):
+    with grpc.insecure_channel(server.target):
+        assert request.getfixturevalue("monitor").golden_check(3).verdict == "proved"
 
 
 def test_request_ends_when_its_client_disconnected_during_the_golden_check(monitor, server):
