@@ -113,25 +113,18 @@ def build_server(
     picture_service_pb2_grpc.add_PictureServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    credentials = build_credentials(settings)
-    if credentials is None:
-        server.add_insecure_port(address)
-    else:
-        server.add_secure_port(address, credentials)
-    return server
-
-
-def build_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return credentials that read the TLS files, perhaps renewed, for each handshake."""
     certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if certificate is None or key is None:
-        return None
+        server.add_insecure_port(address)
+        return server
 
-    def read() -> grpc.ServerCertificateConfiguration:
+    def read() -> grpc.ServerCertificateConfiguration:  # for each handshake: the files may be renewed
         pair = key.read_bytes(), certificate.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair], client_ca and client_ca.read_bytes())
 
-    return grpc.dynamic_ssl_server_credentials(read(), read, require_client_authentication=client_ca is not None)
+    credentials = grpc.dynamic_ssl_server_credentials(read(), read, require_client_authentication=client_ca is not None)
+    server.add_secure_port(address, credentials)
+    return server
 
 
 def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
