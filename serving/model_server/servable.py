@@ -16,7 +16,6 @@ from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 INIT_OP = "__saved_model_init_op"
-WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 
 # 64 rows of 65,536 numbers: 16 MiB of float32. The typed fields repeat their last value, so ten bytes can claim a
 # tensor of any size; with 2**28 the process grew to 2.6 GB.
@@ -102,7 +101,7 @@ def load(folder: Path) -> Servable:
     # The initialisation has run already, and has no output.
     calls = {name: _call(session, signature) for name, signature in signature_defs.items() if name != INIT_OP}
     servable = Servable(signature_defs, calls)
-    for request in _warm_up_requests(folder / WARM_UP_FILE):
+    for request in _warm_up_requests(folder / "assets.extra/tf_serving_warmup_requests"):
         inputs = {name: servable.decode(tensor) for name, tensor in request.inputs.items()}
         servable.run(request.model_spec.signature_name or tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY, inputs)
     return servable

@@ -31,7 +31,6 @@ Stage = Literal["queue", "model", "encode", "shared"]
 
 # Ids are not secret. os.urandom would release the interpreter's lock for each id.
 REQUEST_ID = "x-request-id"
-REQUEST_ID_ALLOWED = re.compile("[A-Za-z0-9._-]{1,64}")
 MAX_SHOWN_CHARACTERS = 200  # of a path or a cause in a log line
 ABANDONED_CHECK_S = 0.25  # how often a waiting request checks its connection
 
@@ -130,7 +129,7 @@ def record_request(method: str, carrier: Mapping[str, str], *, is_probe: bool = 
     """
     began_s = time.monotonic()
     request_id = carrier.get(REQUEST_ID, "")
-    if not REQUEST_ID_ALLOWED.fullmatch(request_id):
+    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", request_id):
         request_id = f"{getrandbits(64):016x}"
     span = server_span(method, carrier, recorded=not is_probe)
     trace_id = format_trace_id(span.get_span_context().trace_id)
