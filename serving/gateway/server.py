@@ -26,7 +26,6 @@ DRAIN_MARGIN_S = 5  # on top of the longest request
 SPARE_THREADS = 16  # for responses without the model: cached images, 304, pages, probes and refusals
 MAX_CONNECTIONS, MIN_CONNECTIONS = 1000, 16  # of a worker
 IDLE_FILES = 48  # open in an idle worker: 26, more with a trace collector
-FILES_PER_WORKER = 2  # of gunicorn
 
 
 def serve(settings: Settings) -> None:
@@ -35,7 +34,7 @@ def serve(settings: Settings) -> None:
     Raises SettingsError if a port is not free or a TLS file is not usable.
     """
     check_tls(settings)
-    others = IDLE_FILES + FILES_PER_WORKER * settings.workers
+    others = IDLE_FILES + 2 * settings.workers  # two are of gunicorn, for each worker
     connections = raise_open_files(others + MIN_CONNECTIONS, others + MAX_CONNECTIONS) - others
     # gunicorn itself would try a taken port five times, with a log line each.
     sockets = [

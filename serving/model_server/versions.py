@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # importing it imports TensorFlow
     from serving.model_server.servable import Servable
 
-MAX_VERSION = 2**63 - 1  # of int64
-
 log = logging.getLogger(__name__)
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]  # as TensorFlow Serving's ModelVersionStatus.State
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -121,7 +119,7 @@ def version_folders(base_path: Path) -> dict[int, Path]:
     return {
         int(path.name): path
         for path in sorted(base_path.iterdir())  # always the same one of "01" and "1"
-        if re.fullmatch("[0-9]{1,19}", path.name) and int(path.name) <= MAX_VERSION and path.is_dir()
+        if re.fullmatch("[0-9]{1,19}", path.name) and int(path.name) < 2**63 and path.is_dir()  # int64
     }
 
 
