@@ -63,8 +63,9 @@ def overlay(rendered, request) -> list[Manifest]:
 
 
 @pytest.fixture
-def production(rendered) -> list[Manifest]:
-    return rendered["overlays/production"]
+def alerts(rendered) -> list[Manifest]:
+    (rules,) = of_kind(rendered["overlays/production"], "PrometheusRule").values()
+    return [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
@@ -110,16 +111,11 @@ def test_probes_name_routes_and_services_of_the_code(overlay):
     assert batch["readinessProbe"].get("grpc", {"service": SERVICE})["service"] == SERVICE  # production has TLS
 
 
-def test_model_server_is_ready_when_the_model_of_the_settings_is(overlay):
+def test_settings_are_valid_and_name_the_model_of_the_probe(overlay):
     (data,) = [found["data"] for name, found in of_kind(overlay, "ConfigMap").items() if name.startswith("settings-")]
+    name = Settings.from_environment(data).model_name
     path = containers(overlay)["model-server"]["readinessProbe"]["httpGet"]["path"]
-    assert path == f"/v1/models/{data['RINGO_MODEL_NAME']}/metadata"
-
-
-def test_settings_of_config_map_and_compose_are_valid(overlay):
-    for name, found in of_kind(overlay, "ConfigMap").items():
-        if name.startswith("settings-"):
-            Settings.from_environment(found["data"])
+    assert path == f"/v1/models/{name}/metadata"
     for name in ("gateway", "batch"):
         Settings.from_environment(compose()["services"][name]["environment"])
 
@@ -192,8 +188,8 @@ def test_network_policy_admits_gateway_and_batch_only_to_model_server(rendered):
     assert policies["default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     (rule,) = policies["model-server"]["spec"]["ingress"]
     (peer,) = rule["from"]
-    (term,) = peer["podSelector"]["matchExpressions"]
-    assert term == {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
+    expected = {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
+    assert peer["podSelector"]["matchExpressions"] == [expected]
 
 
 def compose() -> Manifest:
@@ -231,19 +227,11 @@ def our_metrics() -> dict[str, set[str]]:
 TARGET_LABELS = {"pod", "namespace", "container", "deployment"}  # Prometheus adds them
 
 
-def expressions(manifests: list[Manifest]) -> list[str]:
-    """Return the PromQL of alerts and dashboard."""
-    (rules,) = of_kind(manifests, "PrometheusRule").values()
-    board = json.loads(of_kind(manifests, "ConfigMap")["dashboard"]["data"]["ringo.json"])
-    return [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]] + [
-        target["expr"] for panel in board["panels"] for target in panel["targets"]
-    ]
-
-
-def test_alerts_and_dashboard_name_existing_metrics_and_labels(production):
+def test_alerts_and_dashboard_name_existing_metrics_and_labels(rendered, alerts):
     known = our_metrics()
-    for expression in expressions(production):
-        labels = set(TARGET_LABELS)
+    board = json.loads(of_kind(rendered["overlays/production"], "ConfigMap")["dashboard"]["data"]["ringo.json"])
+    for shown in alerts + [target for panel in board["panels"] for target in panel["targets"]]:
+        expression, labels = shown["expr"], set(TARGET_LABELS)
         for name, matchers in re.findall(r"\b(ringo_\w+)(?:\{(.*?)\})?", expression):
             labels |= known[name]
             assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= known[name] | TARGET_LABELS, expression
@@ -251,21 +239,18 @@ def test_alerts_and_dashboard_name_existing_metrics_and_labels(production):
         assert "ringo_" not in expression or grouped <= labels, expression
 
 
-def test_alert_on_failures_covers_every_trouble_but_overload(production):
-    (rules,) = of_kind(production, "PrometheusRule").values()
-    (failing,) = [rule for rule in rules["spec"]["groups"][0]["rules"] if rule["alert"] == "RingoFailsRequests"]
+def test_alert_on_failures_covers_every_trouble_but_overload(alerts):
+    (failing,) = [rule for rule in alerts if rule["alert"] == "RingoFailsRequests"]
     named = re.search(r'outcome=~"(.*?)"', failing["expr"])[1].split("|")
     assert set(named) == request_log.TROUBLE - {"overloaded"}
 
 
-def test_operations_page_explains_every_metric_and_alert(production):
+def test_operations_page_explains_every_metric_and_alert(alerts):
     page = (ROOT / "docs" / "operations.md").read_text()
-    (rules,) = of_kind(production, "PrometheusRule").values()
-    alerts = {rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]}
     metric_names = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
     assert set(re.findall(r"\| `(ringo_\w+|Ringo\w+)`", page)) >= metric_names
-    assert {alert for alert in alerts if f"`{alert}`" not in page} == set()
-    links = {rule["annotations"]["runbook_url"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+    assert [rule["alert"] for rule in alerts if f"`{rule['alert']}`" not in page] == []
+    links = {rule["annotations"]["runbook_url"] for rule in alerts}
     assert links == {"docs/operations.md#metrics-and-alerts"}
     assert "\n## Metrics and alerts\n" in page
 
@@ -285,12 +270,8 @@ def test_no_port_of_the_model_server_is_published():
     assert not any("rest_api_port" in flag for flag in compose()["services"]["model-server"]["command"])
 
 
-def test_dockerfile_sets_the_allocator_as_make_run_does():
+def test_dockerfile_has_the_ports_and_the_allocator_of_the_code():
     text = (ROOT / "Dockerfile.serve").read_text()
-    assert all(f"{name}={value}" in text for name, value in ALLOCATOR.items())
-
-
-def test_dockerfiles_name_ports_of_the_settings():
-    exposed = re.search("^EXPOSE (.*)$", (ROOT / "Dockerfile.serve").read_text(), re.MULTILINE)[1]
     ports = (SETTINGS.port, SETTINGS.batch_port, SETTINGS.metrics_port, SETTINGS.batch_metrics_port)
-    assert exposed.split() == [str(port) for port in ports]
+    assert f"EXPOSE {' '.join(map(str, ports))}\n" in text
+    assert all(f"{name}={value}" in text for name, value in ALLOCATOR.items())
