@@ -138,13 +138,12 @@ class FakeModelServer(
         model_name: str = "apple",
         version: int = 1,
         port: int = 0,
-        state: str = "AVAILABLE",
         reply: Callable[[Any], Any] = answer,
         max_connection_age_s: float = math.inf,
     ) -> None:
         self.model_name = model_name
         self.version = version
-        self.state = state
+        self.state = "AVAILABLE"
         self.reply = reply
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []  # of each request

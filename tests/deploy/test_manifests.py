@@ -22,14 +22,13 @@ from serving.paint.command import Shard, parse
 from serving.run import ALLOCATOR, model_server_command
 from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics, request_log
-from tests.conftest import ROOT
+from tests.conftest import LIMIT_S, ROOT
 from training.__main__ import build_parser
 
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
 CANARY = "overlays/canary"  # in a namespace of its own
 JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back", "jobs/load")
 ALL = (*OVERLAYS, CANARY, *JOBS)
-RENDER_LIMIT_S = 60
 
 Manifest = dict[str, Any]
 KUSTOMIZE = {"kubectl": ["kubectl", "kustomize"], "kustomize": ["kustomize", "build"]}
@@ -47,7 +46,7 @@ def rendered() -> dict[str, list[Manifest]]:
 
 def render(folder: Path) -> list[Manifest]:
     """Return the manifests of the kustomization in `folder`."""
-    done = subprocess.run([*BUILD, folder], capture_output=True, text=True, timeout=RENDER_LIMIT_S, check=True)
+    done = subprocess.run([*BUILD, folder], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert done.stderr == ""  # it names deprecated fields
     return list(yaml.safe_load_all(done.stdout))
 
@@ -97,7 +96,7 @@ def test_all_images_come_from_the_registry_when_the_documented_sed_has_run(tmp_p
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
     (command,) = re.findall(r"^sed -i .*newName.*$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     script = f"export REGISTRY=registry.example/apples\n{command}"
-    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=RENDER_LIMIT_S)
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=LIMIT_S)
     for name in ("overlays/local", "jobs/train"):
         images = {found["image"] for found in containers(render(tmp_path / "k8s" / name)).values()}
         ours = {image for image in images if "ringo-" in image}
