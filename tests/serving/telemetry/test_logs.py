@@ -161,15 +161,12 @@ def statuses(gateway: Gateway, count: int) -> set[int]:
     return {gateway.ask("/nothing").status for _ in range(count)}
 
 
-def test_gateway_answers_and_counts_lost_lines_when_stderr_is_blocked(blocked):
+def test_gateway_counts_lost_lines_and_ends_when_stderr_is_blocked(blocked):
     assert statuses(blocked, 2 * MAX_QUEUED) == {404}
     dropped = blocked.metric("ringo_log_lines_dropped_total")
     assert dropped > 0
     report = next(line for line in blocked.process.stderr if b"lines were dropped" in line)
     assert re.search(rb"WARNING (\d+) log lines", report)[1] == b"%d" % dropped
-
-
-def test_sigterm_ends_a_gateway_when_stderr_is_blocked(blocked):
     assert statuses(blocked, 100) == {404}  # five times the pipe's size
     blocked.process.terminate()
     assert blocked.process.wait(LIMIT_S) == 0
