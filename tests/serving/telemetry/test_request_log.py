@@ -162,35 +162,31 @@ def test_trace_is_a_new_one_when_traceparent_is_not_valid(gateway, model_server,
     assert int(span_id, 16)
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans of OTLP requests."""
+@pytest.fixture
+def exported(monkeypatch):
+    """A list to which a collector adds the ResourceSpans of OTLP requests."""
+    exported = []
 
-    def __init__(self) -> None:
-        self.resource_spans = []
-
-    def Export(self, request, context):  # noqa: N802 (the service's own name)
-        self.resource_spans += request.resource_spans
+    def export(request, context):
+        exported.extend(request.resource_spans)
         return trace_service_pb2.ExportTraceServiceResponse()
 
-
-@pytest.fixture
-def collector(monkeypatch):
-    collector = Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    service, server = trace_service_pb2_grpc.TraceServiceServicer(), grpc.server(futures.ThreadPoolExecutor(2))
+    service.Export = export
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(service, server)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     server.start()
-    yield collector
+    yield exported
     server.stop(None).wait(LIMIT_S)
 
 
-def test_spans_of_both_servers_are_sent_to_the_collector(collector, model_server, tmp_path):
+def test_spans_of_both_servers_are_sent_to_the_collector(exported, model_server, tmp_path):
     with gateway_for(model_server.target, tmp_path) as gateway:
         reply = gateway.ask("/generate?seed=1", Traceparent=PARENT)
         traceparent = trace_of_last_call(model_server)["traceparent"]
     with batch_for(model_server.target, tmp_path) as batch:
         assert len(batch.paint(range(3))) == 3
-    every_span = [span for sent in collector.resource_spans for scope in sent.scope_spans for span in scope.spans]
+    every_span = [span for sent in exported for scope in sent.scope_spans for span in scope.spans]
     spans = {span.name: span for span in every_span if span.trace_id.hex() == TRACE}  # sent by SIGTERM
     assert set(spans) == {"GET generate", "model", "encode"}
     server = spans["GET generate"]
@@ -203,7 +199,7 @@ def test_spans_of_both_servers_are_sent_to_the_collector(collector, model_server
     names = {span.name for span in every_span}
     assert "POST GenerateBatch" in names
     assert not {name for name in names if "livez" in name or "readyz" in name}
-    resources = [entry for sent in collector.resource_spans for entry in sent.resource.attributes]
+    resources = [entry for sent in exported for entry in sent.resource.attributes]
     services = {entry.value.string_value for entry in resources if entry.key in ("service.namespace", "service.name")}
     assert services == {"ringo", "gateway", "batch"}
 
