@@ -22,7 +22,6 @@ from tests.hosted_model_server import publish, save_model, withdraw
 NOTICED_S = 2.5  # 1 s between two refreshes, 1 s until one fails, and half a second for a busy machine
 REFUSED_WITHIN_S = 1.0
 BACK_WITHIN_S = 5.0
-REQUESTS = 2_000  # to two replicas
 CLIENTS = 16
 SWAPS = 5
 NAME_ERROR, A_RECORD = 3, 1  # of DNS
@@ -148,7 +147,7 @@ def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
         gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
         put_load(gateway.port, 8, newest) as load,
     ):
-        load.wait_for_images(REQUESTS, limit_s=200)
+        load.wait_for_images(2_000, limit_s=200)
         # The kernel chooses the server of each connection, so the first few may all have the same one.
         wait_until(lambda: len(load.digests("ETag")) == 2 * 40, "each image of both servers", limit_s=200)
     assert {outcome.status for outcome in load.failed} <= {503}  # if a connection ends before its golden check

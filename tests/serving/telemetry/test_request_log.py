@@ -12,6 +12,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from serving.__main__ import FOREIGN
 from serving.batch.calls import CODES
 from serving.errors import RingoError
 from serving.gateway.problems import ANSWERS
@@ -34,8 +35,9 @@ def requests_of(port: int) -> dict[tuple[str, str, str], float]:
     }
 
 
-def test_totals_are_right_across_workers(model_server, tmp_path):
-    with gateway_for(model_server.target, tmp_path, workers=2) as gateway:
+def test_totals_are_right_across_workers_whatever_their_libraries_read(model_server, tmp_path):
+    foreign = ("env", *(f"{name}=/nope" for name in FOREIGN))
+    with gateway_for(model_server.target, tmp_path, workers=2, wrapper=foreign) as gateway:
         wait_until(lambda: len(gateway.workers()) == 2, "two workers")
         for unused in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
             gateway.process.send_signal(unused)
