@@ -26,7 +26,6 @@ TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
 SETTINGS = {"log_format": "json", "token": TOKEN}
 SECRET = "swordfish-of-the-client"
-PIPE_BYTES = 4096  # 20 lines
 
 
 def lines_with(log, text: str) -> list[str]:
@@ -141,7 +140,7 @@ def test_failed_probe_is_a_warning_in_the_log_when_sigterm_follows(tmp_path):
 def blocked(request, tmp_path) -> Iterator[Gateway]:
     """A gateway whose stderr is a full pipe, or what the shell's redirection in the parameter makes it."""
     with gateway_for("localhost:1", tmp_path, wrapper=shell(request.param), unread=True, probe="/livez") as gateway:
-        fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, 4096)  # bytes: 20 lines
         yield gateway
 
 
