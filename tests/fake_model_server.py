@@ -23,7 +23,6 @@ from serving.model_client.messages import (
     types_pb2,
 )
 
-INSIDE = "node 7 of 10.0.0.1"  # the message of a StatusError, which no client may see
 HEIGHT, WIDTH = 6, 8
 
 
@@ -138,13 +137,12 @@ class FakeModelServer(
         model_name: str = "apple",
         version: int = 1,
         port: int = 0,
-        state: str = "AVAILABLE",
         reply: Callable[[Any], Any] = answer,
         max_connection_age_s: float = math.inf,
     ) -> None:
         self.model_name = model_name
         self.version = version
-        self.state = state
+        self.state = "AVAILABLE"
         self.reply = reply
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []  # of each request
@@ -188,7 +186,7 @@ class FakeModelServer(
         try:
             return self.reply(request)
         except StatusError as refused:
-            context.abort(*refused.args, INSIDE)
+            context.abort(*refused.args, "node 7 of 10.0.0.1")  # which no client may see
 
     def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model_spec.name != self.model_name:

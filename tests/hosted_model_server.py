@@ -103,10 +103,9 @@ def tensor(dtype: int, shape: list[int], **values: Any) -> Any:
 
 
 def images(response: Any) -> np.ndarray:
-    proto = response.outputs["images"]
-    assert proto.dtype == types_pb2.DT_UINT8
-    flat = np.frombuffer(proto.tensor_content, np.uint8) if proto.tensor_content else np.array(proto.int_val, np.uint8)
-    return flat.reshape([dim.size for dim in proto.tensor_shape.dim])
+    import tensorflow as tf
+
+    return tf.make_ndarray(response.outputs["images"])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image, ImageCms, TiffImagePlugin, TiffTags
+from PIL import Image, ImageCms
 
 from training.data.photos import Photos, load_photos
 
@@ -72,11 +72,8 @@ def jpeg_with_segment(marker: int, content: bytes) -> bytes:
 
 def tiff_with_tags(**tags: int) -> bytes:
     """Return an orange TIFF with more tags, such as t254=1."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
-    for name, value in tags.items():
-        directory[int(name[1:])] = value
-        directory.tagtype[int(name[1:])] = TiffTags.LONG
-    return encoded(solid("RGB", ORANGE), "TIFF", tiffinfo=directory)
+    tiffinfo = {int(name[1:]): value for name, value in tags.items()}
+    return encoded(solid("RGB", ORANGE), "TIFF", tiffinfo=tiffinfo)
 
 
 def lab(colour: tuple[int, int, int]) -> Image.Image:

@@ -6,11 +6,8 @@ from benchmarks import page, rounds
 from tests.conftest import BUNDLED
 
 
-def test_docs_page_equals_the_rendered_results():
+def test_docs_pages_equal_the_rendered_results():
     assert page.PAGE.read_text(encoding="utf-8") == page.render(page.read_results(rounds.RESULTS))
-
-
-def test_sizes_in_operations_equal_the_rendered_results():
     text = page.OPERATIONS.read_text(encoding="utf-8")
     assert page.SIZES_BEGIN in text
     assert text == page.with_sizes(text, page.read_results(rounds.RESULTS))

@@ -1,11 +1,14 @@
-"""Manifests and Dockerfiles agree with the code; `make policy` checks security."""
+"""Manifests, Dockerfiles and locks agree with the code; `make policy` checks security; the script of a Job."""
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import fields
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,14 @@ from serving.paint.command import Shard, parse
 from serving.run import ALLOCATOR, model_server_command
 from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics, request_log
-from tests.conftest import ROOT
+from tests.conftest import BUNDLED, LIMIT_S, ROOT
 from training.__main__ import build_parser
 
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
 CANARY = "overlays/canary"  # in a namespace of its own
 JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back", "jobs/load")
 ALL = (*OVERLAYS, CANARY, *JOBS)
-RENDER_LIMIT_S = 60
+ROLL_BACK = ROOT / "k8s" / "jobs" / "roll-back" / "roll_back.py"
 
 Manifest = dict[str, Any]
 KUSTOMIZE = {"kubectl": ["kubectl", "kustomize"], "kustomize": ["kustomize", "build"]}
@@ -47,7 +50,7 @@ def rendered() -> dict[str, list[Manifest]]:
 
 def render(folder: Path) -> list[Manifest]:
     """Return the manifests of the kustomization in `folder`."""
-    done = subprocess.run([*BUILD, folder], capture_output=True, text=True, timeout=RENDER_LIMIT_S, check=True)
+    done = subprocess.run([*BUILD, folder], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert done.stderr == ""  # it names deprecated fields
     return list(yaml.safe_load_all(done.stdout))
 
@@ -63,8 +66,9 @@ def overlay(rendered, request) -> list[Manifest]:
 
 
 @pytest.fixture
-def production(rendered) -> list[Manifest]:
-    return rendered["overlays/production"]
+def alerts(rendered) -> list[Manifest]:
+    (rules,) = of_kind(rendered["overlays/production"], "PrometheusRule").values()
+    return [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
@@ -96,7 +100,7 @@ def test_all_images_come_from_the_registry_when_the_documented_sed_has_run(tmp_p
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
     (command,) = re.findall(r"^sed -i .*newName.*$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     script = f"export REGISTRY=registry.example/apples\n{command}"
-    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=RENDER_LIMIT_S)
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=LIMIT_S)
     for name in ("overlays/local", "jobs/train"):
         images = {found["image"] for found in containers(render(tmp_path / "k8s" / name)).values()}
         ours = {image for image in images if "ringo-" in image}
@@ -110,16 +114,11 @@ def test_probes_name_routes_and_services_of_the_code(overlay):
     assert batch["readinessProbe"].get("grpc", {"service": SERVICE})["service"] == SERVICE  # production has TLS
 
 
-def test_model_server_is_ready_when_the_model_of_the_settings_is(overlay):
+def test_settings_are_valid_and_name_the_model_of_the_probe(overlay):
     (data,) = [found["data"] for name, found in of_kind(overlay, "ConfigMap").items() if name.startswith("settings-")]
+    name = Settings.from_environment(data).model_name
     path = containers(overlay)["model-server"]["readinessProbe"]["httpGet"]["path"]
-    assert path == f"/v1/models/{data['RINGO_MODEL_NAME']}/metadata"
-
-
-def test_settings_of_config_map_and_compose_are_valid(overlay):
-    for name, found in of_kind(overlay, "ConfigMap").items():
-        if name.startswith("settings-"):
-            Settings.from_environment(found["data"])
+    assert path == f"/v1/models/{name}/metadata"
     for name in ("gateway", "batch"):
         Settings.from_environment(compose()["services"][name]["environment"])
 
@@ -192,8 +191,8 @@ def test_network_policy_admits_gateway_and_batch_only_to_model_server(rendered):
     assert policies["default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     (rule,) = policies["model-server"]["spec"]["ingress"]
     (peer,) = rule["from"]
-    (term,) = peer["podSelector"]["matchExpressions"]
-    assert term == {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
+    expected = {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
+    assert peer["podSelector"]["matchExpressions"] == [expected]
 
 
 def compose() -> Manifest:
@@ -231,19 +230,11 @@ def our_metrics() -> dict[str, set[str]]:
 TARGET_LABELS = {"pod", "namespace", "container", "deployment"}  # Prometheus adds them
 
 
-def expressions(manifests: list[Manifest]) -> list[str]:
-    """Return the PromQL of alerts and dashboard."""
-    (rules,) = of_kind(manifests, "PrometheusRule").values()
-    board = json.loads(of_kind(manifests, "ConfigMap")["dashboard"]["data"]["ringo.json"])
-    return [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]] + [
-        target["expr"] for panel in board["panels"] for target in panel["targets"]
-    ]
-
-
-def test_alerts_and_dashboard_name_existing_metrics_and_labels(production):
+def test_alerts_and_dashboard_name_existing_metrics_and_labels(rendered, alerts):
     known = our_metrics()
-    for expression in expressions(production):
-        labels = set(TARGET_LABELS)
+    board = json.loads(of_kind(rendered["overlays/production"], "ConfigMap")["dashboard"]["data"]["ringo.json"])
+    for shown in alerts + [target for panel in board["panels"] for target in panel["targets"]]:
+        expression, labels = shown["expr"], set(TARGET_LABELS)
         for name, matchers in re.findall(r"\b(ringo_\w+)(?:\{(.*?)\})?", expression):
             labels |= known[name]
             assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= known[name] | TARGET_LABELS, expression
@@ -251,21 +242,18 @@ def test_alerts_and_dashboard_name_existing_metrics_and_labels(production):
         assert "ringo_" not in expression or grouped <= labels, expression
 
 
-def test_alert_on_failures_covers_every_trouble_but_overload(production):
-    (rules,) = of_kind(production, "PrometheusRule").values()
-    (failing,) = [rule for rule in rules["spec"]["groups"][0]["rules"] if rule["alert"] == "RingoFailsRequests"]
+def test_alert_on_failures_covers_every_trouble_but_overload(alerts):
+    (failing,) = [rule for rule in alerts if rule["alert"] == "RingoFailsRequests"]
     named = re.search(r'outcome=~"(.*?)"', failing["expr"])[1].split("|")
     assert set(named) == request_log.TROUBLE - {"overloaded"}
 
 
-def test_operations_page_explains_every_metric_and_alert(production):
+def test_operations_page_explains_every_metric_and_alert(alerts):
     page = (ROOT / "docs" / "operations.md").read_text()
-    (rules,) = of_kind(production, "PrometheusRule").values()
-    alerts = {rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]}
     metric_names = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
     assert set(re.findall(r"\| `(ringo_\w+|Ringo\w+)`", page)) >= metric_names
-    assert {alert for alert in alerts if f"`{alert}`" not in page} == set()
-    links = {rule["annotations"]["runbook_url"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+    assert [rule["alert"] for rule in alerts if f"`{rule['alert']}`" not in page] == []
+    links = {rule["annotations"]["runbook_url"] for rule in alerts}
     assert links == {"docs/operations.md#metrics-and-alerts"}
     assert "\n## Metrics and alerts\n" in page
 
@@ -285,12 +273,46 @@ def test_no_port_of_the_model_server_is_published():
     assert not any("rest_api_port" in flag for flag in compose()["services"]["model-server"]["command"])
 
 
-def test_dockerfile_sets_the_allocator_as_make_run_does():
+def test_dockerfile_has_the_ports_and_the_allocator_of_the_code():
     text = (ROOT / "Dockerfile.serve").read_text()
+    ports = (SETTINGS.port, SETTINGS.batch_port, SETTINGS.metrics_port, SETTINGS.batch_metrics_port)
+    assert f"EXPOSE {' '.join(map(str, ports))}\n" in text
     assert all(f"{name}={value}" in text for name, value in ALLOCATOR.items())
 
 
-def test_dockerfiles_name_ports_of_the_settings():
-    exposed = re.search("^EXPOSE (.*)$", (ROOT / "Dockerfile.serve").read_text(), re.MULTILINE)[1]
-    ports = (SETTINGS.port, SETTINGS.batch_port, SETTINGS.metrics_port, SETTINGS.batch_metrics_port)
-    assert exposed.split() == [str(port) for port in ports]
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level modules that are loaded after `statement`."""
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True, timeout=LIMIT_S).split())
+
+
+def test_training_lock_contains_all_imports_of_the_model_server():
+    locked = set(re.findall("^([a-z0-9-]+)==", (ROOT / "requirements" / "train.txt").read_text(), re.MULTILINE))
+    # `import grpc` tries grpc_tools, grpc_health and grpc_reflection, which are optional.
+    packages = packages_distributions()
+    modules = imported_by("import serving.model_server.server") - imported_by("import grpc")
+    for module in modules & packages.keys():
+        assert locked & {name.lower().replace("_", "-") for name in packages[module]}, module
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """Versions 4, 5 and 6 of the bundled model; 5 is broken."""
+    for version in ("4", "5", "6"):
+        shutil.copytree(BUNDLED, tmp_path / version)
+    (tmp_path / "5" / "saved_model.pb").write_bytes(b"broken")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("chosen", "copied"), [("previous", 4), ("6", 6)])
+def test_roll_back_copies_the_chosen_version_and_skips_broken_ones(models, chosen, copied):
+    roll_back = runpy.run_path(str(ROLL_BACK))["roll_back"]
+    assert roll_back(models, chosen) == f"Version 7 is a copy of version {copied}."
+    assert (models / "7" / "saved_model.pb").read_bytes() == (BUNDLED / "saved_model.pb").read_bytes()
+
+
+def test_roll_back_fails_and_copies_nothing_when_no_version_fits(models):
+    done = subprocess.run([sys.executable, ROLL_BACK, models, "3"], capture_output=True, text=True, timeout=LIMIT_S)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"No version to go back to: asked for 3, versions in {models}: 4, 5, 6.\n"
+    assert {path.name for path in models.iterdir()} == {"4", "5", "6"}

@@ -188,16 +188,12 @@ PHOTOS.append(encoded(NOISE.convert("P"), "PNG", transparency=1))
 
 
 @pytest.mark.timeout(TIME_S)
-def test_photo_loader_accounts_for_any_file(folder):
+@settings(max_examples=FILES, **STEADY)
+@given(content=mangled(st.sampled_from(PHOTOS)))
+def test_photo_loader_accounts_for_any_file(folder, content):
     save_photo(folder / "good.png")
-
-    @settings(max_examples=FILES, **STEADY)
-    @given(mangled(st.sampled_from(PHOTOS)))
-    def load_beside_good_photo(content):
-        (folder / "broken").write_bytes(content)
-        photos = load(folder)
-        assert photos.summary.files == 2 == photos.summary.used + sum(photos.summary.skipped.values())
-        assert photos.pixels.shape == (photos.summary.used, SIDE, SIDE, 3)
-        assert "good.png" in photos.files or photos.summary.used == 1  # or the other file is its copy
-
-    load_beside_good_photo()
+    (folder / "broken").write_bytes(content)
+    photos = load(folder)
+    assert photos.summary.files == 2 == photos.summary.used + sum(photos.summary.skipped.values())
+    assert photos.pixels.shape == (photos.summary.used, SIDE, SIDE, 3)
+    assert "good.png" in photos.files or photos.summary.used == 1  # or the other file is its copy

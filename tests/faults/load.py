@@ -13,7 +13,6 @@ import numpy as np
 
 from tests.conftest import LIMIT_S, wait_until
 
-PAUSE_S = 0.01  # of a client after a failed connection
 CLIENT_TIMEOUT_S = 30.0  # three times the gateway's longest wait by default: beyond it something hangs
 
 
@@ -101,7 +100,7 @@ def put_load(port: int, clients: int, url_of: Callable[[int], str], *, per_secon
                     break
                 load.outcomes.append(send(connection, url_of(number)))
                 if load.outcomes[-1].status is None:
-                    ended.wait(PAUSE_S)
+                    ended.wait(0.01)  # seconds; the connection failed
 
     threads = [threading.Thread(target=send_requests, name=f"client-{number}") for number in range(clients)]
     for thread in threads:

@@ -22,8 +22,6 @@ from tests.hosted_model_server import publish, save_model, withdraw
 NOTICED_S = 2.5  # 1 s between two refreshes, 1 s until one fails, and half a second for a busy machine
 REFUSED_WITHIN_S = 1.0
 BACK_WITHIN_S = 5.0
-REQUESTS = 2_000  # to two replicas
-SEEDS = 40
 CLIENTS = 16
 SWAPS = 5
 NAME_ERROR, A_RECORD = 3, 1  # of DNS
@@ -147,23 +145,17 @@ def test_each_etag_has_bytes_of_one_replica_when_connections_change(tmp_path):
         FakeModelServer(max_connection_age_s=1) as verified,
         FakeModelServer(port=verified.port, reply=rendering_other_bytes(), max_connection_age_s=1),
         gateway_for(verified.target, tmp_path, cache_mb=0) as gateway,
-        put_load(gateway.port, 8, lambda number: f"/generate?seed={number % SEEDS}&version=1") as load,
+        put_load(gateway.port, 8, newest) as load,
     ):
-        load.wait_for_images(REQUESTS, limit_s=200)
+        load.wait_for_images(2_000, limit_s=200)
         # The kernel chooses the server of each connection, so the first few may all have the same one.
-        wait_until(lambda: len(load.digests("ETag")) == 2 * SEEDS, "each image of both servers", limit_s=200)
+        wait_until(lambda: len(load.digests("ETag")) == 2 * 40, "each image of both servers", limit_s=200)
     assert {outcome.status for outcome in load.failed} <= {503}  # if a connection ends before its golden check
     assert {len(found) for found in load.digests("ETag").values()} == {1}
 
 
-class NameServer(UDPServer):
-    """Resolves every name to 127.0.0.1, or no name while `is_away`."""
-
-    is_away = False
-
-
 class Query(BaseRequestHandler):
-    """Sends the response to one query, as in RFC 1035."""
+    """Sends the response to one query, as in RFC 1035: 127.0.0.1 for every name, or no name while `is_away`."""
 
     def handle(self) -> None:
         query, connection = self.request
@@ -178,9 +170,10 @@ class Query(BaseRequestHandler):
 
 
 @pytest.fixture
-def names() -> Iterator[NameServer]:
+def names() -> Iterator[UDPServer]:
     """A DNS server for gRPC targets such as dns://127.0.0.1:PORT/NAME:PORT."""
-    with NameServer(("127.0.0.1", 0), Query) as server:
+    with UDPServer(("127.0.0.1", 0), Query) as server:
+        server.is_away = False
         Thread(target=server.serve_forever).start()
         yield server
         server.shutdown()

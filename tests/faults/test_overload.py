@@ -16,13 +16,10 @@ from tests.faults.processes import BUNDLED_MODEL, ModelServer
 from tests.gateway_process import Gateway, gateway_for
 
 LIMIT = 4  # RINGO_MAX_IN_FLIGHT
-DEADLINE_S = 10.0  # the default of RINGO_PREDICT_TIMEOUT_S
-SHED_WITHIN_S = 0.1
-BACK_WITHIN_S = 5.0
+GONE = {"name": "ringo_requests_total", "outcome": "client_gone"}
 SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
 SHARE = 0.7  # of the capacity
 WARM_UP_S = 20.0
-SAMPLES = 20
 
 
 def test_excess_requests_get_503_and_cached_ones_are_served_in_overload(server, start_gateway):
@@ -71,7 +68,7 @@ def test_model_is_not_called_when_the_client_has_disconnected(server, start_gate
     for seed in range(50, 70):
         request_image(gateway, seed).close()
     os.kill(worker, signal.SIGCONT)
-    wait_until(lambda: gateway.metric("ringo_requests_total", outcome="client_gone") == 20, "the end of all requests")
+    wait_until(lambda: gateway.metric(**GONE) == 20, "the end of all requests")
     assert len(server.requests) == calls
 
 
@@ -85,8 +82,7 @@ def test_new_clients_get_images_when_max_in_flight_clients_disconnected(server, 
             client.sendall(unread)
             client.close()
         replies = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in range(200, 264)]
-        gone = {"name": "ringo_requests_total", "outcome": "client_gone"}
-        wait_until(lambda: gateway.metric(**gone) == 63, "the end of all requests but the one of the call")
+        wait_until(lambda: gateway.metric(**GONE) == 63, "the end of all requests but the one of the call")
     assert {reply.result().status for reply in replies} == {200}
 
 
@@ -117,8 +113,7 @@ def test_request_ends_when_its_client_disconnected_while_it_waits(server, start_
         wait_until(lambda: gateway.rendered() == 9, "the requests")
         for client in clients:
             client.close()
-        gone = {"name": "ringo_requests_total", "outcome": "client_gone"}
-        wait_until(lambda: gateway.metric(**gone) >= 1, "the end of a request", limit_s=50)
+        wait_until(lambda: gateway.metric(**GONE) >= 1, "the end of a request", limit_s=50)
 
 
 @pytest.mark.chaos
@@ -151,11 +146,11 @@ def test_accepted_requests_are_in_time_at_ten_times_the_capacity(tmp_path):
     )
     assert {outcome.status for outcome in load.outcomes} == {200, 503}
     assert len(load.outcomes) > 8 * 60 * per_second
-    assert percentile(load.answered, 99) < DEADLINE_S
-    assert percentile(load.shed, 99) < SHED_WITHIN_S
+    assert percentile(load.answered, 99) < 10  # seconds: the default of RINGO_PREDICT_TIMEOUT_S
+    assert percentile(load.shed, 99) < 0.1
     assert late_kb < 1.05 * early_kb
     assert not after.failed
-    assert back_s < BACK_WITHIN_S
+    assert back_s < 5
 
 
 def mixed(number: int) -> str:
@@ -180,7 +175,7 @@ def test_nothing_fails_or_grows_at_70_percent_of_the_capacity(tmp_path):
         with put_load(gateway.port, 16, lambda n: mixed(n + 10**6), per_second=SHARE * per_second) as load:
             began_s = time.monotonic()
             while time.monotonic() < began_s + SOAK_S:
-                time.sleep(SOAK_S / SAMPLES)
+                time.sleep(SOAK_S / 20)
                 samples.append((resident_kb(worker), len(list((worker / "fd").iterdir())), resident_kb(model)))
         assert gateway.worker() == worker
         assert gateway.metric("ringo_log_lines_dropped_total") > 0

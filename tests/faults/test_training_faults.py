@@ -62,18 +62,13 @@ def test_fit_keeps_its_last_checkpoint_when_the_disk_is_full(photos, finished, s
     assert_equal_bits(finish(photos, run), finished)
 
 
-def count_entries(folder: Path) -> int:
-    """Return the number of files and folders in `folder`, some of which may vanish."""
-    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
-
-
 @pytest.mark.chaos
 def test_export_leaves_no_version_when_killed(small_run, tmp_path):
     models = tmp_path / "fruit"
     arguments = command("training", "export", small_run, "--to", models)
     for entries in (1, 3, 5, 7):  # files and folders that exist at the kill
         process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: count_entries(models) >= entries, "files", 240)  # noqa: B023
+        wait_until(lambda: sum(len(names + files) for _, names, files in os.walk(models)) >= entries, "files", 240)  # noqa: B023
         process.kill()
         process.wait(LIMIT_S)
         assert all((version / "model_card.md").exists() for version in models.glob("[0-9]*"))

@@ -44,10 +44,6 @@ class Running:
     family: set[int]  # the processes below it
     output: str
 
-    @property
-    def url(self) -> str:
-        return self.output.split("Ready: ")[1].split()[0]
-
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -83,9 +79,9 @@ def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_pa
         part.write_to_path(values[f"TLS_{name}"])
     env = surroundings | {f"RINGO_{name}": values[name] for name in secured}
     with running(env, tmp_path) as run:
-        _, pasted, _ = run.output.split("Ready: ")[1].splitlines()
+        url, pasted, _ = run.output.split("Ready: ")[1].splitlines()
         curl = subprocess.run(["sh", "-c", pasted], env=env, cwd=tmp_path, timeout=LIMIT_S, check=False)
-    assert run.url.startswith("https://" if secured else "http://")
+    assert url.startswith("https://" if secured else "http://")
     assert values["TOKEN"] not in run.output
     if "TLS_CLIENT_CA" in secured:  # the command has no certificate of the client
         assert curl.returncode > 0
@@ -95,7 +91,8 @@ def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_pa
 
 def test_run_serves_the_url_that_it_prints_until_sigint_ends_all(surroundings, tmp_path):
     with running(surroundings, tmp_path) as run:
-        with build_opener(ProxyHandler({})).open(run.url, timeout=LIMIT_S) as reply:
+        url = run.output.split("Ready: ")[1].split()[0]
+        with build_opener(ProxyHandler({})).open(url, timeout=LIMIT_S) as reply:
             assert reply.read().startswith(b"\x89PNG")
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(LIMIT_S) == 0

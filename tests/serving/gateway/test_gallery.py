@@ -15,7 +15,6 @@ from serving.rendering.query import MAX_SEED
 from tests.conftest import LIMIT_S, VERSION
 from tests.faults.processes import needs_nginx, proxy_before
 
-TILES_KEPT = 600  # on any screen: ten parts of the wall
 POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
 CHROMIUM = shutil.which("chromium")
 WIDE = {"viewport": {"width": 1280, "height": 720}}
@@ -105,7 +104,7 @@ def test_page_loads_more_seeds_on_scrolling_and_removes_those_out_of_sight(page)
             arg=int(last),
             polling=POLLING_MS,
         )
-        assert page.locator("#wall li").count() <= TILES_KEPT
+        assert page.locator("#wall li").count() <= 600  # on any screen: ten parts
     assert page.locator("#wall img[alt$=' 0']").count() == 0
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_selector("#wall img[alt$=' 0']", state="attached")

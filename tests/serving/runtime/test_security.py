@@ -23,7 +23,6 @@ from tests.gateway_process import gateway_for, run_serving, scrape, value
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
 SETTINGS = {"token": TOKEN}
-DESCRIBE = picture_service_pb2.DescribeModelRequest()
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +46,9 @@ def credentials(ca: Path, client: Path | None = None) -> grpc.ChannelCredentials
 
 def described(batch: Batch, *metadata: tuple[str, str]) -> str:
     """Return the model's name, or the refusal's code, over the channel."""
+    request = picture_service_pb2.DescribeModelRequest()
     try:
-        return batch.pictures.DescribeModel(DESCRIBE, metadata=metadata, timeout=LIMIT_S).name
+        return batch.pictures.DescribeModel(request, metadata=metadata, timeout=LIMIT_S).name
     except grpc.RpcError as error:
         return error.code().name
 
