@@ -146,17 +146,8 @@ def write(name, content):
     return lambda folder: (folder / "run" / name).write_text(content)
 
 
-def save_steps(steps):
-    return lambda folder: np.savez(folder / "run" / "checkpoint.npz", step=steps)
-
-
-def save_array(folder):
-    with (folder / "run" / "checkpoint.npz").open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def add_best_checkpoint(step):
-    return lambda folder: np.savez(folder / "run" / "best.npz", step=step)
+def save(name, **arrays):
+    return lambda folder: np.savez(folder / "run" / name, **arrays)
 
 
 def damage_version(folder):
@@ -188,9 +179,13 @@ def change_nothing(folder):
         (change_nothing, "run", ("--steps", "3"), "fit: steps is 3, but run is at batch 4 of 4; set it to 4 or more."),
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
-        (write("checkpoint.npz", ""), "run", (), "checkpoint.npz"),
-        (save_steps([1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
-        (save_array, "run", (), "run/checkpoint.npz cannot be read (File is not a zip file); restore it from"),
+        (save("checkpoint.npz", step=[1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
+        (
+            write("checkpoint.npz", ""),
+            "run",
+            (),
+            "run/checkpoint.npz cannot be read (File is not a zip file); restore it from",
+        ),
         (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
@@ -198,12 +193,18 @@ def change_nothing(folder):
         (remove("history.csv"), "run", (), "run has checkpoint.npz but no history.csv;"),
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
         (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
-        (add_best_checkpoint(2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
-        (add_best_checkpoint(5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
+        (save("best.npz", step=2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
+        (save("best.npz", step=5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
         (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
         (write("kid.csv", "step,kid_x1000,std\n2,nan,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
+        (
+            change_nothing,
+            "new",
+            ("--learning-rate", "nan"),
+            "learning_rate is nan; set it to a value from 1e-08 to 1.0.",
+        ),
         (change_nothing, "photos/run", (), "so its images would become photos"),
         (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
         (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
