@@ -5,8 +5,8 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -230,16 +230,6 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.received: signal.Signals | None = None
-
-    @contextmanager
-    def handle_signals(self) -> Iterator[None]:
-        """Handle both signals during a `with` block, then restore the handlers."""
-        previous = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Record the first signal; raise KeyboardInterrupt on the second."""
