@@ -228,23 +228,15 @@ def test_tensorboard_shows_losses_grids_and_kid(small_run, small_gan, tmp_path):
     assert tags == {"g_loss", "d_loss", "d_real", "d_generated", "generated", "kid_x1000", "varieties"}
 
 
-def test_best_checkpoint_and_training_time_are_kept_when_a_run_resumes(small_gan, tmp_path):
-    simulate_training(small_gan, tmp_path, 0, 1, [0.03])
+def test_kid_best_checkpoint_and_time_continue_when_killed_while_measuring(small_gan, tmp_path):
+    simulate_training(small_gan, tmp_path, 0, 2, [0.03, 0.05])
+    table = tmp_path / "kid.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:2]))  # batch 2 has a checkpoint, but no row
     write_record(tmp_path / "compute.json", asdict(ComputeRecord(1000.0, "jax", "x86_64", 2)))
-    simulate_training(small_gan, tmp_path, 1, 3, [0.04, 0.035])
-    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
+    simulate_training(small_gan, tmp_path, 2, 3, [0.05, 0.04])
+    assert [(row.step, row.kid_x1000) for row in read_measurements(table)] == [(1, 30), (2, 50), (3, 40)]
     assert read_batches_done(tmp_path / "best.npz") == 1
-    assert [row.kid_x1000 for row in read_measurements(tmp_path / "kid.csv")] == [30, 40, 35]
-
-
-def test_kid_is_measured_on_resume_when_killed_while_measuring(small_gan, tmp_path):
-    simulate_training(small_gan, tmp_path, 0, 2, [0.05, 0.03])
-    (tmp_path / "kid.csv").write_text(
-        "step,kid_x1000,std,minutes\n1,50.0,1.0,0.0\n"
-    )  # batch 2 has a checkpoint, but no row yet
-    simulate_training(small_gan, tmp_path, 2, 3, [0.03, 0.04])
-    assert [row.step for row in read_measurements(tmp_path / "kid.csv")] == [1, 2, 3]
-    assert read_batches_done(tmp_path / "best.npz") == 2
+    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
 
 
 def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(small_gan, tmp_path, monkeypatch, capsys):
