@@ -20,7 +20,6 @@ from training.terminal import open_output, quote
 CHECKPOINT_HELP = "the one with the lowest KID, or the last; without KID always the last (default: best)"
 ALIASES = {"image_size": ("--size",)}
 SINGLE = "single"
-STRATEGIES = (SINGLE, "mirrored", "multi-worker")
 INTERRUPTED = 130  # the shells' exit status after Ctrl-C
 
 Options = argparse.Namespace
@@ -72,7 +71,7 @@ def _add_fit(commands: Subparsers) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
     parser.add_argument(
         "--strategy",
-        choices=STRATEGIES,
+        choices=(SINGLE, "mirrored", "multi-worker"),
         default=SINGLE,
         help="devices that share each batch: one, all GPUs of this machine, or those of all machines in TF_CONFIG; "
         "several devices train without XLA (default: single)",
