@@ -18,7 +18,6 @@ from training.fit.plan import CHOSEN_FIELDS
 from training.terminal import open_output, quote
 
 CHECKPOINT_HELP = "the one with the lowest KID, or the last; without KID always the last (default: best)"
-ALIASES = {"image_size": ("--size",)}
 SINGLE = "single"
 INTERRUPTED = 130  # the shells' exit status after Ctrl-C
 
@@ -149,7 +148,7 @@ def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_opt
     default = "chosen from photos and machine" if is_optional and f.name in CHOSEN_FIELDS else f.default
     parser.add_argument(
         "--" + f.name.replace("_", "-"),
-        *ALIASES.get(f.name, ()),
+        *(("--size",) if f.name == "image_size" else ()),
         dest=f.name,
         default=None if is_optional else f.default,
         help=f"{f.metadata['help']} (default: {default})",
