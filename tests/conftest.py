@@ -86,24 +86,12 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_run(photos, tmp_path_factory) -> Path:
     """A run folder at 32 px, four batches old."""
-    from training.config import PLAIN_SETTINGS, TrainingConfig
-    from training.data.dataset import load_run_photos, split_run_photos
-    from training.fit.run import train
+    from training.__main__ import main
 
     run = tmp_path_factory.mktemp("run") / "small"
-    config = TrainingConfig(
-        image_size=32,
-        discriminator="plain",
-        **PLAIN_SETTINGS,
-        steps=4,
-        batch_size=8,
-        log_every=1,
-        grid_every=2,
-        keep_best=False,
-        jit_compile=False,
-    )
-    photos_of_run = load_run_photos(photos, run, config)
-    train(photos_of_run, split_run_photos(photos_of_run, run, config), run, config)
+    flags = "--image-size 32 --discriminator plain --batch-size 8 --steps 4 --log-every 1 --grid-every 2"
+    flags += " --no-keep-best --no-jit-compile"
+    assert main(["fit", "--photos", str(photos), "--out", str(run), *flags.split()]) == 0
     return run
 
 

@@ -18,9 +18,7 @@ from training.fit.plan import CHOSEN_FIELDS
 from training.terminal import open_output, quote
 
 CHECKPOINT_HELP = "the one with the lowest KID, or the last; without KID always the last (default: best)"
-ALIASES = {"image_size": ("--size",)}
 SINGLE = "single"
-STRATEGIES = (SINGLE, "mirrored", "multi-worker")
 INTERRUPTED = 130  # the shells' exit status after Ctrl-C
 
 Options = argparse.Namespace
@@ -72,7 +70,7 @@ def _add_fit(commands: Subparsers) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
     parser.add_argument(
         "--strategy",
-        choices=STRATEGIES,
+        choices=(SINGLE, "mirrored", "multi-worker"),
         default=SINGLE,
         help="devices that share each batch: one, all GPUs of this machine, or those of all machines in TF_CONFIG; "
         "several devices train without XLA (default: single)",
@@ -150,7 +148,7 @@ def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_opt
     default = "chosen from photos and machine" if is_optional and f.name in CHOSEN_FIELDS else f.default
     parser.add_argument(
         "--" + f.name.replace("_", "-"),
-        *ALIASES.get(f.name, ()),
+        *(("--size",) if f.name == "image_size" else ()),
         dest=f.name,
         default=None if is_optional else f.default,
         help=f"{f.metadata['help']} (default: {default})",

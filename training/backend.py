@@ -3,10 +3,11 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from training.errors import TrainingError
 
@@ -37,30 +38,27 @@ def import_backend() -> None:
     sys.stderr.flush()
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
+    # Imports call weak references and destructors, in which Python drops a KeyboardInterrupt. A signal mask would not
+    # do: a thread of NumPy would take the signal.
+    received: list[int] = []
     try:
-        with _delay_interrupt():
+        with handle_signals(lambda number, _: received.append(number)):
             for name in filter(find_spec, (backend, "tensorflow", "keras")):  # TensorFlow writes all SavedModels
                 import_module(name)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(devnull)
+    if received:
+        signal.raise_signal(received[0])
 
 
 @contextmanager
-def _delay_interrupt() -> Iterator[None]:
-    """Delay SIGINT and SIGTERM to the end of the `with` block.
-
-    Imports call weak references and destructors, in which Python drops a KeyboardInterrupt. A signal mask would not
-    do: a thread of NumPy would take the signal.
-    """
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+def handle_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM by `handler` during a `with` block, then restore the handlers."""
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if received:
-        signal.raise_signal(received[0])
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

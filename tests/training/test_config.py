@@ -5,24 +5,7 @@ import pytest
 
 from training.__main__ import build_parser
 from training.config import DISCRIMINATOR_CHANNELS, GENERATOR_CHANNELS, IMAGE_SIZES, TrainingConfig, read_config
-from training.errors import ConfigError, TrainingError
-from training.records import write_record
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [
-        ("image_size", 48, "32, 64, 128, 256"),
-        ("steps", 0, "1 to"),
-        ("learning_rate", float("nan"), "to 1.0"),
-        ("translate_fraction", 0.6, "0.0 to 0.5"),
-    ],
-)
-def test_config_is_refused_when_a_value_is_out_of_range(name, value, allowed):
-    with pytest.raises(ConfigError) as raised:
-        TrainingConfig(**{name: value})
-    assert str(raised.value).startswith(f"{name} is {value!r}")
-    assert allowed in str(raised.value)
+from training.errors import TrainingError
 
 
 def test_every_config_field_is_a_flag_with_help(capsys):
@@ -37,13 +20,10 @@ def test_every_config_field_is_a_flag_with_help(capsys):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # some editors add a byte order mark
 def test_config_is_equal_after_json(tmp_path, encoding):
     config = TrainingConfig(image_size=128, learning_rate=3e-4, flip=False)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(config)), encoding)
+    settings = asdict(config)
+    del settings["grid_every"]  # a free setting, which older files lack: it has its default
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding)
     assert read_config(tmp_path / "config.json") == config
-
-
-def test_free_setting_has_its_default_when_config_is_older(tmp_path):
-    write_record(tmp_path / "config.json", {k: v for k, v in asdict(TrainingConfig()).items() if k != "grid_every"})
-    assert read_config(tmp_path / "config.json") == TrainingConfig()
 
 
 VALID = json.dumps(asdict(TrainingConfig()))
@@ -60,6 +40,10 @@ VALID = json.dumps(asdict(TrainingConfig()))
         (VALID.replace('"flip": true', '"flip": "no"'), "cannot be read (Expected `bool`, got `str` - at `$.flip`)"),
         (VALID.replace('"seed": 0', '"seed": "70"'), "cannot be read (Expected `int`, got `str` - at `$.seed`)"),
         (VALID.replace('"seed": 0', '"seed": 62.5'), "cannot be read (Expected `int`, got `float` - at `$.seed`)"),
+        (
+            VALID.replace('"preset": "cpu"', '"preset": "tpu"'),
+            "cannot be read (preset is 'tpu'; set it to one of cpu, gpu)",
+        ),
         (VALID.replace('"seed": 0', '"seed": -1'), "cannot be read (seed is -1; set it to a value from 0 to"),
     ],
 )

@@ -5,8 +5,8 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -20,14 +20,13 @@ from tqdm import tqdm
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.evaluate.plots import draw_losses
-from training.fit.plots import animate_grids, list_grids
+from training.fit.plots import MILESTONES, animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid, write_image
 from training.records import COLUMNS, ComputeRecord, read_curves, read_record, write_atomically, write_record
 
 _, *LOSSES = COLUMNS["history.csv"]
 GRID_SEEDS = np.arange(64)  # the same in every grid, so the images of a seed can be compared over the run
-MILESTONES = (0, 2500, 5000)  # batches with a grid in every run, regardless of `grid_every`
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -151,24 +150,20 @@ class Grids(StepCallback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Draw the grid of the first batch, unless it exists."""
-        self.draw_if_due()
+        self.after_step({})
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Draw the grid and the animation if they are due."""
-        self.draw_if_due()
+        if self.step % self.every == 0 or self.step in MILESTONES:
+            self.draw()
         number, remainder = divmod(self.step, self.every)
         if remainder == 0 and number.bit_count() == 1:
-            self.animate()
+            animate_grids(self.folder)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Draw the last grid and the animation."""
         self.draw()
-        self.animate()
-
-    def draw_if_due(self) -> None:
-        """Draw the grid if this batch needs one."""
-        if self.step % self.every == 0 or self.step in MILESTONES:
-            self.draw()
+        animate_grids(self.folder)
 
     def draw(self) -> None:
         """Draw the current grid and the losses, unless the grid exists."""
@@ -182,10 +177,6 @@ class Grids(StepCallback):
         curves = read_curves(self.folder / "history.csv")
         if curves:
             draw_losses(curves).savefig(self.folder / "losses.png", dpi=110)
-
-    def animate(self) -> None:
-        """Write progress.gif from all grids."""
-        animate_grids(self.grids, self.folder / "progress.gif", keep=MILESTONES)
 
 
 class Checkpoints(StepCallback):
@@ -230,16 +221,6 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.received: signal.Signals | None = None
-
-    @contextmanager
-    def handle_signals(self) -> Iterator[None]:
-        """Handle both signals during a `with` block, then restore the handlers."""
-        previous = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Record the first signal; raise KeyboardInterrupt on the second."""

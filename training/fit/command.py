@@ -90,7 +90,13 @@ def _resume_run(
             f"steps is {config.steps}, but {run} is at batch {done} of {previous.steps}; set it to {done} or more."
         )
     if source is not None and (run / "checkpoint.npz").exists():
-        _check_source(source, run, config)
+        import_backend()
+        from training.fit.run import enable_determinism, load_source
+
+        enable_determinism(config)
+        _, file_name, record = load_source(source)
+        if not (run / file_name).exists() or read_record(run / file_name, type(record)) != record:
+            raise ConfigError(f"{run} did not start from {source}; leave the flag out, or start over by --new.")
     print(f"{run} is at batch {done:,} of {config.steps:,}. Settings without a flag come from its config.json.")
     if dry_run:
         return True
@@ -100,17 +106,6 @@ def _resume_run(
     from training.fit.run import train
 
     return _report_end(train(photos, split, run, config, source), run, config)
-
-
-def _check_source(source: Path, run: Path, config: TrainingConfig) -> None:
-    """Raise ConfigError unless `run` started from `source`."""
-    import_backend()
-    from training.fit.run import enable_determinism, load_source
-
-    enable_determinism(config)
-    _, file_name, record = load_source(source)
-    if not (run / file_name).exists() or read_record(run / file_name, type(record)) != record:
-        raise ConfigError(f"{run} did not start from {source}; leave the flag out, or start over by --new.")
 
 
 def _start_run(

@@ -1,7 +1,6 @@
 """Drawings of a run: its grids as an animation, and a network."""
 
 import io
-from collections.abc import Collection
 from pathlib import Path
 
 import keras
@@ -17,6 +16,7 @@ LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
 GRID_IMAGES = 64
 MAX_FRAMES, MAX_WIDTH = 40, 512
+MILESTONES = (0, 2500, 5000)  # batches with a grid in every run, regardless of `grid_every`
 
 
 def list_grids(folder: Path) -> list[tuple[int, Path]]:
@@ -24,17 +24,17 @@ def list_grids(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal())
 
 
-def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
-    """Write the grids as the GIF `to`, each labelled with its batch.
+def animate_grids(run: Path) -> None:
+    """Write the grids of a run as progress.gif, each labelled with its batch.
 
-    The last frame is shown longest. If there are more than MAX_FRAMES grids, it takes the last one, those of the
-    batches `keep`, and others at equal intervals. Grids that cannot be read are left out; without any other, it writes
+    The last frame is shown longest. If there are more than MAX_FRAMES grids, it takes the last one, those at
+    MILESTONES, and others at equal intervals. Grids that cannot be read are left out; without any other, it writes
     nothing. Frames are at most MAX_WIDTH pixels wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises
     OSError.
     """
-    paths, frames = list_grids(grids), []
+    paths, frames = list_grids(run / "grids"), []
     if len(paths) > MAX_FRAMES:
-        required = {index for index, (batch, _) in enumerate(paths) if batch in keep}
+        required = {index for index, (batch, _) in enumerate(paths) if batch in MILESTONES}
         others = np.linspace(0, len(paths) - 1, MAX_FRAMES - len(required)).round().astype(int)
         paths = [paths[index] for index in sorted(required.union(others.tolist()))]
     for batch, path in paths:
@@ -54,7 +54,7 @@ def animate_grids(grids: Path, to: Path, *, keep: Collection[int]) -> None:
     durations_ms = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
-    write_atomically(to, file.getvalue())
+    write_atomically(run / "progress.gif", file.getvalue())
 
 
 def draw_photos(photos: Photos, split: Split, run: Path) -> None:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from training.backend import handle_signals
 from training.config import TrainingConfig, read_config
 from training.data.dataset import describe_photos
 from training.data.holdout import Split
@@ -54,7 +55,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, sourc
     print(split.describe())
     enable_determinism(config)
     stop = StopOnSignal()
-    with lock_run(run), stop.handle_signals():
+    with lock_run(run), handle_signals(stop.on_signal):
         gan = prepare_gan(photos, split, run, config, source)
         measure_kid = build_kid(photos, split, config)
         done = train_stage(gan, photos, split, run, measure_kid, stop)

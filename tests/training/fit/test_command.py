@@ -1,6 +1,7 @@
-"""`fit` with few flags: choices, output and resuming."""
+"""`fit` with few flags: choices, output, resuming and the run folder."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,9 +15,10 @@ from PIL import Image
 from tests.conftest import BUNDLED, ROOT, draw_photo, needs_permissions
 from training.__main__ import main
 from training.export.command import export
+from training.fit.folder import lock_run
 from training.model.checkpoints import load_generator
 from training.model.sampling import image_grid
-from training.records import write_record
+from training.records import read_batches_done, write_record
 
 HISTORY = "step,g_loss,d_loss,d_real,d_generated\n"
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
@@ -146,17 +148,8 @@ def write(name, content):
     return lambda folder: (folder / "run" / name).write_text(content)
 
 
-def save_steps(steps):
-    return lambda folder: np.savez(folder / "run" / "checkpoint.npz", step=steps)
-
-
-def save_array(folder):
-    with (folder / "run" / "checkpoint.npz").open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def add_best_checkpoint(step):
-    return lambda folder: np.savez(folder / "run" / "best.npz", step=step)
+def save(name, **arrays):
+    return lambda folder: np.savez(folder / "run" / name, **arrays)
 
 
 def damage_version(folder):
@@ -176,6 +169,14 @@ def add_read_only_folder(folder):
     (folder / "locked").mkdir(mode=0o500)
 
 
+def lengthen_name(folder):
+    (folder / "run").rename(folder / ("r" * 250))
+
+
+def enter_run(folder):
+    os.chdir(folder / "run")  # the test leaves it by monkeypatch
+
+
 def change_nothing(folder):
     pass
 
@@ -188,9 +189,13 @@ def change_nothing(folder):
         (change_nothing, "run", ("--steps", "3"), "fit: steps is 3, but run is at batch 4 of 4; set it to 4 or more."),
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
-        (write("checkpoint.npz", ""), "run", (), "checkpoint.npz"),
-        (save_steps([1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
-        (save_array, "run", (), "run/checkpoint.npz cannot be read (File is not a zip file); restore it from"),
+        (save("checkpoint.npz", step=[1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
+        (
+            write("checkpoint.npz", ""),
+            "run",
+            (),
+            "run/checkpoint.npz cannot be read (File is not a zip file); restore it from",
+        ),
         (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
@@ -198,12 +203,18 @@ def change_nothing(folder):
         (remove("history.csv"), "run", (), "run has checkpoint.npz but no history.csv;"),
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
         (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
-        (add_best_checkpoint(2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
-        (add_best_checkpoint(5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
+        (save("best.npz", step=2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
+        (save("best.npz", step=5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
         (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
         (write("kid.csv", "step,kid_x1000,std\n2,nan,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
+        (
+            change_nothing,
+            "new",
+            ("--learning-rate", "nan"),
+            "learning_rate is nan; set it to a value from 1e-08 to 1.0.",
+        ),
         (change_nothing, "photos/run", (), "so its images would become photos"),
         (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
         (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
@@ -227,6 +238,8 @@ def change_nothing(folder):
         (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
         (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
         (change_nothing, "run", ("--new", "--grow-from", "run"), "--new would rename run with run in it; choose a new"),
+        (enter_run, ".", ("--new", "--photos", "../photos"), "--new would rename . with "),
+        (lengthen_name, "r" * 250, ("--new",), " cannot be renamed (File name too long); choose a new --out."),
         (move_photos_into_run, "run", ("--new",), "--new would rename run with photos in it; choose a new --out."),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
     ],
@@ -238,8 +251,8 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
     shutil.copytree(small_run, tmp_path / "run")
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    change(tmp_path)
     monkeypatch.chdir(tmp_path)
+    change(tmp_path)
     monkeypatch.setattr("training.data.photos.PROGRESS_DELAY_S", 3600)  # a busy machine would show the progress
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert fit("photos", out, "--steps", "5", *flags) == 2
@@ -253,6 +266,43 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
 
 def read_files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_run, run, capsys):
+    with lock_run(run):
+        assert fit(photos, run, "--steps", "5") == 2
+    assert capsys.readouterr().err.endswith(
+        f"Another process trains in {run}; wait until it ends, or choose a new --out.\n"
+    )
+    assert read_files(run) == read_files(small_run)
+
+
+def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, run):
+    others = [run / name for name in ("film.mp4.part", "photos/a.png.0123abcd.part", "0123abcd.part")]
+    partials = [run / name for name in ("checkpoint.npz.0123abcd.part", "grids/progress.gif.89abcdef.part")]
+    for file in (*others, *partials):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (run / "folder.0123abcd.part").mkdir()
+    assert fit(photos, run, "--steps", "4") == 0
+    assert [file for file in (*others, *partials) if file.exists()] == others
+
+
+@pytest.mark.parametrize(
+    "names", [("config.json", "history.csv", "grids/photos.png"), ("photos.json",), ("compute.json",)]
+)
+def test_new_run_keeps_the_files_of_the_previous_one(photos, small_run, tmp_path, capsys, names):
+    run = tmp_path / "run"
+    for name in (".lock", *names):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(small_run / name, run / name)
+    before = read_files(run)
+    assert fit(photos, run, "--new", "--steps", "1", "--seed", "3") == 0
+    assert "The progress line `fit:` shows the remaining time." in capsys.readouterr().out
+    config = config_of(run)
+    assert (config["image_size"], config["batch_size"], config["seed"]) == (32, 16, 3)
+    assert read_batches_done(run / "checkpoint.npz") == 1
+    assert read_files(tmp_path / "run-old-1") == before
 
 
 def test_fit_is_refused_when_the_backend_cannot_train(photos, tmp_path, monkeypatch, capsys):

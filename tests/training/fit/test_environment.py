@@ -1,6 +1,7 @@
 """`fit` in unusual environments: other settings, terminals, memory limits, `make`."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -15,6 +16,10 @@ def run_in_root(*words: str, **environment: str) -> subprocess.CompletedProcess:
     env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     env |= {"MAKEFLAGS": "", "MAKELEVEL": "0"} | environment  # `make test` may be running these tests
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+def make_train(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    return run_in_root("make", "-o", ".venv/train", "train", *words, **environment)
 
 
 def test_run_has_equal_bits_and_valid_commands_in_a_hostile_environment(photos, small_run, tmp_path):
@@ -51,7 +56,7 @@ def test_make_train_writes_and_prints_nothing_else_in_a_dry_run(photos, tmp_path
     before = run_in_root(*status).stdout
     (tmp_path / "it's $5 りんご").symlink_to(photos)
     variables = (f"PHOTOS={tmp_path}/it's $5 りんご", "FLAGS=--dry-run --discriminator plain")
-    process = run_in_root("make", "-o", ".venv/train", "train", *variables, PYTHONSAFEPATH="1")
+    process = make_train(*variables, PYTHONSAFEPATH="1")
     assert (process.returncode, process.stderr) == (0, "")
     assert "This takes about" in process.stdout
     assert run_in_root(*status).stdout == before
@@ -72,3 +77,40 @@ def test_memory_is_the_lowest_limit_of_the_control_groups(tmp_path, groups, file
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
     assert memory_bytes(tmp_path) == 1000
+
+
+@pytest.mark.parametrize(
+    ("photos", "variables", "run", "model"),
+    [
+        ("My Cats (2025)", (), "runs/my-cats-2025", "models/my-cats-2025"),
+        ("Apple", (), "runs/my-apple", "models/my-apple"),  # models/apple is the bundled model
+        ("Äpfel 2026", (), "runs/apfel-2026", "models/apfel-2026"),
+        ("りんご", (), "runs/photos-ce90505d", "models/photos-ce90505d"),
+        ("nested/dir/", (), "runs/dir", "models/dir"),
+        ("it's $HOME, $(5", (), "runs/it-s-home-5", "models/it-s-home-5"),
+        ("~", (), "runs/eve", "models/eve"),
+        ("dogs", ("MODEL=", "RUN="), "runs/dogs", "models/dogs"),
+        ("dogs", ("MODEL=models/cats/",), "runs/cats", "models/cats/"),
+        ("dogs", ("MODEL=models/a$b  'c/d, e",), "runs/d, e", "models/a$b  'c/d, e"),
+        ("dogs", ("RUN=r $x/",), "r $x/", "models/dogs"),
+    ],
+)
+def test_make_train_names_run_and_model(monkeypatch, photos, variables, run, model):
+    monkeypatch.setenv("HOME", "/home/Eve")
+    output = make_train("-n", f"PHOTOS={photos}", *variables).stdout
+    *_, fit_words, export_words = map(shlex.split, output.splitlines())
+    assert fit_words[3:] == ["fit", f"--photos={photos}", "--out", run]
+    assert export_words[3:] == ["export", run, "--to", model]
+
+
+@pytest.mark.parametrize("flags", ["-h", "--help", "--dry-run", "--size 32 --dry"])
+def test_make_train_exports_nothing_when_it_does_not_train(flags):
+    last_line = make_train("-n", "PHOTOS=dogs", f"FLAGS={flags}").stdout.splitlines()[-1]
+    assert last_line.endswith(f"-m training fit --photos='dogs' --out 'runs/dogs' {flags}")
+
+
+@pytest.mark.parametrize("flags", ["--out runs/other", "--new --ou='an other'"])
+def test_make_train_names_the_variable_when_flags_have_another_run(flags):
+    process = make_train("PHOTOS=nowhere", f"FLAGS={flags}")
+    assert process.returncode == 2
+    assert process.stdout == "FLAGS has --out; set RUN=folder instead.\n"

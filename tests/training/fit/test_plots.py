@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.fit.callbacks import MILESTONES, Grids
-from training.fit.plots import LABEL_HEIGHT, MAX_FRAMES, MAX_WIDTH, animate_grids
+from training.fit.callbacks import Grids
+from training.fit.plots import LABEL_HEIGHT, MAX_FRAMES, MAX_WIDTH, MILESTONES, animate_grids
 from training.model.networks import build_generator
 
 
@@ -30,7 +30,7 @@ def read_batches(gif) -> list[int]:
 def test_gif_shows_40_grids_when_the_run_is_long(tmp_path):
     batches = {*range(0, 60_000, 70), *MILESTONES, 60_001}
     save_grids(tmp_path / "grids", batches)
-    animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=MILESTONES)
+    animate_grids(tmp_path)
     shown_batches = read_batches(tmp_path / "progress.gif")
     assert MAX_FRAMES - len(MILESTONES) <= len(shown_batches) <= MAX_FRAMES
     assert shown_batches[-1] == 60_001
@@ -43,17 +43,17 @@ def test_gif_leaves_out_grids_that_cannot_be_opened(tmp_path):
     save_grids(grids, [0, 1])
     for damaged in (b"", (grids / "0000001.png").read_bytes()[:60]):
         (grids / "0000000.png").write_bytes(damaged)
-        animate_grids(grids, gif, keep=())
+        animate_grids(tmp_path)
         assert read_batches(gif) == [1]
     gif.unlink()
     (grids / "0000001.png").write_bytes(damaged)
-    animate_grids(grids, gif, keep=())
+    animate_grids(tmp_path)
     assert not gif.exists()  # no grid can be opened
 
 
 def test_gif_frames_are_scaled_down_when_grids_are_large(tmp_path):
     save_grids(tmp_path / "grids", [0, 1], size=(1024, 1024))
-    animate_grids(tmp_path / "grids", tmp_path / "progress.gif", keep=())
+    animate_grids(tmp_path)
     with Image.open(tmp_path / "progress.gif") as animation:
         assert animation.size == (MAX_WIDTH, MAX_WIDTH + LABEL_HEIGHT)
         first_ms = animation.info["duration"]

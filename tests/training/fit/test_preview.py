@@ -59,8 +59,6 @@ def test_preview_is_equal_when_the_seed_is_equal(photos, tmp_path):
 @pytest.mark.parametrize(
     ("photos_in", "out", "flags", "sentence"),
     [
-        ("nowhere", "sheet.png", (), "nowhere' cannot be opened (No such file or directory)"),
-        ("empty", "sheet.png", (), "empty' has no files"),
         ("text/a.txt", "sheet.png", (), "text/a.txt' is not a folder; set --photos to a folder of photos."),
         ("text", "sheet.png", (), "text' has no usable photo: 2 of 3 files are skipped as 'not an image"),
         ("text", "sheet.jpg", (), "not a PNG file; set it to a name such as preview.png."),
@@ -69,7 +67,6 @@ def test_preview_is_equal_when_the_seed_is_equal(photos, tmp_path):
     ],
 )
 def test_preview_writes_nothing_when_input_is_bad(tmp_path, capsys, photos_in, out, flags, sentence):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     for name, text in (("a.txt", "not a photo"), ("b.txt", "nor this"), ("empty.jpg", "")):
         (tmp_path / "text" / name).write_text(text)

