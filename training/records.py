@@ -97,24 +97,20 @@ def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return the columns of `path`, a file of COLUMNS, all of equal length.
 
     Without a file or a complete row, it returns an empty dictionary. The last row is dropped if it is incomplete,
-    because a full disk truncates it. `minutes` is NaN where an older run did not measure it. Raises TrainingError if
-    the first line or another row is damaged.
+    because a full disk truncates it. Raises TrainingError if the first line or another row is damaged.
     """
     if not path.exists():
         return {}
     columns = COLUMNS[path.name]
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     names, *rows = [line.split(",") for line in lines if line] or [[]]
-    if names == ["step", "kid_x1000", "std"]:  # of an older run
-        names, rows = [*names, "minutes"], [[*row, "nan"] for row in rows]
     if tuple(names) != columns:
         raise TrainingError(f"Line 1 of {path} is not {','.join(columns)}; restore the file from a backup.")
     numbers = [*map(_parse_numbers, rows)]
     if numbers and len(numbers[-1]) != len(columns):
         numbers.pop()
     for line, row in enumerate(numbers, 2):
-        finite = [number for name, number in zip(columns, row, strict=False) if name != "minutes"]
-        if len(row) != len(columns) or not row[0].is_integer() or not np.isfinite(finite).all():
+        if len(row) != len(columns) or not row[0].is_integer() or not np.isfinite(row).all():
             raise TrainingError(f"{path} is damaged in line {line}; restore it from a backup.")
     return dict(zip(columns, np.array(numbers).T, strict=True)) if numbers else {}
 

@@ -69,12 +69,10 @@ def chart_kid(curves: Curves) -> Chart | None:
     steps, kid, deviation, minutes = (curves[name] for name in ("step", "kid_x1000", "std", "minutes"))
 
     def moment(row: int) -> str:
-        after = f" after {minutes[row]:,.0f} minutes" if minutes[row] >= 0 else ""  # NaN in older runs
-        return f"batch {steps[row]:,.0f}{after}"
+        return f"batch {steps[row]:,.0f} after {minutes[row]:,.0f} minutes"
 
     def tick(step: float, _: int) -> str:
-        after = np.interp(step, steps, minutes)
-        return f"{step:,.0f}\n{after:,.0f} min" if after >= 0 else f"{step:,.0f}"
+        return f"{step:,.0f}\n{np.interp(step, steps, minutes):,.0f} min"
 
     if len(steps) == 1:
         return Chart(title, f"KID × 1000 was measured once: {kid[0]:.3g} ± {deviation[0]:.2g} at {moment(0)}.")

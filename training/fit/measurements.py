@@ -33,7 +33,7 @@ class Measurement:
     step: int
     kid_x1000: float
     std: float  # standard deviation, also times 1000
-    minutes: float = math.nan  # of training so far, over all resumes
+    minutes: float  # of training so far, over all resumes
 
 
 class KeepBest(StepCallback):

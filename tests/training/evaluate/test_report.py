@@ -1,6 +1,5 @@
 """report.html as a browser parses it, and its charts' tables."""
 
-import base64
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 from tests.conftest import BUNDLED
 from training.data.dataset import PhotosRecord
-from training.evaluate.plots import chart_kid
 from training.evaluate.report import Pairs, Report, write_report
 from training.evaluate.results import (
     BUNDLED_KID_X1000,
@@ -221,10 +219,3 @@ def test_bundled_model_has_the_kid_that_reports_quote():
 def test_curves_leave_out_torn_rows(tmp_path, text, rows):
     (tmp_path / "kid.csv").write_text(f"step,kid_x1000,std,minutes\n{text}")
     assert np.transpose([*read_curves(tmp_path / "kid.csv").values()]).tolist() == rows
-
-
-def test_kid_chart_has_no_minutes_when_the_run_is_older(tmp_path):
-    (tmp_path / "kid.csv").write_text("step,kid_x1000,std\n500,310.5,9\n1500,200,8\n")
-    chart = chart_kid(read_curves(tmp_path / "kid.csv"))
-    assert chart.summary == "From 310 at batch 500 to 200 at batch 1,500. The lowest is 200 at batch 1,500."
-    assert b"nan" not in base64.b64decode(chart.image.partition(",")[2])

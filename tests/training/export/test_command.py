@@ -166,7 +166,7 @@ def test_card_quotes_the_evaluation_of_its_own_checkpoint_alone(run):
 
 def test_card_counts_finished_batches_not_planned_ones(run):
     write_record(run / "config.json", asdict(replace(read_config(run / "config.json"), steps=9000)))
-    (run / "kid.csv").write_text("step,kid_x1000,std\n2,50.0,1.0\n4,30.0,1.0\n")
+    (run / "kid.csv").write_text("step,kid_x1000,std,minutes\n2,50.0,1.0,1\n4,30.0,1.0,2\n")
     summary = "4 batches of 8: 32 images. The best of 2 checkpoints measured in 4 batches: KID x1000 30.0"
     assert summary in write_card(run)
 

@@ -21,6 +21,7 @@ from training.model.sampling import image_grid
 from training.records import read_batches_done, write_record
 
 HISTORY = "step,g_loss,d_loss,d_real,d_generated\n"
+KID = "step,kid_x1000,std,minutes\n"
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
 
@@ -202,13 +203,13 @@ def change_nothing(folder):
         (remove("c*.*"), "run", (), "run has history.csv but no config.json and no checkpoint.npz;"),
         (remove("history.csv"), "run", (), "run has checkpoint.npz but no history.csv;"),
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
-        (write("kid.csv", "step,kid_x1000,std\n2,50,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
+        (write("kid.csv", f"{KID}2,50,1,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
         (save("best.npz", step=2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
         (save("best.npz", step=5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
         (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
-        (write("kid.csv", "step,kid_x1000,std\n2,nan,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
+        (write("kid.csv", f"{KID}2,nan,1,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
         (
             change_nothing,
             "new",
