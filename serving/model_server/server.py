@@ -4,8 +4,10 @@ import argparse
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -87,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # twice as long. With it, the golden images of models/apple/3 are equal on AVX2 and AVX-512.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(INTRA_OP_THREADS))
-    from serving.model_server.servable import load  # imports TensorFlow, 3 s: after the command line is checked
-
+    load = _import_load()
     gc.freeze()  # TensorFlow has 380,000 objects: a collection would delay a call by 0.2 s
 
     model_name, base_path = arguments.model_name, arguments.model_base_path
@@ -109,6 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         watcher.close(timeout_s=STOP_GRACE_S)
     return 0
+
+
+def _import_load() -> Callable[[Path], Any]:
+    """Return `servable.load`. Imports TensorFlow, 3 s, without its remarks: no setting of its own stops them."""
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
+    try:
+        from serving.model_server.servable import load
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    return load
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
