@@ -52,9 +52,8 @@ def main(argv: list[str]) -> int:
         signal.signal(number, signal.default_int_handler)
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in [name for name in os.environ if name in FOREIGN or name.startswith("TQDM_")]:
-        if name != "TQDM_DISABLE":
-            del os.environ[name]
+    for name in {*FOREIGN, *(name for name in os.environ if name.startswith("TQDM_"))} - {"TQDM_DISABLE"}:
+        os.environ.pop(name, None)
     try:
         raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)

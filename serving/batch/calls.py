@@ -24,7 +24,6 @@ TIMERS_S = 0.01  # a timer set to a client's deadline may end so much earlier, b
 
 log = logging.getLogger(__name__)
 
-
 # The gRPC status of each error.
 CODES = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,

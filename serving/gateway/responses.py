@@ -16,7 +16,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import NotAcceptable
 from werkzeug.http import dump_options_header, quote_etag
 
-from serving.errors import ClientGone, InvalidRequest, UnknownVersion
+from serving.errors import InvalidRequest, UnknownVersion
 from serving.gateway.openapi import ANY_BYTES, IN_PATH
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import GoldenCheck, ModelMonitor
@@ -26,7 +26,7 @@ from serving.rendering.renderer import Renderer
 from serving.runtime.limits import ConcurrencyLimit
 from serving.settings import Settings
 from serving.telemetry.metrics import PICTURES
-from serving.telemetry.request_log import current_record
+from serving.telemetry.request_log import check_client, current_record
 
 REVALIDATE = "no-cache"  # may be cached but must be revalidated: the newest version may change
 IMMUTABLE = "public, max-age=31536000, immutable"  # a year, the longest that RFC 9111 suggests
@@ -122,8 +122,7 @@ class ImageResponses:
         record = current_record()
         record.is_abandoned = lambda: client_has_gone(connection)
         with self._in_flight.slot(record.is_abandoned, slots=math.ceil(images / IMAGES_PER_SLOT)):
-            if record.is_abandoned():
-                raise ClientGone("The client closed the connection before its image was rendered.")
+            check_client()
             yield
 
     def _build_response(

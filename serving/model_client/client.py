@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import (
-    ClientGone,
-    ModelMismatch,
-    ModelTimeout,
-    ModelUnavailable,
-    Overloaded,
-    RingoError,
-    UnknownVersion,
-)
+from serving.errors import ModelMismatch, ModelTimeout, ModelUnavailable, Overloaded, RingoError, UnknownVersion
 from serving.model_client.connection import open_channel, read_connection
 from serving.model_client.messages import (
     get_model_status_pb2,
@@ -31,7 +24,7 @@ from serving.model_client.messages import (
 )
 from serving.runtime.connection_failures import connection_failure
 from serving.telemetry.metrics import PREDICT_ROWS
-from serving.telemetry.request_log import ABANDONED_CHECK_S, RECORD, is_abandoned, stage
+from serving.telemetry.request_log import ABANDONED_CHECK_S, RECORD, check_client, stage
 from serving.telemetry.tracing import trace_metadata
 
 log = logging.getLogger(__name__)
@@ -70,7 +63,6 @@ ERRORS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # its threads are all busy
 }
-
 
 # The golden seeds [N], and the exporter's SHA-256 of their pixels [N, 32].
 Golden = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None]
@@ -227,13 +219,13 @@ class ModelClient:
     def _predict_alone(self, request: Any, **options: Any) -> Any:
         """Return the response; cancel the call and raise ClientGone if the client disconnects."""
         call = self._predictions.Predict.future(request, **options)
-        while True:
-            try:
-                return call.result(ABANDONED_CHECK_S)
-            except grpc.FutureTimeoutError:
-                if is_abandoned():
-                    call.cancel()
-                    raise ClientGone("The client closed the connection before its images were rendered.") from None
+        try:
+            while True:
+                with suppress(grpc.FutureTimeoutError):
+                    return call.result(ABANDONED_CHECK_S)
+                check_client()
+        finally:
+            call.cancel()  # changes nothing if the call has ended
 
     def _domain_error(self, error: grpc.RpcError, version: int) -> RingoError:
         kind = ERRORS.get(error.code(), ModelMismatch)

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from serving.errors import ClientGone, Overloaded
+from serving.errors import Overloaded
 from serving.model_client.batcher import PredictBatcher
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import GoldenCheck
 from serving.rendering.encoding import RENDERER_VERSION, Pixels, arrange, encode, encode_animation, resize
 from serving.rendering.query import Animation, Grid, Morph, Picture, Query, canonical_url
 from serving.runtime.single_flight import SingleFlight
-from serving.telemetry.request_log import ABANDONED_CHECK_S, is_abandoned, stage, with_current_context
+from serving.telemetry.request_log import ABANDONED_CHECK_S, check_client, stage, with_current_context
 
 # GoldenCheck.model of models/apple/3.
 BUNDLED_MODEL = "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"
@@ -112,14 +112,12 @@ class Renderer:
         if pixels < LARGE_PIXELS:
             yield
             return
-        wait_s = min(LARGE_WAIT_S, max(0.0, deadline_s - time.monotonic()))
-        until_s = time.monotonic() + wait_s
+        until_s = min(deadline_s, time.monotonic() + LARGE_WAIT_S)
         with stage("queue"):
             while not self._large.acquire(timeout=min(ABANDONED_CHECK_S, max(0.0, until_s - time.monotonic()))):
-                if is_abandoned():
-                    raise ClientGone("The client closed the connection before its image was encoded.")
+                check_client()
                 if time.monotonic() >= until_s:
-                    raise Overloaded(f"Other large images took {wait_s:.1f} s; try again later.")
+                    raise Overloaded("Other large images are still being encoded; try again later.")
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from serving.errors import ClientGone, ModelTimeout
-from serving.telemetry.request_log import ABANDONED_CHECK_S, is_abandoned, stage
+from serving.telemetry.request_log import ABANDONED_CHECK_S, check_client, stage
 
 T = TypeVar("T")
 
@@ -56,6 +56,5 @@ def wait_for(run: Future[T], deadline_s: float) -> None:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise ModelTimeout("The deadline passed before the image was rendered; try again later.")
-        if is_abandoned():
-            raise ClientGone("The client closed the connection before its image was rendered.")
+        check_client()
         wait([run], min(ABANDONED_CHECK_S, left_s))

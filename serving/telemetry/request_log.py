@@ -22,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode, format_trace_id
 from prometheus_client import Counter, Histogram
 
-from serving.errors import shortened
+from serving.errors import ClientGone, shortened
 from serving.telemetry.logs import LINE_IDS
 from serving.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from serving.telemetry.tracing import child_span, server_span
@@ -153,6 +153,12 @@ def is_abandoned() -> bool:
     """Return whether the current client, if any, has closed its connection."""
     record = RECORD.get()
     return record is not None and record.is_abandoned()
+
+
+def check_client() -> None:
+    """Raise ClientGone if the current client, if any, has closed its connection."""
+    if is_abandoned():
+        raise ClientGone("The client closed the connection before its image was rendered.")
 
 
 def current_record() -> RequestRecord:

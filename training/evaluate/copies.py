@@ -61,10 +61,8 @@ def check_copies(
         others_by_features=_summarise(other_by_features),
         verdict=replace(worse, explanation=" ".join(verdict.explanation for verdict in verdicts)),
     )
-    held_out_pairs = None
-    if len(split.held_out):
-        held_out_pairs = find_closest(photos.pixels[split.held_out], [photos.files[row] for row in split.held_out])
-    return check, image_pairs, held_out_pairs
+    names = [photos.files[row] for row in split.held_out]
+    return check, image_pairs, find_closest(photos.pixels[split.held_out], names) if names else None
 
 
 def measure_others(photos: Features, split: Split) -> NDArray[np.float32]:

@@ -21,7 +21,6 @@ REMEDY = (
     "best.npz has the best checkpoint so far."
 )
 
-
 # From images to their KID, its deviation and the varieties that they show.
 MeasureQuality = Callable[[NDArray[np.uint8]], tuple[float, float, Coverage]]
 

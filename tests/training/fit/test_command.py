@@ -174,10 +174,6 @@ def lengthen_name(folder):
     (folder / "run").rename(folder / ("r" * 250))
 
 
-def enter_run(folder):
-    os.chdir(folder / "run")  # the test leaves it by monkeypatch
-
-
 def change_nothing(folder):
     pass
 
@@ -239,7 +235,7 @@ def change_nothing(folder):
         (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
         (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
         (change_nothing, "run", ("--new", "--grow-from", "run"), "--new would rename run with run in it; choose a new"),
-        (enter_run, ".", ("--new", "--photos", "../photos"), "--new would rename . with "),
+        (lambda path: os.chdir(path / "run"), ".", ("--new", "--photos", "../photos"), "--new would rename . with "),
         (lengthen_name, "r" * 250, ("--new",), " cannot be renamed (File name too long); choose a new --out."),
         (move_photos_into_run, "run", ("--new",), "--new would rename run with photos in it; choose a new --out."),
         (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
