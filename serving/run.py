@@ -202,6 +202,7 @@ def _announce(settings: Settings) -> None:
     url = f"{scheme}://{with_port(reachable(settings.host), settings.port)}/generate?seed={EXAMPLE_SEEDS[0]}"
     file = shlex.quote(f"{settings.model_name}.png")
     options = "" if certificate is None else f" --cacert {shlex.quote(str(certificate))}"
+    options += "" if settings.tls_client_ca is None else " --cert client.crt --key client.key"
     options += "" if settings.token is None else ' -H "Authorization: Bearer $RINGO_TOKEN"'
     write_line(f"Ready: {url}\n  curl{options} '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends it.")
 

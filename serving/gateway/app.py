@@ -16,7 +16,7 @@ from werkzeug.routing import BaseConverter
 from serving import errors
 from serving.errors import InvalidRequest, RingoError
 from serving.gateway.openapi import EXTENSIONS, PROBES, SHORT_URLS
-from serving.gateway.pages import add_pages, add_probes
+from serving.gateway.pages import add_api_description, add_pages, add_probes
 from serving.gateway.responses import ImageResponses
 from serving.model_client.client import ModelClient
 from serving.model_client.monitor import ModelMonitor
@@ -99,6 +99,7 @@ def create_app(settings: Settings) -> Flask:
     for path, resource in [*((resource.path, resource) for resource in RESOURCES), *short_urls]:
         app.add_url_rule(path, resource.path[1:], responses.respond, defaults={"resource": resource})
     add_pages(app, settings, monitor, responses)
+    add_api_description(app, settings)
     add_probes(app, monitor, responses)
     app.after_request(complete)
     app.wsgi_app = observing(app.wsgi_app, settings.path_prefix)  # type: ignore[method-assign]

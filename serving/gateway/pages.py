@@ -21,10 +21,7 @@ from serving.settings import Settings
 
 
 def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: ImageResponses) -> None:
-    """Add the gallery, /about and the description of the API to `app`."""
-    description = build_openapi(settings.path_prefix, needs_token=settings.token is not None)
-    description_json = app.json.dumps(description)
-    app.add_template_filter(code_marked)
+    """Add the gallery, /about and the icon to `app`."""
 
     @app.get("/")
     def gallery() -> Response:
@@ -64,13 +61,20 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
         )
         return revalidated(response)
 
-    @app.get("/openapi.json")
-    def openapi() -> Response:
-        return revalidated(Response(description_json, mimetype="application/json"))
-
     @app.get("/favicon.ico")
     def favicon() -> Response:
         return app.send_static_file("favicon.png")
+
+
+def add_api_description(app: Flask, settings: Settings) -> None:
+    """Add /openapi.json and /docs to `app`."""
+    description = build_openapi(settings.path_prefix, needs_token=settings.token is not None)
+    description_json = app.json.dumps(description)
+    app.add_template_filter(code_marked)
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return revalidated(Response(description_json, mimetype="application/json"))
 
     @app.get("/docs")
     def docs() -> Response:

@@ -159,6 +159,8 @@ class PictureClient:
                 pause_s = self._back_off(error, pause_s)
             else:
                 self._trouble = None
+                if not described.model_versions:
+                    raise PaintError(f"{self._target} named no version of its model; check --target.")
                 return int(described.model_versions[-1])
 
     def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[pb.Picture]:
@@ -177,6 +179,8 @@ class PictureClient:
             request = pb.GenerateBatchRequest(list=pb.SeedList(seeds=seeds[done:]), options=options)
             try:
                 for picture in self._pictures(request):
+                    if done == len(seeds):
+                        raise PaintError(f"{self._target} sent more images than seeds; check --target.")
                     self._check(picture, seeds[done], query)
                     yield picture
                     done, pause_s = done + 1, FIRST_PAUSE_S

@@ -89,7 +89,8 @@ class OutputFolder:
                 tar = self._layout.name(first)
                 if is_named:
                     self._layout.replaceable.add(tar)
-                if (other := self._others_in_tars.get(tar)) is not None:
+                unnamed_seeds = (seed for seed in found if self._seeds.place(seed) is None)
+                if (other := self._others_in_tars.get(tar, next(unnamed_seeds, None))) is not None:
                     raise PaintError(
                         f"{tar} holds seed {other}, which --seeds doesn't name; a tar is written as a whole, so name "
                         "all its seeds."

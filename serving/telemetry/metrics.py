@@ -67,7 +67,8 @@ def build_metrics_app() -> Callable[[Any, Any], Iterable[bytes]]:
     app = make_wsgi_app(registry)
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        get = environ | {"REQUEST_METHOD": "GET"} if environ["REQUEST_METHOD"] == "HEAD" else environ
+        get = environ | {"HTTP_ACCEPT": "text/plain"}  # prometheus_client raises for a version that is no number
+        get["REQUEST_METHOD"] = environ["REQUEST_METHOD"].replace("HEAD", "GET")
         return Response.from_app(app, get, buffered=True)(environ, start_response)  # the body not to HEAD
 
     return answer

@@ -77,16 +77,16 @@ def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_pa
     values = {"TOKEN": "0123456789abcdef"} | {f"TLS_{name}": str(tmp_path / f"its {name}") for name in parts}
     for name, part in parts.items():
         part.write_to_path(values[f"TLS_{name}"])
+    client = ca.issue_cert("client")
+    client.cert_chain_pems[0].write_to_path(tmp_path / "client.crt")
+    client.private_key_pem.write_to_path(tmp_path / "client.key")
     env = surroundings | {f"RINGO_{name}": values[name] for name in secured}
     with running(env, tmp_path) as run:
         url, pasted, _ = run.output.split("Ready: ")[1].splitlines()
-        curl = subprocess.run(["sh", "-c", pasted], env=env, cwd=tmp_path, timeout=LIMIT_S, check=False)
+        subprocess.run(["sh", "-c", pasted], env=env, cwd=tmp_path, timeout=LIMIT_S, check=True)
     assert url.startswith("https://" if secured else "http://")
     assert values["TOKEN"] not in run.output
-    if "TLS_CLIENT_CA" in secured:  # the command has no certificate of the client
-        assert curl.returncode > 0
-    else:
-        assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_run_serves_the_url_that_it_prints_until_sigint_ends_all(surroundings, tmp_path):

@@ -65,6 +65,7 @@ Result = TypeVar("Result")
 class SkipReason(StrEnum):
     """Why a file is not used, in the order of reports."""
 
+    RUN = "folder of a training run, not searched"
     BROKEN_LINK = "broken link"
     IO_ERROR = "I/O error; check the disk or network and run the command again"
     SPECIAL = "not a regular file"

@@ -150,7 +150,8 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
 def _find_files(folder: Path) -> list[_File]:
     """Return every file below `folder` that is not hidden, sorted by path, without opening it.
 
-    Links are followed, once to each folder. A folder that cannot be listed counts as a file. Raises TrainingError.
+    Links are followed, once to each folder. A folder of a run, or one that cannot be listed, counts as a file.
+    Raises TrainingError.
     """
     try:
         fault = None if stat.S_ISDIR(folder.stat().st_mode) else "is not a folder"
@@ -169,6 +170,10 @@ def _find_files(folder: Path) -> list[_File]:
             subfolders.clear()
             continue
         visited.add(real)
+        if {"config.json", "photos.json"} <= set(names):  # its grids are no photos
+            files.append(_File(Path(root), os.path.relpath(root, folder), SkipReason.RUN))
+            subfolders.clear()
+            continue
         # In order, so the same one of two links is always followed.
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         paths = [Path(root, name) for name in names if not name.startswith(".")]

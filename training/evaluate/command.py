@@ -1,6 +1,6 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from training.evaluate.report import Report, write_report
 from training.evaluate.results import Distances, Evaluation, FeatureDistances, References
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.model.latents import sample_latents, slerp
-from training.records import read_curves, write_record
+from training.records import write_record
 
 FIRST_SEED = 10_000  # beyond the seeds of `fit`, which chooses the best checkpoint by its own
 MIN_COUNT = 50  # with fewer, KID's deviation exceeds the difference between good and bad models
@@ -50,7 +50,6 @@ def evaluate(
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
-    losses, kid = read_curves(model / "history.csv"), read_curves(model / "kid.csv")
     extractors = build_extractors(networks, weights, image_size=generator.config.image_size)
     photos = load_photos(
         photos_folder, generator.config.image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES
@@ -60,52 +59,66 @@ def evaluate(
         raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")
     seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
     images = generator.generate_images(seeds)
-    split, remarks = recover_split(generator, photos)
     features = [
-        (features_of_photos(extract, photos, out / "photos"), extract(images, progress="images"))
+        (extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress="images"))
         for extract in extractors
     ]
     noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *images.shape[1:]), np.uint8)
-    photo_features, image_features = features[0]
+    name = printable(photos_folder.resolve().name)
+    rights = quote_model_card(model / "model_card.md") | dict(rights or {})
+    report = compare(generator, photos, name, images, seeds, features, extractors[0](noise), rights)
+    write_record(out / "evaluation.json", asdict(report.evaluation))
+    write_report(out / "report.html", report)
+    return report.evaluation
+
+
+def compare(
+    generator: GeneratorUnderTest,
+    photos: Photos,
+    photos_name: str,
+    images: NDArray[np.uint8],
+    seeds: NDArray[np.int64],
+    features: Sequence[tuple[str, Features, Features]],
+    noise: Features,
+    rights: Mapping[str, str],
+) -> Report:
+    """Return the report on `images`; `features` are network, photos and images."""
+    split, remarks = recover_split(generator, photos)
+    photo_features, image_features = features[0][1:]
     copies = generated = held_out = None
     if split:
         copies, generated, held_out = check_copies(photos, images, photo_features, image_features, split, seeds)
     varieties = find_varieties(photos.files, photo_features)
     coverage = measure_coverage(varieties, photo_features, image_features)
-    distances, *other_distances = [
-        measure_distances(extract.name, *pair, split) for extract, pair in zip(extractors, features, strict=True)
-    ]
+    distances, *other_distances = [measure_distances(*sets, split) for sets in features]
     evaluation = Evaluation(
         model=generator.name,
         batch=generator.batch,
         features=distances.features,
-        photos=f"{printable(photos_folder.resolve().name)}, {photos.summary.used:,} photos",
+        photos=f"{photos_name}, {photos.summary.used:,} photos",
         seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=distances.against_all,
         against_held_out=distances.against_held_out,
         other_features=tuple(other_distances),
         copies=copies,
         coverage=coverage,
-        references=measure_references(varieties, photo_features, extractors[0](noise)),
+        references=measure_references(varieties, photo_features, noise),
         remarks=remarks,
     )
-    report = Report(
+    return Report(
         evaluation=evaluation,
         photos=generator.photos_record,
-        rights=quote_model_card(model / "model_card.md") | dict(rights or {}),
+        rights=rights,
         held_out_photos=split.describe() if split else f"{generator.photos_record.held_out:,} photos.",
         grid=generator.generate_images(np.arange(GRID_SEEDS)),
         missing={name: photos.pixels[np.flatnonzero(varieties.names == name)[:6]] for name in coverage.missing},
         generated=generated,
         held_out=held_out,
         interpolations=interpolate(generator),
-        losses=losses,
-        kid=kid,
+        losses=generator.losses,
+        kid=generator.kid,
         config=asdict(generator.config),
     )
-    write_record(out / "evaluation.json", asdict(evaluation))
-    write_report(out / "report.html", report)
-    return evaluation
 
 
 def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from training.config import TrainingConfig
 from training.data.dataset import PhotosRecord
 from training.errors import TrainingError
+from training.evaluate.plots import Curves
 from training.model.checkpoints import load_generator
 from training.model.latents import sample_latents
 from training.model.sampling import SAMPLING_BATCH, images_from_latents
-from training.records import read_record
+from training.records import read_curves, read_record
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class GeneratorUnderTest:
     images_from_latents: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
     config: TrainingConfig
     photos_record: PhotosRecord
+    losses: Curves  # empty for a version
+    kid: Curves
 
     def generate_images(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images uint8[N, S, S, 3] of `seeds` int64[N]."""
@@ -51,6 +54,8 @@ def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTes
             images_from_latents=lambda latents: images_from_latents(trained.network, latents),
             config=trained.config,
             photos_record=read_record(model / "photos.json", PhotosRecord),
+            losses=read_curves(model / "history.csv"),
+            kid=read_curves(model / "kid.csv"),
         )
     import tensorflow as tf
 
@@ -70,4 +75,6 @@ def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTes
         images_from_latents=run_signature,
         config=read_record(model / "config.json", TrainingConfig),  # older versions lack newer settings
         photos_record=photos_record,
+        losses={},
+        kid={},
     )

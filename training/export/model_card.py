@@ -20,6 +20,7 @@ from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import ComputeRecord, read_record
 
+FRONT_MATTER = "---\nlicense: {}\nlibrary_name: tensorflow\npipeline_tag: unconditional-image-generation\n---"
 NOT_EVALUATED = "Not evaluated."
 NO_FAULT = "No fault is recorded, but the model may have some."
 
@@ -87,11 +88,7 @@ def write_model_card(
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
     card = f"""\
----
-license: {licence}
-library_name: tensorflow
-pipeline_tag: unconditional-image-generation
----
+{FRONT_MATTER.format(licence)}
 
 # {model_name}, version {folder.name}
 

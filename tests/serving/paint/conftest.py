@@ -31,7 +31,7 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     """Answers on a socket while the `with` block lasts, with images of few bytes.
 
     `before(seed, context)` is called before each image. `aborts` has seeds at which one call ends, with its status, and
-    `spoilt` has fields of all images. `calls` has the seeds of each call.
+    `spoilt` has fields of all images. `calls` has the seeds of each call, and `more` seeds that none asks for.
     """
 
     version: int = 1
@@ -39,6 +39,7 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     aborts: dict[int, grpc.StatusCode] = field(default_factory=dict)
     spoilt: dict[str, Any] = field(default_factory=dict)
     calls: list[list[int]] = field(default_factory=list)
+    more: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
@@ -54,12 +55,12 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
         self._server.stop(grace=None).wait(timeout=LIMIT_S)
 
     def DescribeModel(self, request: Any, context: Any) -> pb.DescribeModelResponse:  # noqa: N802 (the service's name)
-        return pb.DescribeModelResponse(model_versions=[self.version])
+        return pb.DescribeModelResponse(model_versions=[self.version] if self.version else [])
 
     def GenerateBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
         seeds = list(request.list.seeds)
         self.calls.append(seeds)
-        for seed in seeds:
+        for seed in seeds + self.more:
             self.before(seed, context)
             if code := self.aborts.pop(seed, None):
                 context.abort(code, "for a moment")

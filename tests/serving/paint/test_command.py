@@ -265,6 +265,7 @@ def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path):
         ({"spoilt": {"data": b"spoilt"}}, "The image of seed 0 from {} does not match its SHA-256."),
         ({"spoilt": {"seed": 5}}, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
         ({"spoilt": {"model_version": 3}}, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+        ({"version": 0}, "{} named no version of its model; check --target."),
         ({"aborts": {0: grpc.StatusCode.UNAUTHENTICATED}}, "{} answered UNAUTHENTICATED: for a moment"),
     ],
 )
@@ -273,6 +274,12 @@ def test_paint_ends_and_keeps_no_image_when_refused_or_sent_another(tmp_path, fa
         output = paint(server, tmp_path, code=1)
     assert output.splitlines()[-1] == sentence.format(server.target)
     assert list(content(tmp_path)) == ["manifest.jsonl"]
+
+
+def test_paint_ends_with_a_sentence_when_more_images_come_than_seeds(tmp_path):
+    with FakeBatchServer(more=[30]) as server:
+        output = paint(server, tmp_path, code=1)
+    assert output.splitlines()[-1] == f"{server.target} sent more images than seeds; check --target."
 
 
 def test_as_many_calls_run_at_a_time_as_streams(tmp_path):

@@ -112,14 +112,23 @@ def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_pat
     assert content(tmp_path) == whole
 
 
-@pytest.mark.parametrize("change", [lambda tar: b"foreign", lambda tar: tar + b"x", lambda tar: tar])
-def test_paint_replaces_no_unnamed_tar_of_other_seeds_or_bytes(server, tmp_path, change):
-    flags, tar = ("--layout", "tar", "--per-folder", 10), tmp_path / "000000.tar"
+@pytest.mark.parametrize(
+    ("name", "foreign", "sentence"),
+    [
+        ("000000.tar", b"foreign", "it has other bytes"),
+        ("000000.tar", None, "000000.tar holds seed 5, which --seeds doesn't name"),
+        ("000000.tar.part", None, "000000.tar holds seed 5, which --seeds doesn't name"),
+    ],
+)
+def test_paint_replaces_no_unnamed_tar_of_other_seeds_or_bytes(server, tmp_path, name, foreign, sentence):
+    flags, tar = ("--layout", "tar", "--per-folder", 10), tmp_path / name
     paint(server, tmp_path, *flags, seeds="0:10")
-    tar.write_bytes(foreign := change(tar.read_bytes()))
+    foreign = foreign or (tmp_path / "000000.tar").read_bytes()
+    (tmp_path / "000000.tar").unlink()
+    tar.write_bytes(foreign)
     (tmp_path / "manifest.jsonl").unlink()
     for _ in range(2):  # the second time, with the manifest of the first
-        assert "it has other bytes" in paint(server, tmp_path, *flags, seeds="0:5", code=1)
+        assert sentence in paint(server, tmp_path, *flags, seeds="0:5", code=1)
     assert tar.read_bytes() == foreign
 
 

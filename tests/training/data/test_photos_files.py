@@ -141,9 +141,13 @@ def test_links_are_followed_once_and_out_of_loops(folder: Path) -> None:
     (folder / "sub").symlink_to(folder.parent / "elsewhere")
     (folder / "sub" / "up").symlink_to(folder)
     (folder / "sub" / "here").symlink_to(".")
+    (folder.parent / "run" / "grids").mkdir(parents=True)
+    for name in ("config.json", "photos.json", "grids/1.png"):
+        save_photo(folder.parent / "run" / name, shade=17)
+    (folder / "run").symlink_to(folder.parent / "run")
     photos = load(folder)
     assert photos.files == ("photo", "sub/a")
-    assert photos.summary.files == 2
+    assert photos.summary.skipped == {SkipReason.RUN.value: 1}
 
 
 @pytest.mark.parametrize(
