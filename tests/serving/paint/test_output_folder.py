@@ -57,13 +57,7 @@ ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_ve
 
 @pytest.mark.parametrize(
     "row",
-    [
-        b"\xff",
-        b'{"seed": "3", "sha256": "zz", "model_version": true}',
-        ROW % (0, 10**22),
-        ROW % (0, -1),
-        b"[" * 200_000,
-    ],
+    [b"\xff", b'{"seed": "3", "model_version": true}', ROW % (0, 10**22), ROW % (0, -1), b"[" * 200_000],
 )
 def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp_path, row):
     paint(server, tmp_path)

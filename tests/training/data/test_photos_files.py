@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import needs_permissions
 from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, save_photo, solid, tiff_with_tags
-from training.data.decoding import MAX_ENLARGEMENT, MAX_PIXELS, SkipReason
+from training.data.decoding import MAX_ENLARGEMENT, SkipReason
 from training.data.photos import load_photos
 from training.errors import TrainingError
 
@@ -45,18 +45,12 @@ BAD_FILES = {
     "raw with a thumbnail in front": (write_content(tiff_with_tags(t254=1, t330=8)), SkipReason.RAW),
     "HEIC": (write_content(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"), SkipReason.HEIC),
     "signature alone": (write_content(b"\xff\xd8\xff"), SkipReason.UNKNOWN),
-    "more pixels than Pillow warns at": (
-        write_content(png_that_claims(MAX_PIXELS // 9000 + 1, 9000)),
-        SkipReason.TOO_LARGE,
-    ),
+    "more pixels than Pillow warns at": (write_content(png_that_claims(9000, 9943)), SkipReason.TOO_LARGE),
     "more pixels than Pillow raises at": (write_content(png_that_claims(100_000, 100_000)), SkipReason.TOO_LARGE),
     "half a png": (write_content(PHOTO_PNG[: len(PHOTO_PNG) // 2]), SkipReason.DAMAGED),
     "half a jpeg": (write_content(PHOTO_JPEG[: len(PHOTO_JPEG) // 2]), SkipReason.DAMAGED),
     "png without pixels": (write_content(png_that_claims(SIDE, SIDE)), SkipReason.DAMAGED),
-    "small": (
-        write_content(encoded(solid("RGB", "white", (SIDE // MAX_ENLARGEMENT - 1, 500)), "PNG")),
-        SkipReason.TOO_SMALL,
-    ),
+    "small": (write_content(encoded(solid("L", 9, (SIDE // MAX_ENLARGEMENT - 1, 99)), "PNG")), SkipReason.TOO_SMALL),
     "copy": (lambda path: save_photo(path, shade=90), SkipReason.COPY),
 }
 
