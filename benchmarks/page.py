@@ -22,7 +22,7 @@ TITLES = {
     "limit": "limit",
     "session": "limit, in a session",
     "ours": "Ringo",
-    "genuine": "Ringo, TensorFlow Serving",
+    "genuine": "Ringo with TensorFlow Serving",
     "flask": "Flask, `model.predict`",
     "fastapi": "FastAPI",
     "bentoml": "BentoML",
@@ -98,7 +98,7 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
         for name, least in (("nginx", 8_000), ("gateway", 2_500), ("304", 2_500)):
             if name in serve["cached"]:
                 speed = serve["cached"][name]["responses_a_second"]["median"]
-                found.append(at_least(f"cached permanent URL, {CACHED[name]}, a second", speed, least))
+                found.append(at_least(f"requests a second for a cached permanent URL, {CACHED[name]}", speed, least))
         if "ours" in serve["processes"]:
             worker = max(serve["processes"]["ours"]["memory_mib"]["gateway"])
             found.append(at_most("memory of a gateway worker", worker, 80, " MiB"))

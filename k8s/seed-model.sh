@@ -1,11 +1,12 @@
 #!/bin/sh
 # Copies the bundled model to the volume in $1, unless the volume has a version of it: seed-model VOLUME
-# Several pods may run this at once. Each copies aside, because the model server polls, and the first rename wins.
+# Several pods may run this at once. Each copies to a temporary folder, because the model server
+# polls the volume. The first rename succeeds.
 set -eu
 folder=$1/apple
 for version in "$folder"/[0-9]*; do
   if [ -d "$version" ]; then
-    echo "There is ${version##*/} already."
+    echo "Version ${version##*/} exists already; nothing is copied."
     exit 0
   fi
 done
@@ -16,5 +17,5 @@ for version in /models/apple/[0-9]*; do
   name=${version##*/}
   cp -r "$version" "$aside/"
   mv -T "$aside/$name" "$folder/$name" || [ -d "$folder/$name" ]
-  echo "Version $name is there."
+  echo "Version $name exists."
 done

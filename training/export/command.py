@@ -164,12 +164,12 @@ def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str)
             raise TrainingError(f"An image depends on its batch even if rows run one by one; {REPORT_BUG}.")
     save_servable(servable, folder, model_name=model_name)
     difference = check_saved_model(generator, folder, seeds)
-    rows = "Rows run one by one." if servable.sequential else "All rows run at once; odd batches have one more row."
-    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default number of")
+    rows = "Rows run one by one." if servable.sequential else "All rows run at once; odd batches are padded by one row."
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "TensorFlow's default")
     return f"""\
 - The fused generator differs from the Keras one by at most {difference}/255 ({len(seeds)} seeds).
 - Every batch size from 1 to {len(seeds)} gives the floats of batch size 1, bit for bit ({len(seeds)} seeds).
-  {rows} Verified on {platform.machine()} with {threads} threads per operation; use as many in a model server."""
+  {rows} Verified on {platform.machine()}. Threads per operation: {threads}; use as many in a model server."""
 
 
 def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int]:

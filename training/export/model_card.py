@@ -92,7 +92,7 @@ def write_model_card(
 
 # {model_name}, version {folder.name}
 
-A generator of {size}x{size} RGB images: the moving average of a GAN's generator, exported on
+This model generates {size}x{size} RGB images. It is the moving average of a GAN's generator, exported on
 {datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
 The signature `generate` maps seeds to images, `sample` maps seeds to latents by `{NAME}`, `serving_default` maps
 latents to images, and `golden` returns digests of the pixels of a few seeds.

@@ -28,9 +28,9 @@ def works(version: Path) -> bool:
 
 
 def roll_back(folder: Path, chosen: str) -> str:
-    """Copy the version `chosen`, or the newest working one before the newest, to the next number; return a sentence.
+    """Copy the version `chosen` to the next number; return a sentence.
 
-    Raises SystemExit, with a sentence, if there is none.
+    `previous` is the last working version before the newest. Raises SystemExit, with a sentence, if there is none.
     """
     versions = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
     candidates = versions[-2::-1] if chosen == "previous" else [path for path in versions if path.name == chosen]
