@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("other", type=Path, help="the other checkout")
     parser.add_argument("--model", type=Path, default=Path("models/apple"), help="a folder of versions, for both")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each load")
     arguments = parser.parse_args()
     try:
         require_wrk()

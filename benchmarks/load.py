@@ -64,7 +64,7 @@ def put_load(
 ) -> Load:
     """Send requests for new seeds, or for the seed `repeat` only.
 
-    Latencies are of all responses. Raises Failed if there is none or, unless it `may_fail`, one but 2xx or 3xx.
+    Latencies are of all responses. Raises Failed without a response or, unless `may_fail`, if one is not 2xx or 3xx.
     """
     first, step = (next(_fresh_seeds), 1) if repeat is None else (repeat, 0)
     command = [

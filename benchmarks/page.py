@@ -122,7 +122,7 @@ def largest(results: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU time of an image in one part of Ringo, and the memory of its process."""
+    """One process of Ringo: CPU time of an image, and memory."""
 
     cpu_ms: float
     memory_mib: float
@@ -139,7 +139,7 @@ class Cost:
 
 
 def costs(results: Mapping[str, Any]) -> dict[str, dict[str, Cost]]:
-    """Return the cost by part of Ringo and image size, at 16 clients."""
+    """Return the cost by part and image size, at 16 clients."""
     found: dict[str, dict[str, Cost]] = {}
 
     def add(part: str, size: str, command: str, cpu_ms: float, memory_mib: Mapping[str, list[float]]) -> None:
@@ -164,7 +164,7 @@ def costs(results: Mapping[str, Any]) -> dict[str, dict[str, Cost]]:
 
 
 def plan(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what AIM images a second need, by image size and hit rate of a CDN."""
+    """Return the plan's rows, by image size and CDN hit rate."""
     rows = []
     by_part = costs(results)
     for size, gateway in by_part.get("gateway", {}).items():
@@ -222,7 +222,7 @@ def with_sizes(operations: str, results: Mapping[str, Any]) -> str:
 
 
 def chart(serve: Mapping[str, Any]) -> Figure:
-    """Draw speed by clients, latency of a lone request, and speed of cached images."""
+    """Draw speed by clients, latency of one client, and cached speed."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     by_clients, lone, cached = figure.subplots(1, 3)
     clients = serve["new_seeds"]
@@ -264,7 +264,7 @@ def bars(axes: Any, values: Mapping[str, float], colours: Sequence[str]) -> None
 
 
 def write_page(results: Mapping[str, Any], page: Path) -> None:
-    """Write `page`, and its charts as SVG into the folder of its name.
+    """Write `page`, and its charts into the folder of its name.
 
     Equal results give equal bytes.
     """

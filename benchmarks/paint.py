@@ -37,7 +37,7 @@ READY_S = 60.0
 
 @contextmanager
 def servers(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], list[int]]]:
-    """Run model server and batch server; yield target, batch server and both process ids."""
+    """Run both servers; yield target, batch server and both process ids."""
     ports = [free_port() for _ in range(3)]
     settings = {"MODEL_SERVER": f"localhost:{ports[0]}", "BATCH_PORT": ports[1], "BATCH_METRICS_PORT": ports[2]}
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
@@ -69,7 +69,7 @@ def start_paint(target: str, first: int, count: int, out: Path) -> "subprocess.P
 
 
 def speed(model: Path, target: str, pids: list[int], repeats: int) -> dict[str, object]:
-    """Return images a second of `paint` and the limit, in turns, and the cost of both servers."""
+    """Return the speed of `paint` and the limit, and servers' costs."""
     loaded = tf.saved_model.load(str(newest_version(model)))
     generate = loaded.signatures["generate"]
 

@@ -52,7 +52,7 @@ def resume(pids: Sequence[int]) -> None:
 
 @contextmanager
 def resumed(pids: Sequence[int]) -> Iterator[None]:
-    """Resume the processes `pids`, parents first, for the `with` block."""
+    """Resume the processes `pids`, the first one last, for the `with` block."""
     resume(pids[1:])
     if pids[1:]:
         time.sleep(HEARTBEAT_S)

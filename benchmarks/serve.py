@@ -1,4 +1,4 @@
-"""HTTP speed, CPU time and memory of Ringo, a limit and other servers: python -m benchmarks.serve.
+"""Speed and memory of Ringo and other servers: python -m benchmarks.serve.
 
 The limit is the SavedModel, as TensorFlow 2 loads it, and the encoder in one process, one after the other: at the best
 batch size, and for a single client at batch size 1. It has no server, client or queue. "session" is the same with the
@@ -37,8 +37,8 @@ CACHED_CLIENTS = 16  # for responses without the model
 ROUNDS, SECONDS = 3, 2.0
 WARM_UP_S = 1.0
 BATCHES = (4, 8, 16, 32, 64)
-# Its batching measures the duration of calls, and would count the pause: 4 images a second for a single client instead
-# of 39. While it waits it uses 0.6 % of a core.
+# BentoML's batching measures the duration of calls, and would count the pause: 4 images a second for a single client
+# instead of 39. While it waits it uses 0.6 % of a core.
 NEVER_STOPPED = "bentoml"
 
 
@@ -138,7 +138,7 @@ def start_servers(
 def measure(
     model: Path, names: Sequence[str], clients: Sequence[int], *, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the results of the servers `names` and the limits with one model."""
+    """Return the results of servers `names` and limits with one model."""
     version = newest_version(model).resolve()
     limits = {"limit": Limit.of_function(version), "session": Limit.of_session(version)}
     with contextlib.ExitStack() as stack:
@@ -203,7 +203,7 @@ def describe(server: servers.Server) -> dict[str, Any]:
 def measure_cached(
     server: servers.Server, permalink: str, left_out: dict[str, str], *, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the speed of a cached image: by ours, its 304 responses, and nginx."""
+    """Return the speed of a cached image: gateway, 304 and nginx."""
     ours = replace(server, request=replace(server.request, path=permalink))
     load: dict[str, Any] = {"clients": CACHED_CLIENTS, "repeat": servers.CHECKED_SEED}
     # After the stop, the gateway reconnects to the model server, and each worker caches the image.
@@ -243,7 +243,7 @@ def main() -> int:
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES, help="not written if not all")
     parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients at a time; not written")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each load")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of each load")
     arguments = parser.parse_args()
     try:
         require_wrk()

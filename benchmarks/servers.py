@@ -72,7 +72,7 @@ class Server:
 
 def free_port() -> int:
     """Return a port without a listener."""
-    with listen("127.0.0.1", 0, variable="", value="") as taken:
+    with listen("127.0.0.1", 0, variable="") as taken:
         return int(taken.getsockname()[1])
 
 
@@ -119,7 +119,7 @@ def running(
                 break
             if process.poll() is not None or time.monotonic() - begin > READY_S:
                 last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
-                raise NotReady(f"{' '.join(command[:4])} did not respond within {READY_S:g} s: {last}")
+                raise NotReady(f"{' '.join(command[:4])} ended or did not respond within {READY_S:g} s: {last}")
             time.sleep(POLL_S)
         yield Server(request, process, round(time.monotonic() - begin, 2), reached)
     finally:
@@ -262,7 +262,7 @@ def command_name(pid: int) -> str:
 
 
 def cpu_s(pids: Sequence[int]) -> dict[str, float]:
-    """Return the CPU time of the processes `pids` since their start, by command."""
+    """Return the CPU time of `pids` since their start, by command."""
     used: dict[str, float] = {}
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""The Keras generator with the weights of an exported version, and a smaller model."""
+"""The Keras generator of an exported version, and a smaller model."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ def newest_version(model: Path) -> Path:
 
 
 def models_by_size(bundled: Path, scratch: Path, *, small: bool = True) -> dict[str, Path]:
-    """Return `bundled` and, if `small`, a 64 px model in `scratch`, by image size.
+    """Return `bundled` and, if `small`, a 64 px model, by image size.
 
-    The 64 px model has the bundled weights, except for a random last layer. Its PNG files are 1.2 times as large as
-    resized images of the bundled model, and take as long to encode.
+    The 64 px model in `scratch` has the bundled weights, except for a random last layer. Its PNG files are 1.2 times as
+    large as resized images of the bundled model, and take as long to encode.
     """
     version = newest_version(bundled)
     config = read_record(version / "config.json", TrainingConfig)
@@ -47,5 +47,5 @@ def models_by_size(bundled: Path, scratch: Path, *, small: bool = True) -> dict[
 
 
 def keras_generator(version: Path) -> keras.Model:
-    """Return a Keras generator whose images equal those of `version` up to 1/255."""
+    """Return a Keras generator with the images of `version`, up to 1/255."""
     return load_exported(version, read_record(version / "config.json", TrainingConfig))

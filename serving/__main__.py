@@ -12,7 +12,7 @@ from serving.runtime.output import OutputError, prepare_output, write_error
 from serving.settings import Settings, SettingsError
 
 INVALID, INTERRUPTED = 2, 130  # exit statuses; argparse has the same for invalid flags
-MIN_FILES, FILES = 128, 4096  # open ones: TensorFlow and gRPC take 30 to 60, each connection one
+MIN_FILES, FILES = 128, 4096  # open files: TensorFlow and gRPC take 30 to 60, each connection 1
 
 # gRPC reads these when it is imported.
 GRPC_ENVIRONMENT = {
@@ -24,7 +24,7 @@ GRPC_ENVIRONMENT = {
     # Its own lines would block its threads on a full stderr; errors reach our log as statuses.
     "GRPC_VERBOSITY": "NONE",
 }
-# Variables of libraries, meant for other programs: each may break the start or all requests. So do those of tqdm.
+# Variables of libraries, meant for other programs: each may break the start or all requests, as may those of tqdm.
 FOREIGN = ("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "PROMETHEUS_MULTIPROC_DIR")
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     commands.add_parser("batch", help="serve many images per call over gRPC")
     commands.add_parser("model-server", help="serve a SavedModel as TensorFlow Serving does", add_help=False)
     commands.add_parser("run", help="start a model server and the gateway; Ctrl-C ends both")
-    commands.add_parser("paint", help="write many images to a folder, over gRPC; resumes", add_help=False)
+    commands.add_parser("paint", help="write many images to a folder, over gRPC; a rerun resumes", add_help=False)
     verify = commands.add_parser("verify", help="render PNG files again and compare the bytes")
     verify.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a PNG file, a tar, or a folder of these")
     chosen, rest = parser.parse_known_args(argv)

@@ -1,4 +1,4 @@
-"""Errors between a seed and an image, without a protocol."""
+"""The errors of requests, independent of the protocol."""
 
 import re
 
@@ -6,9 +6,9 @@ MAX_SHOWN_CHARACTERS = 64  # three times the longest seed
 
 
 class RingoError(Exception):
-    """Base of all; its text is one sentence for the client."""
+    """Base class; the text is one sentence for the client."""
 
-    retry_after_s: int | None = None  # when another try may succeed
+    retry_after_s: int | None = None  # when a retry may succeed
 
     @property
     def name(self) -> str:
@@ -19,8 +19,8 @@ class RingoError(Exception):
 class InvalidRequest(RingoError):
     """A field of the request is invalid or missing.
 
-    `value` is None if the field is missing; both are cut to MAX_SHOWN_CHARACTERS. `fault` replaces the sentence about
-    allowed values.
+    `value` is None if the field is missing. Field and value are cut to MAX_SHOWN_CHARACTERS. `fault` replaces the
+    sentence about allowed values.
     """
 
     def __init__(self, field: str, value: str | None, allowed: str, fault: str = "") -> None:
@@ -43,7 +43,7 @@ class UnknownVersion(RingoError):
 class ModelUnavailable(RingoError):
     """No model server has a version of the model ready."""
 
-    retry_after_s = 1  # CHANNEL_OPTIONS of model_client/client.py: one that is back is noticed within a second
+    retry_after_s = 1  # CHANNEL_OPTIONS of model_client/client.py: a restarted server is noticed within a second
 
 
 class ModelTimeout(RingoError):

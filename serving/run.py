@@ -76,18 +76,17 @@ def run(settings: Settings) -> int:
 def _with_addresses(settings: Settings) -> Settings:
     """Return `settings` with addresses for names; or raise SettingsError.
 
-    A name may stand for several addresses, and for each another program may listen.
+    A name may have several addresses, and other programs may listen on some of them.
     """
     host, port = settings.model_server_address
     # All at once, so that no two are equal.
     with (
-        listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)) as gateway,
-        listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
+        listen(settings.host, settings.port, variable="RINGO_PORT") as gateway,
+        listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT"),
         listen(
             host,
             port,
             variable="RINGO_MODEL_SERVER",
-            value=settings.model_server,
             host_variable="The host in RINGO_MODEL_SERVER",
         ) as model_server,
     ):
@@ -126,7 +125,7 @@ def model_server_command(settings: Settings) -> list[str]:
             "--tensorflow_intra_op_parallelism=1",  # with more, images depend on the size of their batch
             "--enable_serialization_as_tensor_content=true",  # typed fields take four times a client's CPU
         ]
-    write_line("Model server: the embedded default, as there is no tensorflow_model_server on the PATH")
+    write_line("Model server: the embedded one, because tensorflow_model_server is not on the PATH")
     return [
         *(sys.executable, "-m", "serving", "model-server"),
         *("--host", host, "--port", str(port)),
@@ -149,7 +148,7 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
 
 
 def _start(command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a child that Ctrl-C does not reach; it ends with us."""
+    """Start a child that Ctrl-C does not reach; it ends with this process."""
     die_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, env=environ)
 
@@ -159,7 +158,7 @@ def _require_alive(children: Children) -> None:
         status = child.poll()
         if status is not None:
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            raise RunError(f"The {name} {how}: ending the rest.")
+            raise RunError(f"The {name} {how}; read the log lines above.")
 
 
 def reachable(host: str) -> str:
@@ -172,7 +171,7 @@ def _wait_until(passed: Callable[[], bool], children: Children) -> None:
     while not passed():
         _require_alive(children)
         if time.monotonic() > deadline:
-            raise RunError(f"No version of the model was ready within {READY_TIMEOUT_S:g} s: ending all.")
+            raise RunError(f"No version of the model was ready within {READY_TIMEOUT_S:g} s; read the log lines above.")
         time.sleep(POLL_INTERVAL_S)
 
 
@@ -204,11 +203,11 @@ def _announce(settings: Settings) -> None:
     options = "" if certificate is None else f" --cacert {shlex.quote(str(certificate))}"
     options += "" if settings.tls_client_ca is None else " --cert client.crt --key client.key"
     options += "" if settings.token is None else ' -H "Authorization: Bearer $RINGO_TOKEN"'
-    write_line(f"Ready: {url}\n  curl{options} '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends it.")
+    write_line(f"Ready: {url}\n  curl{options} '{url.removeprefix('http://')}' -o {file}\nCtrl-C ends both servers.")
 
 
 def _end(children: Children, *, timeout_s: float) -> None:
-    """End the children, the gateway first: it drains with its model server."""
+    """End the gateway first: it needs the model server to drain."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for child in reversed(children.values()):

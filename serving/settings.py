@@ -13,7 +13,7 @@ PREFIX = "RINGO_"
 T = TypeVar("T")
 
 MAX_MODEL_CALLS = 64
-MAX_NAME_BYTES = 255  # of a folder's name, which `export` makes the model's
+MAX_NAME_BYTES = 255  # of a folder's name; `export` names the model after its folder
 MAX_TIMEOUT_S = 600.0  # a larger number is probably milliseconds
 
 # The gateway's routes. As a prefix, a route is ambiguous: the proxy may have removed the prefix.
@@ -27,13 +27,13 @@ ADDRESSES = re.compile(rf"(dns:(//[^/\s]*/)?|ipv4:|ipv6:)?(?P<addresses>{ADDRESS
 class SettingsError(Exception):
     """A setting is invalid; the text names variable, value and allowed values.
 
-    The value is None for an unknown variable: a mistyped name may hold a secret.
+    The value is None for an unknown variable: a mistyped name may hold a secret. `sentence` replaces the whole text.
     """
 
-    def __init__(self, variable: str, value: str | None, allowed: str) -> None:
+    def __init__(self, variable: str, value: str | None = None, allowed: str = "", *, sentence: str = "") -> None:
         is_secret = "TOKEN" in variable or "PRIVATE KEY" in (value or "")
         shown = "no setting" if value is None else "not shown" if is_secret else repr(value)
-        super().__init__(f"{variable} is {shown}; allowed is {allowed}.")
+        super().__init__(sentence or f"{variable} is {shown}; allowed is {allowed}.")
 
 
 def read_text(text: str) -> str:
@@ -63,7 +63,7 @@ def _folder(text: str) -> Path:
 
 
 def matching(pattern: str) -> Callable[[str], str]:
-    """Return a reader that raises ValueError for texts that `pattern` does not match."""
+    """Return a reader that raises ValueError unless `pattern` matches the text."""
 
     def read(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -87,7 +87,7 @@ def _target(text: str) -> str:
 
 
 def addresses_of(target: str) -> list[tuple[str, str, str]]:
-    """Return for each address its host, the same without brackets if IPv6, and its port."""
+    """Return host, IPv6 address without brackets, and port of each address."""
     found = ADDRESSES.fullmatch(target)
     return ADDRESS.findall(found["addresses"]) if found else []
 
@@ -106,7 +106,7 @@ class Kind(NamedTuple):
 
 
 def whole_numbers(low: int, high: int, lowest: str = "") -> Kind:
-    """Return the kind of the numbers from `low`, which means `lowest`, to `high`."""
+    """Return the kind of integers from `low` to `high`; `lowest` explains `low`."""
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
@@ -117,7 +117,7 @@ def whole_numbers(low: int, high: int, lowest: str = "") -> Kind:
 
 
 def seconds(high: float) -> Kind:
-    """Return the kind of the seconds above 0, up to `high`."""
+    """Return the kind of numbers of seconds above 0, up to `high`."""
 
     def read(text: str) -> float:
         # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
@@ -131,7 +131,7 @@ def seconds(high: float) -> Kind:
 HOST = Kind(read_text, "the name or address to listen on")
 PORT = whole_numbers(1, 65535)
 SECONDS = seconds(MAX_TIMEOUT_S)
-PATH_PREFIX = Kind(_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no resource and no final slash")
+PATH_PREFIX = Kind(_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no gateway path, no final slash")
 TARGET = Kind(_target, "host:port of a gRPC server without http://, an IPv6 address in brackets")
 MODEL_NAME = Kind(_model_name, f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes")
 FOLDER = Kind(_folder, "a folder, which need not exist yet")
@@ -153,8 +153,8 @@ class Settings:
     model_server: Annotated[str, TARGET] = "127.0.0.1:8500"
     model_name: Annotated[str, MODEL_NAME] = "apple"
     model_base_path: Annotated[Path, Kind(_path, "the path of a folder")] = Path("models/apple")
-    # An image takes tens of milliseconds on two cores. 10 s outlast a queue of hundreds, and end before the 15 to 30 s
-    # at which proxies give up.
+    # An image takes tens of milliseconds on two cores. 10 s are enough for a queue of hundreds, and less than the 15 to
+    # 30 s after which proxies time out.
     predict_timeout_s: Annotated[float, SECONDS] = 10.0
     workers: Annotated[int, whole_numbers(1, 64)] = 1  # a core encodes 200 images a second
     max_in_flight: Annotated[int, whole_numbers(1, 256)] = 64  # the last of 64 waits 2 s at 30 ms an image
@@ -166,7 +166,7 @@ class Settings:
     metrics_port: Annotated[int, PORT] = 9100
     batch_port: Annotated[int, PORT] = 9090
     batch_metrics_port: Annotated[int, PORT] = 9101
-    # Each holds up to three batches of images, at most 10 MB of the largest.
+    # Each stream holds up to three batches of images, at most 10 MB together.
     batch_streams: Annotated[int, whole_numbers(1, 256)] = 16
     batch_drain_s: Annotated[float, SECONDS] = 10.0  # and 5 s more, within the 30 s that Kubernetes waits
     tls_certificate: Annotated[Path | None, PEM_FILE] = None
@@ -181,7 +181,7 @@ class Settings:
         paths = {"RINGO_TLS_CLIENT_CA": self.tls_client_ca, **tls}
         for variable, path in paths.items():
             for missing in (name for name, other in tls.items() if path is not None and other is None):
-                raise SettingsError(variable, str(path), f"a path only together with {missing}")
+                raise SettingsError(variable, sentence=f"{variable} is set, but {missing} is not; set both.")
 
     @property
     def model_server_address(self) -> tuple[str, int]:
@@ -215,7 +215,7 @@ class Settings:
 
 
 def flag(read: Callable[[str], T], allowed: str, *, has_faults: bool = False) -> Callable[[str], T]:
-    """Return `read` for argparse; its errors name `allowed`, or their fault."""
+    """Return `read` for argparse; errors name `allowed`, or with `has_faults` the fault."""
 
     def parse_value(value: str) -> T:
         try:

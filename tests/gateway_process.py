@@ -119,7 +119,7 @@ _ports = cycle(range(FIRST_PORT, FIRST_PORT + PORTS_EACH))
 def free_port() -> int:
     """Return a port that no program listens on."""
     while True:
-        with suppress(SettingsError), listen("127.0.0.1", next(_ports), variable="", value="") as taken:
+        with suppress(SettingsError), listen("127.0.0.1", next(_ports), variable="") as taken:
             return taken.getsockname()[1]
 
 

@@ -65,7 +65,7 @@ def _add_fit(commands: Subparsers) -> None:
         help="start from the generator of an exported model, such as models/apple or models/apple/3; for few photos",
     )
     parser.add_argument(
-        "--new", action="store_true", help="start over; the folder of the previous run is renamed, and loses nothing"
+        "--new", action="store_true", help="start over; the folder of the previous run is renamed, not deleted"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
     parser.add_argument(
@@ -140,7 +140,7 @@ def _add_export(commands: Subparsers) -> None:
 
 
 def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
-    """Add the flag of a field of TrainingConfig; it is None unless set if `is_optional`, so a run keeps its value."""
+    """Add the flag of a TrainingConfig field, without a default if `is_optional`."""
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
         # The placeholder is a word of the name: of beta_1 it is BETA, because 1 would read like a value.
@@ -150,7 +150,7 @@ def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_opt
         "--" + f.name.replace("_", "-"),
         *(("--size",) if f.name == "image_size" else ()),
         dest=f.name,
-        default=None if is_optional else f.default,
+        default=None if is_optional else f.default,  # None: a resumed run keeps its value
         help=f"{f.metadata['help']} (default: {default})",
         **kind,
     )
@@ -249,14 +249,14 @@ def _run_export(options: Options) -> int:
 
 
 def _path(text: str) -> Path:
-    """Return the path `text`, also if the shell left its ~. Raises ConfigError."""
+    """Return the path `text`; expand a ~ that the shell left. Raises ConfigError."""
     if not text:
         raise ConfigError("A path is empty; set it, or leave its flag out.")
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser may raise RuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, 2 after an error on stderr, or 130 after an interrupt."""
+    """Run a command; return 0, 2 (error) or 130 (interrupt)."""
     options = argparse.Namespace()
     try:
         build_parser().parse_args(arguments, options)

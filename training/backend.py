@@ -25,7 +25,7 @@ def require_backend() -> str:
 
 
 def import_backend() -> None:
-    """Import the backend and Keras without TensorFlow's messages, which go to file descriptor 2 directly."""
+    """Import the backend and Keras without TensorFlow's messages on file descriptor 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it logs harmless remarks as errors; real errors are raised
     # Without oneDNN, the default for processors without AVX-512 VNNI, a step takes twice as long, and an image depends
     # on the size of its batch.
@@ -55,7 +55,7 @@ def import_backend() -> None:
 
 @contextmanager
 def handle_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM by `handler` during a `with` block, then restore the handlers."""
+    """Handle SIGINT and SIGTERM by `handler` during a `with` block."""
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

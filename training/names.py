@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def model_name(folder: Path) -> str:
-    """Return the model's name for `folder` in ASCII, photos- and a checksum if no letter or digit remains."""
+    """Return the model's name for `folder` in ASCII, else photos- and a checksum."""
     text = unicodedata.normalize("NFKD", folder.resolve().name.casefold())
     name = re.sub("[^a-z0-9]+", "-", re.sub(r"[\u0300-\u036f]", "", text)).strip("-")
     if not name:

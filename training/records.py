@@ -1,4 +1,4 @@
-"""The small files of a run, read without Keras: JSON records, CSV curves, and a checkpoint's batches."""
+"""The small files of a run, read without Keras."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class ComputeRecord:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that replaces `path` at the end, also for several writers. Raises OSError."""
+    """Yield a file that replaces `path` at the end; allows several writers. Raises OSError."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with partial.open("xb") as file:
@@ -79,7 +79,7 @@ def read_record(path: Path, record_type: type[Record], *, remedy: str = "restore
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> None:
     name, number = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
     if number > 1:
-        raise ConfigError(f"{name!r} is there {number} times")
+        raise ConfigError(f"{name!r} occurs {number} times")
 
 
 def read_batches_done(checkpoint: Path) -> int:
@@ -94,7 +94,7 @@ def read_batches_done(checkpoint: Path) -> int:
 
 
 def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of `path`, a file of COLUMNS, all of equal length.
+    """Return the columns of `path`, a file of COLUMNS, equally long.
 
     Without a file or a complete row, it returns an empty dictionary. The last row is dropped if it is incomplete,
     because a full disk truncates it. Raises TrainingError if the first line or another row is damaged.

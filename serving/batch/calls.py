@@ -20,7 +20,7 @@ from serving.telemetry.request_log import ANSWERED, CLIENT_GONE, FAILED, REQUEST
 
 _DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
 SERVICE, METHODS = _DESCRIPTOR.full_name, tuple(_DESCRIPTOR.methods_by_name)
-TIMERS_S = 0.01  # a timer set to a client's deadline may end so much earlier, by gRPC's clock
+TIMERS_S = 0.01  # a timer set to a client's deadline may end this much earlier, by gRPC's clock
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ CODES = {
 @contextmanager
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
     """Record the call; end it with the status of its error."""
-    with record_request("POST", dict(context.invocation_metadata())) as record:  # gRPC is HTTP's POST
+    with record_request("POST", dict(context.invocation_metadata())) as record:  # gRPC sends POST
         record.resource = method if method in METHODS else "unknown"
         record.path = f"/{SERVICE}/{record.resource}"
         with suppress(grpc.RpcError):  # cancelled already
@@ -86,7 +86,7 @@ class RefusingInterceptor(grpc.ServerInterceptor):
         self._token = token
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the handler of the call, if any, or one that refuses it."""
+        """Return the handler of the call, or one that refuses it."""
         path = handler_call_details.method
         if not path.startswith(f"/{health.SERVICE_NAME}/"):
             try:
@@ -116,6 +116,6 @@ class RefusingInterceptor(grpc.ServerInterceptor):
 
 
 def refuse(error: errors.RingoError, path: str, _request: object, context: grpc.ServicerContext) -> None:
-    """End a call of `path` with `error`, by an exception of gRPC's own."""
+    """End a call of `path` with `error`, by an exception of gRPC."""
     with answering(context, path.removeprefix(f"/{SERVICE}/")):
         raise error

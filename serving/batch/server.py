@@ -1,4 +1,4 @@
-"""The batch server's process: ports, credentials, health, reflection, and its end."""
+"""The batch server's process: ports, credentials, health, reflection and shutdown."""
 
 import logging
 import signal
@@ -60,9 +60,9 @@ def serve(settings: Settings) -> None:
     configure_logging(settings.log_format)
     check_tls(settings)
     port, metrics_port = settings.batch_port, settings.batch_metrics_port
-    with (  # both at once, so that they are not equal; gRPC and prometheus_client have no such messages
-        listen(settings.host, port, variable="RINGO_BATCH_PORT", value=str(port)) as taken,
-        listen(settings.host, metrics_port, variable="RINGO_BATCH_METRICS_PORT", value=str(metrics_port)),
+    with (  # both at once, because they must differ; errors of gRPC and prometheus_client name no setting
+        listen(settings.host, port, variable="RINGO_BATCH_PORT") as taken,
+        listen(settings.host, metrics_port, variable="RINGO_BATCH_METRICS_PORT"),
     ):
         host = address_of(taken)
     if "%" in host:  # prometheus_client would bind it without its interface

@@ -1,6 +1,6 @@
-"""The gRPC service: checked seeds and options in, images out, single or as a stream.
+"""The gRPC service: seeds and options in, images out, single or streamed.
 
-Limits, bytes, errors and the model client are the gateway's own modules.
+The modules for limits, encoding, errors and the model client are those of the gateway.
 """
 
 import hashlib
@@ -96,8 +96,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
     def drain(self, timeout_s: float, *, grace_s: float) -> None:
         """Accept no more streams; end open ones after `timeout_s`.
 
-        The current batches of these streams have `grace_s` more. Single images are accepted until then, and have
-        `grace_s`, too.
+        The current batches of these streams have `grace_s` more. Single images are accepted until the streams have
+        ended, and then have `grace_s`, too.
         """
         self._streams.close(timeout_s)
         self._stopping.set()
@@ -175,7 +175,7 @@ def check_known(*messages: Message) -> None:
         for unknown in UnknownFieldSet(message):
             known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
             name = message.DESCRIPTOR.name
-            raise InvalidRequest(f"{name}.{unknown.field_number}", "set", f"in {name} only {known}")
+            raise InvalidRequest(f"{name}.{unknown.field_number}", "set", f"only {known}", "is unknown; leave it out")
 
 
 def read_picture(options: Message, seed: int) -> Picture:
@@ -208,7 +208,7 @@ def read_seeds(request: Message) -> Sequence[int]:
             if start < 0:
                 raise InvalidRequest("range.start", str(start), SEED.allowed)
             if not 0 < end - start <= MAX_SEEDS:
-                raise InvalidRequest("range.end", str(end), f"more than range.start, {start}, by at most {MAX_SEEDS}")
+                raise InvalidRequest("range.end", str(end), f"a whole number from {start + 1} to {start + MAX_SEEDS}")
             return range(start, end)
         case "list":
             seeds = tuple(request.list.seeds)

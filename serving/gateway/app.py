@@ -26,7 +26,7 @@ from serving.settings import Settings
 from serving.telemetry.request_log import ANSWERED, NOT_MODIFIED, current_record, record_request
 
 # In every response: any page on the web may show, read and revalidate images.
-# Strict-Transport-Security is the proxy's to send.
+# Strict-Transport-Security belongs to the proxy (SECURITY.md).
 EVERYWHERE = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Content-Disposition, Content-Location, ETag, Retry-After, Ringo-Model-Version, "
@@ -58,12 +58,12 @@ ANSWERS = {
     InvalidRequest: (400, "The request is not valid"),
     errors.NotAuthenticated: (401, "The request lacks the token"),
     errors.UnknownVersion: (404, "The model server has no such version of the model"),
-    errors.ModelMismatch: (502, "The model server returned something other than images"),
+    errors.ModelMismatch: (502, "The model server returned data that does not fit the model"),
     errors.ModelUnavailable: (503, "No model is ready"),
-    errors.Stopping: (503, "The server is about to end"),
+    errors.Stopping: (503, "The server is stopping"),
     errors.ClientGone: (499, "The client closed the connection"),  # nginx's number; no client sees it
-    errors.Overloaded: (503, "The service takes no more work for now"),
-    errors.ModelTimeout: (504, "The model server took too long"),
+    errors.Overloaded: (503, "The service is at its limit"),
+    errors.ModelTimeout: (504, "The deadline passed"),
 }
 
 
@@ -83,7 +83,7 @@ class Gateway(Flask):
 
 
 def create_app(settings: Settings) -> Flask:
-    """Return the gateway; it starts a thread, so call after the fork."""
+    """Return the gateway; call it after the fork, because it starts a thread."""
     app = Gateway(__name__)
     app.url_map.merge_slashes = False  # it redirects //generate to the Host of the request
     app.url_map.converters["text"] = TextConverter
@@ -122,7 +122,7 @@ def check_request(token: str | None) -> Response | None:
         require_token(token, request.headers.get("Authorization"))
     has_body = request.content_length or request.headers.get("Transfer-Encoding")
     if has_body and request.routing_exception is None:
-        raise RequestEntityTooLarge("The request has a body; no resource here takes one.")
+        raise RequestEntityTooLarge("The request has a body; send it without one.")
     return None
 
 
@@ -138,7 +138,7 @@ def complete(response: Response) -> Response:
     record.resource = request.endpoint or "unknown"
     record.status = response.status_code
     if record.path == "-":
-        record.path = quote(re.sub("(/name/).*", r"\1-", request.path, flags=re.DOTALL))  # it may be of a person
+        record.path = quote(re.sub("(/name/).*", r"\1-", request.path, flags=re.DOTALL))  # a name may identify a person
     if response.status_code < 400:
         record.outcome = NOT_MODIFIED if response.status_code == 304 else ANSWERED
     if request.method != "HEAD":

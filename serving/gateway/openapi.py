@@ -31,11 +31,12 @@ newest version answers, and the response must be revalidated. `Content-Location`
 the format, the version and, for one image, the seed; other defaults are left out.
 
 The `ETag` is computed without running the model. `If-None-Match` gets 304 even while the model server is down. The \
-prefix of the ETag is `proved` on a verified replica: its golden images have the same bytes as on the machine that \
-exported the model. Other replicas have a numeric fingerprint as prefix. Equal ETags mean equal bytes.
+prefix of the ETag is `proved` on a verified replica: its golden images, of 64 fixed seeds, have the same bytes as \
+on the machine that exported the model. On other replicas, it is a numeric fingerprint: a digest of their golden \
+images. Equal ETags mean equal bytes.
 
-Every response has an `X-Request-ID`, except errors in HTML: a malformed head, 414 and 431. It is that of the request, \
-if this one has 1 to 64 letters, digits and `._-`, else a new one. A `traceparent` is passed on to the model server."""
+Every response has an `X-Request-ID`, except errors in HTML: a malformed head, 414 and 431. A request may bring its \
+own: 1 to 64 letters, digits and `._-`. A `traceparent` is passed on to the model server."""
 
 REFUSALS = {
     "400": "A parameter is invalid; `parameter`, `value` and `allowed` describe it.",
@@ -130,7 +131,7 @@ IF_NONE_MATCH = {
 # Description and example.
 HEADERS = {
     "ETag": ("Prefix and digest; equal ETags mean equal bytes.", ETAG),
-    "Cache-Control": ("Whether the response is immutable or must be revalidated.", "no-cache"),
+    "Cache-Control": ("Whether the response is immutable, must be revalidated, or must not be stored.", "no-cache"),
     "Content-Location": ("The permanent URL of the image.", "/generate?seed=35&format=png&version=3"),
     "Content-Disposition": ("A file name for the image.", "inline; filename=apple-35.png"),
     "Ringo-Model-Version": ("The model version.", "3"),
@@ -173,7 +174,7 @@ def build_openapi(path_prefix: str, *, needs_token: bool) -> dict[str, Any]:
 
 
 def _image_operation(resource: type[Query], path: str, summary: str | None) -> dict[str, Any]:
-    """Return the operation of `resource` at its own path or at a short URL."""
+    """Return the operation of `resource` at `path`, maybe a short URL."""
     described = []
     for name, field, parameter in parameters(resource):
         in_path = f"{{{name}}}" in path

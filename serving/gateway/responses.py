@@ -44,7 +44,7 @@ class ImageResponses:
             client, settings.model_name, cache_bytes=settings.cache_mb * 2**20, model_calls=settings.model_calls
         )
         self._in_flight = ConcurrencyLimit(settings.max_in_flight, "requests")
-        # Shared caches must not serve it without the token.
+        # Shared caches must not serve images without the token.
         self._immutable = IMMUTABLE if settings.token is None else IMMUTABLE.replace("public", "private")
 
     def respond(self, resource: type[Query], **in_path: str) -> Response:
@@ -58,7 +58,7 @@ class ImageResponses:
         else:
             try:
                 response = self._respond(query, self._monitor.versions()[-1], REVALIDATE)
-            except UnknownVersion:  # another version took its place since the last refresh
+            except UnknownVersion:  # another version has replaced it since the last refresh
                 response = self._respond(query, self._monitor.refresh()[-1], REVALIDATE)
         if isinstance(requested, Picture) and requested.seed is None:  # each response has another image
             response.headers["Cache-Control"] = "no-store"
@@ -131,7 +131,7 @@ class ImageResponses:
         """Return the response with `image`, or 304 without one."""
         headers = {
             "ETag": quote_etag(self._etag(url, check)),
-            # Only verified bytes may be cached for a year: other replicas have the same.
+            # Only verified bytes may be cached for a year: all verified replicas have the same.
             "Cache-Control": cache_control if check.fingerprint == VERIFIED else REVALIDATE,
             "Content-Location": request.script_root + url,
             "Ringo-Model-Version": str(query.version),
@@ -165,7 +165,7 @@ def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
     if in_path:
         for name in IN_PATH & arguments.keys():
             raise InvalidRequest(name, arguments[name], "none", "is not allowed in a short URL; leave it out")
-        if not in_path.get("seed", "0").isdecimal():  # it may be of a person
+        if not in_path.get("seed", "0").isdecimal():  # it may be a person's name
             current_record().path = f"/-.{in_path['format']}"
         arguments.update(in_path | {"format": in_path["format"].replace("jpg", "jpeg")})
     if "name" in arguments:
@@ -178,9 +178,9 @@ def _arguments(in_path: dict[str, str]) -> MultiDict[str, str]:
 
 
 def client_has_gone(connection: socket.socket) -> bool:
-    """Return whether the client has closed `connection`, which may hold unread bytes of TLS."""
+    """Return whether the client has closed `connection`."""
     poll = select.poll()
-    poll.register(connection, select.POLLRDHUP)
+    poll.register(connection, select.POLLRDHUP)  # POLLIN would report unread bytes of TLS, too
     return bool(poll.poll(0))
 
 
@@ -195,5 +195,5 @@ def _negotiated_format(resource: type[Query]) -> str:
     accepted = request.accept_mimetypes
     liked = accepted.best_match([*offered, ANY_BYTES]) if accepted else offered[0]
     if liked is None:
-        raise NotAcceptable(f"{resource.path} has {', '.join(offered)}.")
+        raise NotAcceptable(f"Accept admits none of {', '.join(offered)}; set format.")
     return resource.formats[0 if liked == ANY_BYTES else offered.index(liked)]

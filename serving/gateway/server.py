@@ -38,8 +38,8 @@ def serve(settings: Settings) -> None:
     connections = raise_open_files(others + MIN_CONNECTIONS, others + MAX_CONNECTIONS) - others
     # gunicorn itself would try a taken port five times, with a log line each.
     sockets = [
-        listen(settings.host, settings.port, variable="RINGO_PORT", value=str(settings.port)),
-        listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT", value=str(settings.metrics_port)),
+        listen(settings.host, settings.port, variable="RINGO_PORT"),
+        listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT"),
     ]
     folder = worker_files.create_folder(settings.workers)
     configure_logging(settings.log_format)
@@ -56,8 +56,8 @@ def serve(settings: Settings) -> None:
         "keyfile": settings.tls_key,
         "ca_certs": settings.tls_client_ca,
         "cert_reqs": ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
-        # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers. Not in the folder itself, which
-        # systemd removes when its user logs out.
+        # The heartbeat is a file: if a disk stalls, gunicorn kills healthy workers. It is not in the folder itself,
+        # which systemd removes when its user logs out.
         "worker_tmp_dir": folder.parent,
         "logger_class": _Log,
         "errorlog": None,  # gunicorn's lines go to the root logger
@@ -108,13 +108,13 @@ def _number(arbiter: Any, worker: Any) -> None:
 
 
 def _ignore_reloads(arbiter: Any) -> None:
-    """Ignore signals by which gunicorn starts workers that have no files for metrics."""
+    """Ignore signals that make gunicorn start workers without files for metrics."""
     for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 class ThreadWorker(gthread.ThreadWorker):
-    """gunicorn's own, with what to do in a 400 or 431."""
+    """gunicorn's own, whose 400 and 431 responses state the remedy."""
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer a request that gunicorn could not read."""

@@ -60,8 +60,8 @@ class PredictBatcher(Generic[K]):
         self._generate = generate
         self._lock = threading.Lock()  # guards the fields below
         self._max_calls = self._free_calls = max_calls
-        self._waiting: deque[PendingRequest[K]] = deque()  # the first one watches the time
-        self._expected = 1  # a batch starts at once with so many requests,
+        self._waiting: deque[PendingRequest[K]] = deque()  # the thread of the first one wakes when a batch is due
+        self._expected = 1  # a batch starts at once with this many requests,
         self._wait_until_s = 0.0  # and from then on with any number
 
     def predict(self, key: K, seed: int, on_pixels: Callable[[Pixels], T], *, deadline_s: float = math.inf) -> T:
@@ -130,7 +130,7 @@ class PredictBatcher(Generic[K]):
 
     def _batch_is_due(self, now_s: float) -> bool:
         """Return whether a batch of the waiting requests starts now."""
-        # With one call at a time this worker can't tell: other workers may keep the model server busy.
+        # With one call at a time, this is unknown: other workers may keep the model server busy.
         is_idle = self._free_calls == self._max_calls > 1
         return is_idle or len(self._waiting) >= self._expected or now_s >= self._wait_until_s
 

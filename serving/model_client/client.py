@@ -40,7 +40,7 @@ REOPEN_AFTER_S = 3.0
 CHANNEL_OPTIONS = (
     # The default is 4 MiB; 64 images of 256 x 256 are 12.6 MB as tensor_content, up to twice that in typed fields.
     ("grpc.max_receive_message_length", 64 * 2**20),
-    # The default waits up to 120 s after a failed connection; a model server that is back should be noticed in one.
+    # The default waits up to 120 s after a failed connection; a restarted model server should be noticed within 1 s.
     ("grpc.initial_reconnect_backoff_ms", 200),
     # The limit of one attempt to connect: below STATUS_TIMEOUT_S, so that its error is the one reported.
     ("grpc.min_reconnect_backoff_ms", 700),
@@ -78,7 +78,7 @@ class ModelClient:
     Every method raises ModelUnavailable, ModelTimeout, Overloaded or ModelMismatch: at once if the server is down, else
     after `predict_timeout_s` or at `deadline_s` (time.monotonic), whichever is earlier. Methods with a version raise
     UnknownVersion if it is not loaded, and ClientGone if their call is not shared with other requests. A call has 1 to
-    MAX_ROWS rows: zero rows, a ValueError, kill TensorFlow Serving.
+    MAX_ROWS rows. Zero rows raise ValueError, because they kill TensorFlow Serving.
     """
 
     def __init__(self, target: str, model_name: str, *, predict_timeout_s: float) -> None:
@@ -148,7 +148,7 @@ class ModelClient:
         return _array(response, IMAGES, rows=len(latents))
 
     def golden(self, version: int) -> Golden:
-        """Return the golden seeds and digests; 0 to 63, and None, of a model without them."""
+        """Return golden seeds and digests; without digests, 0 to 63 and None."""
         response = self._predict(version, "golden", "index", np.arange(MAX_ROWS), is_shared=True)
         if response is None:
             return np.arange(MAX_ROWS), None
@@ -217,7 +217,7 @@ class ModelClient:
         return response
 
     def _predict_alone(self, request: Any, **options: Any) -> Any:
-        """Return the response; cancel the call and raise ClientGone if the client disconnects."""
+        """Return the response; cancel and raise ClientGone if the client disconnects."""
         call = self._predictions.Predict.future(request, **options)
         try:
             while True:
@@ -238,7 +238,7 @@ class ModelClient:
         return found
 
     def _sentence(self, error: grpc.RpcError) -> str:
-        """Return the message for the client, without the server's addresses and nodes."""
+        """Return the client's message without gRPC's text, which names addresses and nodes."""
         if failure := connection_failure(error):
             return f"The model server at {self._target} does not answer: {failure[0]}."
         return f"The model server at {self._target} answered {error.code().name} for model {self._model_name!r}."

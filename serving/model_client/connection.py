@@ -36,7 +36,7 @@ def _channel_ids() -> set[int]:
 
 
 def read_connection(channel_id: int) -> int | None:
-    """Return the number of the channel's only connection, or None; takes 0.5 ms."""
+    """Return the number of the channel's only connection, or None (0.5 ms)."""
     sockets: list[int] = []
     channel = ChannelzServicer.GetChannel(channelz_pb2.GetChannelRequest(channel_id=channel_id), _IGNORED)
     for ref in channel.channel.subchannel_ref if channel else ():

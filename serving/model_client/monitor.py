@@ -22,7 +22,7 @@ from serving.telemetry.request_log import with_current_context
 log = logging.getLogger(__name__)
 
 REFRESH_INTERVAL_S = 1.0  # as often as TensorFlow Serving polls for new versions
-# Allowed batch sizes, together 64: a replica whose images depend on the size of their batch shows it.
+# Allowed batch sizes, together 64: the check also detects images that depend on the size of their batch.
 CHECK_BATCHES = (1, 1, 2, 4, 8, 16, 32)
 MAX_ATTEMPTS = 5  # of one request, while connections change; servers end them after half a minute by default
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class ModelMonitor:
         self._checks: dict[int, GoldenCheck] = {}  # the latest of each version
         self._runs: dict[int, Future[GoldenCheck]] = {}  # the last one of each version
         self._versions: list[int] = []
-        self._refreshed_at_s = -math.inf  # when the refresh began whose result this is
+        self._refreshed_at_s = -math.inf  # when the last recorded refresh began
         self._away: str | None = None  # one sentence, while no model server answers
 
     def watch(self, ended: threading.Event) -> None:
@@ -159,7 +159,7 @@ class ModelMonitor:
     ) -> tuple[GoldenCheck, T]:
         """Return the check of the current connection, and the result of `use`.
 
-        If the connection changes meanwhile, which `use` tells by ConnectionChanged, both are done again.
+        If the connection changes meanwhile, `use` raises ConnectionChanged, and both are done again.
         """
         for _ in range(MAX_ATTEMPTS):
             check = self.golden_check(version, deadline_s=deadline_s)
@@ -215,9 +215,9 @@ def compare(version: int, golden: Golden, digests: list[bytes], size: int, conne
     differing = sum(found != row.tobytes() for found, row in zip(digests, expected, strict=True))
     if differing:
         log.error(
-            "This replica renders %d of %d golden images of version %d otherwise than the machine of the export: "
-            "without TF_ENABLE_ONEDNN_OPTS=1, on another kind of processor, or with another TensorFlow release? "
-            "Its images get ETags with the prefix %s.",
+            "This replica renders %d of %d golden images of version %d with other bytes than the exporter's machine. "
+            "For equal bytes, set TF_ENABLE_ONEDNN_OPTS=1, and use the same kind of processor and TensorFlow release. "
+            "ETags of this replica have the prefix %s.",
             *(differing, len(digests), version, fingerprint),
         )
     return GoldenCheck(version, fingerprint if differing else VERIFIED, model, differing, size, connection)

@@ -39,7 +39,7 @@ Message = Any  # the generated classes carry no types
 
 
 class Refusal(Exception):
-    """The call ends with the status code and the text in `args`; the text is TensorFlow Serving's."""
+    """Ends a call with the code and TensorFlow Serving's text in `args`."""
 
 
 class PredictionService:
@@ -135,7 +135,7 @@ class PredictionService:
         self.refuse_examples(EXAMPLE_METHODS[task.method_name], task)
 
     def refuse_examples(self, kind: str, request: Message) -> NoReturn:
-        """Raise Refusal: no signature of the contract takes tf.Examples, for classification or regression."""
+        """Raise Refusal: no signature takes tf.Examples, for classification or regression."""
         check_spec(request)
         _, servable = self._find(request.model_spec)
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE

@@ -26,7 +26,7 @@ TYPED_FIELDS = {"uint8": "int_val", "int64": "int64_val", "float32": "float_val"
 PLAIN_DTYPES = {tf.as_dtype(name).as_datatype_enum: np.dtype(name) for name in TYPED_FIELDS}
 
 log = logging.getLogger(__name__)
-# It advises tf.saved_model.load, which returns functions; `_call` needs a session.
+# A warning advises tf.saved_model.load, which returns functions; `_call` needs a session.
 logging.getLogger("tensorflow").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
 Tensors = Mapping[str, NDArray[Any]]  # by name

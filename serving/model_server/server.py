@@ -54,8 +54,7 @@ def start_server(service: PredictionService, arguments: argparse.Namespace) -> t
     `arguments` are those of `parse`. Raises SettingsError if the port is taken, or the Unix socket cannot be made.
     """
     # gRPC would log a line of its own, without the reason.
-    port = arguments.port
-    with listen(arguments.host, port, variable="--port", value=str(port), host_variable="--host") as taken:
+    with listen(arguments.host, arguments.port, variable="--port", host_variable="--host") as taken:
         host = address_of(taken)
     server = grpc.server(
         ThreadPoolExecutor(arguments.grpc_max_threads, thread_name_prefix="call"),
@@ -69,7 +68,7 @@ def start_server(service: PredictionService, arguments: argparse.Namespace) -> t
         except RuntimeError as error:
             allowed = "a path of at most 107 bytes, in a folder where files may be created"
             raise SettingsError("--grpc_socket_path", path, allowed) from error
-    bound = server.add_insecure_port(with_port(host, port))
+    bound = server.add_insecure_port(with_port(host, arguments.port))
     server.start()
     return server, bound
 
@@ -113,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import_load() -> Callable[[Path], Any]:
-    """Return `servable.load`. Imports TensorFlow, 3 s, without its remarks: no setting of its own stops them."""
-    stderr = os.dup(2)
+    """Import TensorFlow (3 s) without its remarks; return `servable.load`."""
+    stderr = os.dup(2)  # no setting of TensorFlow stops the remarks
     os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
     try:
         from serving.model_server.servable import load
@@ -159,6 +158,6 @@ def read_boolean(value: str) -> bool:
 
 
 def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
-    """Return gRPC's options in `value`, as grpc.max_connection_age_ms=30000; or raise ValueError."""
+    """Return gRPC's options in `value`, such as grpc.max_connection_age_ms=30000; or raise ValueError."""
     pairs = [part.split("=", 1) for part in value.split(",") if part]
     return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)

@@ -21,7 +21,7 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class VersionStatus:
-    """The state of one version; its servable while AVAILABLE; why its load failed."""
+    """A version's state, its servable while AVAILABLE, its error if any."""
 
     state: State
     servable: "Servable | None" = None

@@ -81,8 +81,8 @@ class Secrets:
 class PictureClient:
     """Client of all replicas behind `target`; thread-safe.
 
-    Transient errors are retried with growing pauses, until no image has come for `patience_s`. A thread passes to
-    `report` why none comes.
+    Transient errors are retried with growing pauses, until no image has come for `patience_s`. A thread passes the
+    reason to `report` meanwhile.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class PictureClient:
                 next_s = REPORT_AFTER_S
             elif waited_s >= (next_s if trouble else max(next_s, REPORT_EVERY_S)):
                 next_s = waited_s + REPORT_EVERY_S
-                report(f"No image for {waited_s:.0f} s: {trouble or f'{self._target} is silent.'}")
+                report(f"No image for {waited_s:.0f} s: {trouble or f'{self._target} sends nothing.'}")
 
     def newest_version(self) -> int:
         """Return the newest model version that is loaded. Raises PaintError or Stopped."""
@@ -188,7 +188,7 @@ class PictureClient:
                 pause_s = self._back_off(error, pause_s)
                 continue
             if done < len(seeds):
-                raise PaintError(f"{self._target} ended its response without the image of seed {seeds[done]}.")
+                raise PaintError(f"{self._target} did not send seed {seeds[done]}; rerun the command.")
 
     def _start_clock(self) -> None:
         with self._lock:
@@ -216,14 +216,14 @@ class PictureClient:
     def _check(self, picture: pb.Picture, seed: int, query: Picture) -> None:
         if (picture.seed, picture.model_version) != (seed, query.version):
             raise PaintError(
-                f"{self._target} sent seed {picture.seed} of version {picture.model_version}, asked for seed {seed} of "
-                f"version {query.version}."
+                f"{self._target} sent seed {picture.seed} of version {picture.model_version}, not seed {seed} of "
+                f"version {query.version}; rerun the command."
             )
         if hashlib.sha256(picture.data).digest() != picture.sha256:
-            raise PaintError(f"The image of seed {seed} from {self._target} does not match its SHA-256.")
+            raise PaintError(f"{self._target} sent seed {seed} with a wrong SHA-256; rerun the command.")
 
     def _back_off(self, error: grpc.RpcError, pause_s: float) -> float:
-        """Wait up to `pause_s`; return the next pause; raise if retries can't help."""
+        """Wait up to `pause_s`; return the next pause, or raise."""
         if self._stopped.is_set():
             raise Stopped from error
         details = error.details() or "no reason given"
@@ -261,7 +261,7 @@ class PictureClient:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether all addresses of `host` are loopback, which a proxy cannot reach."""
+    """Return whether all addresses of `host` are loopback, unreachable for proxies."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), None)
     except (OSError, UnicodeError):  # UnicodeError: not a name at all, such as 64 letters

@@ -175,13 +175,13 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         return INTERRUPTED
     except VersionGoneError as error:
         cause = str(error).removesuffix(".")  # quotes the server's message
-        write_error(printable(f"{cause}. --any-version goes on with the newest; finished images stay."))
+        write_error(printable(f"{cause}. Give --any-version to continue with the newest; finished images stay."))
         return VERSION_GONE
     except PaintError as error:
         write_error(printable(str(error)))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fault = "The disk is full" if full else f"{chosen.out} can't be used"
+        fault = "The disk is full; free space, then rerun the command" if full else f"{chosen.out} can't be used"
         write_error(printable(f"{fault}: {error.filename or chosen.out}: {error.strerror}."))
     else:
         return 0
@@ -193,13 +193,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     epilog = "A bearer token is taken from the environment: RINGO_TOKEN."
     parser = argparse.ArgumentParser(prog="python -m serving paint", description=__doc__, epilog=epilog)
     add, seeds = parser.add_argument, flag(Seeds.parse, ALLOWED, has_faults=True)
-    add("--seeds", type=seeds, required=True, help="such as 0-9999 or 7,42,100-115")
-    add("--out", type=flag(*FOLDER), required=True, help="the folder, with all to resume from")
+    add("--seeds", type=seeds, required=True, help="numbers and ranges, such as 0-9999 or 7,42,100-115")
+    add("--out", type=flag(*FOLDER), required=True, help="the output folder; a rerun resumes from it")
     size, version = flag(SIZE.read, SIZE.allowed), flag(VERSION.read, VERSION.allowed)
     add("--size", type=size, help="pixels of the longer side (default: the model's own)")
     add("--format", choices=STILL, default=STILL[0], help="file format (default: png)")
     add("--model-version", type=version, help="the model version (default: that of the folder, else the newest)")
-    add("--any-version", action="store_true", help="continue with the newest version if that one is gone")
+    add("--any-version", action="store_true", help="continue with the newest version if the folder's is gone")
     add("--layout", choices=("files", "tar"), default="files", help="single files, or tar shards for WebDataset")
     per_folder = flag(*whole_numbers(1, 100_000))
     add("--per-folder", type=per_folder, default=1000, help="seeds in each folder or tar (default: 1000)")
@@ -208,12 +208,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--target", type=flag(*TARGET), default="127.0.0.1:9090", help="the batch servers (default: 127.0.0.1:9090)")
     add("--streams", type=flag(*whole_numbers(1, 64)), default=4, help="concurrent calls (default: 4)")
     patience = flag(*seconds(100 * MAX_TIMEOUT_S))
-    add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="stop after so long without an image (default: 600)")
+    add("--patience-s", type=patience, default=MAX_TIMEOUT_S, help="seconds to wait for an image (default: 600)")
     pem = flag(*PEM_FILE)
-    add("--ca", type=pem, metavar="FILE", help="TLS: certificates of the CA of the servers, PEM")
+    add("--ca", type=pem, metavar="FILE", help="TLS: certificates of the servers' CA, PEM")
     add("--certificate", type=pem, metavar="FILE", help="mutual TLS: this client's certificate, PEM")
     add("--key", type=pem, metavar="FILE", help="mutual TLS: its key, PEM")
     chosen = parser.parse_args(argv)
     if (chosen.certificate is None) != (chosen.key is None) or (chosen.key and not chosen.ca):
-        parser.error("--certificate and --key go together, and with --ca.")
+        parser.error("--certificate and --key go together, and with --ca; give all three.")
     return chosen

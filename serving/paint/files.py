@@ -1,7 +1,7 @@
 """Layouts of an output folder: single files, or tar shards for WebDataset.
 
-The path of an image depends on its seed alone, so several runs together write the files of one. Files are renamed into
-place when they are complete.
+The path of an image depends on its seed alone, so several runs together write the same files as one. Files are renamed
+into place when they are complete.
 """
 
 import errno
@@ -73,7 +73,7 @@ class Files(Layout):
 class Tars(Layout):
     """One tar for `per_folder` seeds, 000042.tar: an image and a .json each.
 
-    An incomplete tar has the suffix ASIDE, and a beginning of its seeds; a rerun appends the others.
+    An incomplete tar has the suffix ASIDE and holds its first seeds; a rerun appends the others.
     """
 
     def name(self, seed: int) -> str:
@@ -96,7 +96,7 @@ class Tars(Layout):
         """Append `pictures` to their one tar. Raises OSError.
 
         Yields each without its data when it is written, and the last one when the tar has its name. If another tar has
-        that name, all are yielded at the end: their rows would make it replaceable.
+        that name, all are yielded at the end: their rows would make that tar replaceable.
         """
         pictures = iter(pictures)
         first = next(pictures)
@@ -144,7 +144,7 @@ class Tars(Layout):
 
 
 def open_file(path: Path, *, append: bool = False) -> io.BufferedReader | io.BufferedRandom:
-    """Open a regular file; with `append`, create it if need be, and lock it.
+    """Open a regular file; with `append`, create and lock it.
 
     Raises OSError, also for a FIFO, and with `append` for a locked file or a link, whose target may be foreign.
     """

@@ -27,7 +27,7 @@ class Row:
     picture: str
 
     def is_sound(self) -> bool:
-        """Return whether each field has its type, and fits."""
+        """Return whether each field has its type and a valid value."""
         typed = all(type(getattr(self, one.name)) is one.type for one in fields(self))
         is_sha256 = bool(re.fullmatch("[0-9a-f]{64}", str(self.sha256)))
         return typed and is_sha256 and self.seed >= 0 and 0 <= self.model_version <= MAX_SEED
@@ -64,7 +64,7 @@ class Manifest:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a manifest, without damaged ones; none without a file."""
+    """Yield the undamaged rows of a manifest; none without a file."""
     with suppress(FileNotFoundError), io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, TypeError, RecursionError):

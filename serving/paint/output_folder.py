@@ -19,7 +19,7 @@ CALL_SEEDS = 256  # of one call for single files: a stream of a second or two, s
 
 
 class OutputFolder:
-    """The state of each seed in the folder, in 41 bytes each."""
+    """The state of each seed in the folder, in 41 bytes per seed."""
 
     def __init__(self, seeds: Seeds, layout: Files | Tars, query: Picture) -> None:
         self._seeds = seeds
@@ -68,7 +68,7 @@ class OutputFolder:
         """Forget missing and damaged images; return the number without a row.
 
         One such image in a complete tar makes the whole tar missing. Raises PaintError if that tar has other seeds,
-        too, which would be lost. Single files without a row are not searched for where no row names their folder.
+        too, which would be lost. Single files without a row are found only in subfolders that rows name.
         """
         behind = unnamed = 0
         for _, seeds in groupby(self._seeds, lambda seed: seed // self._layout.per_folder):

@@ -9,7 +9,7 @@ from serving.rendering.query import SEED, read_range
 
 MAX_SEEDS = 10**8  # of one run, with 41 bytes each: 4 GB
 ALLOWED = (
-    "seeds and ranges first-last (both are among them) between commas, each seed once, as in 7,42,100-115; "
+    "seeds and ranges first-last (both included) between commas, each seed once, as in 7,42,100-115; "
     f"at most {MAX_SEEDS:,}"
 )
 

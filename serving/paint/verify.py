@@ -37,7 +37,7 @@ class Verdict(Enum):
 
 
 def verify(paths: Iterable[Path], settings: Settings) -> int:
-    """Print one line per PNG; return the lowest status above 0, else 0.
+    """Print one line per PNG; return 0 or the lowest other status.
 
     If no model server answers, print one sentence on stderr and return the status of UNREADABLE.
     """
@@ -113,9 +113,9 @@ def judge(file: IO[bytes] | str, renderer: Renderer, monitor: ModelMonitor, mode
         return Verdict.UNKNOWN_MODEL, "it has no text chunk Picture"
     shown = {name: text[:MAX_SHOWN_CHARACTERS] for name, text in facts.items()}
     if facts.get("Model") != model_name:
-        return Verdict.UNKNOWN_MODEL, f"of {shown.get('Model')!r}, here is {model_name!r}"
+        return Verdict.UNKNOWN_MODEL, f"of the model {shown.get('Model')!r}, not {model_name!r}"
     if facts.get("Renderer") != str(RENDERER_VERSION):
-        return Verdict.UNKNOWN_MODEL, f"encoded by renderer {shown.get('Renderer')!r}, here is '{RENDERER_VERSION}'"
+        return Verdict.UNKNOWN_MODEL, f"encoded by renderer {shown.get('Renderer')!r}, not '{RENDERER_VERSION}'"
     try:
         query = pinned_query(facts["Picture"])
         _, made = monitor.with_check(query.version or 0, partial(renderer.render, query))

@@ -228,7 +228,7 @@ def read_query(resource: type[Q], arguments: MultiDict[str, str]) -> Q:
     known = {name: (entry, parameter) for name, entry, parameter in parameters(resource)}
     for name in arguments:
         if name not in known:
-            raise InvalidRequest(name, arguments[name], f"no parameter but {', '.join(known)}")
+            raise InvalidRequest(name, arguments[name], f"one of the parameters {', '.join(known)}")
     values: dict[str, Any] = {}
     for name, (entry, parameter) in known.items():
         texts = arguments.getlist(name)

@@ -143,8 +143,8 @@ class Renderer:
     ) -> list[Pixels]:
         """Return the pixels of each seed, with at most one Predict call.
 
-        On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On
-        others an image may depend on its batch.
+        On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On other
+        replicas an image may depend on its batch.
         """
         keys = {seed: (check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
         with self._lock:

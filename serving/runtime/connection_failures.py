@@ -21,9 +21,9 @@ FAILURES = (
     ("Socket closed", "it closed the connection", True),
     ("Connection reset", "it closed the connection", True),
     ("timed out before receiving SETTINGS", "it accepts connections, but sends nothing", True),
-    ("tcp handshaker shutdown", "there is no way to its address", True),
-    (": connect: ", "there is no way to its address", True),
-    ("Failed to connect to remote host", "there is no way to its address", True),
+    ("tcp handshaker shutdown", "its address cannot be reached", True),
+    (": connect: ", "its address cannot be reached", True),
+    ("Failed to connect to remote host", "its address cannot be reached", True),
 )
 
 

@@ -17,7 +17,7 @@ class OutputError(Exception):
 def prepare_output() -> None:
     """Open closed standard streams on /dev/null; let no text block on stderr.
 
-    Else a socket or a file gets the number of stderr, and all log lines.
+    Otherwise, a socket or a file gets the number of stderr, and all log lines.
     """
     for number in range(3):
         try:
@@ -30,7 +30,7 @@ def prepare_output() -> None:
 
 def write_line(text: str) -> None:
     """Print `text` on stdout at once. Raises OutputError."""
-    # Past sys.stdout: Python's end writes its unwritten text again.
+    # Not by sys.stdout: at exit, Python would write its unwritten text again.
     data = f"{text}\n".encode(sys.stdout.encoding, "backslashreplace")
     try:
         while data:
@@ -40,7 +40,7 @@ def write_line(text: str) -> None:
 
 
 def write_error(text: str, *, end: str = "\n", wait_s: float = BLOCKED_S) -> None:
-    """Print `text` on stderr; wait at most BLOCKED_S for a blocked one.
+    """Print `text` on stderr; wait at most BLOCKED_S if stderr is blocked.
 
     If an earlier text still blocks after `wait_s`, this one is dropped. Errors of writing are ignored.
     """

@@ -11,10 +11,10 @@ BACKLOG = 2048
 OUR_HOST = "a name or address of this machine"
 
 
-def listen(host: str, port: int, *, variable: str, value: str, host_variable: str = "RINGO_HOST") -> socket.socket:
+def listen(host: str, port: int, *, variable: str, host_variable: str = "RINGO_HOST") -> socket.socket:
     """Return a socket that listens on `host`; `::` has both families.
 
-    Raises SettingsError, naming `variable` and its `value` if the port is taken or not permitted, else `host_variable`.
+    Raises SettingsError, naming `variable` if the port is taken or not permitted, else `host_variable`.
     """
     try:
         # create_server would lose the reason why the name has no address.
@@ -26,9 +26,11 @@ def listen(host: str, port: int, *, variable: str, value: str, host_variable: st
         reason = getattr(error, "strerror", "not a valid name")
         raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
     except OSError as error:
-        reason = os.strerror(error.errno or 0)  # Python 3.11's own text repeats the address
         if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EPERM):
-            raise SettingsError(variable, value, f"a port that is free on {host}: {reason}") from error
+            fault = "already in use" if error.errno == errno.EADDRINUSE else "not permitted"
+            sentence = f"Port {port} is {fault} on {host}; set {variable} to another."
+            raise SettingsError(variable, sentence=sentence) from error
+        reason = os.strerror(error.errno or 0)  # Python 3.11's own text repeats the address
         raise SettingsError(host_variable, host, f"{OUR_HOST}: {reason}") from error
 
 

@@ -24,8 +24,8 @@ class SingleFlight:
     def do(self, key: Hashable, make: Callable[[], bytes], *, deadline_s: float = math.inf) -> bytes:
         """Return the result of `make`, or of the call in progress.
 
-        A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout, or ClientGone before. Neither is
-        shared by a leader with its followers: one of them starts again.
+        A follower waits until `deadline_s` (time.monotonic), then raises ModelTimeout, or ClientGone before. A leader
+        does not share these two errors with its followers: one of them starts again.
         """
         entry: Future[bytes] = Future()
         while True:

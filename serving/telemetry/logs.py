@@ -1,6 +1,6 @@
 """Log lines on stderr, as text or JSON, from one thread.
 
-A blocked stream, such as a full pipe, costs lines; it blocks no request and no exit.
+A blocked stream, such as a full pipe, loses lines, but blocks no request and no exit.
 """
 
 import atexit
@@ -102,7 +102,7 @@ class LineHandler(logging.Handler):
     def _count_dropped(self, lines: int) -> None:
         with self._count_lock:
             self._dropped += lines
-        # Neither gunicorn's parent, before whose forks it must not be imported, nor the embedded model server has it.
+        # The embedded model server has no metrics, and gunicorn's parent must not import them before its forks.
         if "serving.telemetry.metrics" in sys.modules:
             from serving.telemetry.metrics import LOG_LINES_DROPPED
 
@@ -112,12 +112,12 @@ class LineHandler(logging.Handler):
         with self._count_lock:
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            text = "%d log lines were dropped, as stderr was blocked or closed; read it faster."
+            text = "%d log lines were dropped, because stderr was blocked or closed; read it faster."
             _write([self._line_of(log.makeRecord(log.name, logging.WARNING, "", 0, text, (dropped,), None))])
 
 
 def _write(lines: list[str]) -> None:
-    """Write `lines` past sys.stderr, whose lock Python's end waits for."""
+    """Write `lines` without sys.stderr, for whose lock Python waits at exit."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     while data:
         data = data[os.write(2, data) :]

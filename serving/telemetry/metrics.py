@@ -1,7 +1,6 @@
 """Prometheus metrics of gateway and batch server, summed over workers.
 
-Several workers count in files (worker_files.py), and the one that is scraped sums them up: import this module after the
-fork.
+Several workers count in files (worker_files.py), and the scraped worker sums them up: import this after the fork.
 
 No label holds text of a client: resources and outcomes are fixed, and versions are loaded ones.
 """
@@ -40,7 +39,7 @@ STAGE_SECONDS = Histogram(
     "Seconds of one stage: queue (waiting for a place), model (one Predict call), encode, or shared (waiting for "
     "the same image of another request).",
     ["stage"],
-    buckets=REQUEST_BUCKETS_S[:-1],  # every stage ends within 10 s
+    buckets=REQUEST_BUCKETS_S[:-1],  # by default, every stage ends within 10 s
 )
 PREDICT_ROWS = Histogram(
     "ringo_predict_rows", "Rows of one Predict call, by signature.", ["signature"], buckets=BATCH_SIZES
@@ -69,6 +68,6 @@ def build_metrics_app() -> Callable[[Any, Any], Iterable[bytes]]:
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         get = environ | {"HTTP_ACCEPT": "text/plain"}  # prometheus_client raises for a version that is no number
         get["REQUEST_METHOD"] = environ["REQUEST_METHOD"].replace("HEAD", "GET")
-        return Response.from_app(app, get, buffered=True)(environ, start_response)  # the body not to HEAD
+        return Response.from_app(app, get, buffered=True)(environ, start_response)  # HEAD gets no body
 
     return answer

@@ -38,7 +38,7 @@ def export_traces(service: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError:
-        log.warning("%s is set, but requirements/telemetry.txt is not installed: no span is sent.", endpoint)
+        log.warning("%s is set, but requirements/telemetry.txt is not installed; install it to send spans.", endpoint)
         return
     os.environ.setdefault("OTEL_SERVICE_NAME", service)
     provider = TracerProvider(resource=Resource.create({"service.namespace": "ringo"}))

@@ -1,7 +1,7 @@
 """Files in memory in which all workers of one gateway count.
 
 The whole folder is allocated before the workers start: a write to a mapped page that no longer fits into /dev/shm
-would kill the worker with SIGBUS. One worker counts in its own memory.
+would kill the worker with SIGBUS. A single worker counts in its own memory.
 
 Gateway and workers hold a lock on their folder. A folder without one is of a gateway that was killed, and is removed.
 """

@@ -24,7 +24,7 @@ def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
     settings |= {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"}  # the name is no option
     env = environment(**ports, **settings) | {"PATH": "/nowhere"}
     with running(env, folder) as run:
-        assert "embedded default" in run.output
+        assert "the embedded one" in run.output
         yield Gateway(**ports, process=run.process, log=folder / "err")
 
 

@@ -122,7 +122,7 @@ def test_no_request_fails_when_a_busy_model_server_reports_slowly(start_gateway)
         ("HTTP", "it speaks HTTP/1, not gRPC", "HTTP status 400"),
         ("SILENT", "it accepts connections, but sends nothing", "timed out before receiving SETTINGS"),
         ("nosuch.invalid:8500", "its name has no address", "errors resolving nosuch.invalid"),
-        ("255.255.255.255:8500", "there is no way to its address", "Network is unreachable"),
+        ("255.255.255.255:8500", "its address cannot be reached", "Network is unreachable"),
     ],
 )
 def test_503_and_log_say_at_once_why_there_is_no_connection(gateway, tmp_path, target, reason, logged):

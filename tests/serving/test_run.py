@@ -111,7 +111,7 @@ def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path)
         _, gateway = children_of(run.process.pid)
         os.kill(gateway, signal.SIGKILL)
         assert run.process.wait(LIMIT_S) == 1
-    assert (tmp_path / "err").read_text().count("The gateway was killed by SIGKILL: ending the rest.\n") == 1
+    assert (tmp_path / "err").read_text().count("The gateway was killed by SIGKILL; read the log lines above.\n") == 1
     wait_until(lambda: not alive(run.family), "the end of a worker whose gunicorn was killed")  # init reaps it
 
 

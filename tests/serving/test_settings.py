@@ -46,9 +46,9 @@ INVALID = {
 }
 REFUSED = [
     *((variable, text, f"{text!r}; allowed is ") for variable, texts in INVALID.items() for text in texts),
-    ("RINGO_TLS_CERTIFICATE", "a.pem", "'a.pem'; allowed is a path only together with RINGO_TLS_KEY."),
-    ("RINGO_TLS_KEY", "a.pem", "'a.pem'; allowed is a path only together with RINGO_TLS_CERTIFICATE."),
-    ("RINGO_TLS_CLIENT_CA", "a.pem", "'a.pem'; allowed is a path only together with RINGO_TLS_CERTIFICATE."),
+    ("RINGO_TLS_CERTIFICATE", "a.pem", "set, but RINGO_TLS_KEY is not; set both."),
+    ("RINGO_TLS_KEY", "a.pem", "set, but RINGO_TLS_CERTIFICATE is not; set both."),
+    ("RINGO_TLS_CLIENT_CA", "a.pem", "set, but RINGO_TLS_CERTIFICATE is not; set both."),
     ("RINGO_TOKEN", PRIVATE_KEY, "not shown; allowed is at least 16 "),
     ("RINGO_TLS_KEY", PRIVATE_KEY, "not shown; allowed is the path of a PEM file."),
     *((f"RINGO_{name}", PRIVATE_KEY, "no setting; allowed is only RINGO_HOST, RINGO_") for name in ("TOKENS", "TOKNE")),
@@ -63,7 +63,7 @@ def test_error_names_the_variable_when_its_value_is_invalid(variable, text, faul
 
 
 NOT_HERE = "allowed is a name or address of this machine: "
-TAKEN_PORT = "allowed is a port that is free on 127.0.0.1: Address already"
+TAKEN_PORT = "Port TAKEN is already in use on 127.0.0.1; set "
 
 
 def tls(path: str) -> dict[str, str]:
@@ -73,12 +73,12 @@ def tls(path: str) -> dict[str, str]:
 TOO_LARGE = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large."
 # command, also after a script of the shell; settings (TAKEN: a port that is in use); beginning of the sentence
 REFUSED_STARTS = [
-    ("gateway", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
-    ("run", {"port": "TAKEN"}, f"RINGO_PORT is 'TAKEN'; {TAKEN_PORT}"),
-    ("run", {"model_server": "localhost:TAKEN"}, "RINGO_MODEL_SERVER is 'localhost:TAKEN'; allowed is a port that is "),
-    ("batch", {"batch_port": "TAKEN"}, f"RINGO_BATCH_PORT is 'TAKEN'; {TAKEN_PORT}"),
-    ("batch", {"batch_metrics_port": "TAKEN"}, f"RINGO_BATCH_METRICS_PORT is 'TAKEN'; {TAKEN_PORT}"),
-    ("batch", {"batch_port": 19999, "batch_metrics_port": 19999}, "RINGO_BATCH_METRICS_PORT is '19999'; allowed is a "),
+    ("gateway", {"port": "TAKEN"}, f"{TAKEN_PORT}RINGO_PORT to another."),
+    ("run", {"port": "TAKEN"}, f"{TAKEN_PORT}RINGO_PORT to another."),
+    ("run", {"model_server": "localhost:TAKEN"}, "Port TAKEN is already in use on localhost; set RINGO_MODEL_"),
+    ("batch", {"batch_port": "TAKEN"}, f"{TAKEN_PORT}RINGO_BATCH_PORT to another."),
+    ("batch", {"batch_metrics_port": "TAKEN"}, f"{TAKEN_PORT}RINGO_BATCH_METRICS_PORT to another."),
+    ("batch", {"batch_port": 19999, "batch_metrics_port": 19999}, "Port 19999 is already in use on 127.0.0.1; set "),
     ("gateway", {"host": "nosuchhost.invalid"}, f"RINGO_HOST is 'nosuchhost.invalid'; {NOT_HERE}"),
     ("gateway", {"host": "192.0.2.1"}, f"RINGO_HOST is '192.0.2.1'; {NOT_HERE}"),
     ("gateway", {"host": "x" * 64}, f"RINGO_HOST is '{'x' * 64}'; {NOT_HERE}"),
@@ -104,7 +104,7 @@ REFUSED_STARTS = [
 @pytest.mark.parametrize(("command", "settings", "sentence"), REFUSED_STARTS)
 def test_command_does_not_start_when_a_setting_or_limit_cannot_be_used(command, settings, sentence):
     script, _, words = command.rpartition(" && ")
-    with listen("127.0.0.1", 0, variable="", value="") as taken:
+    with listen("127.0.0.1", 0, variable="") as taken:
         port = str(taken.getsockname()[1])
         chosen = {name: str(value).replace("TAKEN", port) for name, value in settings.items()}
         ports = {name: free_port() for name in ("port", "batch_port", "batch_metrics_port")}

@@ -33,7 +33,7 @@ VALID = json.dumps(asdict(TrainingConfig()))
     ("content", "fault"),
     [
         (VALID.encode("utf-16"), "cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid"),
-        (VALID[:-1] + ', "seed": 7}', "cannot be read ('seed' is there 2 times)"),
+        (VALID[:-1] + ', "seed": 7}', "cannot be read ('seed' occurs 2 times)"),
         (VALID[:-1] + ', "colour": ' + "[" * 200_000, "cannot be read (maximum recursion depth exceeded"),
         (VALID[:-1] + ', "colour": 1}', "has the unknown setting 'colour'"),
         (VALID.replace('"flip": true, ', ""), "lacks the setting 'flip'"),

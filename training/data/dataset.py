@@ -33,7 +33,7 @@ class PhotosRecord:
 
 
 def check_output_folder(out: Path, flag: str = "--out") -> None:
-    """Raise TrainingError if `out` is read-only, or if it or a parent of it is a file or a model's version."""
+    """Raise TrainingError unless `out` can be a writable folder outside model versions."""
     existing = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise TrainingError(f"{flag} is {str(out)!r}, but {existing} is not a folder; set {flag} to a folder.")
@@ -76,7 +76,7 @@ def split_run_photos(photos: Photos, run: Path, config: TrainingConfig) -> Split
     if record_file.exists() and not record.has_photos_of(read_record(record_file, PhotosRecord)):
         raise TrainingError(
             f"The photos, their names, their decoding or a setting in config.json differ from those of {record_file}; "
-            "restore them, or start over by --new."
+            "restore them, or start over with --new."
         )
     return split
 

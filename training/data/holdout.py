@@ -20,7 +20,7 @@ MIN_SERIES = 20  # photos; a group of a shorter series would be one or two frame
 
 @dataclass(frozen=True)
 class PhotoGroup:
-    """Consecutive photos of one series, from `first` to `last`, maybe across the end of the series."""
+    """Consecutive photos of a series, `first` to `last`, maybe wrapping around."""
 
     first: str
     last: str

@@ -1,4 +1,4 @@
-"""Photos of any folder as square RGB images; each file is used, or counted by the reason for skipping it."""
+"""Square RGB images of a folder's photos, and counts of skipped files."""
 
 import contextlib
 import dataclasses
@@ -148,7 +148,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
 
 
 def _find_files(folder: Path) -> list[_File]:
-    """Return every file below `folder` that is not hidden, sorted by path, without opening it.
+    """Return all visible files below `folder`, sorted by path, without opening them.
 
     Links are followed, once to each folder. A folder of a run, or one that cannot be listed, counts as a file.
     Raises TrainingError.
@@ -214,7 +214,7 @@ def _process_files(
     store: Callable[[Result], object],
     max_photos: int | None = None,
 ) -> tuple[tuple[str, ...], PhotoSummary]:
-    """Pass `read`'s result for up to `max_photos` photos to `store`; return names and counts. Raises TrainingError."""
+    """Pass each photo's result of `read` to `store`; return names and counts. Raises TrainingError."""
     used: list[str] = []
     skipped: Counter[SkipReason] = Counter()
     fates: dict[str, str] = {}
@@ -247,7 +247,7 @@ def _process_files(
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes for bytes that are not UTF-8 and for characters that control a terminal."""
+    """Return `text` with undecodable bytes and control characters escaped."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         character

@@ -134,7 +134,7 @@ def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split 
 
 
 def measure_distances(network: str, photos: Features, images: Features, split: Split | None) -> FeatureDistances:
-    """Return the distances to as many random photos as images, and to the held-out photos."""
+    """Return distances to equally many random photos, and to held-out photos."""
     sample = np.sort(np.random.default_rng(0).choice(len(photos), len(images), replace=False))
     against_held_out = None
     if split and len(split.held_out) >= MIN_COUNT:
@@ -165,7 +165,7 @@ def measure_references(varieties: Varieties, photos: Features, noise: Features) 
 
 
 def interpolate(generator: GeneratorUnderTest) -> dict[str, NDArray[np.uint8]]:
-    """Return the images uint8[K, S, S, 3] between the two seeds of each pair, by name."""
+    """Return images uint8[K, S, S, 3] between paired seeds, by name."""
     images = {}
     for first, last in INTERPOLATED_SEEDS:
         start, end = sample_latents(np.array([first, last]), generator.config.latent_dim)

@@ -29,7 +29,7 @@ def check_copies(
     split: Split,
     seeds: NDArray[np.int64],
 ) -> tuple[CopyCheck, Pairs, Pairs | None]:
-    """Return the copy check, and the closest images and held-out photos with their nearest training photos."""
+    """Return the copy check, and the closest images and held-out photos."""
     small = shrink(photos.pixels)
     small_training, training_features = small[split.training], photo_features[split.training]
 
@@ -111,7 +111,7 @@ def assess_distances(
     if median < usual:
         # The median of n photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
         if median >= np.quantile(others, max(0.0, 0.5 - 1.5 / math.sqrt(len(others)))):
-            headline = f"The images may be copies: chance may explain that {len(others)} other photos are farther away."
+            headline = f"The images may be copies; {len(others)} other photos are too few to be sure."
             return Verdict("unknown", headline, explanation)
         return Verdict("bad", "The images are closer to the training photos than other photos are.", explanation)
     # Three standard deviations of the quantile are 0.15 with 20 photos, 0.03 with 700.

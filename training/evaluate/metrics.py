@@ -55,7 +55,7 @@ def _squared_mmd(x: Features, y: Features) -> float:
 
 
 def find_nearest(points: Features, among: Features) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the nearest row of `among` for each point, and its root mean square distance."""
+    """Return each point's nearest row of `among`, and its RMS distance."""
     mean = among.mean(axis=0)  # subtracted, because small values lose less to cancellation
     centred = among - mean
     squares = (centred**2).sum(axis=1)

@@ -54,7 +54,7 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write `report` to the HTML file `path`, atomically; the page escapes all names. Raises OSError."""
+    """Write `report` to the HTML file `path`, atomically; names are escaped. Raises OSError."""
     kinds = {"generated images": report.generated, "held-out photos": report.held_out}
     distances = {kind: pairs.all_distances for kind, pairs in kinds.items() if pairs is not None}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -18,7 +18,7 @@ MORPH_IMAGES = 8
 
 
 def write_samples(run: Path, seeds: Sequence[int]) -> Path:
-    """Write a grid, a morph from the first to the last seed, and single images; return their folder."""
+    """Write a grid, a morph and single images; return their folder."""
     generator = load_generator(run).network
     images = generate_images(generator, np.array(seeds))
     pictures = {str(seed): Image.fromarray(image) for seed, image in zip(seeds, images, strict=True)}

@@ -68,7 +68,7 @@ def measure_coverage(varieties: Varieties, photo_features: Features, image_featu
 
 
 def k_means(features: Features, clusters: int) -> NDArray[np.intp]:
-    """Return the cluster of each row of `features` float32[N, D]: Lloyd's algorithm, started as k-means++."""
+    """Return each row's cluster by Lloyd's algorithm, started as k-means++."""
     rng = np.random.default_rng(0)
     centres = features[rng.integers(len(features), size=1)]
     for _ in range(clusters - 1):

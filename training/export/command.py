@@ -86,7 +86,7 @@ def export(
 
 
 def publish(folder: Path, to: Path) -> Path | None:
-    """Move `folder` to `to`; return its path, the newest version if nothing is new, or None if its number is taken."""
+    """Move `folder` to `to` unless nothing is new; return the newest version."""
     version = to / folder.name
     newest = to / str(int(folder.name) - 1)
     if adds_nothing(folder, newest):
@@ -97,7 +97,7 @@ def publish(folder: Path, to: Path) -> Path | None:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-        return None
+        return None  # another export has taken the number
     print(f"Wrote {version}.")
     return version
 
@@ -119,7 +119,7 @@ def adds_nothing(version: Path, newest: Path) -> bool:
 
 
 def read_facts(version: Path) -> set[str]:
-    """Return the facts on the model card: data, evaluation and faults, line by line."""
+    """Return the model card's lines about data, evaluation and faults."""
     sections = (version / "model_card.md").read_text(encoding="utf-8").split("\n## ")
     facts = [section for section in sections if section.startswith(("Data\n", "Evaluation\n", "Known faults\n"))]
     nothing = ("not stated", NOT_EVALUATED, NO_FAULT)
@@ -173,8 +173,8 @@ def save_verified(generator: TrainedGenerator, folder: Path, *, model_name: str)
 
 
 def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int]:
-    """Return the batch sizes that give other floats than batches of 1; few wrong last bits change pixels."""
-    spec = tf.TensorSpec((None, servable.latent_dim), tf.float32)
+    """Return the batch sizes that give other floats than batches of 1."""
+    spec = tf.TensorSpec((None, servable.latent_dim), tf.float32)  # floats: few wrong last bits change pixels
     compute_floats = tf.function(servable.compute_floats, input_signature=[spec], autograph=False)
     latents = tf.constant(sample_latents(seeds, servable.latent_dim))
     expected = np.concatenate([compute_floats(latents[i : i + 1]) for i in range(len(seeds))])
@@ -182,11 +182,11 @@ def find_unequal_sizes(servable: Servable, seeds: NDArray[np.int64]) -> list[int
 
 
 def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
-    """Write the SavedModel with batching parameters and warm-up requests: a first request takes 10 times as long."""
+    """Write the SavedModel, batching parameters and warm-up requests."""
     tf.saved_model.save(servable, str(folder), signatures=servable.signatures())
     (folder / "batching_params.pbtxt").write_text(BATCHING_PARAMETERS, encoding="utf-8")
     warm_up = folder / "assets.extra" / "tf_serving_warmup_requests"
-    warm_up.parent.mkdir()
+    warm_up.parent.mkdir()  # without warm-up, a first request takes 10 times as long
     with tf.io.TFRecordWriter(str(warm_up)) as writer:
         for size in ALLOWED_BATCH_SIZES:
             rows = {

@@ -73,7 +73,7 @@ class Progress(StepCallback):
 
 
 class History(StepCallback):
-    """Writes history.csv, under TensorFlow also for TensorBoard: mean losses of every `every` batches."""
+    """Writes mean losses of `every` batches to history.csv and TensorBoard."""
 
     def __init__(self, folder: Path, every: int, first_step: int) -> None:
         super().__init__(first_step)
@@ -90,7 +90,7 @@ class History(StepCallback):
         if not np.isfinite(self.pending[-1]).all():
             raise TrainingError(
                 f"The losses of batch {self.step} are not finite; start a new run with a smaller --learning-rate. "
-                "The last checkpoint is from before."
+                "The last checkpoint is from an earlier batch."
             )
         if self.step % self.every:
             return
@@ -117,7 +117,7 @@ def write_summaries(
         return
     import tensorflow as tf
 
-    with suppress(tf.errors.OpError):  # a full disk: the files beside it have the same values, and name the error
+    with suppress(tf.errors.OpError):  # a full disk: the files beside it have the same values, and their errors name it
         writer = open_tensorboard(run)
         with writer.as_default(step=step):
             for name, value in scalars.items():

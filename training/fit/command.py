@@ -1,4 +1,4 @@
-"""The command `fit`: start a run, or resume it with the settings of its config.json."""
+"""The command `fit`: start a run, or resume it with its settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,8 +39,8 @@ from training.terminal import python_command
 
 FEW_PHOTOS = 300
 FEW_PHOTOS_ADVICE = (
-    "images may become copies of them; `evaluate` looks for copies. More photos help, or --from models/apple, which "
-    "starts from trained apples."
+    "images may become copies of them; `evaluate` checks for copies. Add photos, or start from the bundled model with "
+    "--from models/apple."
 )
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
 
@@ -57,7 +57,7 @@ def fit(
 ) -> bool:
     """Train until all batches are done; return whether they are.
 
-    A signal can stop training before. `flags` are the settings from the command line. A `dry_run` prints the plan,
+    A signal can stop training earlier. `flags` are the settings from the command line. A `dry_run` prints the plan,
     writes no file and returns True. A `new` run starts over: it renames the folder of an existing one. All checks that
     do not need Keras come before its import, which takes 4 s.
     Raises TrainingError if the run cannot start or resume. A new run has written no file.
@@ -96,7 +96,7 @@ def _resume_run(
         enable_determinism(config)
         _, file_name, record = load_source(source)
         if not (run / file_name).exists() or read_record(run / file_name, type(record)) != record:
-            raise ConfigError(f"{run} did not start from {source}; leave the flag out, or start over by --new.")
+            raise ConfigError(f"{run} did not start from {source}; leave the flag out, or start over with --new.")
     print(f"{run} is at batch {done:,} of {config.steps:,}. Settings without a flag come from its config.json.")
     if dry_run:
         return True
@@ -163,7 +163,7 @@ def _find_version(model: Path) -> Path:
 
 
 def _read_start(source: Path, flags: Mapping[str, Any], *, from_model: bool) -> Start:
-    """Return the start from a run or a version; raise ConfigError if it does not fit `flags`."""
+    """Return the start from `source`; raise ConfigError if `flags` do not fit."""
     flag, weights = ("--from", "saved_model.pb") if from_model else ("--grow-from", "checkpoint.npz")
     remedy = "a model that `export` wrote" if from_model else "the --out folder of a finished `fit`"
     for name in ("config.json", weights):
@@ -204,7 +204,7 @@ def _count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) ->
 
 
 def _measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool, refining: bool) -> float | None:
-    """Return the seconds of one of the run's first batches, None if not measured."""
+    """Return the seconds of an early batch, None if not measured."""
     from training.fit.machine import measure_step_s
     from training.model.replicas import count_replicas
 

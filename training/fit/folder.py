@@ -23,7 +23,7 @@ def check_no_runs_inside(run: Path) -> None:
 
 
 def check_complete(run: Path) -> None:
-    """Raise TrainingError if `run` lacks a file to resume from, or one is damaged."""
+    """Raise TrainingError if a file to resume from is missing or damaged."""
     results = [name for name in RESULTS if (run / name).exists()]
     missing = [name for name in NEEDED_FILES if not (run / name).exists()]
     if not missing and (done := read_batches_done(run / "checkpoint.npz")):
@@ -39,7 +39,7 @@ def check_complete(run: Path) -> None:
     if results and missing:
         raise TrainingError(
             f"{run} has {results[0]} but no {' and no '.join(missing)}; restore it from a backup, "
-            "or start over by --new, which keeps the old files."
+            "or start over with --new, which keeps the old files."
         )
 
 
@@ -69,7 +69,7 @@ def check_no_input_inside(run: Path, inputs: Iterable[Path]) -> None:
 
 
 def set_aside(run: Path) -> None:
-    """Rename the folder `run` if it holds a run; raise TrainingError if that fails."""
+    """Rename the folder `run` if it holds a run. Raises TrainingError."""
     if not _holds_run(run):
         return
     with lock_run(run):

@@ -58,7 +58,7 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
-    """Return the median seconds of a batch of blank images, measured for about TIMED_S after compilation."""
+    """Return the median seconds of a batch of blank images, after compilation."""
     pixels = np.full((config.batch_size, config.image_size, config.image_size, 3), 255, np.uint8)
     latents = np.zeros((config.batch_size, config.latent_dim), np.float32)
 

@@ -98,7 +98,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """The generator that a run starts from: of a run or of a model."""
+    """The generator that a run starts from: a run's or a model's."""
 
     config: TrainingConfig
     is_model: bool
@@ -134,7 +134,7 @@ def choose_discriminator(name: str) -> tuple[Choice, ...]:
 
 
 def choose_networks(photos: int, image_size: int, machine: Machine, start: Start | None = None) -> tuple[Choice, ...]:
-    """Choose networks, batch size and compiler by rules: a measurement could vary, and with it the losses."""
+    """Choose networks, batch size and compiler, not by measurements: losses would vary."""
     if machine.gpu:
         preset = Choice("preset", "gpu", "a GPU can train wide networks")
         batch_size, reason = (64, "keeps a GPU busy") if image_size <= 128 else (32, "fits a GPU's memory")

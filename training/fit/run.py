@@ -119,7 +119,7 @@ class ModelRecord:
 
 
 def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRecord]:
-    """Return the generator of a run or version, and name and content of its record."""
+    """Return the generator of `source`, and its record's name and content."""
     path = source.resolve()
     if is_version(source):
         config = read_record(source / "config.json", TrainingConfig)

@@ -18,9 +18,9 @@ Tensor = Any
 def augment(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:
     """Return `images` float32[N, S, S, 3], randomly mirrored and shifted as in `config`.
 
-    Reflection at the border fills the gap: white fill left white edges in 88 of 512 images of a run on shelves and
-    orchards. Each image is one product Y x X with 0/1 matrices that select its rows and columns: differentiable, and
-    static in shape for XLA.
+    Reflection at the border fills the gap: white fill left white edges in 88 of 512 images of a run on photos of
+    shelves and orchards. Each image is one product Y x X with 0/1 matrices that select its rows and columns:
+    differentiable, and static in shape for XLA.
     """
     batch, size = ops.shape(images)[0], images.shape[1]
     columns = ops.broadcast_to(ops.arange(size, dtype="int32"), (batch, size))

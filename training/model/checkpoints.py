@@ -58,7 +58,7 @@ class TrainedGenerator:
 
 
 def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
-    """Return the generator of `run` at its "best" checkpoint, if any, or its "last". Raises TrainingError."""
+    """Return `run`'s generator at its "best" checkpoint, if any, or "last". Raises TrainingError."""
     config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
         if not file.is_file():

@@ -16,7 +16,7 @@ from training.model.networks import NEAREST, UpsampleConv, build_generator
 
 
 def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
-    """Return a generator that renders the images of a version, up to rounding.
+    """Return a generator with the images of a version, up to rounding.
 
     Export folds batch normalisation into the kernel before it. So each normalisation gets the mean and variance of its
     input for some seeds, and the scale and shift that add the exported bias to this input.

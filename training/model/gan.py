@@ -74,7 +74,7 @@ class GAN(keras.Model):
         return self.first_step + int(self.optimizer.iterations.numpy())
 
     def copy_generator_weights(self, source: keras.Model) -> None:
-        """Copy all layers that have the name and shapes of one in `source`, maybe of a smaller image size."""
+        """Copy layers by name and shapes from `source`, maybe a smaller network."""
         source_weights = {layer.name: layer.get_weights() for layer in source.layers}
         for target in (self.generator, self.ema_generator):
             for layer in target.layers:
@@ -99,13 +99,13 @@ class GAN(keras.Model):
                 average.assign(current + decay * (average - current))
 
     def make_train_function(self, force: bool = False) -> None:
-        """Make the train function; for several workers, Keras 3.15 would average logs over an axis they lack."""
+        """Make the train function; that of Keras 3.15 fails with several workers."""
         if count_replicas() == 1:
             super().make_train_function(force)
             return
         import tensorflow as tf
 
-        strategy = tf.distribute.get_strategy()
+        strategy = tf.distribute.get_strategy()  # Keras would average the logs over an axis they lack
 
         def step(iterator: Any) -> dict[str, Tensor]:
             logs = strategy.run(self.train_step, args=(next(iterator),))
@@ -119,7 +119,7 @@ class GAN(keras.Model):
         return []
 
     def _maybe_symbolic_build(self, **data: Any) -> None:
-        """Do nothing: every part is built, and Keras 3.15 would fail with several workers."""
+        """Do nothing: parts are built, and Keras 3.15 fails with several workers."""
 
     def train_step(self, *args: Any) -> Any:
         """Update both networks on one batch."""

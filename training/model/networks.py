@@ -1,4 +1,4 @@
-"""The generator and the plain discriminator: pyramids as in DCGAN (Radford et al. 2016) that taper."""
+"""The generator and the plain discriminator: tapering DCGANs (Radford et al. 2016)."""
 
 import math
 from collections.abc import Sequence

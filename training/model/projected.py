@@ -150,10 +150,10 @@ def _convolve(x: Tensor, width: int, kernel: int, stride: int) -> Tensor:
 
 
 class SpectralConv(layers.Conv2D):
-    """A convolution with spectral normalisation (Miyato et al. 2018, algorithm 1), a power iteration a call."""
+    """A convolution with spectral normalisation (Miyato et al. 2018, algorithm 1): one power iteration per call."""
 
     def build(self, input_shape: Any) -> None:
-        """Create the kernel and the vector `u` float32[filters], which approximates the left singular vector."""
+        """Create the kernel and `u` float32[filters], approximately the left singular vector."""
         super().build(input_shape)
         self.u = self.add_weight(
             name="u",

@@ -16,7 +16,7 @@ SAMPLING_BATCH = 16  # a batch of 64 would need 2.6 GiB at 256 px, more than tra
 
 
 def generate_images(generator: keras.Model, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the images uint8[N, S, S, 3] of `seeds` int64[N], up to rounding those of an exported model."""
+    """Return images uint8[N, S, S, 3] of `seeds` int64[N], as exported up to rounding."""
     return images_from_latents(generator, sample_latents(seeds, generator.input_shape[1]))
 
 

@@ -14,7 +14,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler of state dictionaries alone; a tensor becomes its storage, offset, shape and strides."""
+    """Reads state dictionaries only; a tensor becomes storage, offset, shape and strides."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

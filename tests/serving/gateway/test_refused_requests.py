@@ -145,7 +145,7 @@ def test_gunicorn_refuses_a_head_beyond_its_limits(gateway, model_server, sent, 
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("/generate", "/generate has image/png, image/webp, image/jpeg"),
+        ("/generate", "Accept admits none of image/png, image/webp, image/jpeg; set format."),
         ("/grid?seeds=5-2", "seeds='5-2' runs backwards at 5-2; write 2-5."),
         ("/grid?seeds=7,0-100", "seeds='7,0-100' is 102 seeds; at most 64 are allowed."),
         ("/generate?seed=1&seed=2", "seed='1, 2' was given twice; give it once."),

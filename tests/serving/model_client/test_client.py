@@ -91,7 +91,7 @@ def test_gateway_reports_a_differing_replica_until_its_version_is_gone(server, s
     gateway = start_gateway(server.target, workers=2)
     assert gateway.ask("/readyz").body == b"ready: version 3, differs\n"
     assert (statuses(), gateway.metric(DIFFERING, model_version="3")) == ({200}, 1)
-    line = "renders 1 of 64 golden images of version 3 otherwise"
+    line = "renders 1 of 64 golden images of version 3 with other bytes"
     wait_until(lambda: line in gateway.log.read_text(), "a line in the log")
     other = gateway.ask(URL)
     kind, _, rest = other.headers["ETag"].strip('"').partition("-")

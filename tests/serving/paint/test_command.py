@@ -169,7 +169,7 @@ def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path, n
 @pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
 def test_paint_keeps_finished_images_when_the_disk_is_full(server, small_disk):
     sentence = paint(server, small_disk, seeds="0:100", code=1).splitlines()[-1]
-    assert sentence.startswith("The disk is full: ")
+    assert sentence.startswith("The disk is full; free space, then rerun the command: ")
     assert sentence.endswith("No space left on device.")
     stored = rows(small_disk)
     assert stored
@@ -251,7 +251,7 @@ def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path):
         server.before = lambda seed, context: setattr(server, "version", 2 if seed >= 12 else 1)
         last = paint(server, one, code=3).splitlines()[-1]
         assert "no such version" in last
-        assert "--any-version goes on with the newest" in last
+        assert "Give --any-version to continue with the newest" in last
         assert [row["model_version"] for row in rows(one)] == [1] * 12
         server.version = 1
         paint(server, several, "--any-version")
@@ -262,9 +262,9 @@ def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ({"spoilt": {"data": b"spoilt"}}, "The image of seed 0 from {} does not match its SHA-256."),
-        ({"spoilt": {"seed": 5}}, "{} sent seed 5 of version 1, asked for seed 0 of version 1."),
-        ({"spoilt": {"model_version": 3}}, "{} sent seed 0 of version 3, asked for seed 0 of version 1."),
+        ({"spoilt": {"data": b"spoilt"}}, "{} sent seed 0 with a wrong SHA-256; rerun the command."),
+        ({"spoilt": {"seed": 5}}, "{} sent seed 5 of version 1, not seed 0 of version 1; rerun the command."),
+        ({"spoilt": {"model_version": 3}}, "{} sent seed 0 of version 3, not seed 0 of version 1; rerun the command."),
         ({"version": 0}, "{} named no version of its model; check --target."),
         ({"aborts": {0: grpc.StatusCode.UNAUTHENTICATED}}, "{} answered UNAUTHENTICATED: for a moment"),
     ],

@@ -49,7 +49,7 @@ def test_a_shard_has_the_version_of_another_in_its_folder(tmp_path):
         paint(server, tmp_path, "--shard", "0/2")
         server.version = 2
         output = paint(server, tmp_path, "--shard", "1/2", code=3)
-    assert "loaded. --any-version goes on with the newest" in output
+    assert "loaded. Give --any-version to continue with the newest" in output
 
 
 ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_version": %d, "picture": ""}'

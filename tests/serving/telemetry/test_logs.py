@@ -138,7 +138,7 @@ def test_failed_probe_is_a_warning_in_the_log_when_sigterm_follows(tmp_path):
 
 @pytest.fixture(params=[":"])
 def blocked(request, tmp_path) -> Iterator[Gateway]:
-    """A gateway whose stderr is a full pipe, or what the shell's redirection in the parameter makes it."""
+    """A gateway whose stderr is a full pipe, or redirected as the parameter says."""
     with gateway_for("localhost:1", tmp_path, wrapper=shell(request.param), unread=True, probe="/livez") as gateway:
         fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, 4096)  # bytes: 20 lines
         yield gateway

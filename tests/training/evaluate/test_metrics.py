@@ -70,7 +70,7 @@ def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
 FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)
 ALL_CLOSE = "The images are closer to the training photos than other photos are."
 SOME_CLOSE = "Some images look like copies."
-UNCERTAIN = "The images may be copies: chance may explain that 6 other photos are farther away."
+UNCERTAIN = "The images may be copies; 6 other photos are too few to be sure."
 VERDICTS = {
     "as far": (FAR, FAR, "good", "No sign of copying."),
     "closer": (NEAR, FAR, "bad", ALL_CLOSE),
