@@ -16,7 +16,7 @@ MIN_FILES, FILES = 128, 4096  # open files: TensorFlow and gRPC take 30 to 60, e
 
 # gRPC reads these when it is imported.
 GRPC_ENVIRONMENT = {
-    # By default, threads of gRPC's own hand events to the waiting thread: an empty call to a neighbour takes 0.65
+    # By default, threads of gRPC's own hand events to the waiting thread: an empty call on the same machine takes 0.65
     # instead of 0.34 ms, and 0.30 instead of 0.18 ms of the client's CPU.
     "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
     # While no call is waiting, gRPC polls for the return of a model server; the default is 5 s.
