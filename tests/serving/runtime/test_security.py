@@ -213,5 +213,5 @@ def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_serv
 def test_metrics_port_serves_metrics_and_probes_without_a_token(gateway, batch, path, beginning):
     assert gateway.ask(path, port=gateway.metrics_port).body.startswith(beginning)
     for port in (gateway.metrics_port, batch.metrics_port):
-        head = gateway.ask(path, "HEAD", port=port, headers={"Accept": "application/openmetrics-text; version=x"})
+        head = gateway.ask(path, "HEAD", port=port, Accept="application/openmetrics-text; version=x")
         assert (head.status, int(head.headers["Content-Length"]) > 0) == (200, True)
