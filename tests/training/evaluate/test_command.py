@@ -60,7 +60,7 @@ def test_evaluate_compares_a_run_with_photos_and_saves_the_results(evaluated):
     assert sum(evaluation.coverage.images.values()) == pytest.approx(1, abs=1e-3)
     assert len(evaluation.coverage.missing) >= 3  # all seeds give similar images
     assert evaluation.against_held_out is None
-    assert "6 held-out photos are too few for a KID; at least 50 are needed." in output
+    assert "6 held-out photos are too few for a KID; provide at least 50." in output
     copies, explanation = evaluation.copies, evaluation.verdict.explanation
     assert copies.images_by_pixels.median > copies.others_by_pixels.median > 0  # noise is not a copy
     assert explanation.startswith("Typical distance to the nearest training photo in pixels at 32x32")

@@ -36,6 +36,7 @@ def pairs(distances: np.ndarray, name: str = "seed 1") -> Pairs:
 
 FAR = np.linspace(10.0, 20.0, 50)
 STEPS = np.arange(1.0, 1001.0)
+KID_COLUMNS = ("step", "kid_x1000", "std", "minutes")
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/>\udcff"
 FAR_AWAY, CLOSE = NearestDistances(15, 10), NearestDistances(1, 1)
 COPIES = CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, CLOSE, Verdict("good", "It is new.", "See 15."))
@@ -66,12 +67,7 @@ FULL = Report(
     held_out=pairs(FAR, "held.jpg"),
     interpolations={"seed 3 to seed 9": random_images(7)},
     losses={"step": STEPS, **dict.fromkeys(("g_loss", "d_loss", "d_real", "d_generated"), 1 / STEPS)},
-    kid={
-        "step": STEPS[:3] * 500,
-        "kid_x1000": np.array([300.0, 40.0, -1.0]),
-        "std": np.ones(3),
-        "minutes": np.array([2, 5, 8]),
-    },
+    kid=dict(zip(KID_COLUMNS, np.array([[500.0, 300, 1, 2], [1000, 40, 1, 5], [1500, -1, 1, 8]]).T, strict=True)),
     config={"batch_size": 16, "flip": True},
 )
 
