@@ -53,7 +53,7 @@ def check_copies(
         assess_distances(image_pairs.all_distances, other_by_pixels),
         assess_distances(by_features, other_by_features, space="features"),
     )
-    worse = min(verdicts, key=lambda verdict: ("bad", "unknown", "good").index(verdict.level))
+    worse = min(verdicts, key=lambda verdict: ("bad", "good").index(verdict.level))
     check = CopyCheck(
         images_by_pixels=_summarise(image_pairs.all_distances),
         others_by_pixels=_summarise(other_by_pixels),
@@ -98,7 +98,8 @@ def assess_distances(
     """Return whether images are closer to training photos than other photos are.
 
     Both arrays are distances to the nearest training photo in `space`. A generator that copies has a smaller median
-    than other photos. One that copies in part has too many images closer than nearly all other photos.
+    than other photos, by more than chance explains. One that copies in part has too many images closer than nearly all
+    other photos.
     """
     median = float(np.median(generated))
     usual, close = np.quantile(others, [0.5, CLOSE_QUANTILE])
@@ -108,11 +109,8 @@ def assess_distances(
         f"photos {usual:.3g}; {100 * share:.1f} % of the images are closer than the closest "
         f"{100 * CLOSE_QUANTILE:.0f} % of other photos ({close:.3g})."
     )
-    if median < usual:
-        # The median of n photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
-        if median >= np.quantile(others, max(0.0, 0.5 - 1.5 / math.sqrt(len(others)))):
-            headline = f"The images may be copies; {len(others)} other photos are too few to be sure."
-            return Verdict("unknown", headline, explanation)
+    # The median of n photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
+    if median < np.quantile(others, max(0.0, 0.5 - 1.5 / math.sqrt(len(others)))):
         return Verdict("bad", "The images are closer to the training photos than other photos are.", explanation)
     # Three standard deviations of the quantile are 0.15 with 20 photos, 0.03 with 700.
     deviation = math.sqrt(CLOSE_QUANTILE * (1.0 - CLOSE_QUANTILE) / len(others))

@@ -70,11 +70,10 @@ def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
 FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)
 ALL_CLOSE = "The images are closer to the training photos than other photos are."
 SOME_CLOSE = "Some images look like copies."
-UNCERTAIN = "The images may be copies; 6 other photos are too few to be sure."
 VERDICTS = {
     "as far": (FAR, FAR, "good", "No sign of copying."),
     "closer": (NEAR, FAR, "bad", ALL_CLOSE),
-    "a little closer, 6 others": (FAR[10:30], FAR[5::8], "unknown", UNCERTAIN),
+    "as far by chance": (FAR[:-4], FAR, "good", "No sign of copying."),
     "some": (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
     "a few": (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
     "some, 5 others": (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
