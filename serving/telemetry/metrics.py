@@ -36,7 +36,7 @@ REQUEST_SECONDS = Histogram(
 REQUESTS_IN_FLIGHT = Gauge("ringo_requests_in_flight", "Requests in progress.", multiprocess_mode="livesum")
 STAGE_SECONDS = Histogram(
     "ringo_stage_seconds",
-    "Seconds of one stage: queue (waiting for a place), model (one Predict call), encode, or shared (waiting for "
+    "Seconds of one stage: queue (waiting in a queue), model (one Predict call), encode, or shared (waiting for "
     "the same image of another request).",
     ["stage"],
     buckets=REQUEST_BUCKETS_S[:-1],  # by default, every stage ends within 10 s
