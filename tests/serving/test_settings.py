@@ -88,6 +88,7 @@ REFUSED_STARTS = [
     ),
     ("run", {"model_server": "[ff02::1]:8500"}, f"The host in RINGO_MODEL_SERVER is 'ff02::1'; {NOT_HERE}"),
     ("run", {"model_server": "dns:///x:8500"}, f"The host in RINGO_MODEL_SERVER is 'dns:///x'; {NOT_HERE}"),
+    ("run", {"model_base_path": "/nowhere"}, "RINGO_MODEL_BASE_PATH is '/nowhere'; allowed is a folder with numbered "),
     ("run", {"model_base_path": 256 * "x"}, f"RINGO_MODEL_BASE_PATH is '{256 * 'x'}'; allowed is a folder with "),
     ("gateway", tls("/no"), "RINGO_TLS_CERTIFICATE is '/no'; "),
     ("batch", tls(__file__), f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),

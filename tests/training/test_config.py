@@ -40,7 +40,7 @@ VALID = json.dumps(asdict(TrainingConfig()))
         (VALID.replace('"flip": true', '"flip": "no"'), "cannot be read (Expected `bool`, got `str` - at `$.flip`)"),
         (VALID.replace('"seed": 0', '"seed": "70"'), "cannot be read (Expected `int`, got `str` - at `$.seed`)"),
         (VALID.replace('"seed": 0', '"seed": 62.5'), "cannot be read (Expected `int`, got `float` - at `$.seed`)"),
-        (VALID.replace('"preset": "cpu"', '"preset": "tpu"'), "cannot be read (preset is 'tpu'; set it to one of cpu"),
+        (VALID.replace('"cpu"', '"tpu"'), "cannot be read (preset is 'tpu'; set it to one of cpu, gpu)"),
         (VALID.replace('"seed": 0', '"seed": -1'), "cannot be read (seed is -1; set it to a value from 0 to"),
     ],
 )

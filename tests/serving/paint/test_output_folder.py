@@ -52,12 +52,13 @@ def test_a_shard_has_the_version_of_another_in_its_folder(tmp_path):
     assert "loaded. Give --any-version to continue with the newest" in output
 
 
+WRONG_TYPES = b'{"seed": "3", "sha256": "zz", "model_version": true}'
 ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_version": %d, "picture": ""}'
 
 
 @pytest.mark.parametrize(
     "row",
-    [b"\xff", b'{"seed": "3", "model_version": true}', ROW % (0, 10**22), ROW % (0, -1), b"[" * 200_000],
+    [b"\xff", WRONG_TYPES, ROW % (0, 10**22), ROW % (0, -1), b"[" * 200_000],
 )
 def test_paint_renders_a_seed_again_when_its_manifest_row_is_damaged(server, tmp_path, row):
     paint(server, tmp_path)
@@ -107,18 +108,19 @@ def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "foreign", "sentence"),
+    ("name", "change", "sentence"),
     [
-        ("000000.tar", b"foreign", "it has other bytes"),
-        ("000000.tar", None, "000000.tar holds seed 5, which --seeds doesn't name"),
-        ("000000.tar.part", None, "000000.tar holds seed 5, which --seeds doesn't name"),
+        ("000000.tar", lambda tar: b"foreign", "it has other bytes"),
+        ("000000.tar", lambda tar: tar + b"x", "000000.tar holds seed 5, which --seeds doesn't name"),
+        ("000000.tar", lambda tar: tar, "000000.tar holds seed 5, which --seeds doesn't name"),
+        ("000000.tar.part", lambda tar: tar, "000000.tar holds seed 5, which --seeds doesn't name"),
     ],
 )
-def test_paint_replaces_no_unnamed_tar_of_other_seeds_or_bytes(server, tmp_path, name, foreign, sentence):
+def test_paint_replaces_no_unnamed_tar_of_other_seeds_or_bytes(server, tmp_path, name, change, sentence):
     flags, tar = ("--layout", "tar", "--per-folder", 10), tmp_path / name
     paint(server, tmp_path, *flags, seeds="0:10")
-    foreign = foreign or (tmp_path / "000000.tar").read_bytes()
-    (tmp_path / "000000.tar").unlink()
+    foreign = change((tmp_path / "000000.tar").read_bytes())
+    (tmp_path / "000000.tar").rename(tar)
     tar.write_bytes(foreign)
     (tmp_path / "manifest.jsonl").unlink()
     for _ in range(2):  # the second time, with the manifest of the first

@@ -163,7 +163,7 @@ def test_photo_features_are_cached_and_computed_again_when_damaged(extractors, t
 @pytest.mark.parametrize(
     ("networks", "weights", "sentence"),
     [
-        ("efficientnet-lite0,efficientnet-lite1", None, "'efficientnet-lite1' is unknown; choose from efficientnet"),
+        ("efficientnet-lite0,efficientnet-lite1", None, "lite1' is unknown; choose from efficientnet-lite0, "),
         ("efficientnet-lite0,efficientnet-lite0", None, "--features names efficientnet-lite0 twice"),
         ("efficientnet-lite0", "text.h5", "text.h5 is for --features inception; leave it out."),
         ("inception", None, "--features inception has no weights; set --weights"),

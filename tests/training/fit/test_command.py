@@ -22,6 +22,7 @@ from training.records import read_batches_done, write_record
 
 HISTORY = "step,g_loss,d_loss,d_real,d_generated\n"
 KID = "step,kid_x1000,std,minutes\n"
+NO_ZIP = "run/checkpoint.npz cannot be read (File is not a zip file); restore it from"
 QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--no-keep-best")
 
 
@@ -187,7 +188,7 @@ def change_nothing(folder):
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
         (save("checkpoint.npz", step=[1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
-        (write("checkpoint.npz", ""), "run", (), "run/checkpoint.npz cannot be read (File is not a zip file); restore"),
+        (write("checkpoint.npz", ""), "run", (), NO_ZIP),
         (remove("checkpoint.npz"), "run", (), "run has history.csv but no checkpoint.npz; restore it from a backup"),
         (remove("config.json"), "run", (), "run has checkpoint.npz but no config.json;"),
         (remove("photos.json"), "run", ("--dry-run",), "run has checkpoint.npz but no photos.json;"),
@@ -201,7 +202,7 @@ def change_nothing(folder):
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
         (write("kid.csv", f"{KID}2,nan,1,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
-        (change_nothing, "new", ("--learning-rate", "nan"), "learning_rate is nan; set it to a value from 1e-08 to"),
+        (change_nothing, "new", ("--learning-rate=nan",), "learning_rate is nan; set it to a value from 1e-08 to 1.0."),
         (change_nothing, "photos/run", (), "so its images would become photos"),
         (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
         (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
