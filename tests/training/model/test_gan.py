@@ -47,6 +47,15 @@ def test_moving_average_differs_from_first_and_current_weights(trained):
         assert np.array_equal(average, current) == (id(current) in statistics), current.path
 
 
+@pytest.mark.parametrize("refining", [False, True])
+def test_normalisation_statistics_change_in_the_first_stage_only(refining):
+    gan = build_gan(CONFIG, refining=refining)
+    before = [v.numpy() for v in gan.generator.non_trainable_variables]
+    train(gan, 1)
+    after = [v.numpy() for v in gan.generator.non_trainable_variables]
+    assert all(map(np.array_equal, before, after)) == refining
+
+
 def test_step_moves_each_network_down_the_gradient_of_its_loss():
     gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))  # without noise
     gan.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
