@@ -25,7 +25,10 @@ GRPC_ENVIRONMENT = {
     "GRPC_VERBOSITY": "NONE",
 }
 # Variables of libraries, meant for other programs: each may break the start or all requests, as may those of tqdm.
-FOREIGN = ("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "PROMETHEUS_MULTIPROC_DIR")
+FOREIGN = (
+    *("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "FLASK_DEBUG"),
+    *("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir", "OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_TRACER_PROVIDER"),
+)
 
 
 def main(argv: list[str]) -> int:

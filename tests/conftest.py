@@ -26,6 +26,7 @@ BUNDLED = max((ROOT / "models" / "apple").glob("[0-9]*"), key=lambda version: in
 VERSION = 3  # of the fake model: neither the first version nor a default
 LIMIT_S = 120.0  # of one wait, on a busy machine
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write every file")
+UNPRIVILEGED = () if os.geteuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")  # a command's wrapper
 
 
 def wait_until(condition: Callable[[], object], subject: str, limit_s: float = LIMIT_S) -> None:

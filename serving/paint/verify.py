@@ -1,6 +1,7 @@
 """`verify`: renders PNGs again from their text chunks, and compares the bytes."""
 
 import io
+import os
 import tarfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -74,12 +75,15 @@ def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
 
 def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix in (".png", ".tar"):
+        faults: list[OSError] = []  # rglob() would leave out folders that can't be listed
+        files = [Path(folder, name) for folder, _, names in os.walk(path, onerror=faults.append) for name in names]
+        for file in sorted(files):
+            if file.suffix.lower() in (".png", ".tar"):
                 yield from open_pngs(file)
+        yield from ((str(fault.filename), fault.strerror or "not readable") for fault in faults)
         return
     with open_file(path) as opened:
-        if path.suffix != ".tar":
+        if path.suffix.lower() != ".tar":
             yield str(path), opened
             return
         with tarfile.open(fileobj=opened, mode="r:") as tar:

@@ -1,6 +1,7 @@
 """TLS files and the bearer token of gateway and batch server."""
 
 import hmac
+import os
 import ssl
 from pathlib import Path
 
@@ -17,27 +18,25 @@ def check_tls(settings: Settings) -> None:
 
 
 def check_pem_files(pair: dict[str, Path | None], ca: dict[str, Path | None]) -> None:
-    """Raise SettingsError for a certificate, key or CA that is not usable.
-
-    Each has its name; files that are None are left out.
-    """
+    """Raise SettingsError for a certificate, key or CA, each with its name, that is not None and not usable."""
     for name, path in (pair | ca).items():
-        if path is not None and path.exists() and not path.is_file():  # a FIFO would block, or be read only once
-            raise SettingsError(name, str(path), "a regular file in PEM")
+        # A FIFO would block, or be read only once. pathlib raises in a folder that this user may not enter.
+        if path is not None and not (os.path.isfile(path) and os.access(path, os.R_OK)):  # noqa: PTH113
+            raise SettingsError(name, str(path), "a regular file in PEM that this user may read")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (certificate_name, certificate), (key_name, key) = pair.items()
     if certificate is not None:
         try:
             context.load_cert_chain(certificate, key, password="")
         except OSError as error:  # ssl.SSLError is one
-            allowed = f"a certificate in PEM that fits {key_name}, both readable: {_reason(error)}"
+            allowed = f"a certificate in PEM that fits {key_name}, a key without passphrase: {_reason(error)}"
             raise SettingsError(certificate_name, str(certificate), allowed) from error
     for name, path in ca.items():
         if path is not None:
             try:
                 context.load_verify_locations(path)
             except OSError as error:
-                raise SettingsError(name, str(path), f"readable certificates in PEM: {_reason(error)}") from error
+                raise SettingsError(name, str(path), f"certificates in PEM: {_reason(error)}") from error
 
 
 def require_token(token: str | None, authorization: str | None) -> None:

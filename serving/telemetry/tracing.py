@@ -26,7 +26,7 @@ _exporting = False  # set once, before this process serves requests
 def export_traces(service: str) -> None:
     """Send spans of `service` to the endpoint of OpenTelemetry's variables.
 
-    Call it after the fork. The variables are often set for a whole cluster, so a missing SDK is only a warning.
+    Call it after the fork. The variables may be a whole cluster's: a missing SDK or an invalid value is only a warning.
     """
     global _exporting
     endpoint = next((name for name in ENDPOINTS if os.environ.get(name)), None)
@@ -37,12 +37,16 @@ def export_traces(service: str) -> None:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        os.environ.setdefault("OTEL_SERVICE_NAME", service)
+        provider = TracerProvider(resource=Resource.create({"service.namespace": "ringo"}))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except ModuleNotFoundError:
         log.warning("%s is set, but requirements/telemetry.txt is not installed; install it to send spans.", endpoint)
         return
-    os.environ.setdefault("OTEL_SERVICE_NAME", service)
-    provider = TracerProvider(resource=Resource.create({"service.namespace": "ringo"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except Exception as error:  # of any kind, for a value such as 10s instead of 10
+        log.warning("No spans are sent: an OTEL_ variable is invalid (%s); correct it.", error)
+        return
     trace.set_tracer_provider(provider)
     _exporting = True
 

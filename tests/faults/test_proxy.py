@@ -182,3 +182,4 @@ def test_cached_images_are_served_when_the_gateway_is_away(model_server, start_g
         assert service.ask(URLS[0]).body == cached
         refused = service.ask(URLS[1])
         assert (refused.status, refused.headers["Retry-After"], refused.problem["status"]) == (503, "1", 503)
+        assert refused.headers["Access-Control-Allow-Origin"] == "*"

@@ -8,6 +8,7 @@ import pytest
 from serving.gateway.app import create_app
 from serving.runtime.ports import listen
 from serving.settings import Settings, SettingsError
+from tests.conftest import UNPRIVILEGED
 from tests.gateway_process import free_port, run_serving, shell
 
 
@@ -92,6 +93,8 @@ REFUSED_STARTS = [
     ("run", {"model_base_path": 256 * "x"}, f"RINGO_MODEL_BASE_PATH is '{256 * 'x'}'; allowed is a folder with "),
     ("gateway", tls("/no"), "RINGO_TLS_CERTIFICATE is '/no'; "),
     ("batch", tls(__file__), f"RINGO_TLS_CERTIFICATE is '{__file__}'; "),
+    ("gateway", {"tls_certificate": __file__, "tls_key": "/no"}, "RINGO_TLS_KEY is '/no'; allowed is a regular "),
+    ("batch", tls("/proc/1/root/no"), "RINGO_TLS_CERTIFICATE is '/proc/1/root/no'; allowed is a regular "),
     ("gateway", tls("/dev/zero"), "RINGO_TLS_CERTIFICATE is '/dev/zero'; allowed is a regular "),
     ("gateway", {"model_name": "\udcff"}, "RINGO_MODEL_NAME is '\\udcff'; allowed is the name of a model, of "),
     ("ulimit -f 0 && gateway", {"workers": 2}, f"TMPDIR is '{gettempdir()}'; {TOO_LARGE}"),
@@ -109,7 +112,7 @@ def test_command_does_not_start_when_a_setting_or_limit_cannot_be_used(command, 
         port = str(taken.getsockname()[1])
         chosen = {name: str(value).replace("TAKEN", port) for name, value in settings.items()}
         ports = {name: free_port() for name in ("port", "batch_port", "batch_metrics_port")}
-        done = run_serving(*words.split(), wrapper=shell(script or ":"), **ports | chosen)
+        done = run_serving(*words.split(), wrapper=(*UNPRIVILEGED, *shell(script or ":")), **ports | chosen)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(sentence.replace("TAKEN", port))
     assert "Unknown error" not in done.stderr

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from serving.rendering.encoding import RENDERER_VERSION, encode
+from tests.conftest import UNPRIVILEGED
 from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import run_serving
 from tests.photo_files import png_that_claims
@@ -24,7 +25,7 @@ def pngs(gateway) -> list[bytes]:
 
 def verify(target: str, *files: Path) -> tuple[int, list[str], str]:
     """Return the exit status, the verdict of each file, and stderr."""
-    done = run_serving("verify", *files, model_server=target)
+    done = run_serving("verify", *files, wrapper=UNPRIVILEGED, model_server=target)
     assert "\x1b" not in done.stdout + done.stderr
     return done.returncode, [line.partition(": ")[2] for line in done.stdout.splitlines()], done.stderr
 
@@ -60,6 +61,8 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
     huge = tarfile.TarInfo("x/2.json")
     huge.size = 2**70
     (tmp_path / "huge.tar").write_bytes(data[:second] + huge.tobuf(tarfile.GNU_FORMAT) + data[second + 512 :])
+    (tmp_path / "folder" / "upper.PNG").write_bytes(pngs[0])
+    (tmp_path / "folder" / "closed").mkdir(mode=0)
     (tmp_path / "none").mkdir()
     os.mkfifo(tmp_path / "fifo.png")
     assert verify(model_server.target, tmp_path / "folder", tmp_path / "none", tmp_path / "fifo.png")[1] == [
@@ -68,6 +71,8 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
         "different",
         "identical",
         "different",
+        "identical",
+        "unreadable (Permission denied)",
         "unreadable (no PNG in it)",
         "unreadable (it is not a regular file; move it away)",
     ]

@@ -36,7 +36,8 @@ def requests_of(port: int) -> dict[tuple[str, str, str], float]:
 
 
 def test_totals_are_right_across_workers_whatever_their_libraries_read(model_server, tmp_path):
-    foreign = ("env", *(f"{name}=/nope" for name in FOREIGN))
+    tracing = {f"OTEL_{name}" for name in ("PYTHON_TRACER_PROVIDER", "EXPORTER_OTLP_ENDPOINT", "EXPORTER_OTLP_TIMEOUT")}
+    foreign = ("env", *(f"{name}=/nope" for name in {*FOREIGN, *tracing, "prometheus_multiproc_dir"}))
     with gateway_for(model_server.target, tmp_path, workers=2, wrapper=foreign) as gateway:
         wait_until(lambda: len(gateway.workers()) == 2, "two workers")
         for unused in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
@@ -69,7 +70,9 @@ def test_totals_are_right_across_workers_whatever_their_libraries_read(model_ser
         assert gateway.metric("ringo_request_seconds_count", resource="generate") == 16
         assert gateway.metric("ringo_stage_seconds_count", stage="encode") == 6
         assert gateway.metric("ringo_requests_in_flight") == 0
-    assert re.findall("Handling signal: (.*)", gateway.log.read_text()) == ["term"]
+    log = gateway.log.read_text()
+    assert re.findall("Handling signal: (.*)", log) == ["term"]
+    assert log.count("No spans are sent: an OTEL_ variable is invalid (could not convert ") == 2
 
 
 def test_a_request_is_in_flight_until_it_is_answered_or_its_worker_dies(server, start_gateway):
