@@ -74,7 +74,7 @@ class TrainingConfig:
         allowed=("projected", "plain"),
     )
     preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
-    latent_dim: int = option(128, "length of the latent vector", low=1, high=4096)
+    latent_dim: int = option(128, "length of the latent vector", low=2, high=4096)
     steps: int = option(
         15_000, "number of batches; the learning rate falls in the second half", low=1, high=10_000_000, fixed=False
     )

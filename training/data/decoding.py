@@ -77,7 +77,7 @@ class SkipReason(StrEnum):
     UNKNOWN = "not an image of a known format"
     TOO_HEAVY = f"more than {MAX_FILE_BYTES >> 20:,} MiB"
     TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, or {MAX_JPEG_PIXELS:,} in a JPEG"
-    TOO_SMALL = f"would be enlarged more than {MAX_ENLARGEMENT} times"
+    TOO_SMALL = f"would be enlarged more than {MAX_ENLARGEMENT} times; use larger photos or a smaller --size"
     DAMAGED = "damaged image"
     COPY = "copy of another file"
 

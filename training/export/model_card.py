@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -88,7 +89,7 @@ def write_model_card(
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
     card = f"""\
-{FRONT_MATTER.format(licence)}
+{FRONT_MATTER.format(json.dumps(licence, ensure_ascii=False))}
 
 # {model_name}, version {folder.name}
 
@@ -159,14 +160,15 @@ def _describe_duration(compute: ComputeRecord) -> str:
 
 
 def _format_table(rows: Mapping[str, object]) -> str:
-    return "\n".join(["| name | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(["| name | value |", "|---|---|", *(_format_row(*row) for row in rows.items())])
+
+
+def _format_row(*cells: object) -> str:
+    return " | ".join(["", *(str(cell).replace("|", r"\|") for cell in cells), ""]).strip()
 
 
 def _format_faults(faults: Sequence[Fault]) -> str:
     if not faults:
         return NO_FAULT
-    rows = (
-        f"| ![seed {fault.seed}](faults/{fault.seed}.png) | {fault.seed} | {printable(fault.text)} |"
-        for fault in faults
-    )
+    rows = (_format_row(f"![seed {f.seed}](faults/{f.seed}.png)", f.seed, printable(f.text)) for f in faults)
     return "\n".join(["| image | seed | fault |", "|---|---|---|", *rows])

@@ -8,7 +8,7 @@ from keras import ops
 from PIL import Image, ImageDraw
 
 from training.config import TrainingConfig
-from training.data.dataset import check_outside_photos
+from training.data.dataset import check_output_folder, check_outside_photos
 from training.data.photos import sample_photos
 from training.errors import TrainingError
 from training.model.augmentation import augment
@@ -27,6 +27,7 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
     """
     if to.suffix.lower() != ".png":
         raise TrainingError(f"--out is {str(to)!r}, not a PNG file; set it to a name such as preview.png.")
+    check_output_folder(to.parent)
     check_outside_photos(photos_folder, to)
     photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0

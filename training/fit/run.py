@@ -68,7 +68,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, sourc
             done = train_stage(gan, photos, split, run, measure_kid, stop)
     if done < config.steps:
         cause = stop.received.name if stop.received else "The model"
-        print(f"{cause} stopped training at batch {done} of {config.steps}; rerun the same command to resume.")
+        print(f"{cause} stopped training at batch {done} of {config.steps}; rerun the command without --new to resume.")
     return done
 
 

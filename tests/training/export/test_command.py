@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -127,7 +128,7 @@ def test_card_names_licence_attribution_and_hyperparameters(small_model, small_r
     config = read_config(small_run / "config.json")
     hyperparameters = [f"| {f.name} | {getattr(config, f.name)} |" for f in fields(config) if f.metadata["fixed"]]
     assert len(hyperparameters) > 10
-    facts = ("license: CC0-1.0", "drawn by the tests", "4 batches of 8: 32 images", "The run took 0 h")
+    facts = ('license: "CC0-1.0"', "drawn by the tests", "4 batches of 8: 32 images", "The run took 0 h")
     assert [fact for fact in (*facts, *hyperparameters) if fact not in card] == []
 
 
@@ -213,12 +214,13 @@ def test_export_takes_the_next_number_when_its_own_is_taken_meanwhile(small_mode
             shutil.copytree(small_model / "1", model / "1")
 
     monkeypatch.setattr("training.export.command.write_digests", write_digests_during_another_export)
-    facts = {"licence": "caf\udce9", "attribution": "a\udce9", "faults": [Fault.parse("3:b\udce9")]}  # not UTF-8
+    facts = {"licence": "caf\udce9: | #1", "attribution": "a\udce9", "faults": [Fault.parse("3:b\udce9|")]}  # not UTF-8
     version = export(small_run, model, **facts)
     assert sorted(path.name for path in model.iterdir()) == ["1", "2"]
     assert read_files(model / "1") == read_files(small_model / "1")
     card = (version / "model_card.md").read_text(encoding="utf-8")
-    assert [text for text in ("# fruit, version 2\n", "caf\\xe9", "a\\xe9", "b\\xe9") if text not in card] == []
+    assert [text for text in ("# fruit, version 2\n", "caf\\xe9", "a\\xe9", "b\\xe9\\|") if text not in card] == []
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "caf\\xe9: | #1"
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=version, check=True, timeout=LIMIT_S)
 
 

@@ -215,6 +215,8 @@ def change_nothing(folder):
         (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(0), "new", ("--dry-run",), "has no files"),
+        (change_nothing, "new", ("--size=256",), "more than 4 times; use larger photos or a smaller --size'.\n"),
+        (change_nothing, "new", ("--latent-dim=1",), "latent_dim is 1; set it to a value from 2 to 4096."),
         (change_nothing, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
         (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),

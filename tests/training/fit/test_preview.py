@@ -62,12 +62,15 @@ def test_preview_is_equal_when_the_seed_is_equal(photos, tmp_path):
         ("text/a.txt", "sheet.png", (), "text/a.txt' is not a folder; set --photos to a folder of photos."),
         ("text", "sheet.png", (), "text' has no usable photo: 2 of 3 files are skipped as 'not an image"),
         ("text", "sheet.jpg", (), "not a PNG file; set it to a name such as preview.png."),
+        ("text", "3/sheet.png", (), "3 is in a version of a model, which never changes; set it elsewhere."),
         ("text", "text/sheet.png", (), "so its images would become photos; set --out elsewhere."),
         ("text", "sheet.png", ("--translate-fraction", 0.9), "translate_fraction is 0.9; set it to a value from 0.0"),
     ],
 )
 def test_preview_writes_nothing_when_input_is_bad(tmp_path, capsys, photos_in, out, flags, sentence):
     (tmp_path / "text").mkdir()
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "saved_model.pb").touch()
     for name, text in (("a.txt", "not a photo"), ("b.txt", "nor this"), ("empty.jpg", "")):
         (tmp_path / "text" / name).write_text(text)
     assert preview(tmp_path / photos_in, tmp_path / out, *flags) == 2

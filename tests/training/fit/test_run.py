@@ -137,7 +137,7 @@ def test_fit_saves_a_checkpoint_when_interrupted(photos, run, monkeypatch, capfd
     assert fit(photos, run, "--steps", 500) == 130
     output = "".join(capfd.readouterr())
     assert "Resuming at batch 4." in output
-    assert "SIGINT stopped training at batch 6 of 500; rerun the same command to resume." in output
+    assert "SIGINT stopped training at batch 6 of 500; rerun the command without --new to resume." in output
     for text in ("/500 [", "images/s=", "g_loss=", "d_loss=", "d_real=", "d_generated="):
         assert text in output
     assert read_batches_done(run / "checkpoint.npz") == steps_in(run)[-1] == 6
