@@ -16,7 +16,6 @@ import pytest
 from serving.pb.ringo.v1 import picture_service_pb2 as api
 from serving.rendering.query import seed_of_name
 from serving.telemetry.logs import JsonLines, TextLines
-from tests.batch_process import batch_request
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import refusing
 from tests.gateway_process import Gateway, gateway_for, shell
@@ -49,9 +48,7 @@ def test_request_and_stream_are_one_line_of_json_each(gateway, batch):
         "bytes": len(reply.body),
         "source": "model",
     }
-    call = batch.pictures.GenerateBatch(
-        batch_request(range(100)), metadata=[("authorization", BEARER), ("x-request-id", "stream")], timeout=LIMIT_S
-    )
+    call = batch.stream(range(100), metadata=[("authorization", BEARER), ("x-request-id", "stream")])
     size = sum(len(response.picture.data) for response in call)
     (line,) = map(json.loads, lines_with(batch.log, '"stream"'))
     assert line.pop("encode_seconds") > 0
@@ -109,9 +106,8 @@ def test_no_token_and_no_name_is_in_any_line_of_both_servers(gateway, batch):
     for number, header in enumerate((BEARER, wrong, TOKEN, f"Basic {TOKEN}")):
         gateway.line_of(gateway.ask("/generate?seed=1", Authorization=header))
         metadata = [("authorization", header), ("x-request-id", f"try-{number}")]
-        call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
         with suppress(grpc.RpcError):
-            list(call)
+            list(batch.stream([1], metadata=metadata))
         lines_with(batch.log, f'"try-{number}"')
     written = gateway.log.read_text() + batch.log.read_text()
     assert TOKEN not in written
