@@ -65,8 +65,7 @@ def write_warm_up(folder: Path, request: Any) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        entry = prediction_log_pb2.PredictionLog(predict_log={"request": request})
-        writer.write(entry.SerializeToString())
+        writer.write(prediction_log_pb2.PredictionLog(predict_log={"request": request}).SerializeToString())
 
 
 def publish(source: Path, base_path: Path, name: str) -> None:

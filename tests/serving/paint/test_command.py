@@ -143,8 +143,7 @@ def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path
 
 def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    remote = SimpleNamespace(target="example.invalid:9090")
-    printed = paint(remote, tmp_path, "--patience-s", 1, code=1)
+    printed = paint(SimpleNamespace(target="example.invalid:9090"), tmp_path, "--patience-s", 1, code=1)
     assert printed.endswith("example.invalid:9090 does not answer (http_proxy is set): the connection was refused.\n")
 
 

@@ -157,8 +157,7 @@ def test_servers_serve_a_renewed_certificate_without_a_restart(model_server, tmp
         gateway_for(model_server.target, tmp_path, probe=None, **files) as gateway,
         grpc.secure_channel(batch.target, write_certificate(trustme.CA(), files)) as channel,
     ):
-        describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
-        assert describe(b"", timeout=LIMIT_S)
+        assert channel.unary_unary("/ringo.v1.PictureService/DescribeModel")(b"", timeout=LIMIT_S)
         served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
         assert served == files["tls_certificate"].read_text()
         ca.cert_pem.write_to_path(tmp_path / "ca")
