@@ -26,8 +26,15 @@ GRPC_ENVIRONMENT = {
 }
 # Variables of libraries, meant for other programs: each may break the start or all requests, as may those of tqdm.
 FOREIGN = (
-    *("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "FLASK_DEBUG"),
-    *("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir", "OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_TRACER_PROVIDER"),
+    "SCRIPT_NAME",
+    "WEB_CONCURRENCY",
+    "FORWARDED_ALLOW_IPS",
+    "GUNICORN_PID",
+    "FLASK_DEBUG",
+    "PROMETHEUS_MULTIPROC_DIR",
+    "prometheus_multiproc_dir",
+    "OTEL_PYTHON_CONTEXT",
+    "OTEL_PYTHON_TRACER_PROVIDER",
 )
 
 

@@ -141,8 +141,7 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
     """
     host, port = settings.model_server_address
     addresses = {"RINGO_HOST": settings.host, "RINGO_MODEL_SERVER": with_port(reachable(host), port)}
-    cores = os.cpu_count() or 1
-    workers = settings.workers if "RINGO_WORKERS" in environ else min(cores, MAX_WORKERS)
+    workers = settings.workers if "RINGO_WORKERS" in environ else min(os.cpu_count() or 1, MAX_WORKERS)
     calls = max(1, settings.model_calls // workers)
     return {"RINGO_WORKERS": str(workers), "RINGO_MODEL_CALLS": str(calls), **ALLOCATOR, **environ, **addresses}
 

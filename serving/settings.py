@@ -178,8 +178,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise SettingsError for a TLS file without the others that it needs."""
         tls = {"RINGO_TLS_CERTIFICATE": self.tls_certificate, "RINGO_TLS_KEY": self.tls_key}
-        paths = {"RINGO_TLS_CLIENT_CA": self.tls_client_ca, **tls}
-        for variable, path in paths.items():
+        for variable, path in {"RINGO_TLS_CLIENT_CA": self.tls_client_ca, **tls}.items():
             for missing in (name for name, other in tls.items() if path is not None and other is None):
                 raise SettingsError(variable, sentence=f"{variable} is set, but {missing} is not; set both.")
 

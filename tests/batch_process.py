@@ -33,9 +33,9 @@ class Batch:
     pictures: Any
     health: Any
 
-    def stream(self, seeds: range | list[int], *, timeout: float = LIMIT_S, **options: Any) -> Any:
+    def stream(self, seeds: range | list[int], *, timeout: float = LIMIT_S, metadata: Any = (), **options: Any) -> Any:
         """Begin a GenerateBatch of `seeds`; iterate over it, or cancel() it."""
-        return self.pictures.GenerateBatch(batch_request(seeds, **options), timeout=timeout)
+        return self.pictures.GenerateBatch(batch_request(seeds, **options), timeout=timeout, metadata=metadata)
 
     def paint(self, seeds: range | list[int], **options: Any) -> list[Any]:
         return [response.picture for response in self.stream(seeds, **options)]

@@ -1,5 +1,6 @@
 """Fixtures and helpers of several test files."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -63,6 +65,15 @@ def started(
         wait_until(lambda: process.poll() is not None or is_ready(), " ".join(map(str, words)))
         assert process.poll() is None, log.read_text()
         yield process
+
+
+@contextmanager
+def full_pipe(mode: str) -> Iterator[IO]:
+    """Open a full pipe for writing; its content stays unread."""
+    readable, writable = os.pipe()
+    os.write(writable, bytes(fcntl.fcntl(writable, fcntl.F_GETPIPE_SZ)))
+    with os.fdopen(readable), os.fdopen(writable, mode) as pipe:
+        yield pipe
 
 
 def draw_photo(seed: int, size: int = 40) -> Image.Image:

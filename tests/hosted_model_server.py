@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 
 from serving.model_client.messages import (
     get_model_status_pb2,
@@ -22,6 +21,7 @@ from serving.model_client.messages import (
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.server import parse, start_server
 from serving.model_server.versions import VersionWatcher
+from tests.batch_process import refusal
 from tests.conftest import LIMIT_S, command, started, wait_until
 
 POLL_INTERVAL_S = 0.05
@@ -65,8 +65,7 @@ def write_warm_up(folder: Path, request: Any) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        entry = prediction_log_pb2.PredictionLog(predict_log={"request": request})
-        writer.write(entry.SerializeToString())
+        writer.write(prediction_log_pb2.PredictionLog(predict_log={"request": request}).SerializeToString())
 
 
 def publish(source: Path, base_path: Path, name: str) -> None:
@@ -160,9 +159,7 @@ def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
         "MultiInferenceRequest": hosted.predictions.MultiInference,
         "ReloadConfigRequest": hosted.models.HandleReloadConfigRequest,
     }
-    with pytest.raises(grpc.RpcError) as refused:
-        methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S)
-    return refused.value.code(), refused.value.details()
+    return refusal(lambda: methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S))[:2]
 
 
 def model_server_process(log: Path, line: str, *flags: object) -> AbstractContextManager[subprocess.Popen]:

@@ -72,8 +72,7 @@ def jpeg_with_segment(marker: int, content: bytes) -> bytes:
 
 def tiff_with_tags(**tags: int) -> bytes:
     """Return an orange TIFF with more tags, such as t254=1."""
-    tiffinfo = {int(name[1:]): value for name, value in tags.items()}
-    return encoded(solid("RGB", ORANGE), "TIFF", tiffinfo=tiffinfo)
+    return encoded(solid("RGB", ORANGE), "TIFF", tiffinfo={int(name[1:]): value for name, value in tags.items()})
 
 
 def lab(colour: tuple[int, int, int]) -> Image.Image:

@@ -114,8 +114,7 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         query = read_picture(options, seed)
         self._monitor.require_model()
         version = self._monitor.refresh()[-1] if query.version is None else query.version
-        check = self._monitor.golden_check(version, deadline_s=until_s)
-        return replace(query, version=version), check
+        return replace(query, version=version), self._monitor.golden_check(version, deadline_s=until_s)
 
     def _stream(
         self, seeds: Sequence[int], query: Picture, check: GoldenCheck, context: grpc.ServicerContext

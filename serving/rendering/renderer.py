@@ -84,8 +84,7 @@ class Renderer:
         Each image is encoded when the iterator reaches it.
         """
         seeds = [query.seed for query in queries if query.seed is not None]
-        tiles = self._pixels(seeds, check, deadline_s)
-        for query, pixels in zip(queries, tiles, strict=True):
+        for query, pixels in zip(queries, self._pixels(seeds, check, deadline_s), strict=True):
             yield self._encode(query, [pixels], check, deadline_s)
 
     def _encode(self, query: Query, tiles: Sequence[Pixels], check: GoldenCheck, deadline_s: float) -> bytes:

@@ -158,6 +158,5 @@ class TextLines(logging.Formatter):
             message = record.getMessage() + "".join(named)
         line = f"{self.formatTime(record)} {record.levelname} {printable(message)}"
         if record.exc_info:
-            traceback = self.formatException(record.exc_info)
-            line += "".join(f"\n  {printable(part)}" for part in traceback.split("\n"))
+            line += "".join(f"\n  {printable(part)}" for part in self.formatException(record.exc_info).split("\n"))
         return line

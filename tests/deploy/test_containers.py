@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BUNDLED, ROOT, wait_until
-from tests.fake_model_server import FakeModelServer
 from tests.gateway_process import free_port, status_of
 
 ENGINE = os.environ.get("CONTAINER_ENGINE")
@@ -46,22 +45,12 @@ def container(*arguments: object) -> Iterator[str]:
         engine("rm", "-f", name)
 
 
-@contextmanager
-def gateway_at(model_server: FakeModelServer, port: int) -> Iterator[str]:
-    """Run the gateway's container; return its name once it is ready."""
-    settings = {"PORT": port, "METRICS_PORT": free_port(), "MODEL_SERVER": model_server.target}
-    environment = [part for name, value in settings.items() for part in ("-e", f"RINGO_{name}={value}")]
-    name = engine("run", "-d", "--network", "host", *HARDENED, "--memory", "256m", *environment, SERVE)
-    try:
-        wait_until(lambda: status_of(port, "/readyz") == 200, "the gateway is ready")
-        yield name
-    finally:
-        engine("rm", "-f", name)
-
-
 def test_gateway_serves_under_all_restrictions_and_ends_in_20_s(model_server):
     port = free_port()
-    with gateway_at(model_server, port) as gateway:
+    settings = {"PORT": port, "METRICS_PORT": free_port(), "MODEL_SERVER": model_server.target}
+    environment = [part for name, value in settings.items() for part in ("-e", f"RINGO_{name}={value}")]
+    with container(*HARDENED, "--memory", "256m", *environment, SERVE) as gateway:
+        wait_until(lambda: status_of(port, "/readyz") == 200, "the gateway is ready")
         assert status_of(port, "/generate?seed=42") == 200
         (described,) = json.loads(engine("inspect", gateway))
         program, python, *arguments = described["Config"]["Healthcheck"]["Test"]

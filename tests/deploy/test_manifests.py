@@ -33,6 +33,7 @@ ALL = (*OVERLAYS, CANARY, *JOBS)
 Manifest = dict[str, Any]
 BUILD = next((words for words in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(words[0])), None)
 SETTINGS = Settings()
+COMPOSE: Manifest = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +113,9 @@ def test_probes_name_routes_and_services_of_the_code(overlay):
 def test_settings_are_valid_and_name_the_model_of_the_probe(overlay):
     (data,) = [found["data"] for name, found in of_kind(overlay, "ConfigMap").items() if name.startswith("settings-")]
     name = Settings.from_environment(data).model_name
-    path = containers(overlay)["model-server"]["readinessProbe"]["httpGet"]["path"]
-    assert path == f"/v1/models/{name}/metadata"
+    assert containers(overlay)["model-server"]["readinessProbe"]["httpGet"]["path"] == f"/v1/models/{name}/metadata"
     for name in ("gateway", "batch"):
-        Settings.from_environment(compose()["services"][name]["environment"])
+        Settings.from_environment(COMPOSE[name]["environment"])
 
 
 def test_every_ringo_variable_is_a_setting(manifests):
@@ -153,19 +153,17 @@ def test_grace_periods_cover_the_drain_time(overlay):
 
 
 def test_model_server_has_the_flags_that_make_run_gives_it(overlay, tmp_path, monkeypatch):
-    program = tmp_path / "tensorflow_model_server"
-    program.touch(mode=0o755)
+    (tmp_path / "tensorflow_model_server").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     needed = {flag for flag in model_server_command(SETTINGS)[1:] if "model_name" not in flag and "path" not in flag}
     assert needed <= set(containers(overlay)["model-server"]["args"])
-    assert needed <= set(compose()["services"]["model-server"]["command"])
+    assert needed <= set(COMPOSE["model-server"]["command"])
 
 
 def test_training_job_is_a_command_of_training(rendered):
     for name in ("jobs/train", "overlays/gpu"):
         for step in ("fit", "export"):
-            arguments = build_parser().parse_args(containers(rendered[name])[step]["args"])
-            assert arguments.command == step
+            assert build_parser().parse_args(containers(rendered[name])[step]["args"]).command == step
 
 
 @pytest.mark.parametrize("name", ["jobs/paint", "jobs/paint-tls"])
@@ -190,15 +188,11 @@ def test_network_policy_admits_gateway_and_batch_only_to_model_server(rendered):
     assert peer["podSelector"]["matchExpressions"] == [expected]
 
 
-def compose() -> Manifest:
-    return yaml.safe_load((ROOT / "compose.yaml").read_text())
-
-
 def test_images_have_the_same_names_in_compose_and_the_cluster(rendered):
     ours = {
         container["image"] for name in ("overlays/local", *JOBS) for container in containers(rendered[name]).values()
     }
-    assert ours == {service["image"] for name, service in compose()["services"].items() if name != "nginx"}
+    assert ours == {service["image"] for name, service in COMPOSE.items() if name != "nginx"}
 
 
 def test_images_have_the_versions_of_pyproject_and_the_lock_file(manifests):
@@ -248,24 +242,22 @@ def test_operations_page_explains_every_metric_and_alert(alerts):
     metric_names = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
     assert set(re.findall(r"\| `(ringo_\w+|Ringo\w+)`", page)) >= metric_names
     assert [rule["alert"] for rule in alerts if f"`{rule['alert']}`" not in page] == []
-    links = {rule["annotations"]["runbook_url"] for rule in alerts}
-    assert links == {"docs/operations.md#metrics-and-alerts"}
+    assert {rule["annotations"]["runbook_url"] for rule in alerts} == {"docs/operations.md#metrics-and-alerts"}
     assert "\n## Metrics and alerts\n" in page
 
 
 def test_compose_gives_no_container_root_rights():
-    for name, service in compose()["services"].items():
+    for name, service in COMPOSE.items():
         assert (service["read_only"], service["cap_drop"], service["user"]) == (True, ["ALL"], "10001:10001"), name
 
 
 def test_no_port_of_the_model_server_is_published():
     """TensorFlow Serving accepts a new configuration from every client."""
-    published = {name for name, service in compose()["services"].items() if "ports" in service}
-    assert published == {"nginx", "batch"}
+    assert {name for name, service in COMPOSE.items() if "ports" in service} == {"nginx", "batch"}
     base = [yaml.safe_load(path.read_text()) for path in (ROOT / "k8s" / "base").rglob("service.yaml")]
     assert {service["spec"].get("type", "ClusterIP") for service in base} == {"ClusterIP"}
     assert not any("rest_api_port" in flag for flag in model_server_command(SETTINGS))
-    assert not any("rest_api_port" in flag for flag in compose()["services"]["model-server"]["command"])
+    assert not any("rest_api_port" in flag for flag in COMPOSE["model-server"]["command"])
 
 
 def test_dockerfile_has_the_ports_and_the_allocator_of_the_code():

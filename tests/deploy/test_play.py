@@ -16,7 +16,7 @@ from PIL import Image
 from tests.conftest import BUNDLED, ROOT, wait_until
 from tests.deploy.test_containers import ENGINE, MODEL, TRAIN, engine
 from tests.deploy.test_manifests import BUILD, render
-from tests.gateway_process import free_port
+from tests.gateway_process import free_port, status_of
 
 READY_LIMIT_S = 300  # TensorFlow's first import from a cold disk is slow
 NETWORK = VOLUME = "ringo-play"
@@ -37,10 +37,9 @@ def prepare_volume() -> None:
     Podman would fill an empty volume with the image's files at the mount path; Kubernetes does not.
     """
     engine("volume", "create", VOLUME)
-    script = "mkdir /volume/lost+found && chown 10001:10001 /volume"
     engine(
         *("run", "--rm", "--user", "0", "--network", "none", "--entrypoint", "/bin/sh"),
-        *("-v", f"{VOLUME}:/volume:nocopy", MODEL, "-c", script),
+        *("-v", f"{VOLUME}:/volume:nocopy", MODEL, "-c", "mkdir /volume/lost+found && chown 10001:10001 /volume"),
     )
 
 
@@ -91,7 +90,7 @@ def gateway(tmp_path_factory) -> Iterator[str]:
         prepare_volume()
         play(manifests, "model-server", folder)
         play(manifests, "gateway", folder, port)
-        wait_until(lambda: is_ready(port), "the gateway is ready", READY_LIMIT_S)
+        wait_until(lambda: status_of(port, "/readyz") == 200, "the gateway is ready", READY_LIMIT_S)
         yield f"http://127.0.0.1:{port}"
     finally:
         for file in folder.glob("*.yaml"):
@@ -99,14 +98,6 @@ def gateway(tmp_path_factory) -> Iterator[str]:
         with suppress(AssertionError):
             engine("volume", "rm", "-f", VOLUME)
             engine("network", "rm", "-f", NETWORK)
-
-
-def is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
 
 
 def get(url: str) -> bytes:

@@ -112,9 +112,8 @@ def predictions(draw):
 @pytest.mark.timeout(TIME_S)
 def test_embedded_model_server_keeps_serving_after_any_request(tmp_path):
     port, log = free_port(), tmp_path / "log"
-    flags = ("--model_base_path", BUNDLED.parent, "--port", port)
     with (
-        model_server_process(log, "serving apple", *flags) as process,
+        model_server_process(log, "serving apple", "--model_base_path", BUNDLED.parent, "--port", port) as process,
         grpc.insecure_channel(f"localhost:{port}") as channel,
     ):
         predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")

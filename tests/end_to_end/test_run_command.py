@@ -22,8 +22,7 @@ def running_service(folder: Path, **settings: object) -> Iterator[Gateway]:
     """Run the command in the `with` block; yield its ready gateway."""
     ports = {"port": free_port(), "metrics_port": free_port()}
     settings |= {"model_server": f"127.0.0.1:{free_port()}", "model_name": "-apple"}  # the name is no option
-    env = environment(**ports, **settings) | {"PATH": "/nowhere"}
-    with running(env, folder) as run:
+    with running(environment(**ports, **settings) | {"PATH": "/nowhere"}, folder) as run:
         assert "the embedded one" in run.output
         yield Gateway(**ports, process=run.process, log=folder / "err")
 

@@ -143,8 +143,7 @@ def test_all_clients_are_served_when_few_files_may_be_open(model_server, start_g
 def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, start_gateway, tmp_path):
     gateway = start_gateway(model_server.target, host="::")
     with batch_for(model_server.target, tmp_path, host="::") as batch:
-        ports = (gateway.port, gateway.metrics_port, int(batch.target.rpartition(":")[2]), batch.metrics_port)
-        for port in ports:
+        for port in (gateway.port, gateway.metrics_port, int(batch.target.rpartition(":")[2]), batch.metrics_port):
             for address in ("127.0.0.1", "::1"):
                 socket.create_connection((address, port), timeout=LIMIT_S).close()
 

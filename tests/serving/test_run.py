@@ -1,6 +1,5 @@
 """`python -m serving run` as a process, with a fake tensorflow_model_server."""
 
-import fcntl
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ import pytest
 import trustme
 
 from serving.run import MAX_WORKERS
-from tests.conftest import LIMIT_S, ROOT, command, started, wait_until
+from tests.conftest import LIMIT_S, ROOT, command, full_pipe, started, wait_until
 from tests.gateway_process import environment, free_port
 
 
@@ -118,10 +117,7 @@ def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path)
 @pytest.mark.parametrize(("words", "status"), [(["run"], 1), (["paint", "--seeds", "x"], 2)])
 def test_command_ends_when_stderr_is_blocked(surroundings, tmp_path, words, status):
     (tmp_path / "bin" / "tensorflow_model_server").write_text("#!/bin/sh\nexit 3\n")
-    _, blocked = os.pipe()
-    os.write(blocked, bytes(fcntl.fcntl(blocked, fcntl.F_GETPIPE_SZ)))
-    streams = {"stdout": subprocess.DEVNULL, "stderr": blocked}
-    done = subprocess.run(
-        command("serving", *words), env=surroundings, cwd=ROOT, timeout=LIMIT_S, check=False, **streams
-    )
+    with full_pipe("wb") as blocked:
+        streams = {"stdout": subprocess.DEVNULL, "stderr": blocked}
+        done = subprocess.run(command("serving", *words), env=surroundings, cwd=ROOT, timeout=LIMIT_S, **streams)
     assert done.returncode == status

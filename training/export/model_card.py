@@ -134,8 +134,7 @@ def _describe_data(photos: PhotosRecord) -> str:
 
 def _describe_training(run: RunRecord) -> str:
     """Return batches, chosen checkpoint, duration and source run in words."""
-    images = run.steps * run.config.batch_size
-    sentences = [f"{run.steps:,} batches of {run.config.batch_size}: {images:,} images."]
+    sentences = [f"{run.steps:,} batches of {run.config.batch_size}: {run.steps * run.config.batch_size:,} images."]
     if measurement := next((row for row in run.measurements if row.step == run.steps), None):
         last = run.measurements[-1].step  # config.json has the planned number
         kid = f"KID x1000 {measurement.kid_x1000} ± {measurement.std} against the training photos"

@@ -116,10 +116,9 @@ def choose_image_size(sides: Sequence[int], machine: Machine, start: Start | Non
         size, reason = min(2 * source_size, IMAGE_SIZES[-1]), f"twice the {source_size} px of the source run"
     elif median >= 2 * largest:
         reason += f"; a {machine.kind.upper()} is fast enough for {largest} px"
-    memory = min(2048, machine.memory_mib // 8)
     return (
         Choice("image_size", size, reason),
-        Choice("memory_limit_mib", memory, "decoded photos beyond this stay on disk"),
+        Choice("memory_limit_mib", min(2048, machine.memory_mib // 8), "decoded photos beyond this stay on disk"),
     )
 
 

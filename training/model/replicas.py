@@ -37,8 +37,7 @@ def strategy_scope(name: str, run: Path) -> Iterator[Path]:
     with strategy.scope(), TemporaryDirectory() as temporary:
         print(f"{strategy.num_replicas_in_sync} replicas share each batch.", flush=True)
         worker_run = run
-        is_chief = strategy.extended.should_checkpoint
-        if not is_chief:
+        if not strategy.extended.should_checkpoint:  # not the chief
             worker_run = Path(temporary) / run.name
             worker_run.mkdir()
             for file in run.glob("*.*"):

@@ -127,8 +127,7 @@ def test_generation_waits_when_the_reader_is_slow(batch, model_server):
 
     wait_until(stands_still, "generation to wait for its reader")
     # Most of them are in gRPC's window: 480 with batches of 32.
-    requests = model_server.requests[before:]
-    assert sum(request.inputs["seeds"].tensor_shape.dim[0].size for request in requests) < 1000
+    assert sum(sent.inputs["seeds"].tensor_shape.dim[0].size for sent in model_server.requests[before:]) < 1000
     assert [next(stream).picture.seed for _ in range(500)] == list(range(1, 501))
     cancel(batch, stream)
 

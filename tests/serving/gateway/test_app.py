@@ -14,17 +14,16 @@ from serving.model_client.messages import types_pb2
 from serving.rendering.encoding import RENDERER_VERSION
 from serving.settings import Settings
 from tests.conftest import BUNDLED, VERSION, wait_until
-from tests.fake_model_server import answer, picture, refusing
+from tests.fake_model_server import HEIGHT, WIDTH, answer, picture, refusing
 
 
 def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
-    height, width = 6, 8
-    return sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
+    return sheet[row * HEIGHT : (row + 1) * HEIGHT, column * WIDTH : (column + 1) * WIDTH]
 
 
 def test_grid_shows_its_seeds_row_by_row(gateway):
     sheet = gateway.pixels("/grid?seeds=5,1,7-9&columns=3")
-    assert sheet.shape == (2 * 6, 3 * 8, 3)
+    assert sheet.shape == (2 * HEIGHT, 3 * WIDTH, 3)
     for place, seed in enumerate((5, 1, 7, 8, 9)):
         assert np.array_equal(tile(sheet, *divmod(place, 3)), picture(seed, VERSION))
     assert (tile(sheet, 1, 2) == 255).all()

@@ -42,8 +42,7 @@ def test_names_of_all_planes_have_distinct_seeds_by_http_and_grpc(gateway, batch
     assert len(set(seeds.values())) == len({unicodedata.normalize("NFC", name) for name in seeds})
     for name, seed in seeds.items():
         assert gateway.ask(f"/generate?name={quote(name, safe='')}", "HEAD").headers["Ringo-Seed"] == str(seed)
-        answer = batch.pictures.Generate(api.GenerateRequest(name=name), timeout=LIMIT_S)
-        assert answer.picture.seed == seed
+        assert batch.pictures.Generate(api.GenerateRequest(name=name), timeout=LIMIT_S).picture.seed == seed
 
 
 @pytest.mark.skipif(NODE is None, reason="node is not installed: apt-get install nodejs")

@@ -1,8 +1,6 @@
 """`paint` and its client with a fake batch server."""
 
-import fcntl
 import hashlib
-import os
 import re
 import shlex
 import signal
@@ -10,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +21,7 @@ from serving.paint.files import open_file
 from serving.paint.output_folder import CALL_SEEDS
 from serving.rendering.query import Picture
 from serving.settings import SettingsError
-from tests.conftest import LIMIT_S, ROOT, wait_until
+from tests.conftest import LIMIT_S, ROOT, full_pipe, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.serving.paint.conftest import FakeBatchServer, Gate, content, data_of, paint, rows, running_paint
 
@@ -77,15 +75,6 @@ def test_documented_command_accepts_all_images_of_a_folder(server, tmp_path, lay
     images[0].write_bytes(b"x")
     checked = script if layout == "files" else script.splitlines()[-1]
     assert subprocess.run(["bash", "-ec", checked], cwd=tmp_path, check=False, capture_output=True).returncode == 1
-
-
-@contextmanager
-def full_pipe(mode):
-    """Open a full pipe for writing; its content stays unread."""
-    readable, writable = os.pipe()
-    os.write(writable, bytes(fcntl.fcntl(writable, fcntl.F_GETPIPE_SZ)))
-    with os.fdopen(readable), os.fdopen(writable, mode) as pipe:
-        yield pipe
 
 
 @pytest.mark.parametrize("unwritable", [full_pipe, Path("/dev/full").open])
@@ -154,8 +143,7 @@ def test_paint_uses_no_proxy_when_the_server_is_on_this_machine(server, tmp_path
 
 def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    remote = SimpleNamespace(target="example.invalid:9090")
-    printed = paint(remote, tmp_path, "--patience-s", 1, code=1)
+    printed = paint(SimpleNamespace(target="example.invalid:9090"), tmp_path, "--patience-s", 1, code=1)
     assert printed.endswith("example.invalid:9090 does not answer (http_proxy is set): the connection was refused.\n")
 
 

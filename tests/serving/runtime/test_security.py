@@ -16,7 +16,7 @@ from serving.gateway.app import create_app
 from serving.gateway.openapi import PROBES
 from serving.pb.ringo.v1 import picture_service_pb2
 from serving.settings import Settings
-from tests.batch_process import Batch, batch_for, batch_request, refusal
+from tests.batch_process import Batch, batch_for, refusal
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.gateway_process import gateway_for, run_serving, scrape, value
 
@@ -76,8 +76,8 @@ def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):
     def count() -> float:
         return value(batch.metrics_port, "ringo_requests_total", outcome="not_authenticated")
 
-    before, metadata = count(), [("x-request-id", "mine")]
-    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=metadata, timeout=LIMIT_S)
+    before = count()
+    call = batch.stream([1], metadata=[("x-request-id", "mine")])
     code, sentence, _ = refusal(lambda: next(call))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     assert sentence == "This service requires its token; send the header `authorization: Bearer ...`."
@@ -157,8 +157,7 @@ def test_servers_serve_a_renewed_certificate_without_a_restart(model_server, tmp
         gateway_for(model_server.target, tmp_path, probe=None, **files) as gateway,
         grpc.secure_channel(batch.target, write_certificate(trustme.CA(), files)) as channel,
     ):
-        describe = channel.unary_unary("/ringo.v1.PictureService/DescribeModel")
-        assert describe(b"", timeout=LIMIT_S)
+        assert channel.unary_unary("/ringo.v1.PictureService/DescribeModel")(b"", timeout=LIMIT_S)
         served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
         assert served == files["tls_certificate"].read_text()
         ca.cert_pem.write_to_path(tmp_path / "ca")

@@ -17,7 +17,7 @@ from serving.batch.calls import CODES
 from serving.errors import RingoError
 from serving.gateway.app import ANSWERS
 from serving.telemetry.tracing import export_traces
-from tests.batch_process import batch_for, batch_request
+from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.gateway_process import gateway_for, scrape
 
@@ -108,7 +108,7 @@ def test_gateway_and_batch_server_answer_every_error():
 )
 def test_request_id_of_the_client_is_returned_when_it_is_valid(gateway, batch, request_id, is_valid):
     reply = gateway.ask("/generate?seed=1", X_Request_ID=request_id)
-    call = batch.pictures.GenerateBatch(batch_request([1]), metadata=[("x-request-id", request_id)], timeout=LIMIT_S)
+    call = batch.stream([1], metadata=[("x-request-id", request_id)])
     assert len(list(call)) == 1
     for returned in (reply.headers["X-Request-ID"], dict(call.initial_metadata())["x-request-id"]):
         assert returned == request_id if is_valid else int(returned, 16) and len(returned) == 16
@@ -150,8 +150,7 @@ def test_shared_call_is_part_of_the_trace_that_has_waited_longest(server, start_
 
 
 def test_batch_server_passes_a_trace_to_the_log_and_the_model_server(batch, model_server):
-    call = batch.pictures.GenerateBatch(batch_request(range(3)), metadata=[("traceparent", PARENT)], timeout=LIMIT_S)
-    assert len(list(call)) == 3
+    assert len(batch.paint(range(3), metadata=[("traceparent", PARENT)])) == 3
     assert trace_of_last_call(model_server) == {"traceparent": PARENT}
     wait_until(lambda: f'"trace_id": "{TRACE}"' in batch.log.read_text(), "a line with the trace")
 

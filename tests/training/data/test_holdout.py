@@ -28,8 +28,7 @@ def test_series_gives_one_group_of_consecutive_frames(name, fraction):
     numbers = {name.format(n, folder="Training" if n % 4 else "Test"): n for n in range(200)}
     frames = [numbers[file] for file in list_held_out(sorted(numbers), fraction)]
     assert len(frames) == 200 * fraction
-    starts = [n for n in frames if (n - 1) % 200 not in frames]  # a group may continue at the beginning
-    assert len(starts) == 1
+    assert len([n for n in frames if (n - 1) % 200 not in frames]) == 1  # a group may continue at the beginning
 
 
 def test_every_photo_is_either_trained_on_or_held_out():

@@ -198,8 +198,7 @@ def test_load_generator_takes_the_best_checkpoint_by_default(run):
 
 def test_export_writes_no_version_when_nothing_is_new(small_model, small_run, tmp_path, capsys):
     model = shutil.copytree(small_model, tmp_path / "fruit")
-    faults = [Fault(7, "torn at the left")]
-    for facts in ({"licence": "CC0-1.0", "faults": faults}, {"licence": "not stated"}):
+    for facts in ({"licence": "CC0-1.0", "faults": [Fault(7, "torn at the left")]}, {"licence": "not stated"}):
         assert export(small_run, model, attribution="drawn by the tests", **facts) == model / "1"
         assert "1 has the same images and all these facts on its model card; no version" in capsys.readouterr().out
     assert [p.name for p in model.iterdir()] == ["1"]

@@ -69,8 +69,7 @@ def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, mach
     ],
 )
 def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, flags, steps):
-    choice = choose_length(photos, TrainingConfig(**flags), step_s, machine)
-    assert choice.value == steps
+    assert choose_length(photos, TrainingConfig(**flags), step_s, machine).value == steps
 
 
 def test_new_run_refines_at_its_end_and_a_grown_one_from_its_start():

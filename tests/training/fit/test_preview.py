@@ -22,8 +22,7 @@ def read_cells(sheet) -> np.ndarray:
     with Image.open(sheet) as image:
         pixels = np.asarray(image)[LABEL_HEIGHT:]
     pixels = np.concatenate([pixels[:, :CELL], pixels[:, CELL + GAP :]], axis=1)
-    rows = pixels.reshape(-1, CELL, 1 + VERSIONS, CELL, 3).swapaxes(1, 2)
-    return rows[:, :, 1:-1, 1:-1]
+    return pixels.reshape(-1, CELL, 1 + VERSIONS, CELL, 3).swapaxes(1, 2)[:, :, 1:-1, 1:-1]
 
 
 def test_preview_repeats_the_photo_when_augmentation_is_off(photos, tmp_path, capsys):
