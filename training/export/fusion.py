@@ -103,7 +103,8 @@ def _conv_by_blocks(x: Any, kernel: Any) -> Any:
     corners = [
         tf.pad(kernel, ((down, 1 - down), (right, 1 - right), (0, 0), (0, 0))) for down in (0, 1) for right in (0, 1)
     ]
-    return tf.nn.depth_to_space(tf.nn.conv2d(x, tf.concat(corners, axis=-1), 2, "SAME"), 2)
+    blocks = tf.nn.conv2d(x, tf.concat(corners, axis=-1), 2, "SAME")
+    return tf.nn.depth_to_space(blocks, 2)
 
 
 def _upsample_conv(x: Any, kernel: Any, *, smooth: bool) -> Any:

@@ -55,7 +55,8 @@ class Servable(tf.Module):
         """Return ringo-latent/1 float32[N, latent_dim] of seeds int64[N]."""
         low = tf.cast(tf.bitwise.bitwise_and(seeds, tf.constant(0xFFFFFFFF, tf.int64)), tf.uint32)
         high = tf.cast(tf.bitwise.right_shift(seeds, tf.constant(32, tf.int64)), tf.uint32)
-        return standardise(tf.cast(sum_of_uniforms(low, high, self.latent_dim, tf.bitwise.right_shift), tf.float32))
+        sums = sum_of_uniforms(low, high, self.latent_dim, tf.bitwise.right_shift)
+        return standardise(tf.cast(sums, tf.float32))
 
     def signatures(self) -> dict[str, Any]:
         """Return the functions by name.

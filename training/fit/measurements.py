@@ -100,4 +100,5 @@ class KeepBest(StepCallback):
 
 def read_measurements(path: Path) -> list[Measurement]:
     """Return the rows of kid.csv, an empty list without a file."""
-    return [Measurement(int(step), *figures) for step, *figures in zip(*read_curves(path).values(), strict=True)]
+    rows = zip(*read_curves(path).values(), strict=True)
+    return [Measurement(int(step), *figures) for step, *figures in rows]
