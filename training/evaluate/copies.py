@@ -109,8 +109,8 @@ def assess_distances(
         f"photos {usual:.3g}; {100 * share:.1f} % of the images are closer than the closest "
         f"{100 * CLOSE_QUANTILE:.0f} % of other photos ({close:.3g})."
     )
-    # The median of n photos is uncertain, too: three standard deviations of its rank are 1.5 / sqrt(n).
-    if median < np.quantile(others, max(0.0, 0.5 - 1.5 / math.sqrt(len(others)))):
+    # Both medians are uncertain: three standard deviations of the rank of n distances' median are 1.5 / sqrt(n).
+    if median < np.quantile(others, max(0.0, 0.5 - 1.5 * math.sqrt(1 / len(others) + 1 / len(generated)))):
         return Verdict("bad", "The images are closer to the training photos than other photos are.", explanation)
     # Three standard deviations of the quantile are 0.15 with 20 photos, 0.03 with 700.
     deviation = math.sqrt(CLOSE_QUANTILE * (1.0 - CLOSE_QUANTILE) / len(others))

@@ -73,7 +73,7 @@ SOME_CLOSE = "Some images look like copies."
 VERDICTS = {
     "as far": (FAR, FAR, "good", "No sign of copying."),
     "closer": (NEAR, FAR, "bad", ALL_CLOSE),
-    "as far by chance": (FAR[:-4], FAR, "good", "No sign of copying."),
+    "as far by chance": (FAR[:25], FAR, "good", "No sign of copying."),
     "some": (np.r_[NEAR[:15], FAR[-35:]], FAR, "bad", SOME_CLOSE),
     "a few": (np.r_[NEAR[:5], FAR[-45:]], FAR, "good", "No sign of copying."),
     "some, 5 others": (np.r_[NEAR[:15], FAR[-35:]], FAR[::10], "good", "No sign of copying."),
