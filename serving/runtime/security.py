@@ -18,7 +18,10 @@ def check_tls(settings: Settings) -> None:
 
 
 def check_pem_files(pair: dict[str, Path | None], ca: dict[str, Path | None]) -> None:
-    """Raise SettingsError for a certificate, key or CA, each with its name, that is not None and not usable."""
+    """Raise SettingsError for a certificate, key or CA that is not usable.
+
+    Each has its name; files that are None are left out.
+    """
     for name, path in (pair | ca).items():
         # A FIFO would block, or be read only once. pathlib raises in a folder that this user may not enter.
         if path is not None and not (os.path.isfile(path) and os.access(path, os.R_OK)):  # noqa: PTH113

@@ -140,9 +140,10 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
             write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
         return Photos(mapped, names, summary)
     except OSError as error:
+        megabytes = len(files) * image_size * image_size * 3 / 1e6
         raise TrainingError(
             f"Cannot cache the decoded photos in {printable(str(cache_dir))!r} ({error.strerror or error}); "
-            f"make {len(files) * image_size * image_size * 3 / 1e6:,.0f} MB free there, or raise --memory-limit-mib."
+            f"make {megabytes:,.0f} MB free there, or raise --memory-limit-mib."
         ) from error
 
 

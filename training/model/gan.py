@@ -51,7 +51,7 @@ class GAN(keras.Model):
         config = self.config
         real = augment(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
         # After the first stage the statistics are fixed, as in inference: KID x1000 then ends at 2.5, otherwise at 3.7.
-        # In a grown run the new layers have none yet.
+        # A run that starts from another generator uses those of the batch: new layers have no others yet.
         generated = augment(config, self.generator(latents, training=self.first_step == 0), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
