@@ -32,18 +32,18 @@ class Chart:
 def draw_losses(curves: Curves) -> Figure:
     """Return a figure of the columns LABELS over the column `step`."""
     figure = _new_figure(height=5.0)
-    losses, probabilities = figure.subplots(2, 1, sharex=True)
+    losses, outputs = figure.subplots(2, 1, sharex=True)
     rows_a_point = math.ceil(len(curves["step"]) / MAX_POINTS)
     cuts = range(rows_a_point, len(curves["step"]), rows_a_point)
     means = {name: [part.mean() for part in np.array_split(curves[name], cuts)] for name in ("step", *LABELS)}
     for name, label in LABELS.items():
-        panel = losses if name.endswith("loss") else probabilities
+        panel = losses if name.endswith("loss") else outputs
         panel.plot(means["step"], means[name], "-" if len(means["step"]) > 1 else "o", label=label, linewidth=1)
-    for panel, label in ((losses, "loss"), (probabilities, "probability of being real")):
+    for panel, label in ((losses, "loss"), (outputs, "output of the discriminator")):
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
         panel.legend()
-    probabilities.set_xlabel("batch")
+    outputs.set_xlabel("batch")
     return figure
 
 
@@ -51,7 +51,7 @@ def chart_losses(curves: Curves) -> Chart | None:
     """Return the chart of the losses; None if `curves` is empty."""
     if not curves:
         return None
-    title, steps = "Losses and probabilities by batch", curves["step"]
+    title, steps = "Losses and outputs of the discriminator by batch", curves["step"]
     if len(steps) == 1:
         return Chart(
             title, _sentence(f"Batch {steps[0]:,.0f}", {la: f"{curves[n][0]:.3g}" for n, la in LABELS.items()})

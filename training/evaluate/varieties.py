@@ -45,7 +45,7 @@ def find_varieties(files: Sequence[str], features: Features) -> Varieties:
     for rule, names in rules.items():
         numbers = Counter(names).values()
         if len(numbers) > 1 and min(numbers) >= MIN_PHOTOS_EACH:
-            return Varieties(rule, np.array(names))
+            return Varieties(rule, np.array([name or "(no name)" for name in names]))
     clusters = max(2, min(MAX_CLUSTERS, len(files) // MIN_PHOTOS_EACH))
     return Varieties(
         f"{clusters} clusters of features",

@@ -126,10 +126,13 @@ def _start_run(
     import_backend()
     from training.fit.machine import detect_machine
     from training.fit.run import enable_determinism, load_source, train
+    from training.model.replicas import check_equal_shares
 
     machine = detect_machine()
     plan = plan.with_choices(*choose_image_size(sides, machine, start))
     plan = plan.with_choices(*choose_discriminator(plan.config.discriminator))
+    if plan.config.r1_gamma > 0 and plan.config.discriminator != "plain":
+        raise ConfigError("--r1-gamma is for the plain discriminator; leave it out, or set --discriminator plain.")
     _check_feature_weights(plan.config)
     photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
     usable = len(photos.pixels) if photos else _count_usable(sides, plan.config.image_size, photos_folder)
@@ -137,14 +140,15 @@ def _start_run(
     training = usable - held_out
     plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine, start))
     check_batch_size(training, held_out, plan.config.batch_size)
+    check_equal_shares(plan.config.batch_size)
     enable_determinism(plan.config)
     if source is not None:
         load_source(source)  # raises before a file is written
-    is_refining = start is not None or plan.config.refine_from == 0
+    is_refining = flags.get("refine_from", 0 if start else 1) == 0
     step_s = _measure_step(plan.config, flags, dry_run=dry_run, refining=is_refining)
     plan = plan.with_choices(choose_length(training, plan.config, step_s, machine, start))
     plan = plan.with_choices(*choose_refinement(plan.config, start))
-    _print_plan(plan, machine, step_s)
+    _print_plan(plan, machine, step_s, start)
     if training < FEW_PHOTOS and start is None:
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
@@ -214,7 +218,7 @@ def _measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: 
     return measure_step_s(config, refining=refining and config.discriminator != "plain")
 
 
-def _print_plan(plan: Plan, machine: Machine, step_s: float | None) -> None:
+def _print_plan(plan: Plan, machine: Machine, step_s: float | None, start: Start | None) -> None:
     print(f"settings for {machine}")
     print(plan.format_table())
     if step_s is None:
@@ -222,17 +226,21 @@ def _print_plan(plan: Plan, machine: Machine, step_s: float | None) -> None:
         return
     config = plan.config
     seconds = config.steps * mean_step_s(step_s, config.first_refining_step / config.steps)
-    print(
-        f"This takes about {format_duration(seconds)}. Photos of single apples reach a KID x1000 of about "
-        f"{expected_kid(config):.0f} (0 is as good as photos); more varied photos end higher.",
-        flush=True,
-    )
+    print(f"This takes about {format_duration(seconds)}.", flush=True)
+    if start is None and (kid := expected_kid(config)) is not None:
+        print(f"Photos of single apples reach a KID x1000 of about {kid:.0f} (0 is as good as photos);", end=" ")
+        print("more varied photos end higher.", flush=True)
 
 
 def _report_end(done: int, run: Path, config: TrainingConfig) -> bool:
     """Return whether all batches are done; if so, print the next command."""
     if done < config.steps:
         return False
+    from training.model.replicas import is_chief
+
+    if not is_chief():
+        print(f"All {done:,} batches are done; worker 0 has the files.")
+        return True
     pictures = " and ".join(str(run / name) for name in ("progress.gif", "losses.png") if (run / name).exists())
     print(f"All {done:,} batches are done. Check {pictures}, then export:")
     print(" ", python_command("-m", "training", "export", run, "--to", f"models/{model_name(run)}"))

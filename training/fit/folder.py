@@ -54,7 +54,8 @@ def lock_run(run: Path) -> Iterator[None]:
             raise TrainingError(
                 f"Another process trains in {run}; wait until it ends, or choose a new --out."
             ) from None
-        for pattern in (PARTIAL_FILES, f"grids/{PARTIAL_FILES}"):  # of a process that was killed
+        # Of a process that was killed; photos/ may be the user's.
+        for pattern in (PARTIAL_FILES, f"grids/{PARTIAL_FILES}", f"photos/.photos-{PARTIAL_FILES}"):
             for partial in run.glob(pattern):
                 if partial.is_file():
                     partial.unlink()

@@ -114,7 +114,8 @@ def choose_image_size(sides: Sequence[int], machine: Machine, start: Start | Non
         size, reason = start.config.image_size, "that of the model to start from"
     elif start:
         source_size = start.config.image_size
-        size, reason = min(2 * source_size, IMAGE_SIZES[-1]), f"twice the {source_size} px of the source run"
+        size = min(2 * source_size, IMAGE_SIZES[-1])
+        reason = f"{'twice ' if size > source_size else ''}the {source_size} px of the source run"
     elif median >= 2 * largest:
         reason += f"; a {machine.kind.upper()} is fast enough for {largest} px"
     return (
@@ -172,7 +173,7 @@ def choose_length(
         images = round(images * (MODEL_SHARE if start.is_model else GROWN_SHARE))
     affordable = float(images)
     if step_s:
-        first_stage_share = 1.0 if plain else 0.0 if start else 1.0 - REFINING_SHARE
+        first_stage_share = 1.0 if plain else 0.0 if start or config.refine_from == 0 else 1.0 - REFINING_SHARE
         affordable = MAX_HOURS * 3600 / mean_step_s(step_s, first_stage_share) * config.batch_size
     if affordable < images:
         reason = f"the most in {MAX_HOURS} hours; {images:,} images would be better"
@@ -195,9 +196,11 @@ def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choi
     return (first, Choice("refining_learning_rate", config.learning_rate, "new layers start from random weights"))
 
 
-def expected_kid(config: TrainingConfig) -> float:
-    """Return the KID x1000 to expect, for apples at 64 px."""
+def expected_kid(config: TrainingConfig) -> float | None:
+    """Return the KID x1000 to expect, for apples at 64 px; None for runs shorter than those measured."""
     images, kids = zip(*(EXPECTED_KID_PLAIN if config.discriminator == "plain" else EXPECTED_KID), strict=True)
+    if config.steps * config.batch_size < images[0]:
+        return None
     return float(np.exp(np.interp(np.log(config.steps * config.batch_size), np.log(images), np.log(kids))))
 
 

@@ -16,7 +16,7 @@ from training.config import TrainingConfig, read_config
 from training.data.dataset import describe_photos
 from training.data.holdout import Split
 from training.data.photos import Photos
-from training.errors import FeatureWeightsMissing, TrainingError
+from training.errors import FeatureWeightsMissing
 from training.evaluate.command import quote_model_card
 from training.evaluate.features import build_extractor
 from training.evaluate.generator import is_version
@@ -32,7 +32,7 @@ from training.model.exported import load_exported
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.projected import STATISTICS_PHOTOS
-from training.model.replicas import count_replicas, distribute_batches
+from training.model.replicas import check_equal_shares, count_replicas, distribute_batches
 from training.records import ComputeRecord, read_batches_done, read_record, write_record
 
 KID_PHOTOS = 2_000  # their features take 20 s on two cores with AVX2
@@ -46,12 +46,7 @@ def train(photos: Photos, split: Split, run: Path, config: TrainingConfig, sourc
     run may start from the generator of `source`, a run or an exported version.
     Raises TrainingError if the run cannot start or resume; no file in `run` is lost.
     """
-    replicas = count_replicas()
-    if config.batch_size % replicas:
-        raise TrainingError(
-            f"batch_size is {config.batch_size}, which {replicas} replicas cannot share equally; "
-            f"set it to a multiple of {replicas}."
-        )
+    check_equal_shares(config.batch_size)
     print(split.describe())
     enable_determinism(config)
     stop = StopOnSignal()
@@ -86,6 +81,8 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
     if checkpoint.exists():
         load_checkpoint(gan, checkpoint)
     else:
+        for name in ("started_from.json", "grown_from.json"):  # of a start that was killed
+            (run / name).unlink(missing_ok=True)
         if source is not None:
             network, file_name, record = load_source(source)
             gan.copy_generator_weights(network)

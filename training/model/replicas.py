@@ -80,6 +80,25 @@ def count_replicas() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+def check_equal_shares(batch_size: int) -> None:
+    """Raise TrainingError if the replicas cannot share a batch equally."""
+    replicas = count_replicas()
+    if batch_size % replicas:
+        raise TrainingError(
+            f"batch_size is {batch_size}, which {replicas} replicas cannot share equally; "
+            f"set it to a multiple of {replicas}."
+        )
+
+
+def is_chief() -> bool:
+    """Return whether this worker has the run's folder, not a temporary copy."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return bool(tf.distribute.get_strategy().extended.should_checkpoint)
+
+
 def draw_rows(draw: Callable[..., Tensor], shape: tuple[Any, ...], *limits: Any, seed: Any) -> Tensor:
     """Return `draw(shape, *limits, seed=seed)`; a replica gets its rows of the draw for the whole batch."""
     replicas = count_replicas()

@@ -62,6 +62,11 @@ def test_varieties_come_from_clusters_when_names_group_nothing(name):
     assert len(set(varieties.names)) == 6
 
 
+def test_varieties_of_photos_beside_a_folder_have_a_name():
+    files = [f"{'old/' if number < 30 else ''}{number}.jpg" for number in range(60)]
+    assert set(find_varieties(files, NO_FEATURES).names) == {"old", "(no name)"}
+
+
 def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
     files = [f"{'old/' if number < 3 else ''}{number}.jpg" for number in range(60)]
     assert find_varieties(files, NO_FEATURES).rule == "6 clusters of features"

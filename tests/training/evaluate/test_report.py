@@ -146,7 +146,7 @@ def test_report_charts_distances_kid_and_losses_and_states_their_numbers(pages):
     assert charts(found) == [
         "Chart: Histogram of distances",
         "Chart: KID × 1000 by batch and minutes of training",
-        "Chart: Losses and probabilities by batch",
+        "Chart: Losses and outputs of the discriminator by batch",
     ]
     for sentence in (
         "Medians: generated images 15, held-out photos 15.",

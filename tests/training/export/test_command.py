@@ -170,6 +170,8 @@ def test_card_counts_finished_batches_not_planned_ones(run):
     (run / "kid.csv").write_text("step,kid_x1000,std,minutes\n2,50.0,1.0,1\n4,30.0,1.0,2\n")
     summary = "4 batches of 8: 32 images. The best of 2 checkpoints measured in 4 batches: KID x1000 30.0"
     assert summary in write_card(run)
+    (run / "kid.csv").write_text("step,kid_x1000,std,minutes\n2,20.0,1.0,1\n4,30.0,1.0,2\n")
+    assert "Not the best, but one of 2 checkpoints measured in 4 batches: KID x1000 30.0" in write_card(run)
 
 
 def test_card_names_the_source_run_when_grown(run):

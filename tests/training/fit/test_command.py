@@ -86,6 +86,8 @@ def test_run_keeps_the_layers_of_its_source_when_grown(photos, small_run, tmp_pa
 
 def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_model, tmp_path):
     run = tmp_path / "run"
+    run.mkdir()
+    (run / "grown_from.json").touch()  # a start from another source was killed
     for steps in ("1", "2"):  # the same command resumes
         assert fit(photos, run, "--steps", steps, "--from", str(small_model)) == 0
     generate = tf.saved_model.load(str(small_model / "1")).signatures["generate"]
@@ -217,6 +219,7 @@ def change_nothing(folder):
         (keep_photos(0), "new", ("--dry-run",), "has no files"),
         (change_nothing, "new", ("--size=256",), "more than 4 times; use larger photos or a smaller --size'.\n"),
         (change_nothing, "new", ("--latent-dim=1",), "latent_dim is 1; set it to a value from 2 to 4096."),
+        (change_nothing, "new", ("--r1-gamma=1", "--discriminator=projected"), "--r1-gamma is for the plain discrimin"),
         (change_nothing, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
         (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
@@ -269,7 +272,8 @@ def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_
 
 def test_fit_removes_partial_files_of_a_killed_process_and_no_others(photos, run):
     others = [run / name for name in ("film.mp4.part", "photos/a.png.0123abcd.part", "0123abcd.part")]
-    partials = [run / name for name in ("checkpoint.npz.0123abcd.part", "grids/progress.gif.89abcdef.part")]
+    names = ("checkpoint.npz.0123abcd.part", "grids/progress.gif.89abcdef.part", "photos/.photos-1.u8.0123abcd.part")
+    partials = [run / name for name in names]
     for file in (*others, *partials):
         file.parent.mkdir(exist_ok=True)
         file.touch()

@@ -12,6 +12,7 @@ from training.fit.plan import (
     choose_length,
     choose_networks,
     choose_refinement,
+    expected_kid,
     format_duration,
 )
 
@@ -66,6 +67,7 @@ def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, mach
         (60, 0.1, LAPTOP, {}, 96_000 // 16),
         (7_180, 10.0, LAPTOP, {"discriminator": "plain"}, MAX_HOURS * 360),  # a slow machine: MAX_HOURS
         (7_180, 1e9, LAPTOP, {}, 1),
+        (7_180, 10.0, LAPTOP, {"refine_from": 0}, MAX_HOURS * 360),  # the first batches refine already
     ],
 )
 def test_run_length_follows_the_photos_up_to_max_hours(photos, step_s, machine, flags, steps):
@@ -80,6 +82,13 @@ def test_new_run_refines_at_its_end_and_a_grown_one_from_its_start():
     assert to_dict(*choose_refinement(config, start)) == {"refine_from": 0, "refining_learning_rate": 5e-4}
     assert to_dict(*choose_refinement(config, replace(start, config=config))) == {"refine_from": 0}
     assert to_dict(*choose_image_size([100], LAPTOP, start))["image_size"] == 128
+    largest = Start(TrainingConfig(image_size=256), is_model=False)
+    assert choose_image_size([100], LAPTOP, largest)[0].reason == "the 256 px of the source run"
+
+
+def test_no_kid_is_expected_of_a_run_shorter_than_those_measured():
+    assert expected_kid(TrainingConfig(steps=999)) is None
+    assert expected_kid(TrainingConfig(steps=1_000)) > 0
 
 
 def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():

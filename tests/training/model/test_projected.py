@@ -118,8 +118,8 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from training.__main__ import main
-assert main([*sys.argv[1:], "--batch-size", "9"]) == 2
-sys.exit(main(sys.argv[1:]))
+assert main(sys.argv[1:]) == 0
+assert main([*sys.argv[1:], "--new", "--batch-size", "9"]) == 2  # before it renames the run
 """
 
 
