@@ -143,18 +143,20 @@ class Renderer:
         """Return the pixels of each seed, with at most one Predict call.
 
         On a verified replica a single image shares its call with other requests, and goes through `on_pixels`. On other
-        replicas an image may depend on its batch.
+        replicas an image may depend on its batch, so a query always has the same one: none of its pixels are cached.
         """
+        is_verified = check.fingerprint == VERIFIED
         keys = {seed: (check.fingerprint, check.model, Picture(seed, version=check.version)) for seed in seeds}
         with self._lock:
-            found = {seed: self._cache[key] for seed, key in keys.items() if key in self._cache}
+            found = {seed: self._cache[key] for seed, key in keys.items() if is_verified and key in self._cache}
         missing = [seed for seed in keys if seed not in found]
-        if len(missing) == 1 and check.fingerprint == VERIFIED:
+        if len(missing) == 1 and is_verified:
             rendered = [self._batcher.predict(check, missing[0], on_pixels, deadline_s=deadline_s)]
         else:
             rendered = self._generate(check, missing, deadline_s, is_shared=False) if missing else []
         for seed, pixels in zip(missing, rendered, strict=True):
-            found[seed] = self._keep(keys[seed], pixels.copy())  # a view would keep the whole batch in memory
+            pixels = pixels.copy()  # a view would keep the whole batch in memory
+            found[seed] = self._keep(keys[seed], pixels) if is_verified else pixels
         return [found[seed] for seed in seeds]
 
     def _generate(

@@ -114,6 +114,20 @@ def test_304_needs_no_model_server(server, start_gateway):
         assert gateway.ask(url).status == 503
 
 
+def test_equal_etags_have_equal_bytes_when_images_depend_on_their_batch(server, start_gateway):
+    def reply_by_rows(request):
+        (rows,) = request.inputs.values()
+        response = answer(request, version=rows.tensor_shape.dim[0].size)
+        response.model_spec.version.value = VERSION
+        return response
+
+    server.reply = reply_by_rows
+    gateways = [start_gateway(server.target) for _ in range(2)]
+    gateways[0].ask("/grid?seeds=0-3")
+    of_both = {(image.headers["ETag"], image.body) for image in (g.ask("/generate?seed=1") for g in gateways)}
+    assert len(of_both) == 1
+
+
 def test_etag_and_bytes_differ_when_a_version_is_of_another_model(server, start_gateway):
     def reply_as_another_model(request):
         response = answer(request, version=VERSION + 1)
