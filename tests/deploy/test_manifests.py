@@ -237,6 +237,16 @@ def test_alert_on_failures_covers_every_trouble_but_overload(alerts):
     assert set(named) == request_log.TROUBLE - {"overloaded"}
 
 
+def test_alert_fires_when_the_first_attempt_to_load_a_version_fails(alerts, tmp_path):
+    promtool = shutil.which("promtool") or pytest.skip("promtool, a part of Prometheus, is not on the PATH")
+    (expression,) = [rule["expr"] for rule in alerts if rule["alert"] == "RingoModelNotLoaded"]
+    series = ':tensorflow:cc:saved_model:load_attempt_count{namespace="ringo", status="fail"}'
+    expected = {"expr": f"count({expression})", "eval_time": "12m", "exp_samples": [{"labels": "{}", "value": 1}]}
+    test = {"input_series": [{"series": series, "values": "_x10 1x30"}], "promql_expr_test": [expected]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [{"interval": "1m", **test}]}))
+    subprocess.run([promtool, "test", "rules", tmp_path / "test.yaml"], check=True, timeout=LIMIT_S)
+
+
 def test_operations_page_explains_every_metric_and_alert(alerts):
     page = (ROOT / "docs" / "operations.md").read_text()
     metric_names = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
