@@ -28,7 +28,7 @@ from training.__main__ import build_parser
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
 CANARY = "overlays/canary"  # in a namespace of its own
 JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back", "jobs/load")
-ALL = (*OVERLAYS, CANARY, *JOBS)
+ALL = (*OVERLAYS, CANARY, *JOBS, "jobs/train-gpu")
 
 Manifest = dict[str, Any]
 BUILD = next((words for words in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(words[0])), None)
@@ -97,7 +97,7 @@ def test_all_images_come_from_the_registry_when_the_documented_sed_has_run(tmp_p
     (command,) = re.findall(r"^sed -i .*newName.*$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     script = f"export REGISTRY=registry.example/apples\n{command}"
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=LIMIT_S)
-    for name in ("overlays/local", "jobs/train"):
+    for name in ("overlays/local", "jobs/train", "jobs/train-gpu"):
         images = {found["image"] for found in containers(render(tmp_path / "k8s" / name)).values()}
         ours = {image for image in images if "ringo-" in image}
         assert {image.rpartition("/")[0] for image in ours} == {"registry.example/apples"}
@@ -161,9 +161,13 @@ def test_model_server_has_the_flags_that_make_run_gives_it(overlay, tmp_path, mo
 
 
 def test_training_job_is_a_command_of_training(rendered):
-    for name in ("jobs/train", "overlays/gpu"):
+    for name in ("jobs/train", "jobs/train-gpu"):
         for step in ("fit", "export"):
             assert build_parser().parse_args(containers(rendered[name])[step]["args"]).command == step
+
+
+def test_overlay_starts_no_job(overlay):
+    assert not of_kind(overlay, "Job")  # a later deployment would start it again, or fail to change its image
 
 
 @pytest.mark.parametrize("name", ["jobs/paint", "jobs/paint-tls"])
