@@ -21,8 +21,8 @@ BUILD = BUILDAH_FORMAT=docker $(ENGINE) build $(BUILD_FLAGS) $(if $(BASE_IMAGE),
 OVERLAY ?= local
 SOAK_MINUTES ?= 30
 PARTS ?= serve paint generator train # of `make bench`; scale and memory take 5 minutes each
-# Each overlay with the Jobs that work on it (gpu has its own training).
-K8S_SETS := local+train+paint+roll-back+load gpu+paint+roll-back+load production+train+paint-tls+roll-back+load canary+paint
+# Each overlay with the Jobs that work on it.
+K8S_SETS := local+train+paint+roll-back+load gpu+train-gpu+paint+roll-back+load production+train+paint-tls+roll-back+load canary+paint
 K8S_RELEASES := 1.35.0 1.36.0 1.37.0
 STUBS := serving/pb/ringo/v1/picture_service_pb2_grpc.py
 

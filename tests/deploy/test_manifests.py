@@ -28,12 +28,13 @@ from training.__main__ import build_parser
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
 CANARY = "overlays/canary"  # in a namespace of its own
 JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back", "jobs/load")
-ALL = (*OVERLAYS, CANARY, *JOBS)
+ALL = (*OVERLAYS, CANARY, *JOBS, "jobs/train-gpu")
 
 Manifest = dict[str, Any]
 BUILD = next((words for words in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(words[0])), None)
 SETTINGS = Settings()
 COMPOSE: Manifest = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+TARGET_LABELS = {"pod", "namespace", "container", "deployment"}  # Prometheus adds them
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,9 @@ def overlay(rendered, request) -> list[Manifest]:
 
 
 @pytest.fixture
-def alerts(rendered) -> list[Manifest]:
+def alerts(rendered) -> dict[str, Manifest]:
     (rules,) = of_kind(rendered["overlays/production"], "PrometheusRule").values()
-    return [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
+    return {rule["alert"]: rule for group in rules["spec"]["groups"] for rule in group["rules"]}
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
@@ -97,7 +98,7 @@ def test_all_images_come_from_the_registry_when_the_documented_sed_has_run(tmp_p
     (command,) = re.findall(r"^sed -i .*newName.*$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     script = f"export REGISTRY=registry.example/apples\n{command}"
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=LIMIT_S)
-    for name in ("overlays/local", "jobs/train"):
+    for name in ("overlays/local", "jobs/train", "jobs/train-gpu"):
         images = {found["image"] for found in containers(render(tmp_path / "k8s" / name)).values()}
         ours = {image for image in images if "ringo-" in image}
         assert {image.rpartition("/")[0] for image in ours} == {"registry.example/apples"}
@@ -125,18 +126,11 @@ def test_every_ringo_variable_is_a_setting(manifests):
 
 
 def test_container_ports_are_those_of_the_settings(overlay):
-    found = {
-        (name, port["name"]): port["containerPort"]
-        for name, container in containers(overlay).items()
-        for port in container.get("ports", [])
-    }
-    assert found == {
-        ("gateway", "http"): SETTINGS.port,
-        ("gateway", "metrics"): SETTINGS.metrics_port,
-        ("batch", "grpc"): SETTINGS.batch_port,
-        ("batch", "metrics"): SETTINGS.batch_metrics_port,
-        ("model-server", "grpc"): SETTINGS.model_server_address[1],
-        ("model-server", "rest"): 8501,
+    with_ports = {name: found["ports"] for name, found in containers(overlay).items() if "ports" in found}
+    assert {name: {port["name"]: port["containerPort"] for port in ports} for name, ports in with_ports.items()} == {
+        "gateway": {"http": SETTINGS.port, "metrics": SETTINGS.metrics_port},
+        "batch": {"grpc": SETTINGS.batch_port, "metrics": SETTINGS.batch_metrics_port},
+        "model-server": {"grpc": SETTINGS.model_server_address[1], "rest": 8501},
     }
 
 
@@ -147,9 +141,8 @@ def test_grace_periods_cover_the_drain_time(overlay):
         "model-server": 0,
     }
     for name, pod in pods(overlay).items():
-        if name in drain_s:
-            pre_stop_s = containers(overlay)[name]["lifecycle"]["preStop"]["sleep"]["seconds"]
-            assert pre_stop_s + drain_s[name] < pod["spec"]["terminationGracePeriodSeconds"]
+        pre_stop_s = containers(overlay)[name]["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pre_stop_s + drain_s[name] < pod["spec"]["terminationGracePeriodSeconds"]
 
 
 def test_model_server_has_the_flags_that_make_run_gives_it(overlay, tmp_path, monkeypatch):
@@ -161,9 +154,13 @@ def test_model_server_has_the_flags_that_make_run_gives_it(overlay, tmp_path, mo
 
 
 def test_training_job_is_a_command_of_training(rendered):
-    for name in ("jobs/train", "overlays/gpu"):
+    for name in ("jobs/train", "jobs/train-gpu"):
         for step in ("fit", "export"):
             assert build_parser().parse_args(containers(rendered[name])[step]["args"]).command == step
+
+
+def test_overlay_starts_no_job(overlay):
+    assert not of_kind(overlay, "Job")  # a later deployment would start it again, or fail to change its image
 
 
 @pytest.mark.parametrize("name", ["jobs/paint", "jobs/paint-tls"])
@@ -182,16 +179,13 @@ def test_paint_job_has_a_shard_for_each_completion(rendered, name):
 def test_network_policy_admits_gateway_and_batch_only_to_model_server(rendered):
     policies = of_kind(rendered["overlays/local"], "NetworkPolicy")
     assert policies["default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    (rule,) = policies["model-server"]["spec"]["ingress"]
-    (peer,) = rule["from"]
+    ((peer,),) = [rule["from"] for rule in policies["model-server"]["spec"]["ingress"]]
     expected = {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
     assert peer["podSelector"]["matchExpressions"] == [expected]
 
 
 def test_images_have_the_same_names_in_compose_and_the_cluster(rendered):
-    ours = {
-        container["image"] for name in ("overlays/local", *JOBS) for container in containers(rendered[name]).values()
-    }
+    ours = {found["image"] for name in ("overlays/local", *JOBS) for found in containers(rendered[name]).values()}
     assert ours == {service["image"] for name, service in COMPOSE.items() if name != "nginx"}
 
 
@@ -216,13 +210,10 @@ def our_metrics() -> dict[str, set[str]]:
     return found
 
 
-TARGET_LABELS = {"pod", "namespace", "container", "deployment"}  # Prometheus adds them
-
-
 def test_alerts_and_dashboard_name_existing_metrics_and_labels(rendered, alerts):
     known = our_metrics()
     board = json.loads(of_kind(rendered["overlays/production"], "ConfigMap")["dashboard"]["data"]["ringo.json"])
-    for shown in alerts + [target for panel in board["panels"] for target in panel["targets"]]:
+    for shown in [*alerts.values()] + [target for panel in board["panels"] for target in panel["targets"]]:
         expression, labels = shown["expr"], set(TARGET_LABELS)
         for name, matchers in re.findall(r"\b(ringo_\w+)(?:\{(.*?)\})?", expression):
             labels |= known[name]
@@ -232,17 +223,25 @@ def test_alerts_and_dashboard_name_existing_metrics_and_labels(rendered, alerts)
 
 
 def test_alert_on_failures_covers_every_trouble_but_overload(alerts):
-    (failing,) = [rule for rule in alerts if rule["alert"] == "RingoFailsRequests"]
-    named = re.search(r'outcome=~"(.*?)"', failing["expr"])[1].split("|")
+    named = re.search(r'outcome=~"(.*?)"', alerts["RingoFailsRequests"]["expr"])[1].split("|")
     assert set(named) == request_log.TROUBLE - {"overloaded"}
+
+
+def test_alert_fires_when_the_first_attempt_to_load_a_version_fails(alerts, tmp_path):
+    promtool = shutil.which("promtool") or pytest.skip("promtool, a part of Prometheus, is not on the PATH")
+    failures = ':tensorflow:cc:saved_model:load_attempt_count{namespace="ringo", status="fail"}'
+    query = {"expr": f"absent({alerts['RingoModelNotLoaded']['expr']})", "eval_time": "12m"}  # expected: nothing
+    test = {"interval": "1m", "input_series": [{"series": failures, "values": "_x10 1x9"}], "promql_expr_test": [query]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    subprocess.run([promtool, "test", "rules", tmp_path / "test.yaml"], check=True, timeout=LIMIT_S)
 
 
 def test_operations_page_explains_every_metric_and_alert(alerts):
     page = (ROOT / "docs" / "operations.md").read_text()
     metric_names = {re.sub("_(bucket|sum|count)$", "", name) for name in our_metrics()}
     assert set(re.findall(r"\| `(ringo_\w+|Ringo\w+)`", page)) >= metric_names
-    assert [rule["alert"] for rule in alerts if f"`{rule['alert']}`" not in page] == []
-    assert {rule["annotations"]["runbook_url"] for rule in alerts} == {"docs/operations.md#metrics-and-alerts"}
+    assert [alert for alert in alerts if f"`{alert}`" not in page] == []
+    assert {rule["annotations"]["runbook_url"] for rule in alerts.values()} == {"docs/operations.md#metrics-and-alerts"}
     assert "\n## Metrics and alerts\n" in page
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
 from tests.conftest import LIMIT_S, VERSION, wait_until
+from tests.fake_model_server import FakeModelServer, answer, rendering_other_bytes
 from tests.faults.processes import Proxy, needs_nginx, proxy_before
 from tests.gateway_process import Gateway, Reply
 
@@ -162,6 +164,16 @@ def test_an_image_is_not_cached_when_its_url_is_not_permanent(service, url):
     before = service.gateway.metric(**ANSWERED_IMAGES)
     assert {service.ask(url).status for _ in range(3)} == {200}
     assert service.gateway.metric(**ANSWERED_IMAGES) - before == 3
+
+
+@pytest.mark.parametrize(("reply", "settings"), [(answer, {"token": "t" * 16}), (rendering_other_bytes(), {})])
+def test_permanent_url_gets_304_when_its_response_is_not_cached(start_gateway, tmp_path, reply, settings):
+    headers = {"Authorization": f"Bearer {settings['token']}"} if settings else {}
+    with FakeModelServer(version=VERSION, reply=reply) as model_server:
+        gateway = start_gateway(model_server.target, **settings)
+        with proxy_before(gateway.port, tmp_path) as proxy:
+            ask = partial(Service(gateway, proxy).ask, URLS[0], **headers)
+            assert ask(If_None_Match=ask().headers["ETag"]).status == 304
 
 
 def test_queries_and_names_are_in_no_log(service):
