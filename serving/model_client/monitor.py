@@ -56,7 +56,7 @@ class ModelMonitor:
         self._client = client
         self._lock = threading.Lock()  # guards the fields below
         self._checks: dict[int, GoldenCheck] = {}  # the latest of each version
-        self._runs: dict[int, Future[GoldenCheck]] = {}  # the last one of each version
+        self._runs: dict[int, Future[GoldenCheck]] = {}  # in progress, of each version
         self._versions: list[int] = []
         self._refreshed_at_s = -math.inf  # when the last recorded refresh began
         self._away: str | None = None  # one sentence, while no model server answers
@@ -171,7 +171,7 @@ class ModelMonitor:
         """Return the run of the check, or start one in a thread."""
         with self._lock:
             run = self._runs.get(version)
-            if run is None or run.done():
+            if run is None:
                 run = self._runs[version] = Future()
                 target = with_current_context(self._run_check)  # the first request logs why it failed
                 threading.Thread(target=target, args=(version, run), name="golden-check", daemon=True).start()
@@ -179,11 +179,15 @@ class ModelMonitor:
 
     def _run_check(self, version: int, run: "Future[GoldenCheck]") -> None:
         try:
-            check = self._check(version)
-            with self._lock:
-                self._checks[version] = check
-                if check.differing is not None:
-                    GOLDEN_DIFFERING.labels(version).set(check.differing)
+            try:
+                check = self._check(version)
+                with self._lock:
+                    self._checks[version] = check
+                    if check.differing is not None:
+                        GOLDEN_DIFFERING.labels(version).set(check.differing)
+            finally:  # before requests wake up: one of them may start again
+                with self._lock:
+                    del self._runs[version]
             run.set_result(check)
         except BaseException as error:
             run.set_exception(error)
