@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.errors import ModelTimeout, ModelUnavailable, RingoError
+from serving.errors import ModelTimeout, ModelUnavailable, RingoError, UnknownVersion
 from serving.model_client.client import VERIFIED, ConnectionChanged, Golden, ModelClient
 from serving.runtime.single_flight import wait_for
 from serving.telemetry.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
@@ -155,12 +155,17 @@ class ModelMonitor:
         return run.result()
 
     def with_check(
-        self, version: int, use: Callable[[GoldenCheck], T], *, deadline_s: float = math.inf
+        self, version: int | None, use: Callable[[GoldenCheck], T], *, deadline_s: float = math.inf
     ) -> tuple[GoldenCheck, T]:
         """Return the check of the current connection, and the result of `use`.
 
-        If the connection changes meanwhile, `use` raises ConnectionChanged, and both are done again.
+        If the connection changes meanwhile, `use` raises ConnectionChanged, and both are done again. Without `version`,
+        both are of the newest one, and done again if another version has replaced it since the last refresh.
         """
+        if version is None:
+            with contextlib.suppress(UnknownVersion):
+                return self.with_check(self.versions()[-1], use, deadline_s=deadline_s)
+            version = self.refresh()[-1]
         for _ in range(MAX_ATTEMPTS):
             check = self.golden_check(version, deadline_s=deadline_s)
             with contextlib.suppress(ConnectionChanged):
