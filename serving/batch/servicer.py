@@ -55,10 +55,9 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
     def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
         """Return one image before the client's deadline."""
-        with answering(context, "Generate") as record, self._singles.slot(lambda: not context.is_active()):
+        with answering(context, "Generate") as record, self._singles.slot(record.is_abandoned):
             check_known(request, request.options)
             until_s = deadline_s(context)
-            record.is_abandoned = lambda: not context.is_active()
             query = read_picture(request.options, read_seed(request))
 
             def render(check: GoldenCheck) -> bytes:
@@ -73,9 +72,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         """Yield one image per seed, in order, rendered up to BATCHES_AHEAD ahead."""
-        with answering(context, "GenerateBatch") as record, self._streams.slot(lambda: not context.is_active()):
+        with answering(context, "GenerateBatch") as record, self._streams.slot(record.is_abandoned):
             check_known(request, request.range, request.list, request.options)
-            record.is_abandoned = lambda: not context.is_active()
             seeds = read_seeds(request)
             query = read_picture(request.options, seeds[0])
 
@@ -86,7 +84,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
             self._monitor.require_model()
             _, responses = self._monitor.with_check(query.version, begin, deadline_s=deadline_s(context))
-            for record.pictures, response in enumerate(responses, 1):
+            for count, response in enumerate(responses, 1):
+                record.pictures = count
                 record.size_bytes += len(response.picture.data)
                 yield response
 

@@ -95,7 +95,9 @@ class ModelMonitor:
             if isinstance(found, RingoError):
                 self._away = str(found)
             else:
-                self._forget_missing(found)
+                for version in self._checks.keys() - found:
+                    if self._checks.pop(version).differing:  # the metrics of several workers can't drop a label
+                        GOLDEN_DIFFERING.labels(version).set(0)
                 self._versions, self._away = found, None
             after = self._away
             MODEL_SERVER_AWAY.set(after is not None)
@@ -104,14 +106,6 @@ class ModelMonitor:
             log.warning("No request reaches the model server until it is back: %s", " ".join(map(str, causes)))
         elif before and not after:
             log.warning("The model server is back.")
-
-    def _forget_missing(self, found: list[int]) -> None:
-        """Forget the checks of versions that the model server does not have."""
-        for version, check in list(self._checks.items()):
-            if version not in found:
-                del self._checks[version]
-                if check.differing:  # the metrics of several workers can't drop a label
-                    GOLDEN_DIFFERING.labels(version).set(0)
 
     def versions(self) -> list[int]:
         """Return the loaded versions, oldest first, as the last refresh found them.
@@ -125,8 +119,7 @@ class ModelMonitor:
 
     def require_model(self) -> None:
         """Raise ModelUnavailable if the last refresh found no loaded version."""
-        away = self._away
-        if away:
+        if away := self._away:
             raise ModelUnavailable(away)
 
     def knows(self, version: int) -> bool:
@@ -147,8 +140,7 @@ class ModelMonitor:
         All requests wait for one run, each until its own `deadline_s` (time.monotonic); the run goes on without them.
         Raises the errors of ModelClient, and ClientGone.
         """
-        check = self._current_check(version)
-        if check is not None:
+        if check := self._current_check(version):
             return check
         run = self._start_check(version)
         wait_for(run, deadline_s)
@@ -184,17 +176,16 @@ class ModelMonitor:
 
     def _run_check(self, version: int, run: "Future[GoldenCheck]") -> None:
         try:
-            try:
-                check = self._check(version)
-                with self._lock:
-                    self._checks[version] = check
-                    if check.differing is not None:
-                        GOLDEN_DIFFERING.labels(version).set(check.differing)
-            finally:  # before requests wake up: one of them may start again
-                with self._lock:
-                    del self._runs[version]
+            check = self._check(version)
+            with self._lock:
+                self._checks[version] = check
+                del self._runs[version]
+                if check.differing is not None:
+                    GOLDEN_DIFFERING.labels(version).set(check.differing)
             run.set_result(check)
         except BaseException as error:
+            with self._lock:  # a failed run keeps the frames of its requests in memory
+                self._runs.pop(version, None)
             run.set_exception(error)
 
     def _check(self, version: int) -> GoldenCheck:
