@@ -42,6 +42,7 @@ CODES = {
 def answering(context: grpc.ServicerContext, method: str) -> Iterator[RequestRecord]:
     """Record the call; end it with the status of its error."""
     with record_request("POST", dict(context.invocation_metadata())) as record:  # gRPC sends POST
+        record.is_abandoned = lambda: not context.is_active()
         record.resource = method if method in METHODS else "unknown"
         record.path = f"/{SERVICE}/{record.resource}"
         with suppress(grpc.RpcError):  # cancelled already

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
+from itertools import chain, islice, takewhile
 
 import grpc
 from google.protobuf.message import Message
@@ -55,28 +55,37 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
 
     def Generate(self, request: Message, context: grpc.ServicerContext) -> Message:  # noqa: N802 (the service's name)
         """Return one image before the client's deadline."""
-        with answering(context, "Generate") as record, self._singles.slot(lambda: not context.is_active()):
+        with answering(context, "Generate") as record, self._singles.slot(record.is_abandoned):
             check_known(request, request.options)
             until_s = deadline_s(context)
-            record.is_abandoned = lambda: not context.is_active()
-            query, check = self._pinned(request.options, read_seed(request), until_s)
-            record.model_version = query.version
-            check_client()
-            render = partial(self._renderer.render, query, deadline_s=until_s)
-            _, made = self._monitor.with_check(check.version, render, deadline_s=until_s)
+            query = read_picture(request.options, read_seed(request))
+
+            def render(check: GoldenCheck) -> bytes:
+                record.model_version = check.version
+                check_client()
+                return self._renderer.render(replace(query, version=check.version), check, deadline_s=until_s)
+
+            self._monitor.require_model()
+            check, made = self._monitor.with_check(query.version, render, deadline_s=until_s)
             record.size_bytes = len(made)
-            return pb.GenerateResponse(picture=picture(query, made))
+            return pb.GenerateResponse(picture=picture(replace(query, version=check.version), made))
 
     def GenerateBatch(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         """Yield one image per seed, in order, rendered up to BATCHES_AHEAD ahead."""
-        with answering(context, "GenerateBatch") as record, self._streams.slot(lambda: not context.is_active()):
+        with answering(context, "GenerateBatch") as record, self._streams.slot(record.is_abandoned):
             check_known(request, request.range, request.list, request.options)
-            record.is_abandoned = lambda: not context.is_active()
             seeds = read_seeds(request)
-            query, check = self._pinned(request.options, seeds[0], deadline_s(context))
-            record.model_version, record.pictures = query.version, 0
-            for response in self._stream(seeds, query, check, context):
-                record.pictures += 1
+            query = read_picture(request.options, seeds[0])
+
+            def begin(check: GoldenCheck) -> Iterator[Message]:
+                record.model_version, record.pictures = check.version, 0
+                stream = self._stream(seeds, replace(query, version=check.version), check, context)
+                return chain(list(islice(stream, 1)), stream)  # the version stays after the first image
+
+            self._monitor.require_model()
+            _, responses = self._monitor.with_check(query.version, begin, deadline_s=deadline_s(context))
+            for count, response in enumerate(responses, 1):
+                record.pictures = count
                 record.size_bytes += len(response.picture.data)
                 yield response
 
@@ -108,13 +117,6 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         """Render nothing more, and wait for calls under way."""
         self._stopping.set()
         self._threads.shutdown()
-
-    def _pinned(self, options: Message, seed: int, until_s: float) -> tuple[Picture, GoldenCheck]:
-        """Return the query of `seed` with version, and that version's check."""
-        query = read_picture(options, seed)
-        self._monitor.require_model()
-        version = self._monitor.refresh()[-1] if query.version is None else query.version
-        return replace(query, version=version), self._monitor.golden_check(version, deadline_s=until_s)
 
     def _stream(
         self, seeds: Sequence[int], query: Picture, check: GoldenCheck, context: grpc.ServicerContext

@@ -68,8 +68,7 @@ class ImageResponses:
 
     def golden_check(self, version: int) -> GoldenCheck:
         """Return the latest check of `version`; without one, render the golden images."""
-        check = self._monitor.latest_check(version)
-        if check is not None:
+        if check := self._monitor.latest_check(version):
             return check
         with self._model_slot():
             return self._monitor.golden_check(version, deadline_s=self.deadline_s())

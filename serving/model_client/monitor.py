@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.errors import ModelTimeout, ModelUnavailable, RingoError
+from serving.errors import ModelTimeout, ModelUnavailable, RingoError, UnknownVersion
 from serving.model_client.client import VERIFIED, ConnectionChanged, Golden, ModelClient
 from serving.runtime.single_flight import wait_for
 from serving.telemetry.metrics import GOLDEN_DIFFERING, MODEL_SERVER_AWAY
@@ -56,7 +56,7 @@ class ModelMonitor:
         self._client = client
         self._lock = threading.Lock()  # guards the fields below
         self._checks: dict[int, GoldenCheck] = {}  # the latest of each version
-        self._runs: dict[int, Future[GoldenCheck]] = {}  # the last one of each version
+        self._runs: dict[int, Future[GoldenCheck]] = {}  # in progress, of each version
         self._versions: list[int] = []
         self._refreshed_at_s = -math.inf  # when the last recorded refresh began
         self._away: str | None = None  # one sentence, while no model server answers
@@ -95,7 +95,9 @@ class ModelMonitor:
             if isinstance(found, RingoError):
                 self._away = str(found)
             else:
-                self._forget_missing(found)
+                for version in self._checks.keys() - found:
+                    if self._checks.pop(version).differing:  # the metrics of several workers can't drop a label
+                        GOLDEN_DIFFERING.labels(version).set(0)
                 self._versions, self._away = found, None
             after = self._away
             MODEL_SERVER_AWAY.set(after is not None)
@@ -104,14 +106,6 @@ class ModelMonitor:
             log.warning("No request reaches the model server until it is back: %s", " ".join(map(str, causes)))
         elif before and not after:
             log.warning("The model server is back.")
-
-    def _forget_missing(self, found: list[int]) -> None:
-        """Forget the checks of versions that the model server does not have."""
-        for version, check in list(self._checks.items()):
-            if version not in found:
-                del self._checks[version]
-                if check.differing:  # the metrics of several workers can't drop a label
-                    GOLDEN_DIFFERING.labels(version).set(0)
 
     def versions(self) -> list[int]:
         """Return the loaded versions, oldest first, as the last refresh found them.
@@ -125,8 +119,7 @@ class ModelMonitor:
 
     def require_model(self) -> None:
         """Raise ModelUnavailable if the last refresh found no loaded version."""
-        away = self._away
-        if away:
+        if away := self._away:
             raise ModelUnavailable(away)
 
     def knows(self, version: int) -> bool:
@@ -147,20 +140,24 @@ class ModelMonitor:
         All requests wait for one run, each until its own `deadline_s` (time.monotonic); the run goes on without them.
         Raises the errors of ModelClient, and ClientGone.
         """
-        check = self._current_check(version)
-        if check is not None:
+        if check := self._current_check(version):
             return check
         run = self._start_check(version)
         wait_for(run, deadline_s)
         return run.result()
 
     def with_check(
-        self, version: int, use: Callable[[GoldenCheck], T], *, deadline_s: float = math.inf
+        self, version: int | None, use: Callable[[GoldenCheck], T], *, deadline_s: float = math.inf
     ) -> tuple[GoldenCheck, T]:
         """Return the check of the current connection, and the result of `use`.
 
-        If the connection changes meanwhile, `use` raises ConnectionChanged, and both are done again.
+        If the connection changes meanwhile, `use` raises ConnectionChanged, and both are done again. Without `version`,
+        both are of the newest one, and done again if another version has replaced it since the last refresh.
         """
+        if version is None:
+            with contextlib.suppress(UnknownVersion):
+                return self.with_check(self.versions()[-1], use, deadline_s=deadline_s)
+            version = self.refresh()[-1]
         for _ in range(MAX_ATTEMPTS):
             check = self.golden_check(version, deadline_s=deadline_s)
             with contextlib.suppress(ConnectionChanged):
@@ -171,7 +168,7 @@ class ModelMonitor:
         """Return the run of the check, or start one in a thread."""
         with self._lock:
             run = self._runs.get(version)
-            if run is None or run.done():
+            if run is None:
                 run = self._runs[version] = Future()
                 target = with_current_context(self._run_check)  # the first request logs why it failed
                 threading.Thread(target=target, args=(version, run), name="golden-check", daemon=True).start()
@@ -182,10 +179,13 @@ class ModelMonitor:
             check = self._check(version)
             with self._lock:
                 self._checks[version] = check
+                del self._runs[version]
                 if check.differing is not None:
                     GOLDEN_DIFFERING.labels(version).set(check.differing)
             run.set_result(check)
         except BaseException as error:
+            with self._lock:  # a failed run keeps the frames of its requests in memory
+                self._runs.pop(version, None)
             run.set_exception(error)
 
     def _check(self, version: int) -> GoldenCheck:

@@ -95,8 +95,8 @@ class Tars(Layout):
     def store(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
         """Append `pictures` to their one tar. Raises OSError.
 
-        Yields each without its data when it is written, and the last one when the tar has its name. If another tar has
-        that name, all are yielded at the end: their rows would make that tar replaceable.
+        Yields each without its data when it is written. If another tar has that name, all are yielded at the end: their
+        rows would make that tar replaceable.
         """
         pictures = iter(pictures)
         first = next(pictures)
@@ -106,6 +106,8 @@ class Tars(Layout):
         if others and others.get(first.seed) != first.sha256.hex():
             raise FileExistsError(errno.EEXIST, TAKEN, str(path if path.exists() else _aside(path)))
         is_taken = path.exists() and not is_own
+        if not is_taken:  # a further call may continue it with another version
+            self.replaceable.add(self.name(first.seed))
         written: list[Picture] = []
         with open_file(_aside(path), append=True) as file:
             file.seek(0)
@@ -113,9 +115,6 @@ class Tars(Layout):
             file.seek(0, os.SEEK_END)
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for picture in chain([first], pictures):
-                    if not is_taken:
-                        yield written
-                        written = []
                     sha256 = picture.sha256.hex()
                     facts = {"seed": picture.seed, "model_version": picture.model_version, "sha256": sha256}
                     for suffix, data in ((self.suffix, picture.data), ("json", json.dumps(facts).encode())):
@@ -124,7 +123,10 @@ class Tars(Layout):
                         tar.addfile(member, io.BytesIO(data))
                     file.flush()
                     picture.ClearField("data")
-                    written.append(picture)
+                    if is_taken:
+                        written.append(picture)
+                    else:
+                        yield [picture]
         self._put(self.name(first.seed))
         yield written
 

@@ -104,15 +104,26 @@ def test_model_is_not_called_after_the_deadline_of_the_client(batch, model_serve
 def test_calls_end_at_their_deadline_when_a_version_is_being_checked(tmp_path):
     with FakeModelServer(version=2) as server, batch_for(server.target, tmp_path, predict_timeout_s=300) as batch:
         calls = (
+            lambda: batch.pictures.DescribeModel(DescribeModelRequest(), timeout=0.5),
             lambda: batch.pictures.Generate(GenerateRequest(seed=1), timeout=0.5),
             lambda: list(batch.stream([1], timeout=0.5)),
-            lambda: batch.pictures.DescribeModel(DescribeModelRequest(), timeout=0.5),
         )
         with server.holding():
             server.version = 3
             assert {refusal(call)[0] for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
             requests = "ringo_requests_in_flight"
             wait_until(lambda: value(batch.metrics_port, requests) == 0, "the end of the calls", limit_s=LIMIT_S / 2)
+
+
+def test_calls_get_images_when_a_version_replaces_theirs_meanwhile(tmp_path):
+    with FakeModelServer(version=2) as server, batch_for(server.target, tmp_path) as batch:
+        before = len(server.requests)
+        with server.holding():
+            single = batch.pictures.Generate.future(GenerateRequest(seed=1), timeout=LIMIT_S)
+            stream = batch.stream([1])
+            wait_until(lambda: len(server.requests) == before + 2, "calls of the model")
+            server.version = 3
+        assert [single.result().picture.model_version, next(stream).picture.model_version] == [3, 3]
 
 
 def test_generation_waits_when_the_reader_is_slow(batch, model_server):

@@ -1,5 +1,6 @@
 """The client of the model server, shared calls, and the golden check of a replica."""
 
+import gc
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.errors import ClientGone, ModelUnavailable
+from serving.errors import ClientGone, ModelUnavailable, UnknownVersion
 from serving.model_client.client import VERIFIED, ModelClient
 from serving.model_client.monitor import ModelMonitor
 from serving.telemetry.request_log import record_request
@@ -76,6 +77,13 @@ def test_a_failed_check_is_tried_again(monitor, server):
         monitor.golden_check(3)
     server.reply = answer
     assert monitor.golden_check(3).fingerprint == VERIFIED
+
+
+def test_monitor_keeps_no_memory_when_a_version_is_unknown(monitor):
+    with pytest.raises(UnknownVersion):
+        monitor.golden_check(4)
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is UnknownVersion]
 
 
 URL = "/generate?seed=42&version=3"

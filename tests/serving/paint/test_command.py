@@ -49,8 +49,7 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
     with FakeBatchServer(before=gate) as server:
         with running_paint(server, tmp_path / "twice", *flags) as process:
             assert gate.reached.wait(LIMIT_S)
-            there = 25 if layout == "files" else 24  # the row of an image in a tar comes with the next image
-            wait_until(lambda: len(rows(tmp_path / "twice")) == there, "images before the gate")
+            wait_until(lambda: len(rows(tmp_path / "twice")) == 25, "images before the gate")
             process.send_signal(end)
             printed = process.communicate(timeout=LIMIT_S)[1]
             assert process.returncode == (130 if end == signal.SIGINT else -end)
@@ -59,7 +58,7 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
         gate.set()
         server.calls.clear()
         paint(server, tmp_path / "twice", *flags)
-        assert server.calls == [list(range(there, 30))]
+        assert server.calls == [list(range(25, 30))]
         paint(server, tmp_path / "once", *flags)
     assert content(tmp_path / "twice") == content(tmp_path / "once")
 
@@ -233,18 +232,21 @@ def test_paint_says_after_a_second_why_it_waits_until_its_patience_ends(tmp_path
     assert last.endswith(sentence)
 
 
-def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path):
-    one, several = tmp_path / "one", tmp_path / "several"
+@pytest.mark.parametrize(("layout", "seed"), [("files", 12), ("tar", 12), ("tar", 1)])
+def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path, layout, seed):
+    one, several, flags = tmp_path / "one", tmp_path / "several", ("--layout", layout)
     with FakeBatchServer() as server:
-        server.before = lambda seed, context: setattr(server, "version", 2 if seed >= 12 else 1)
-        last = paint(server, one, code=3).splitlines()[-1]
-        assert "no such version" in last
-        assert "Give --any-version to continue with the newest" in last
-        assert [row["model_version"] for row in rows(one)] == [1] * 12
+        server.before = lambda at, context: setattr(server, "version", 2 if at >= seed else 1)
+        sentence = "no such version of 'apple' loaded. Give --any-version to continue with the newest"
+        assert sentence in paint(server, one, *flags, code=3).splitlines()[-1]
+        assert [row["model_version"] for row in rows(one)] == [1] * seed
+        paint(server, one, *flags, "--any-version")
         server.version = 1
-        paint(server, several, "--any-version")
-    assert [row["model_version"] for row in rows(several)] == [1] * 12 + [2] * 18
-    assert (several / "000000" / "000000029.png").read_bytes() == data_of(29, version=2)
+        paint(server, several, *flags, "--any-version")
+    paint(server, several, *flags, "--patience-s", 1)  # checks every file, and needs no server
+    assert content(one) == content(several)
+    assert [row["model_version"] for row in rows(several)] == [1] * seed + [2] * (30 - seed)
+    assert rows(several)[29]["sha256"] == hashlib.sha256(data_of(29, version=2)).hexdigest()
 
 
 @pytest.mark.parametrize(
