@@ -67,12 +67,9 @@ def main(argv: list[str]) -> int:
     try:
         raise_open_files(MIN_FILES, FILES)
         return _run_command(chosen, rest)
-    except SettingsError as error:
+    except (SettingsError, OutputError) as error:
         write_error(str(error))
-        return INVALID
-    except OutputError as error:
-        write_error(str(error))
-        return 1
+        return INVALID if isinstance(error, SettingsError) else 1
     except KeyboardInterrupt:  # before or after the command handles it
         return INTERRUPTED if chosen.command in ("paint", "verify") else 0  # servers end by a signal
 

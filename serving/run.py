@@ -56,9 +56,8 @@ def run(settings: Settings) -> int:
         children["model server"] = _start(model_server_command(settings), {"TF_ENABLE_ONEDNN_OPTS": "1"} | os.environ)
         host, port = settings.model_server_address
         _wait_until(lambda: _listens(reachable(host), port), children)  # once it has loaded a version
-        children["gateway"] = _start(
-            [sys.executable, "-m", "serving", "gateway"], gateway_environment(settings, os.environ)
-        )
+        command = [sys.executable, "-m", "serving", "gateway"]
+        children["gateway"] = _start(command, gateway_environment(settings, os.environ))
         _wait_until(lambda: _is_ready(settings), children)
         _announce(settings)
         while True:
@@ -84,10 +83,7 @@ def _with_addresses(settings: Settings) -> Settings:
         listen(settings.host, settings.port, variable="RINGO_PORT") as gateway,
         listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT"),
         listen(
-            host,
-            port,
-            variable="RINGO_MODEL_SERVER",
-            host_variable="The host in RINGO_MODEL_SERVER",
+            host, port, variable="RINGO_MODEL_SERVER", host_variable="The host in RINGO_MODEL_SERVER"
         ) as model_server,
     ):
         addresses = address_of(gateway), address_of(model_server)
@@ -97,12 +93,10 @@ def _with_addresses(settings: Settings) -> Settings:
 def _require_model(settings: Settings) -> None:
     """Raise SettingsError without a version: TensorFlow Serving would wait silently."""
     folder = settings.model_base_path
-    try:
-        versions = version_folders(folder)
-    except OSError:
-        versions = {}
-    if not versions:
-        raise SettingsError("RINGO_MODEL_BASE_PATH", str(folder), "a folder with numbered versions of the model in it")
+    with contextlib.suppress(OSError):
+        if version_folders(folder):
+            return
+    raise SettingsError("RINGO_MODEL_BASE_PATH", str(folder), "a folder with numbered versions of the model in it")
 
 
 def model_server_command(settings: Settings) -> list[str]:
@@ -175,23 +169,19 @@ def _wait_until(passed: Callable[[], bool], children: Children) -> None:
 
 
 def _listens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S):
+        return True
+    return False
 
 
 def _is_ready(settings: Settings) -> bool:
     if settings.tls_certificate is not None:  # a probe over TLS may need a client certificate
         return _listens(reachable(settings.host), settings.metrics_port)
     connection = http.client.HTTPConnection(reachable(settings.host), settings.metrics_port, timeout=PROBE_TIMEOUT_S)
-    with contextlib.closing(connection):
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.client.OK
+    return False
 
 
 def _announce(settings: Settings) -> None:

@@ -24,6 +24,7 @@ from serving.model_client.messages import (
 )
 
 HEIGHT, WIDTH = 6, 8
+TensorProto = type(predict_pb2.PredictRequest().inputs["any"])  # importing its module would import TensorFlow
 
 
 def picture(seed: int, version: int = 1) -> np.ndarray:
@@ -50,6 +51,10 @@ def golden(version: int) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(64, 32)
 
 
+def tensor(dtype: int, shape: Sequence[int], **values: Any) -> Any:
+    return TensorProto(dtype=dtype, tensor_shape={"dim": [{"size": size} for size in shape]}, **values)
+
+
 FIELDS = {
     "uint8": (types_pb2.DT_UINT8, "int_val"),
     "int64": (types_pb2.DT_INT64, "int64_val"),
@@ -66,10 +71,9 @@ def answer(
     """
     if version is None:
         version = request.model_spec.version.value
-    (tensor,) = request.inputs.values()
-    shape = [dim.size for dim in tensor.tensor_shape.dim]
-    dtype = np.float32 if tensor.dtype == types_pb2.DT_FLOAT else np.int64
-    rows = np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    (sent,) = request.inputs.values()
+    rows = np.frombuffer(sent.tensor_content, np.float32 if sent.dtype == types_pb2.DT_FLOAT else np.int64)
+    rows = rows.reshape([dim.size for dim in sent.tensor_shape.dim])
     match request.model_spec.signature_name:
         case "generate":
             outputs = {"images": pictures_of(latents(rows.tolist()), version) if images is None else images}
@@ -79,18 +83,12 @@ def answer(
             outputs = {"latents": latents(rows.tolist())}
         case "golden":
             outputs = {"seeds": rows % 64, "digests": golden(version)[rows % 64]}
-    response = predict_pb2.PredictResponse()
-    response.model_spec.name = request.model_spec.name
-    response.model_spec.version.value = version
+    spec = {"name": request.model_spec.name, "version": {"value": version}}
+    response = predict_pb2.PredictResponse(model_spec=spec)
     for name, values in outputs.items():
-        filled = response.outputs[name]
-        filled.dtype, field = FIELDS[values.dtype.name]
-        for size in values.shape:
-            filled.tensor_shape.dim.add(size=size)
-        if as_content:
-            filled.tensor_content = values.tobytes()
-        else:
-            getattr(filled, field).extend(values.ravel().tolist())
+        dtype, field = FIELDS[values.dtype.name]
+        content = {"tensor_content": values.tobytes()} if as_content else {field: values.ravel().tolist()}
+        response.outputs[name].CopyFrom(tensor(dtype, values.shape, **content))
     return response
 
 
@@ -191,9 +189,8 @@ class FakeModelServer(
     def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model_spec.name != self.model_name:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
-        response = get_model_status_pb2.GetModelStatusResponse()
-        response.model_version_status.add(version=self.version, state=self.state)
-        return response
+        status = {"version": self.version, "state": self.state}
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=[status])
 
 
 def main() -> None:

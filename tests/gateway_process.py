@@ -80,13 +80,16 @@ class Gateway:
 
     def workers(self) -> list[Path]:
         """Return the workers' folders in /proc."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [Path("/proc", pid) for pid in children.read_text().split()]
+        return [Path("/proc", str(pid)) for pid in children_of(self.process.pid)]
 
     def worker(self) -> Path:
         """Return the one worker's folder in /proc."""
         (worker,) = self.workers()
         return worker
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def scrape(port: int) -> list[Sample]:

@@ -23,11 +23,10 @@ from serving.model_server.server import parse, start_server
 from serving.model_server.versions import VersionWatcher
 from tests.batch_process import refusal
 from tests.conftest import LIMIT_S, command, started, wait_until
+from tests.fake_model_server import tensor
 
 POLL_INTERVAL_S = 0.05
 LATENT_DIM = 8
-
-TensorProto = type(predict_pb2.PredictRequest().inputs["any"])  # importing its module would import TensorFlow
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -37,23 +36,21 @@ def save_model(folder: Path, shade: int) -> None:
     """Write a SavedModel; latents of 0 give `shade` in every pixel."""
     import tensorflow as tf
 
-    class Model(tf.Module):
-        def __init__(self):
-            self.matrix = tf.Variable(np.arange(LATENT_DIM * 12, dtype=np.float32).reshape(LATENT_DIM, 12))
+    model = tf.Module()
+    model.matrix = tf.Variable(np.arange(LATENT_DIM * 12, dtype=np.float32).reshape(LATENT_DIM, 12))
 
-        def images_of(self, latents):
-            pixels = tf.reshape(tf.matmul(latents, self.matrix), (-1, 2, 2, 3)) + float(shade)
-            return tf.cast(tf.clip_by_value(pixels, 0, 255), tf.uint8)
+    def images_of(latents):
+        pixels = tf.reshape(tf.matmul(latents, model.matrix), (-1, 2, 2, 3)) + float(shade)
+        return tf.cast(tf.clip_by_value(pixels, 0, 255), tf.uint8)
 
-        def latents_of(self, seeds):
-            return tf.cast(seeds[:, None] % tf.range(1, LATENT_DIM + 1, dtype=tf.int64), tf.float32)
+    def latents_of(seeds):
+        return tf.cast(seeds[:, None] % tf.range(1, LATENT_DIM + 1, dtype=tf.int64), tf.float32)
 
-    model = Model()
     latents = tf.TensorSpec((None, LATENT_DIM), tf.float32, name="latents")
     seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
     signatures = {
-        "serving_default": tf.function(lambda latents: {"images": model.images_of(latents)}, [latents]),
-        "generate": tf.function(lambda seeds: {"images": model.images_of(model.latents_of(seeds))}, [seeds]),
+        "serving_default": tf.function(lambda latents: {"images": images_of(latents)}, [latents]),
+        "generate": tf.function(lambda seeds: {"images": images_of(latents_of(seeds))}, [seeds]),
     }
     tf.saved_model.save(model, str(folder), signatures=signatures)
     (folder / "assets.extra").mkdir()
@@ -95,10 +92,6 @@ def generate(seeds: list[int]) -> Any:
 def from_latents(**proto: Any) -> Any:
     """Return a request for images of latents: by default two zero rows."""
     return inputs(latents=tensor(**{"dtype": types_pb2.DT_FLOAT, "shape": [2, LATENT_DIM]} | proto))
-
-
-def tensor(dtype: int, shape: list[int], **values: Any) -> Any:
-    return TensorProto(dtype=dtype, tensor_shape={"dim": [{"size": size} for size in shape]}, **values)
 
 
 def images(response: Any) -> np.ndarray:

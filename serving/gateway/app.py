@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -146,7 +146,7 @@ def complete(response: Response) -> Response:
     return response
 
 
-def observing(app: Any, prefix: str) -> Any:
+def observing(app: Callable[..., Iterable[bytes]], prefix: str) -> Any:
     """Return a WSGI application that records the requests of `app` below `prefix`."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -156,8 +156,7 @@ def observing(app: Any, prefix: str) -> Any:
         headers: Any = EnvironHeaders(environ)  # finds lower-case names, too
         environ.pop("HTTP_IF_MATCH", None)  # resources are read-only; Werkzeug would answer `*` with 412
         with record_request(environ["REQUEST_METHOD"], headers, is_probe=environ["PATH_INFO"] in PROBES):
-            answer: Iterable[bytes] = app(environ, start_response)
-            return answer
+            return app(environ, start_response)
 
     return answer
 

@@ -122,7 +122,6 @@ def licence_of(check: GoldenCheck | None, card: str | None) -> str | None:
 
 def model_card(folder: Path) -> str | None:
     """Return the model card in `folder`, if any."""
-    try:
+    with suppress(OSError, UnicodeDecodeError):
         return (folder / "model_card.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
+    return None

@@ -120,10 +120,9 @@ class PredictionService:
         for version in versions:
             if version not in statuses:
                 raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
-            state = get_model_status_pb2.ModelVersionStatus.State.Value(statuses[version].state)
             error = statuses[version].error
             status = {"error_code": 2 if error else 0, "error_message": error}  # google.rpc.Code.UNKNOWN
-            response.model_version_status.add(version=version, state=state, status=status)
+            response.model_version_status.add(version=version, state=statuses[version].state, status=status)
         return response
 
     def multi_inference(self, request: Message) -> Message:
@@ -195,9 +194,7 @@ def check_spec(request: Message) -> None:
         raise invalid("Missing ModelSpec")
 
 
-def decode_inputs(
-    signature: Message, protos: Mapping[str, Message], decode: Callable[[Message], Any]
-) -> dict[str, Any]:
+def decode_inputs(signature: Message, protos: Mapping[str, Message], decode: Callable[..., Any]) -> dict[str, Any]:
     """Return the tensors of a request by name: the inputs of `signature`."""
     sent, wanted = set(protos), set(signature.inputs)
     if len(sent) != len(wanted):

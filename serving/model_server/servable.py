@@ -65,8 +65,7 @@ class Servable:
         if dtype is not None and min(shape, default=0) >= 0 and len(content) == prod(shape) * dtype.itemsize:
             return np.frombuffer(content, dtype).reshape(shape)
         try:
-            array: NDArray[Any] = tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy()
-            return array
+            return np.asarray(tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy())
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             raise ValueError("The TensorProto can't be parsed.") from error
 

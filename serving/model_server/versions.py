@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -127,9 +128,7 @@ def fingerprint(folder: Path) -> Fingerprint:
     """Return a value that changes with any file in `folder`."""
     found = []
     for path in (folder, *sorted(folder.rglob("*"))):
-        try:
+        with suppress(OSError):  # removed since it was listed, which is a change, too
             stat = path.stat()
-        except OSError:  # removed since it was listed, which is a change, too
-            continue
-        found.append((path.name, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns))
+            found.append((path.name, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(found)

@@ -185,8 +185,7 @@ def slerp(start: Latent, end: Latent, t: float) -> Latent:
     if angle == 0.0:
         return start
     sine = math.sin(angle)
-    mixed: Latent = (math.sin((1.0 - t) * angle) / sine * a + math.sin(t * angle) / sine * b).astype(np.float32)
-    return mixed
+    return np.asarray(math.sin((1.0 - t) * angle) / sine * a + math.sin(t * angle) / sine * b, np.float32)
 
 
 def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

@@ -53,9 +53,7 @@ class ConcurrencyLimit:
     def _sweep(self) -> None:
         """Free the slots of abandoned calls, at most once in SWEEP_INTERVAL_S."""
         if time.monotonic() - self._swept_s >= SWEEP_INTERVAL_S:
-            for holder, (is_abandoned, _) in list(self._holders.items()):
-                if is_abandoned():
-                    del self._holders[holder]
+            self._holders = {holder: entry for holder, entry in self._holders.items() if not entry[0]()}
             self._swept_s = time.monotonic()
 
     def close(self, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ import trustme
 
 from serving.run import MAX_WORKERS
 from tests.conftest import LIMIT_S, ROOT, command, full_pipe, started, wait_until
-from tests.gateway_process import environment, free_port
+from tests.gateway_process import children_of, environment, free_port
 
 
 @pytest.fixture
@@ -42,10 +42,6 @@ class Running:
     process: subprocess.Popen[str]
     family: set[int]  # the processes below it
     output: str
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def all_below(pid: int) -> set[int]:

@@ -27,9 +27,7 @@ RAW_SUFFIX = re.compile(
     r"\.(3fr|arw|cr[23w]|dcr|dng|erf|fff|gpr|iiq|kdc|mef|mos|mrw|n[er][fw]|orf|pef|ra[fw]|rw[2l]|sr[2fw]|x3f)",
     re.IGNORECASE,
 )
-RAW_HEADER = re.compile(
-    rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|FOVb|\0MRM|IIU\0|IIR[OS]|MMOR|.{4}ftypcrx |.{6}HEAPCCDR", re.DOTALL
-)
+RAW_HEADER = re.compile(rb"(?s)II\*\0.{4}CR|FUJIFILMCCD-RAW|FOVb|\0MRM|IIU\0|IIR[OS]|MMOR|.{4}ftypcrx |.{6}HEAPCCDR")
 DNG_VERSION, SUB_IFDS, NEW_SUBFILE_TYPE, THUMBNAIL = 50706, 330, 254, 1  # tags of TIFF and DNG, and a value
 HEADER_BYTES = 64
 
@@ -254,5 +252,4 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
 def _adobe_to_srgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     linear = (((pixels / 255.0) ** ADOBE_GAMMA) @ ADOBE_TO_SRGB.T).clip(0.0, 1.0)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    rounded: NDArray[np.uint8] = np.rint(255.0 * srgb).astype(np.uint8)
-    return rounded
+    return np.asarray(np.rint(255.0 * srgb), np.uint8)

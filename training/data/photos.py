@@ -132,9 +132,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
         cache_dir.mkdir(parents=True, exist_ok=True)
         # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
         with open_atomically(pixels) as out:
-            names, summary = _process_files(
-                folder, files, image_size, crop_square, lambda photo: out.write(photo.tobytes())
-            )
+            names, summary = _process_files(folder, files, image_size, crop_square, lambda photo: out.write(photo.data))
         mapped = np.memmap(pixels, np.uint8, "r").reshape(-1, *shape)
         if SkipReason.IO_ERROR not in summary.skipped:  # else the next call reads the files again
             write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
@@ -196,13 +194,11 @@ def _inspect(path: Path, name: str) -> _File:
         status = path.stat()
     except OSError as error:
         return _File(path, name, classify_error(error))
-    reason = None
-    if status.st_size == 0:
-        reason = SkipReason.EMPTY
-    elif status.st_size > MAX_FILE_BYTES:
-        reason = SkipReason.TOO_HEAVY
+    reason = None if status.st_size else SkipReason.EMPTY
     if not stat.S_ISREG(status.st_mode):
         reason = SkipReason.SPECIAL  # opening a FIFO would wait for a writer forever
+    elif status.st_size > MAX_FILE_BYTES:
+        reason = SkipReason.TOO_HEAVY
     return _File(path, name, reason, (os.access(path, os.R_OK), status.st_size, status.st_mtime_ns))
 
 

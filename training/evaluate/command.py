@@ -50,10 +50,9 @@ def evaluate(
     """
     check_output_folder(out)
     generator = load_generator_under_test(model, checkpoint)
-    extractors = build_extractors(networks, weights, image_size=generator.config.image_size)
-    photos = load_photos(
-        photos_folder, generator.config.image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES
-    )
+    image_size = generator.config.image_size
+    extractors = build_extractors(networks, weights, image_size=image_size)
+    photos = load_photos(photos_folder, image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES)
     count = min(count, len(photos.pixels))
     if count < MIN_COUNT:
         raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")

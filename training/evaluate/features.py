@@ -59,8 +59,7 @@ class Extractor:
         # Always BATCH rows: another number would compile again, and round differently.
         rows = np.zeros((BATCH, *size, 3), np.float32)
         rows[: len(resized)] = (np.stack(resized) - self.offset) / self.scale
-        features: NDArray[np.float32] = ops.convert_to_numpy(self.network.predict_on_batch(rows))
-        return features[: len(resized)]
+        return np.asarray(ops.convert_to_numpy(self.network.predict_on_batch(rows))[: len(resized)])
 
 
 def build_extractor(network: str = "efficientnet-lite0", weights: Path | None = None) -> Extractor:

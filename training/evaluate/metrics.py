@@ -59,9 +59,7 @@ def find_nearest(points: Features, among: Features) -> tuple[NDArray[np.intp], N
     mean = among.mean(axis=0)  # subtracted, because small values lose less to cancellation
     centred = among - mean
     squares = (centred**2).sum(axis=1)
-    starts = range(0, len(points), NEAREST_BATCH)
-    rows = np.concatenate(
-        [(squares - 2.0 * (points[i : i + NEAREST_BATCH] - mean) @ centred.T).argmin(axis=1) for i in starts]
-    )
-    differences = [points[i : i + NEAREST_BATCH] - among[rows[i : i + NEAREST_BATCH]] for i in starts]
-    return rows, np.sqrt(np.concatenate([(batch**2).mean(axis=1) for batch in differences]))
+    batches = [points[start : start + NEAREST_BATCH] for start in range(0, len(points), NEAREST_BATCH)]
+    rows = [(squares - 2.0 * (batch - mean) @ centred.T).argmin(axis=1) for batch in batches]
+    distances = [((batch - among[nearest]) ** 2).mean(axis=1) for batch, nearest in zip(batches, rows, strict=True)]
+    return np.concatenate(rows), np.sqrt(np.concatenate(distances))

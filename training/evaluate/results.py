@@ -1,7 +1,5 @@
 """The results of an evaluation: evaluation.json as dataclasses, and in words."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,13 +83,10 @@ class Coverage:
         if self.missing:
             parts.append(f"missing: {', '.join(self.missing)}")
         shares = {name: self.images[name] / share for name, share in self.photos.items() if share > 0}
-        rare = sorted(
-            (share, name) for name, share in shares.items() if share < RARE_SHARE and name not in self.missing
-        )
-        if rare:
-            parts.append(
-                "rare, as a fraction of their share: " + ", ".join(f"{name} {share:.2f}" for share, name in rare)
-            )
+        rare = sorted((share, name) for name, share in shares.items() if share < RARE_SHARE)
+        named = [f"{name} {share:.2f}" for share, name in rare if name not in self.missing]
+        if named:
+            parts.append(f"rare, as a fraction of their share: {', '.join(named)}")
         return "; ".join(parts)
 
 

@@ -144,9 +144,8 @@ def test_typed_name_is_shown_by_its_seed_alone(browser, gateway):
         field = page.get_by_role("textbox", name="Name")
         field.fill("é" * 129)
         field.press("Enter")
-        page.wait_for_function(
-            "() => document.querySelector('#name').validationMessage.includes('has 258 bytes')", polling=POLLING_MS
-        )
+        is_refused = "() => document.querySelector('#name').validationMessage.includes('has 258 bytes')"
+        page.wait_for_function(is_refused, polling=POLLING_MS)
         field.fill("alice@example.com")
         field.press("Enter")
         expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()

@@ -66,8 +66,7 @@ def test_images_are_equal_when_the_response_has_typed_fields_or_no_rows(hosted):
 
 
 def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):
-    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-    request.model_spec.name = "apple"
+    request = MetadataRequest(**SIGNATURES, **NAMED)
     response = hosted.predictions.GetModelMetadata(request, timeout=LIMIT_S)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
@@ -85,19 +84,14 @@ def spec(request: Any, *, version: int | None = None, **fields: Any) -> Any:
     return request
 
 
-def status_of(**fields: Any) -> Any:
-    return spec(get_model_status_pb2.GetModelStatusRequest(), **fields)
-
-
-def metadata_of(*fields: str, name: str = "apple") -> Any:
-    return spec(get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields), name=name)
-
-
 FLOATS = tensor(types_pb2.DT_FLOAT, [1, LATENT_DIM])
 INTS = tensor(types_pb2.DT_INT32, [1], int_val=[1])
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+MetadataRequest = get_model_metadata_pb2.GetModelMetadataRequest
+StatusRequest = get_model_status_pb2.GetModelStatusRequest
 ReloadConfigRequest = model_management_pb2.ReloadConfigRequest
-NAMED = {"model_spec": {"name": "apple"}}
+NAMED, OTHER = {"model_spec": {"name": "apple"}}, {"model_spec": {"name": "nope"}}
+SIGNATURES = {"metadata_field": ["signature_def"]}
 REGRESSION = {**NAMED, "method_name": "tensorflow/serving/regress"}
 NEW_CONFIG = {"model_config_list": {"config": [{"name": "other", "base_path": "/tmp"}]}}
 
@@ -125,13 +119,13 @@ REFUSED = [
     (from_latents(shape=[2**26, LATENT_DIM], float_val=[1]), INVALID, "tensor parsing error: latents"),
     (inputs(latents=FLOATS, output_filter=["nope"]), INVALID, "output tensor alias not found in signature: nope Out"),
     (inputs(latents=FLOATS, output_filter=["images"] * 2), INVALID, "duplicate output tensor alias: images"),
-    (get_model_status_pb2.GetModelStatusRequest(), INVALID, "Missing ModelSpec"),
-    (status_of(name="nope"), NOT_FOUND, "Could not find any versions of model nope"),
-    (status_of(name="apple", version=99), NOT_FOUND, "Could not find version 99 of model apple"),
-    (get_model_metadata_pb2.GetModelMetadataRequest(), INVALID, "Missing ModelSpec"),
-    (metadata_of(), INVALID, "GetModelMetadataRequest must specify at least one metadata_field"),
-    (metadata_of("x"), INVALID, "Metadata field x is not supported"),
-    (metadata_of("signature_def", name="nope"), NOT_FOUND, "Servable not found for request: Latest(nope)"),
+    (StatusRequest(), INVALID, "Missing ModelSpec"),
+    (StatusRequest(**OTHER), NOT_FOUND, "Could not find any versions of model nope"),
+    (spec(StatusRequest(**NAMED), version=99), NOT_FOUND, "Could not find version 99 of model apple"),
+    (MetadataRequest(), INVALID, "Missing ModelSpec"),
+    (MetadataRequest(**NAMED), INVALID, "GetModelMetadataRequest must specify at least one metadata_field"),
+    (MetadataRequest(metadata_field=["x"], **NAMED), INVALID, "Metadata field x is not supported"),
+    (MetadataRequest(**SIGNATURES, **OTHER), NOT_FOUND, "Servable not found for request: Latest(nope)"),
     (classification_pb2.ClassificationRequest(**NAMED), INVALID, "No classification inputs found in SignatureDef: "),
     (regression_pb2.RegressionRequest(**NAMED), INVALID, "No regression inputs found in SignatureDef: "),
     (inference_pb2.MultiInferenceRequest(), INVALID, "ModelSpec has no name specified."),

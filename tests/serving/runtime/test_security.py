@@ -168,10 +168,8 @@ def test_servers_serve_a_renewed_certificate_without_a_restart(model_server, tmp
 
 def test_gateway_answers_probes_and_preflights_only_without_the_token(gateway):
     rules = create_app(Settings()).url_map.iter_rules()
-    paths = {rule.rule.replace("<path:filename>", "gallery.css") for rule in rules} | {"/nowhere"}
-    assert {path: gateway.ask(path).status for path in paths} == {
-        path: 200 if path in PROBES else 401 for path in paths
-    }
+    urls = {rule.rule.replace("<path:filename>", "gallery.css") for rule in rules} | {"/nowhere"}
+    assert {url: gateway.ask(url).status for url in urls} == {url: 200 if url in PROBES else 401 for url in urls}
     assert (gateway.ask("/generate", "POST").status, gateway.ask("/generate", "OPTIONS").status) == (401, 200)
     for wrong in ("Bearer wrong-token-of-16", TOKEN):
         reply = gateway.ask("/generate?seed=1", Authorization=wrong)

@@ -25,8 +25,11 @@ from training.data.decoding import FORMATS, MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 
 SWAPPED_PROFILE = profile_with_red_and_green_swapped()
+PLAIN = solid("RGB", ORANGE)
 CMYK_ORANGE = solid("CMYK", (55, 155, 215, 0))
-OTHER_FRAMES = [solid("RGB", "white"), solid("RGB", "blue")]
+ADOBE_ORANGE, RED, SMALL = solid("RGB", (150, 100, 40)), solid("RGB", "red"), solid("RGB", "white", (16, 16))
+SMALL_PALETTE = two_halves(ORANGE, "blue").quantize(2).crop((0, 0, SIDE // MAX_ENLARGEMENT, 8))
+FRAMES = [solid("RGB", "white"), solid("RGB", "blue")]
 WHITE = (255, 255, 255)
 
 # Cameras mark Adobe RGB by EXIF alone.
@@ -35,13 +38,8 @@ ADOBE_RGB[ExifTags.Base.Make] = "a camera"
 ADOBE_RGB.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {ExifTags.Interop.InteropIndex: "R03"}
 
 COLOURS = {
-    **{kind: (encoded(solid("RGB", ORANGE), kind, quality=100), ORANGE) for kind in FORMATS},
-    "palette PNG with another colour transparent": (
-        encoded(
-            two_halves(ORANGE, "blue").quantize(2).crop((0, 0, SIDE // MAX_ENLARGEMENT, 8)), "PNG", transparency=255
-        ),
-        ORANGE,
-    ),
+    **{kind: (encoded(PLAIN, kind, quality=100), ORANGE) for kind in FORMATS},
+    "palette PNG with another colour transparent": (encoded(SMALL_PALETTE, "PNG", transparency=255), ORANGE),
     "CMYK JPEG, inverted by Adobe": (encoded(CMYK_ORANGE, "JPEG", quality=95), ORANGE),
     "CMYK TIFF": (encoded(CMYK_ORANGE, "TIFF"), ORANGE),
     "LAB TIFF": (encoded(lab(ORANGE), "TIFF"), ORANGE),
@@ -49,10 +47,7 @@ COLOURS = {
     "JPEG with a short JFIF segment": (jpeg_with_segment(0xE0, b"JFIF\0"), ORANGE),
     "JPEG with a short colour profile": (jpeg_with_segment(0xE2, b"ICC_PROFILE\0"), ORANGE),
     "JPEG of 200 megapixels": (encoded(solid("L", 120, (16320, 12240)), "JPEG"), GREY),
-    "TIFF whose second page is larger": (
-        encoded(solid("RGB", "white", (16, 16)), "TIFF", save_all=True, append_images=[solid("RGB", ORANGE)]),
-        ORANGE,
-    ),
+    "TIFF whose second page is larger": (encoded(SMALL, "TIFF", save_all=True, append_images=[PLAIN]), ORANGE),
     "grey JPEG": (encoded(solid("L", 120), "JPEG"), GREY),
     "1-bit TIFF": (encoded(solid("1", 0), "TIFF"), (0, 0, 0)),
     "16-bit PNG": (encoded(solid("I;16", 120 * 257), "PNG"), GREY),
@@ -69,29 +64,20 @@ COLOURS = {
     "transparent palette PNG": (encoded(solid("P", 0), "PNG", transparency=0), WHITE),
     "tRNS in a grey PNG": (encoded(solid("L", 7), "PNG", transparency=7), WHITE),
     "tRNS in a 16-bit PNG": (encoded(solid("I;16", 777), "PNG", transparency=777), WHITE),
-    "broken EXIF": (encoded(solid("RGB", ORANGE), "WEBP", exif=b"Exif\x00\x00MM\x00*\xff\xff"), ORANGE),
-    "garbage as profile": (encoded(solid("RGB", ORANGE), "TIFF", icc_profile=b"not a profile"), ORANGE),
-    "truncated profile": (encoded(solid("RGB", ORANGE), "TIFF", icc_profile=SWAPPED_PROFILE[:300]), ORANGE),
+    "broken EXIF": (encoded(PLAIN, "WEBP", exif=b"Exif\x00\x00MM\x00*\xff\xff"), ORANGE),
+    "garbage as profile": (encoded(PLAIN, "TIFF", icc_profile=b"not a profile"), ORANGE),
+    "truncated profile": (encoded(PLAIN, "TIFF", icc_profile=SWAPPED_PROFILE[:300]), ORANGE),
     "profile for another mode": (encoded(CMYK_ORANGE, "TIFF", icc_profile=SWAPPED_PROFILE), ORANGE),
     **{
-        f"first frame of a {kind}": (
-            encoded(solid("RGB", ORANGE), kind, save_all=True, append_images=OTHER_FRAMES, quality=100),
-            ORANGE,
-        )
+        f"first frame of a {kind}": (encoded(PLAIN, kind, save_all=True, append_images=FRAMES, quality=100), ORANGE)
         for kind in ("GIF", "WEBP", "PNG", "TIFF", "MPO")  # phones write MPO
     },
     **{
-        f"{kind} with a colour profile": (
-            encoded(solid("RGB", "red"), kind, icc_profile=SWAPPED_PROFILE, quality=100),
-            (0, 255, 0),
-        )
+        f"{kind} with a colour profile": (encoded(RED, kind, icc_profile=SWAPPED_PROFILE, quality=100), (0, 255, 0))
         for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
     },
     **{
-        f"{kind} in Adobe RGB": (
-            encoded(solid("RGB", (150, 100, 40)), kind, exif=ADOBE_RGB, quality=100),
-            (167, 100, 29),
-        )
+        f"{kind} in Adobe RGB": (encoded(ADOBE_ORANGE, kind, exif=ADOBE_RGB, quality=100), (167, 100, 29))
         for kind in ("JPEG", "PNG", "WEBP", "AVIF")
     },
 }
