@@ -94,7 +94,7 @@ class TrainingConfig:
     )
     beta_1: float = option(0.0, "Adam's decay of the first moment; 0.9 does not train a GAN", low=0.0, high=0.999)
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
-    r1_gamma: float = option(0.0, "weight of the plain discriminator's R1 penalty, 0 for none", low=0.0, high=1000.0)
+    r1_gamma: float = option(0.0, "R1 penalty of the plain discriminator; 0 turns it off", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
     flip: bool = option(True, "mirror half of the images for the discriminator", augments=True)
     translate_fraction: float = option(

@@ -21,9 +21,7 @@ COLUMNS = {
     "history.csv": ("step", "g_loss", "d_loss", "d_real", "d_generated"),
     "kid.csv": ("step", "kid_x1000", "std", "minutes"),
 }
-
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, BadZipFile)  # damaged files of NumPy
-
 Record = TypeVar("Record")
 
 

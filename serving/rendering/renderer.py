@@ -155,8 +155,7 @@ class Renderer:
         else:
             rendered = self._generate(check, missing, deadline_s, is_shared=False) if missing else []
         for seed, pixels in zip(missing, rendered, strict=True):
-            pixels = pixels.copy()  # a view would keep the whole batch in memory
-            found[seed] = self._keep(keys[seed], pixels) if is_verified else pixels
+            found[seed] = self._keep(keys[seed], pixels.copy()) if is_verified else pixels  # a view keeps the batch
         return [found[seed] for seed in seeds]
 
     def _generate(

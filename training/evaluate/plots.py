@@ -53,9 +53,8 @@ def chart_losses(curves: Curves) -> Chart | None:
         return None
     title, steps = "Losses and outputs of the discriminator by batch", curves["step"]
     if len(steps) == 1:
-        return Chart(
-            title, _sentence(f"Batch {steps[0]:,.0f}", {la: f"{curves[n][0]:.3g}" for n, la in LABELS.items()})
-        )
+        values = {label: f"{curves[name][0]:.3g}" for name, label in LABELS.items()}
+        return Chart(title, _sentence(f"Batch {steps[0]:,.0f}", values))
     ranges = {label: f"from {curves[name][0]:.3g} to {curves[name][-1]:.3g}" for name, label in LABELS.items()}
     summary = _sentence(f"Batches {steps[0]:,.0f} to {steps[-1]:,.0f}", ranges)
     return Chart(title, summary, _data_uri(draw_losses(curves)))
@@ -103,9 +102,8 @@ def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
     axes.set(xlabel="distance to the nearest training photo", yticks=[])
     axes.legend()
     medians = {label: f"{np.median(values):.3g}" for label, values in kinds.items()}
-    return Chart(
-        "Histogram of distances", _sentence("How often each distance occurs. Medians", medians), _data_uri(figure)
-    )
+    summary = _sentence("How often each distance occurs. Medians", medians)
+    return Chart("Histogram of distances", summary, _data_uri(figure))
 
 
 def _new_figure(height: float) -> Figure:

@@ -47,10 +47,8 @@ def find_varieties(files: Sequence[str], features: Features) -> Varieties:
         if len(numbers) > 1 and min(numbers) >= MIN_PHOTOS_EACH:
             return Varieties(rule, np.array([name or "(no name)" for name in names]))
     clusters = max(2, min(MAX_CLUSTERS, len(files) // MIN_PHOTOS_EACH))
-    return Varieties(
-        f"{clusters} clusters of features",
-        np.array([f"cluster {number + 1}" for number in k_means(features, clusters)]),
-    )
+    labels = np.array([f"cluster {number + 1}" for number in k_means(features, clusters)])
+    return Varieties(f"{clusters} clusters of features", labels)
 
 
 def measure_coverage(varieties: Varieties, photo_features: Features, image_features: Features) -> Coverage:

@@ -138,8 +138,8 @@ def _describe_training(run: RunRecord) -> str:
     if measurement := next((row for row in run.measurements if row.step == run.steps), None):
         last = run.measurements[-1].step  # config.json has the planned number
         kid = f"KID x1000 {measurement.kid_x1000} ± {measurement.std} against the training photos"
-        is_best = measurement.kid_x1000 == min(row.kid_x1000 for row in run.measurements)
-        which = "The best" if is_best else "Not the best, but one"
+        lowest = min(row.kid_x1000 for row in run.measurements)
+        which = "The best" if measurement.kid_x1000 == lowest else "Not the best, but one"
         sentences.append(f"{which} of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}.")
     sentences.append(f"The run {_describe_duration(run.compute)}.")
     if source := run.source:

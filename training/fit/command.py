@@ -234,10 +234,10 @@ def _print_plan(plan: Plan, machine: Machine, step_s: float | None, start: Start
 
 def _report_end(done: int, run: Path, config: TrainingConfig) -> bool:
     """Return whether all batches are done; if so, print the next command."""
-    if done < config.steps:
-        return False
     from training.model.replicas import is_chief
 
+    if done < config.steps:
+        return False
     if not is_chief():
         print(f"All {done:,} batches are done; worker 0 has the files.")
         return True

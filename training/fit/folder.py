@@ -11,7 +11,6 @@ from training.records import read_batches_done, read_curves
 
 NEEDED_FILES = ("config.json", "photos.json", "checkpoint.npz")  # to resume
 RESULTS = ("checkpoint.npz", "best.npz", "history.csv", "kid.csv", "grids")  # a new start would overwrite them
-
 OTHER_RECORDS = ("compute.json", "started_from.json", "grown_from.json")  # a new start would continue them
 PARTIAL_FILES = f"*.{'[0-9a-f]' * 8}.part"  # see open_atomically
 

@@ -199,9 +199,8 @@ def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choi
 def expected_kid(config: TrainingConfig) -> float | None:
     """Return the KID x1000 to expect, for apples at 64 px; None for runs shorter than those measured."""
     images, kids = zip(*(EXPECTED_KID_PLAIN if config.discriminator == "plain" else EXPECTED_KID), strict=True)
-    if config.steps * config.batch_size < images[0]:
-        return None
-    return float(np.exp(np.interp(np.log(config.steps * config.batch_size), np.log(images), np.log(kids))))
+    count = config.steps * config.batch_size
+    return None if count < images[0] else float(np.exp(np.interp(np.log(count), np.log(images), np.log(kids))))
 
 
 def format_duration(seconds: float) -> str:
