@@ -140,6 +140,29 @@ def test_all_clients_are_served_when_few_files_may_be_open(model_server, start_g
     assert statuses == {200}
 
 
+def test_all_clients_are_served_when_many_are_silent_at_first_and_few_files_may_be_open(model_server, start_gateway):
+    gateway = start_gateway(model_server.target, wrapper=shell("ulimit -n 200"))
+    clients = [http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S) for _ in range(140)]
+    for client in clients:
+        client.connect()
+    wait_until(lambda: len(list((gateway.worker() / "fd").iterdir())) > 160, "as many connections as it takes")
+    for client in clients:
+        with closing(client):
+            client.request("GET", "/livez")
+            assert client.getresponse().status == 200
+    assert "Traceback" not in gateway.log.read_text()
+
+
+def test_clients_that_do_not_close_their_side_delay_no_others(model_server, start_gateway):
+    gateway, began_s = start_gateway(model_server.target), time.monotonic()
+    with ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=LIMIT_S))
+            client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            assert client.recv(99).startswith(b"HTTP/1.0 200 ")
+    assert time.monotonic() - began_s < 2
+
+
 def test_both_servers_listen_on_both_families_when_the_host_is_ipv6_any(model_server, start_gateway, tmp_path):
     gateway = start_gateway(model_server.target, host="::")
     with batch_for(model_server.target, tmp_path, host="::") as batch:

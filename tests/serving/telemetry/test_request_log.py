@@ -42,7 +42,7 @@ def test_totals_are_right_across_workers_whatever_their_libraries_read(model_ser
         wait_until(lambda: len(gateway.workers()) == 2, "two workers")
         for unused in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
             gateway.process.send_signal(unused)
-        for asleep in gateway.workers():
+        for asleep in (workers := gateway.workers()):
             os.kill(int(asleep.name), signal.SIGSTOP)
             etag = gateway.ask("/generate?seed=1").headers["ETag"]
             for url, headers in [
@@ -55,6 +55,8 @@ def test_totals_are_right_across_workers_whatever_their_libraries_read(model_ser
             ]:
                 gateway.ask(url, **headers)
             os.kill(int(asleep.name), signal.SIGCONT)
+        for worker in workers:  # a terminal that is closed signals all processes
+            os.kill(int(worker.name), signal.SIGHUP)
         known = str(VERSION)
         assert requests_of(gateway.metrics_port) == {
             ("generate", "answered", known): 10,
@@ -70,6 +72,7 @@ def test_totals_are_right_across_workers_whatever_their_libraries_read(model_ser
         assert gateway.metric("ringo_request_seconds_count", resource="generate") == 16
         assert gateway.metric("ringo_stage_seconds_count", stage="encode") == 6
         assert gateway.metric("ringo_requests_in_flight") == 0
+        assert all("zombie" not in (worker / "status").read_text() for worker in workers)
     log = gateway.log.read_text()
     assert re.findall("Handling signal: (.*)", log) == ["term"]
     assert log.count("No spans are sent: an OTEL_ variable is invalid (could not convert ") == 2
