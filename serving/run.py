@@ -48,6 +48,7 @@ def run(settings: Settings) -> int:
     anything is started.
     """
     check_tls(settings)
+    name = settings.host
     settings = _with_addresses(settings)
     _require_model(settings)
     children: Children = {}
@@ -59,7 +60,8 @@ def run(settings: Settings) -> int:
         command = [sys.executable, "-m", "serving", "gateway"]
         children["gateway"] = _start(command, gateway_environment(settings, os.environ))
         _wait_until(lambda: _is_ready(settings), children)
-        _announce(settings)
+        # The certificate may have the name only.
+        _announce(settings if settings.tls_certificate is None else replace(settings, host=name))
         while True:
             _require_alive(children)
             time.sleep(POLL_INTERVAL_S)

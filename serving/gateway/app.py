@@ -61,7 +61,7 @@ ANSWERS = {
     errors.ModelMismatch: (502, "The model server returned data that does not fit the model"),
     errors.ModelUnavailable: (503, "No model is ready"),
     errors.Stopping: (503, "The server is stopping"),
-    errors.ClientGone: (499, "The client closed the connection"),  # nginx's number; no client sees it
+    errors.ClientGone: (499, "The client closed the connection"),  # nginx's number; a client that half-closes sees it
     errors.Overloaded: (503, "The service is at its limit"),
     errors.ModelTimeout: (504, "The deadline passed"),
 }

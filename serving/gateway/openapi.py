@@ -35,8 +35,8 @@ prefix of the ETag is `proved` on a verified replica: its golden images, of 64 f
 on the machine that exported the model. On other replicas, it is a numeric fingerprint: a digest of their golden \
 images. Equal ETags mean equal bytes.
 
-Every response has an `X-Request-ID`, except errors in HTML: a malformed head, 414 and 431. A request may bring its \
-own: 1 to 64 letters, digits and `._-`. A `traceparent` is passed on to the model server."""
+Every response has an `X-Request-ID`, except errors in HTML: a malformed head, 414, 417, 431 and 501. A request may \
+bring its own: 1 to 64 letters, digits and `._-`. A `traceparent` is passed on to the model server."""
 
 REFUSALS = {
     "400": "A parameter is invalid; `parameter`, `value` and `allowed` describe it.",

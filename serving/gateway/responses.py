@@ -192,7 +192,9 @@ def _negotiated_format(resource: type[Query]) -> str:
     """Return the format that `Accept` prefers, or raise NotAcceptable."""
     offered = mimetypes(resource)
     accepted = request.accept_mimetypes
-    liked = accepted.best_match([*offered, ANY_BYTES]) if accepted else offered[0]
+    # Only by its name: `*/*` would match it beside `image/*;q=0`, too.
+    others = [ANY_BYTES] if ANY_BYTES in map(str.lower, accepted.values()) else []
+    liked = accepted.best_match([*offered, *others]) if accepted else offered[0]
     if liked is None:
         raise NotAcceptable(f"Accept admits none of {', '.join(offered)}; set format.")
     return resource.formats[0 if liked == ANY_BYTES else offered.index(liked)]

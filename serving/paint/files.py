@@ -64,9 +64,11 @@ class Files(Layout):
         for picture in pictures:
             path = self.out / self.name(picture.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with create_file(_aside(path)) as file:
+            with open_file(_aside(path), append=True) as file:  # locked until it has its name
+                file.truncate(0)
                 file.write(picture.data)
-            self._put(self.name(picture.seed))
+                file.flush()
+                self._put(self.name(picture.seed))
             yield [picture]
 
 
@@ -127,7 +129,8 @@ class Tars(Layout):
                         written.append(picture)
                     else:
                         yield [picture]
-        self._put(self.name(first.seed))
+            file.flush()
+            self._put(self.name(first.seed))
         yield written
 
     def _images(self, file: BinaryIO) -> Iterator[tuple[int, str, int]]:
@@ -156,12 +159,12 @@ def open_file(path: Path, *, append: bool = False) -> io.BufferedReader | io.Buf
     if append:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o666), "a+b")
-        try:
+        with suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise OSError(errno.EBUSY, "another process writes it; wait until it ends", str(path)) from None
-        return file
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):  # else it was renamed before the lock
+                return file
+        file.close()
+        raise OSError(errno.EBUSY, "another process writes it; wait until it ends", str(path))
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 

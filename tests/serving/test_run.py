@@ -63,11 +63,16 @@ def running(surroundings: dict[str, str], folder: Path) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize(
-    "secured", [(), ("TLS_CERTIFICATE", "TLS_KEY", "TOKEN"), ("TLS_CERTIFICATE", "TLS_KEY", "TOKEN", "TLS_CLIENT_CA")]
+    ("host", "secured"),
+    [
+        ("127.0.0.1", ()),
+        ("127.0.0.1", ("TLS_CERTIFICATE", "TLS_KEY", "TOKEN")),
+        ("localhost", ("TLS_CERTIFICATE", "TLS_KEY", "TOKEN", "TLS_CLIENT_CA")),
+    ],
 )
-def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_path, secured):
+def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_path, host, secured):
     ca = trustme.CA()
-    server = ca.issue_cert("127.0.0.1")
+    server = ca.issue_cert(host)
     parts = {"CERTIFICATE": server.cert_chain_pems[0], "KEY": server.private_key_pem, "CLIENT_CA": ca.cert_pem}
     values = {"TOKEN": "0123456789abcdef"} | {f"TLS_{name}": str(tmp_path / f"its {name}") for name in parts}
     for name, part in parts.items():
@@ -75,7 +80,8 @@ def test_command_that_run_prints_saves_an_image_when_pasted(surroundings, tmp_pa
     client = ca.issue_cert("client")
     client.cert_chain_pems[0].write_to_path(tmp_path / "client.crt")
     client.private_key_pem.write_to_path(tmp_path / "client.key")
-    env = surroundings | {f"RINGO_{name}": values[name] for name in secured}
+    own = {"RINGO_HOST": host, "RINGO_PORT": str(free_port())}  # not taken on ::1, which curl tries first
+    env = surroundings | own | {f"RINGO_{name}": values[name] for name in secured}
     with running(env, tmp_path) as run:
         url, pasted, _ = run.output.split("Ready: ")[1].splitlines()
         subprocess.run(["sh", "-c", pasted], env=env, cwd=tmp_path, timeout=LIMIT_S, check=True)

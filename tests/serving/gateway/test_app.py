@@ -47,6 +47,7 @@ def test_animation_shows_the_images_of_the_morph(gateway):
         ("", "*/*", "Accept", "image/png"),
         ("", "image/jpeg;q=0.5, image/webp;q=0.4", "Accept", "image/jpeg"),
         ("", "image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "Accept", "image/webp"),  # of a browser's <img>
+        ("", "image/webp;q=0.9, image/png;q=0.2, image/jpeg;q=0.2, */*", "Accept", "image/webp"),
     ],
 )
 def test_format_follows_accept_and_size_is_the_longer_side(gateway, requested, accept, vary, mimetype):

@@ -82,7 +82,7 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (request("evil:443", method="CONNECT"), 404, None),
     (request(method="POST", headers=FIVE, body="apple"), 405, None),
     (request(method="TRACE"), 405, None),
-    (request(headers="Accept: text/html\r\n"), 406, None),
+    *((request(headers=f"Accept: {types}\r\n"), 406, None) for types in ("text/html", "image/*;q=0, */*")),
     *((request(url, headers=FIVE, body="apple"), 413, None) for url in ("/generate?seed=1", "/docs")),
     (request(headers="Content-Length: 100000000000\r\n"), 413, None),
     (request(headers=CHUNKED, body="5\r\napple\r\n0\r\n\r\n"), 413, None),

@@ -146,10 +146,11 @@ def test_paint_names_the_variable_when_a_proxy_is_away(tmp_path, monkeypatch):
     assert printed.endswith("example.invalid:9090 does not answer (http_proxy is set): the connection was refused.\n")
 
 
-@pytest.mark.parametrize("name", ["manifest.jsonl", "000000.tar.part"])
+@pytest.mark.parametrize("name", ["manifest.jsonl", "000000.tar.part", "000000/000000003.png.part"])
 def test_paint_refuses_a_folder_when_another_process_uses_it(server, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     with open_file(tmp_path / name, append=True):
-        output = paint(server, tmp_path, "--layout", "tar", code=1)
+        output = paint(server, tmp_path, "--layout", "files" if "png" in name else "tar", code=1)
     assert output.endswith(f"{tmp_path}/{name}: another process writes it; wait until it ends.\n")
 
 
