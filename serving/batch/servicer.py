@@ -94,13 +94,8 @@ class PictureService(picture_service_pb2_grpc.PictureServiceServicer):
         with answering(context, "DescribeModel"):
             versions = self._monitor.refresh()
             check = self._monitor.golden_check(versions[-1], deadline_s=deadline_s(context))
-            return pb.DescribeModelResponse(
-                name=self._model_name,
-                model_versions=versions,
-                size=check.size,
-                renderer=RENDERER_VERSION,
-                replica=check.verdict,
-            )
+            state = {"size": check.size, "renderer": RENDERER_VERSION, "replica": check.verdict}
+            return pb.DescribeModelResponse(name=self._model_name, model_versions=versions, **state)
 
     def drain(self, timeout_s: float, *, grace_s: float) -> None:
         """Accept no more streams; end open ones after `timeout_s`.
@@ -161,13 +156,8 @@ def deadline_s(context: grpc.ServicerContext) -> float:
 def picture(query: Picture, encoded: bytes) -> Message:
     """Return the message of one image."""
     PICTURES.labels("model").inc()
-    return pb.Picture(
-        seed=query.seed,
-        data=encoded,
-        sha256=hashlib.sha256(encoded).digest(),
-        model_version=query.version,
-        media_type=MIMETYPES[str(query.format)],
-    )
+    content = {"data": encoded, "sha256": hashlib.sha256(encoded).digest(), "media_type": MIMETYPES[str(query.format)]}
+    return pb.Picture(seed=query.seed, model_version=query.version, **content)
 
 
 def check_known(*messages: Message) -> None:

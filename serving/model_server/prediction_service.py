@@ -52,12 +52,11 @@ class PredictionService:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return all methods of both services, for a grpc.Server."""
+        classify = partial(self.refuse_examples, "classification")
         predictions = {
             "Predict": handler(self.predict, predict_pb2.PredictRequest),
             "GetModelMetadata": handler(self.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest),
-            "Classify": handler(
-                partial(self.refuse_examples, "classification"), classification_pb2.ClassificationRequest
-            ),
+            "Classify": handler(classify, classification_pb2.ClassificationRequest),
             "Regress": handler(partial(self.refuse_examples, "regression"), regression_pb2.RegressionRequest),
             "MultiInference": handler(self.multi_inference, inference_pb2.MultiInferenceRequest),
         }

@@ -135,11 +135,8 @@ def test_container_ports_are_those_of_the_settings(overlay):
 
 
 def test_grace_periods_cover_the_drain_time(overlay):
-    drain_s = {
-        "gateway": SETTINGS.predict_timeout_s + DRAIN_MARGIN_S,
-        "batch": SETTINGS.batch_drain_s + 2 * STOP_GRACE_S,
-        "model-server": 0,
-    }
+    batch_s = SETTINGS.batch_drain_s + 2 * STOP_GRACE_S
+    drain_s = {"gateway": SETTINGS.predict_timeout_s + DRAIN_MARGIN_S, "batch": batch_s, "model-server": 0}
     for name, pod in pods(overlay).items():
         pre_stop_s = containers(overlay)[name]["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert pre_stop_s + drain_s[name] < pod["spec"]["terminationGracePeriodSeconds"]

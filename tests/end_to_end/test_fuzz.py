@@ -50,10 +50,8 @@ def mangled(draw, of):
     return bytes(changed)
 
 
-calls = st.tuples(
-    st.sampled_from(["Generate", "GenerateBatch", "DescribeModel"]),
-    messages | mangled(messages) | st.binary(max_size=100),
-)
+methods = st.sampled_from(["Generate", "GenerateBatch", "DescribeModel"])
+calls = st.tuples(methods, messages | mangled(messages) | st.binary(max_size=100))
 
 
 @pytest.mark.timeout(TIME_S)

@@ -52,16 +52,14 @@ def evaluate(
     generator = load_generator_under_test(model, checkpoint)
     image_size = generator.config.image_size
     extractors = build_extractors(networks, weights, image_size=image_size)
-    photos = load_photos(photos_folder, image_size, cache_dir=out / "photos", memory_limit_bytes=MEMORY_LIMIT_BYTES)
+    cache_dir = out / "photos"
+    photos = load_photos(photos_folder, image_size, cache_dir=cache_dir, memory_limit_bytes=MEMORY_LIMIT_BYTES)
     count = min(count, len(photos.pixels))
     if count < MIN_COUNT:
         raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")
     seeds = np.arange(FIRST_SEED, FIRST_SEED + count)
     images = generator.generate_images(seeds)
-    features = [
-        (extract.name, features_of_photos(extract, photos, out / "photos"), extract(images, progress="images"))
-        for extract in extractors
-    ]
+    features = [(e.name, features_of_photos(e, photos, cache_dir), e(images, progress="images")) for e in extractors]
     noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *images.shape[1:]), np.uint8)
     name = printable(photos_folder.resolve().name)
     rights = quote_model_card(model / "model_card.md") | dict(rights or {})

@@ -105,10 +105,7 @@ def build_extractors(names: str, weights: Path | None = None, *, image_size: int
         raise TrainingError(f"--weights {weights} is for --features inception; leave it out.")
     extractors = [build_extractor(network, weights) for network in networks]
     if image_size > COMMON_SIZE:
-        extractors += [
-            replace(extractor, name=f"{extractor.name} at {COMMON_SIZE} px", downscale_to=COMMON_SIZE)
-            for extractor in extractors
-        ]
+        extractors += [replace(e, name=f"{e.name} at {COMMON_SIZE} px", downscale_to=COMMON_SIZE) for e in extractors]
     return extractors
 
 

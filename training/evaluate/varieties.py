@@ -74,7 +74,6 @@ def k_means(features: Features, clusters: int) -> NDArray[np.intp]:
         centres = np.concatenate([centres, features[rng.choice(len(features), 1, p=squared / squared.sum())]])
     for _ in range(ITERATIONS):
         assigned, _ = find_nearest(features, centres)
-        centres = np.stack(
-            [features[assigned == i].mean(axis=0) if (assigned == i).any() else centres[i] for i in range(clusters)]
-        )
+        groups = [features[assigned == i] for i in range(clusters)]
+        centres = np.stack([rows.mean(axis=0) if len(rows) else centres[i] for i, rows in enumerate(groups)])
     return find_nearest(features, centres)[0]

@@ -63,19 +63,12 @@ def export(
             write_record(folder / "config.json", asdict(generator.config))
             photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # no names of photos
             write_record(folder / "photos.json", asdict(photos))
+            rights = {"licence": licence, "attribution": attribution}
             version = None
             while version is None:
                 number = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
                 folder = folder.rename(folder.with_name(str(number)))
-                write_model_card(
-                    folder,
-                    record,
-                    model_name=to.name,
-                    licence=licence,
-                    attribution=attribution,
-                    checks=checks,
-                    faults=faults,
-                )
+                write_model_card(folder, record, model_name=to.name, checks=checks, faults=faults, **rights)
                 write_digests(folder)
                 version = publish(folder, to)
             return version

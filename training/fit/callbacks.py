@@ -205,12 +205,8 @@ class Checkpoints(StepCallback):
         self.sync_variables()
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
-        record = ComputeRecord(
-            training_s=round(self.training_s, 6),
-            backend=keras.backend.backend(),
-            machine=platform.machine(),
-            processors=os.cpu_count() or 1,
-        )
+        backend, machine, processors = keras.backend.backend(), platform.machine(), os.cpu_count() or 1
+        record = ComputeRecord(round(self.training_s, 6), backend, machine, processors)
         write_record(self.compute, asdict(record))
         save_checkpoint(self.model, self.path)  # last: a kill leaves no checkpoint without compute.json
 

@@ -74,13 +74,11 @@ def fit(
     else:
         check_complete(run)
         if (run / "config.json").exists():
-            return _resume_run(photos_folder, run, flags, dry_run=dry_run, source=source)
-    return _start_run(photos_folder, run, flags, dry_run=dry_run, new=new, source=source, start=start)
+            return _resume(photos_folder, run, flags, dry_run=dry_run, source=source)
+    return _start(photos_folder, run, flags, dry_run=dry_run, new=new, source=source, start=start)
 
 
-def _resume_run(
-    photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None
-) -> bool:
+def _resume(photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None) -> bool:
     previous = read_config(run / "config.json")
     config = replace(previous, **flags)
     config.check_resumable(previous)
@@ -108,7 +106,7 @@ def _resume_run(
     return _report_end(train(photos, split, run, config, source), run, config)
 
 
-def _start_run(
+def _start(
     photos_folder: Path,
     run: Path,
     flags: Mapping[str, Any],

@@ -42,11 +42,9 @@ class KeepBest(StepCallback):
     first, so a run killed at any moment resumes with the best of all previous batches, and without later rows.
     """
 
-    def __init__(
-        self, folder: Path, first_step: int, measure_quality: MeasureQuality, checkpoints: Checkpoints
-    ) -> None:
+    def __init__(self, folder: Path, first_step: int, measure: MeasureQuality, checkpoints: Checkpoints) -> None:
         super().__init__(first_step)
-        self.folder, self.measure_quality, self.checkpoints = folder, measure_quality, checkpoints
+        self.folder, self.measure_quality, self.checkpoints = folder, measure, checkpoints
         self.discriminator_losses: list[float] = []  # since the last measurement
         self.most_covered = 0  # varieties, since the start of the command
         self.measurements = [row for row in read_measurements(folder / "kid.csv") if row.step <= first_step]

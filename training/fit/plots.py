@@ -68,9 +68,8 @@ def draw_photos(photos: Photos, split: Split, run: Path) -> None:
 def draw_network(network: keras.Model, folder: Path) -> None:
     """Draw `network` to <name>.png, or write <name>.txt without Graphviz."""
     try:
-        keras.utils.plot_model(
-            network, str(folder / f"{network.name}.png"), show_shapes=True, show_layer_names=True, dpi=80
-        )
+        path = str(folder / f"{network.name}.png")
+        keras.utils.plot_model(network, path, show_shapes=True, show_layer_names=True, dpi=80)
     except (ImportError, AssertionError, OSError):  # pydot finds no program `dot`, or this program fails
         lines: list[str] = []
         network.summary(print_fn=lambda line, **_: lines.append(line))

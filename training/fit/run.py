@@ -164,6 +164,8 @@ def train_stage(
         return first_step
     if first_step > gan.first_step:
         print(f"Resuming at batch {first_step}.")
+    history = History(run, config.log_every, first_step)
+    grids = Grids(run, config.grid_every, first_step, gan.ema_generator)
     progress = Progress(config, first_step)
     with closing(progress.bar):
         gan.fit(
@@ -172,13 +174,7 @@ def train_stage(
             shuffle=False,
             verbose=0,
             # Grids come last: if drawing fails on a full disk, rows and weights are saved already.
-            callbacks=[
-                stop,
-                progress,
-                History(run, config.log_every, first_step),
-                *savers,
-                Grids(run, config.grid_every, first_step, gan.ema_generator),
-            ],
+            callbacks=[stop, progress, history, *savers, grids],
         )
     return gan.step
 
@@ -228,7 +224,6 @@ def iterate_batches(
         if position == 0 or len(order) == 0:
             order = np.random.default_rng((config.seed, 0, epoch)).permutation(rows)
         batch_rows = order[position * config.batch_size :][: config.batch_size]
-        latent_seeds = np.random.default_rng((config.seed, 1, step)).integers(
-            MAX_SEED, size=config.batch_size, endpoint=True
-        )
+        rng = np.random.default_rng((config.seed, 1, step))
+        latent_seeds = rng.integers(MAX_SEED, size=config.batch_size, endpoint=True)
         yield pixels[batch_rows], sample_latents(latent_seeds, config.latent_dim)

@@ -30,9 +30,8 @@ def sample_latents(seeds: NDArray[np.int64], latent_dim: int) -> NDArray[np.floa
     """Return the latents float32[N, latent_dim] of `seeds` int64[N]. Each seed is from 0 to MAX_SEED."""
     wide = np.asarray(seeds, np.int64)
     low, high = (wide & 0xFFFFFFFF).astype(np.uint32), (wide >> 32).astype(np.uint32)
-    latents: NDArray[np.float32] = standardise(
-        sum_of_uniforms(low, high, latent_dim, np.right_shift).astype(np.float32)
-    )
+    sums = sum_of_uniforms(low, high, latent_dim, np.right_shift)
+    latents: NDArray[np.float32] = standardise(sums.astype(np.float32))
     return latents
 
 

@@ -59,9 +59,8 @@ class UpsampleConv(layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the kernel float32[3, 3, C, filters]."""
-        self.kernel = self.add_weight(
-            name="kernel", shape=(3, 3, input_shape[-1], self.filters), initializer="glorot_uniform"
-        )
+        shape = (3, 3, input_shape[-1], self.filters)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer="glorot_uniform")
 
     def call(self, x: Any) -> Any:
         """Return float[N, 2H, 2W, filters] for float[N, H, W, C]."""

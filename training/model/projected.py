@@ -53,22 +53,17 @@ class ProjectedDiscriminator(keras.Model):
         self.backbone = build_backbone("lite1", load_weights("lite1"), taps, input_size)
         shapes = [output.shape[1:] for output in self.backbone.outputs]
         rng = np.random.default_rng((seed, 2))
+        scales = [*zip(taps, shapes, widths, strict=True)]
         self.projections = [
-            self._add_constant(f"projection_{tap}", _random_1x1(rng, shape[-1], width))
-            for tap, shape, width in zip(taps, shapes, widths, strict=True)
+            self._add_constant(f"projection_{tap}", _random_1x1(rng, shape[-1], width)) for tap, shape, width in scales
         ]
         self.mixings = [
             self._add_constant(f"mixing_{taps[i]}", _random_1x1(rng, widths[i + 1], widths[i]))
             for i in range(len(taps) - 1)
         ]
-        self.means = [
-            self._add_constant(f"mean_{tap}", np.zeros(width)) for tap, width in zip(taps, widths, strict=True)
-        ]
+        self.means = [self._add_constant(f"mean_{tap}", np.zeros(width)) for tap, _, width in scales]
         self.deviations = [self._add_constant(f"deviation_{tap}", np.ones(())) for tap in taps]
-        self.heads = [
-            build_head(shape[0], width, first_width, name=f"head_{tap}")
-            for tap, shape, width in zip(taps, shapes, widths, strict=True)
-        ]
+        self.heads = [build_head(shape[0], width, first_width, name=f"head_{tap}") for tap, shape, width in scales]
         if sees_colours:
             self.means.append(self._add_constant("mean_colours", np.zeros(3)))
             self.deviations.append(self._add_constant("deviation_colours", np.ones(3)))

@@ -9,18 +9,8 @@ import pytest
 
 from tests.conftest import BUNDLED
 from training.data.dataset import PhotosRecord
+from training.evaluate import results
 from training.evaluate.report import Pairs, Report, write_report
-from training.evaluate.results import (
-    BUNDLED_KID_X1000,
-    BUNDLED_VARIETIES,
-    CopyCheck,
-    Coverage,
-    Distances,
-    Evaluation,
-    NearestDistances,
-    References,
-    Verdict,
-)
 from training.records import read_curves
 
 RNG = np.random.default_rng(0)
@@ -38,10 +28,10 @@ FAR = np.linspace(10.0, 20.0, 50)
 STEPS = np.arange(1.0, 1001.0)
 KID_COLUMNS = ("step", "kid_x1000", "std", "minutes")
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/>\udcff"
-FAR_AWAY, CLOSE = NearestDistances(15, 10), NearestDistances(1, 1)
-COPIES = CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, CLOSE, Verdict("good", "It is new.", "See 15."))
-DISTANCES = Distances(images=1900, photos=1900, kid_x1000=43.58, kid_x1000_std=2.5, fid=42.49)
-EVALUATION = Evaluation(
+FAR_AWAY, CLOSE = results.NearestDistances(15, 10), results.NearestDistances(1, 1)
+COPIES = results.CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, CLOSE, results.Verdict("good", "It is new.", "See 15."))
+DISTANCES = results.Distances(images=1900, photos=1900, kid_x1000=43.58, kid_x1000_std=2.5, fid=42.49)
+EVALUATION = results.Evaluation(
     model="apple, version 1",
     batch=14_000,
     features="a network",
@@ -51,8 +41,8 @@ EVALUATION = Evaluation(
     against_held_out=replace(DISTANCES, photos=190, fid=None),
     copies=COPIES,
     other_features=(),
-    coverage=Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
-    references=References(copy_kid_x1000=-0.4, noise_kid_x1000=750, noise_varieties=1),
+    coverage=results.Coverage("folder", 0.25, {"gala": 0.5, "elstar": 0.5}, {"gala": 1.0, "elstar": 0.0}, ("elstar",)),
+    references=results.References(copy_kid_x1000=-0.4, noise_kid_x1000=750, noise_varieties=1),
     remarks=("One sees apples.",),
 )
 PHOTOS = PhotosRecord(60, 57, {"copy of another file": 3}, pixels_sha256="", held_out=12, held_out_arcs=())
@@ -101,7 +91,7 @@ def render(report: Report, folder: Path) -> Page:
 
 def hostile() -> Report:
     named = replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2)
-    coverage = Coverage(HOSTILE, 0.25, {HOSTILE: 1.0}, {HOSTILE: 0.0}, (HOSTILE,))
+    coverage = results.Coverage(HOSTILE, 0.25, {HOSTILE: 1.0}, {HOSTILE: 0.0}, (HOSTILE,))
     evaluation = replace(EVALUATION, model=HOSTILE, photos=HOSTILE, coverage=coverage, remarks=(HOSTILE,))
     missing, photos, texts = {HOSTILE: random_images(1)}, replace(PHOTOS, skipped={HOSTILE: 3}), {HOSTILE: HOSTILE}
     report = replace(FULL, evaluation=evaluation, photos=photos, held_out_photos=HOSTILE, config=texts, rights=texts)
@@ -177,19 +167,14 @@ def test_report_states_a_single_measurement_without_a_chart(tmp_path):
     ],
 )
 def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, level, headline):
-    names = [f"cluster {number}" for number in range(20)]
-    evaluation = replace(
-        EVALUATION,
-        against_all=replace(DISTANCES, kid_x1000=kid),
-        coverage=Coverage(
-            "clusters", 0.25, dict.fromkeys(names, 0.05), dict.fromkeys(names, 0.05), tuple(names[:missing])
-        ),
-        copies=replace(COPIES, verdict=Verdict(copies, "On copies.", "")),
-    )
+    shares = dict.fromkeys([f"cluster {number}" for number in range(20)], 0.05)
+    coverage = results.Coverage("clusters", 0.25, shares, shares, tuple(shares)[:missing])
+    checked = replace(COPIES, verdict=results.Verdict(copies, "On copies.", ""))
+    distances = replace(DISTANCES, kid_x1000=kid)
+    evaluation = replace(EVALUATION, against_all=distances, coverage=coverage, copies=checked)
     found = render(replace(FULL, evaluation=evaluation), tmp_path)
-    assert found.text.split(" In short ")[2].startswith(
-        f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.73"
-    )
+    words = f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.73"
+    assert found.text.split(" In short ")[2].startswith(words)
     verdicts = [a["class"] for a in found.all("div") if (a.get("class") or "").startswith("verdict")]
     assert verdicts == [f"verdict {level}", f"verdict {copies}"]
     assert found.text.index(headline) < found.text.index("On copies.")
@@ -197,8 +182,8 @@ def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, lev
 
 def test_bundled_model_has_the_kid_that_reports_quote():
     card = (BUNDLED / "model_card.md").read_text(encoding="utf-8")
-    assert f"| KID x1000, against all photos | {BUNDLED_KID_X1000} " in card
-    assert f"| varieties covered | {BUNDLED_VARIETIES}," in card
+    assert f"| KID x1000, against all photos | {results.BUNDLED_KID_X1000} " in card
+    assert f"| varieties covered | {results.BUNDLED_VARIETIES}," in card
 
 
 @pytest.mark.parametrize(

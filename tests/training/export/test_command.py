@@ -1,7 +1,6 @@
 """The SavedModel contract of exported versions."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,9 +14,10 @@ import yaml
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tests.conftest import BUNDLED, LIMIT_S, ROOT, command
+from tests.conftest import BUNDLED, LIMIT_S, command
 from tests.training.evaluate.test_report import EVALUATION
 from tests.training.fit.test_command import read_files
+from tests.training.fit.test_environment import run_in_root
 from training.config import TrainingConfig, read_config
 from training.errors import TrainingError
 from training.evaluate.results import Evaluation
@@ -226,14 +226,8 @@ def test_export_takes_the_next_number_when_its_own_is_taken_meanwhile(small_mode
 
 
 def test_export_runs_rows_one_by_one_when_batch_sizes_disagree(small_run, tmp_path):
-    process = subprocess.run(
-        command("training", "export", small_run, "--to", tmp_path / "fruit"),
-        cwd=ROOT,
-        env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"},  # Eigen rounds by the size of the batch
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    words = command("training", "export", small_run, "--to", tmp_path / "fruit")
+    process = run_in_root(*words, TF_ENABLE_ONEDNN_OPTS="0")  # Eigen rounds by the size of the batch
     assert process.returncode == 0, process.stderr
     sentence = "give other bits than batches of 1. The exported model runs the rows of a batch one by one."
     assert sentence in process.stdout

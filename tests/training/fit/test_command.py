@@ -264,9 +264,8 @@ def read_files(folder):
 def test_fit_is_refused_when_another_process_trains_in_the_folder(photos, small_run, run, capsys):
     with lock_run(run):
         assert fit(photos, run, "--steps", "5") == 2
-    assert capsys.readouterr().err.endswith(
-        f"Another process trains in {run}; wait until it ends, or choose a new --out.\n"
-    )
+    sentence = f"Another process trains in {run}; wait until it ends, or choose a new --out.\n"
+    assert capsys.readouterr().err.endswith(sentence)
     assert read_files(run) == read_files(small_run)
 
 

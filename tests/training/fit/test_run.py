@@ -39,14 +39,9 @@ def fit(photos: Path, run: Path, *flags: object) -> int:
 
 
 def start_fit(photos: Path, run: Path, *flags: object, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command("training", *fit_arguments(photos, run, *flags)),
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    words = command("training", *fit_arguments(photos, run, *flags))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(words, cwd=ROOT, env=os.environ | environment, text=True, **pipes)
 
 
 def output_of(process: subprocess.Popen) -> str:
@@ -108,9 +103,8 @@ def test_history_drops_rows_that_are_truncated_or_past_the_checkpoint(small_run,
     with (tmp_path / "history.csv").open("a") as file:
         file.write("2,0.7")  # as after a full disk
     History(tmp_path, 1, 2)
-    assert (tmp_path / "history.csv").read_text() == "".join(
-        (small_run / "history.csv").read_text().splitlines(keepends=True)[:3]
-    )
+    rows = (small_run / "history.csv").read_text().splitlines(keepends=True)
+    assert (tmp_path / "history.csv").read_text() == "".join(rows[:3])
 
 
 def test_run_ends_with_equal_bits_when_killed_and_resumed(photos, tmp_path):
@@ -125,10 +119,8 @@ def test_run_ends_with_equal_bits_when_killed_and_resumed(photos, tmp_path):
     for folder in (run, uninterrupted):
         assert fit(photos, folder, *flags) == 0
     assert_equal_bits(run, uninterrupted, "best.npz")
-    actual, expected = (
-        [(row.step, row.kid_x1000, row.std) for row in read_measurements(folder / "kid.csv")]
-        for folder in (run, uninterrupted)
-    )
+    curves = [read_measurements(folder / "kid.csv") for folder in (run, uninterrupted)]
+    actual, expected = ([(row.step, row.kid_x1000, row.std) for row in rows] for rows in curves)
     assert actual == expected
 
 
@@ -157,9 +149,7 @@ def small_gan():
     return build_gan(replace(config, evaluate_every=1, evaluate_count=50, checkpoint_every_s=0))
 
 
-def simulate_training(
-    gan, run: Path, first_step: int, last_step: int, kids: list[float], covered: int = 20, d_loss: float = 1.0
-) -> None:
+def simulate_training(gan, run: Path, first_step: int, last_step: int, kids, covered=20, d_loss=1.0) -> None:
     """Run the callbacks without training; `kids` are the measured KIDs.
 
     The last measurement covers `covered` of 20 varieties, the others 16.

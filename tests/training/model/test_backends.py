@@ -1,8 +1,6 @@
 """One run on both backends, TensorFlow and JAX."""
 
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.training.fit.test_environment import run_in_root
 from tests.training.fit.test_run import fit, fit_arguments, read_losses
 from tests.training.model.test_projected import CONFIG, PIXELS
 from training.model.gan import build_gan
@@ -32,12 +30,8 @@ def compute_projected_losses() -> list[float]:
     gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, *gan.discriminator.heads):
-        network.set_weights(
-            [
-                rng.uniform(0.5, 1.5, w.shape) if len(w.shape) == 1 else rng.normal(0, 0.05, w.shape)
-                for w in network.weights
-            ]
-        )
+        shapes = [weight.shape for weight in network.weights]
+        network.set_weights([rng.uniform(0.5, 1.5, s) if len(s) == 1 else rng.normal(0, 0.05, s) for s in shapes])
     gan.discriminator.set_feature_statistics(PIXELS)
     latents = rng.normal(size=(4, 128)).astype("float32")
     return [float(loss) for loss in gan.compute_losses(PIXELS[:4], latents)[:2]]
@@ -53,13 +47,9 @@ def jax_folder(photos, tmp_path_factory) -> Path:
     fit(photos, folder / "run", "--steps", 2, *NO_AUGMENTATION)
     shutil.copytree(folder / "run", folder / "jax")
     arguments = fit_arguments(photos, folder / "jax", "--steps", 4, "--jit-compile", *NO_AUGMENTATION)
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder / "losses"), *arguments],
-        cwd=ROOT,
-        env=os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        check=True,
-        timeout=240,
-    )
+    backend = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    process = run_in_root(sys.executable, "-c", SCRIPT, str(folder / "losses"), *arguments, **backend)
+    assert process.returncode == 0, process.stderr
     fit(photos, folder / "run", "--steps", 4, *NO_AUGMENTATION)
     return folder
 

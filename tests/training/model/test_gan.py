@@ -10,15 +10,9 @@ import tensorflow as tf
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.fit.run import iterate_batches
+from training.model import losses
 from training.model.checkpoints import load_checkpoint, save_checkpoint
 from training.model.gan import build_gan
-from training.model.losses import (
-    approximate_r1,
-    discriminator_loss,
-    generator_loss,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-)
 
 CONFIG = TrainingConfig(
     image_size=32, discriminator="plain", beta_1=0.5, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False
@@ -107,19 +101,19 @@ def test_learning_rate_falls_in_the_second_half_of_a_run():
 @pytest.mark.parametrize(("photo", "generated", "loss"), [(0, 0, math.log(2)), (-1e4, 1e4, 1e4)])
 def test_logistic_loss_is_finite_and_log_2_per_logit_of_0(photo, generated, loss):
     photo, generated = np.float32([photo] * 2), np.float32([generated] * 2)
-    assert float(generator_loss(-generated)) == pytest.approx(loss)
-    assert float(discriminator_loss(photo, generated)) == pytest.approx(2 * loss)
+    assert float(losses.generator_loss(-generated)) == pytest.approx(loss)
+    assert float(losses.discriminator_loss(photo, generated)) == pytest.approx(2 * loss)
 
 
 def test_hinge_losses_are_averaged_over_heads():
     real, generated = [np.float32([2, 0]), np.float32([-1])], [np.float32([-2, 0]), np.float32([1])]
-    assert float(hinge_discriminator_loss(real, generated)) == pytest.approx((0.5 + 0.5 + 2 + 2) / 2)
-    assert float(hinge_generator_loss(generated)) == pytest.approx(-(-1 + 1) / 2)
+    assert float(losses.hinge_discriminator_loss(real, generated)) == pytest.approx((0.5 + 0.5 + 2 + 2) / 2)
+    assert float(losses.hinge_generator_loss(generated)) == pytest.approx(-(-1 + 1) / 2)
 
 
 def test_approximate_r1_is_half_gamma_times_the_squared_gradient():
     rng = np.random.default_rng(0)
     gradient, x = rng.normal(size=50), rng.normal(size=(40_000, 50))
     noisy = x + 0.05 * rng.normal(size=x.shape)
-    penalty = float(approximate_r1(x @ gradient, noisy @ gradient, gamma=0.2, sigma=0.05))
+    penalty = float(losses.approximate_r1(x @ gradient, noisy @ gradient, gamma=0.2, sigma=0.05))
     assert penalty == pytest.approx(0.5 * 0.2 * (gradient @ gradient), rel=0.05)

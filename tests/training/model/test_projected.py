@@ -1,7 +1,6 @@
 """The projected discriminator: weight files, backbone, features, stages, resuming and replicas."""
 
 import pickle
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.training.fit.test_environment import run_in_root
 from tests.training.fit.test_run import assert_equal_bits, fit, fit_arguments, interrupt_at, read_losses, steps_in
 from training.config import TrainingConfig
 from training.model.backbone import build_backbone, load_weights
@@ -125,9 +124,7 @@ assert main([*sys.argv[1:], "--new", "--batch-size", "9"]) == 2  # before it ren
 
 def test_losses_are_equal_when_two_devices_share_a_batch(photos, staged_run, tmp_path):
     arguments = fit_arguments(photos, tmp_path / "run", *PROJECTED, "--steps", 2, "--strategy", "mirrored")
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
+    done = run_in_root(sys.executable, "-c", TWO_DEVICES, *arguments)
     assert done.returncode == 0, done.stderr
     assert "2 replicas share each batch" in done.stdout
     assert "batch_size is 9, which 2 replicas cannot share equally; set it to a multiple of 2." in done.stderr
