@@ -166,6 +166,15 @@ def test_an_image_is_not_cached_when_its_url_is_not_permanent(service, url):
     assert service.gateway.metric(**ANSWERED_IMAGES) - before == 3
 
 
+def test_random_images_do_not_wait_for_each_other_when_requested_at_once(service):
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(service.ask, [f"/generate?format=png&version={VERSION}"] * 8))
+    assert time.monotonic() - began_s < 1  # proxy_cache_lock_timeout
+    assert {reply.status for reply in replies} == {200}
+    assert len({reply.headers["Ringo-Seed"] for reply in replies}) == len(replies)
+
+
 @pytest.mark.parametrize(("reply", "settings"), [(answer, {"token": "t" * 16}), (rendering_other_bytes(), {})])
 def test_permanent_url_gets_304_when_its_response_is_not_cached(start_gateway, tmp_path, reply, settings):
     headers = {"Authorization": f"Bearer {settings['token']}"} if settings else {}
