@@ -175,10 +175,17 @@ def test_paint_job_has_a_shard_for_each_completion(rendered, name):
 
 def test_network_policy_admits_gateway_and_batch_only_to_model_server(rendered):
     policies = of_kind(rendered["overlays/local"], "NetworkPolicy")
-    assert policies["default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert policies["default-deny"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
     ((peer,),) = [rule["from"] for rule in policies["model-server"]["spec"]["ingress"]]
     expected = {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
     assert peer["podSelector"]["matchExpressions"] == [expected]
+
+
+def test_default_policy_selects_every_pod_of_ringo(rendered, manifests):
+    selector = of_kind(rendered["overlays/local"], "NetworkPolicy")["default-deny"]["spec"]["podSelector"]
+    for pod in pods(manifests).values():
+        assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        assert not pod["metadata"]["labels"].keys() & {term["key"] for term in selector["matchExpressions"]}
 
 
 def test_images_have_the_same_names_in_compose_and_the_cluster(rendered):
