@@ -254,6 +254,11 @@ def test_compose_gives_no_container_root_rights():
         assert (service["read_only"], service["cap_drop"], service["user"]) == (True, ["ALL"], "10001:10001"), name
 
 
+def test_compose_leaves_the_owner_of_the_volume_to_seed_model():
+    (mount,) = COMPOSE["model-server"]["volumes"]  # Docker would copy the owner of the image's own /models
+    assert mount["volume"] == {"nocopy": True}
+
+
 def test_no_port_of_the_model_server_is_published():
     """TensorFlow Serving accepts a new configuration from every client."""
     assert {name for name, service in COMPOSE.items() if "ports" in service} == {"nginx", "batch"}
