@@ -175,7 +175,8 @@ def test_paint_job_has_a_shard_for_each_completion(rendered, name):
 
 def test_network_policy_admits_gateway_and_batch_only_to_model_server(rendered):
     policies = of_kind(rendered["overlays/local"], "NetworkPolicy")
-    assert policies["default-deny"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    denied = policies["default-deny"]["spec"] | {"podSelector": {}}
+    assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     ((peer,),) = [rule["from"] for rule in policies["model-server"]["spec"]["ingress"]]
     expected = {"key": "app.kubernetes.io/name", "operator": "In", "values": ["gateway", "batch"]}
     assert peer["podSelector"]["matchExpressions"] == [expected]
