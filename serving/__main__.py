@@ -24,7 +24,8 @@ GRPC_ENVIRONMENT = {
     # Its own lines would block its threads on a full stderr; errors reach our log as statuses.
     "GRPC_VERBOSITY": "NONE",
 }
-# Variables of libraries, meant for other programs: each may break the start or all requests, as may those of tqdm.
+# Variables of libraries, meant for other programs: each may break the start or all requests, as may those of tqdm. To
+# the file in SSLKEYLOGFILE, Python would write the keys of TLS sessions.
 FOREIGN = (
     "SCRIPT_NAME",
     "WEB_CONCURRENCY",
@@ -35,6 +36,7 @@ FOREIGN = (
     "prometheus_multiproc_dir",
     "OTEL_PYTHON_CONTEXT",
     "OTEL_PYTHON_TRACER_PROVIDER",
+    "SSLKEYLOGFILE",
 )
 
 

@@ -152,7 +152,7 @@ def _require_alive(children: Children) -> None:
     for name, child in children.items():
         status = child.poll()
         if status is not None:
-            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise RunError(f"The {name} {how}; read the log lines above.")
 
 
@@ -168,6 +168,7 @@ def _wait_until(passed: Callable[[], bool], children: Children) -> None:
         if time.monotonic() > deadline:
             raise RunError(f"No version of the model was ready within {READY_TIMEOUT_S:g} s; read the log lines above.")
         time.sleep(POLL_INTERVAL_S)
+    _require_alive(children)  # else the answer came from another program's server
 
 
 def _listens(host: str, port: int) -> bool:

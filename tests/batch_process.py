@@ -19,6 +19,7 @@ from tests.gateway_process import environment, free_port
 
 SERVICE = "ringo.v1.PictureService"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 @dataclass(frozen=True)

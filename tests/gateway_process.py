@@ -92,6 +92,12 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def resident_kb(process: Path) -> int:
+    """Return the resident memory of the process with this folder in /proc."""
+    (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1])
+
+
 def scrape(port: int) -> list[Sample]:
     """Return the metrics of a server, as Prometheus reads them."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT_S) as response:

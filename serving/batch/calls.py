@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import grpc
@@ -15,11 +15,13 @@ from grpc_status import rpc_status
 
 from serving import errors
 from serving.pb.ringo.v1 import picture_service_pb2
+from serving.runtime.limits import ConcurrencyLimit
 from serving.runtime.security import require_token
 from serving.telemetry.request_log import ANSWERED, CLIENT_GONE, FAILED, REQUEST_ID, RequestRecord, record_request
 
 _DESCRIPTOR = picture_service_pb2.DESCRIPTOR.services_by_name["PictureService"]
 SERVICE, METHODS = _DESCRIPTOR.full_name, tuple(_DESCRIPTOR.methods_by_name)
+MAX_REFLECTIONS = 4  # calls at a time: each holds a thread until its client ends it
 TIMERS_S = 0.01  # a timer set to a client's deadline may end this much earlier, by gRPC's clock
 
 log = logging.getLogger(__name__)
@@ -78,13 +80,14 @@ def status_of(error: errors.RingoError) -> grpc.Status:
 
 
 class RefusingInterceptor(grpc.ServerInterceptor):
-    """Refuses calls without `token`, and bytes that are no message.
+    """Refuses calls without `token`, bytes that are no message, and too many reflection calls.
 
     Health checks need no token. gRPC itself would read the request first, and log a traceback for such bytes.
     """
 
     def __init__(self, token: str | None) -> None:
         self._token = token
+        self._reflections = ConcurrencyLimit(MAX_REFLECTIONS, "reflection calls")
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the handler of the call, or one that refuses it."""
@@ -96,8 +99,10 @@ class RefusingInterceptor(grpc.ServerInterceptor):
                 refusal = partial(refuse, error, path)
                 return grpc.stream_stream_rpc_method_handler(refusal)  # fits every method: it waits for no request
         handler = continuation(handler_call_details)
-        if handler is None or handler.request_streaming:  # reflection's
-            return handler
+        if handler is None:
+            return None
+        if handler.request_streaming:  # reflection's
+            return handler._replace(stream_stream=partial(self._reflect, handler.stream_stream, path))
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         parse, respond = handler.request_deserializer, getattr(handler, kind)
 
@@ -107,13 +112,21 @@ class RefusingInterceptor(grpc.ServerInterceptor):
             except DecodeError as error:
                 return error
 
-        def answer(request: Message | DecodeError, context: grpc.ServicerContext) -> Any:
+        @wraps(respond)  # gRPC finds there that Watch takes a callback, and so holds no thread
+        def answer(request: Message | DecodeError, context: grpc.ServicerContext, *callback: Any) -> Any:
             if isinstance(request, DecodeError):
                 allowed = "a message as ringo/v1/picture_service.proto defines it"
                 refuse(errors.InvalidRequest("message", "not shown", allowed), path, request, context)
-            return respond(request, context)
+            return respond(request, context, *callback)
 
         return handler._replace(request_deserializer=read, **{kind: answer})
+
+    def _reflect(self, respond: Any, path: str, requests: Any, context: grpc.ServicerContext) -> Iterator[Message]:
+        try:
+            with self._reflections.slot(lambda: not context.is_active()):
+                yield from respond(requests, context)
+        except errors.Overloaded as error:
+            refuse(error, path, requests, context)
 
 
 def refuse(error: errors.RingoError, path: str, _request: object, context: grpc.ServicerContext) -> None:

@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -31,6 +32,7 @@ PAINT_THREADS = 8  # for all streams: enough to keep a model server busy while o
 SPARE_THREADS = 8  # beside those of streams and single images: for health, reflection, refusals
 HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving polls for new versions
 STOP_GRACE_S = 5.0  # for batches under way when the drain time ends
+SERVICES = ("", SERVICE)  # with a health; "" is the whole server
 FLUSH_S = 0.5  # after the grace time, to send the last responses
 
 SERVER_OPTIONS = (
@@ -50,6 +52,22 @@ SERVER_OPTIONS = (
 )
 
 log = logging.getLogger(__name__)
+
+
+class HealthServicer(health.HealthServicer):
+    """Answers grpc.health.v1.Health; keeps no names of services that it does not know."""
+
+    def Watch(  # noqa: N802 (the service's name)
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.ServicerContext,
+        send_response_callback: Callable[[health_pb2.HealthCheckResponse], None],
+    ) -> None:
+        """Send the status of a service now and after each change."""
+        if request.service in SERVICES:
+            super().Watch(request, context, send_response_callback)
+        else:  # the library would keep the name, of up to 1 MiB, for good
+            send_response_callback(health_pb2.HealthCheckResponse(status="SERVICE_UNKNOWN"))
 
 
 def serve(settings: Settings) -> None:
@@ -76,7 +94,7 @@ def serve(settings: Settings) -> None:
     service = PictureService(
         monitor, renderer, settings.model_name, threads=PAINT_THREADS, max_streams=settings.batch_streams
     )
-    health_servicer = health.HealthServicer()
+    health_servicer = HealthServicer()
     set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     server = build_server(settings, with_port(host, port), service, health_servicer)
     metrics_server, _ = start_http_server(metrics_port, host)
@@ -102,7 +120,7 @@ def serve(settings: Settings) -> None:
 
 
 def build_server(
-    settings: Settings, address: str, service: PictureService, health_servicer: health.HealthServicer
+    settings: Settings, address: str, service: PictureService, health_servicer: HealthServicer
 ) -> grpc.Server:
     """Return the server with its services at `address`, not yet started."""
     server = grpc.server(
@@ -127,7 +145,7 @@ def build_server(
     return server
 
 
-def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, ended: threading.Event) -> None:
+def watch_health(monitor: ModelMonitor, health_servicer: HealthServicer, ended: threading.Event) -> None:
     """Report SERVING while a version of the model is ready, until `ended`."""
     last = health_pb2.HealthCheckResponse.NOT_SERVING
     while True:
@@ -148,7 +166,7 @@ def watch_health(monitor: ModelMonitor, health_servicer: health.HealthServicer, 
             return
 
 
-def set_health(health_servicer: health.HealthServicer, status: int) -> None:
+def set_health(health_servicer: HealthServicer, status: int) -> None:
     """Set the health of the server and of its service."""
-    for service in ("", SERVICE):
+    for service in SERVICES:
         health_servicer.set(service, status)

@@ -141,7 +141,7 @@ def complete(response: Response) -> Response:
         record.path = quote(re.sub("(/name/).*", r"\1-", request.path, flags=re.DOTALL))  # a name may identify a person
     if response.status_code < 400:
         record.outcome = NOT_MODIFIED if response.status_code == 304 else ANSWERED
-    if request.method != "HEAD":
+    if request.method != "HEAD" and response.status_code != 304:
         record.size_bytes = response.content_length or 0
     return response
 

@@ -122,6 +122,7 @@ def licence_of(check: GoldenCheck | None, card: str | None) -> str | None:
 
 def model_card(folder: Path) -> str | None:
     """Return the model card in `folder`, if any."""
+    card = folder / "model_card.md"
     with suppress(OSError, UnicodeDecodeError):
-        return (folder / "model_card.md").read_text(encoding="utf-8")
+        return card.read_text(encoding="utf-8") if card.is_file() else None  # reading a FIFO would not end
     return None

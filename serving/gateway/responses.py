@@ -5,7 +5,6 @@ import math
 import secrets
 import select
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,8 +73,8 @@ class ImageResponses:
             return self._monitor.golden_check(version, deadline_s=self.deadline_s())
 
     def deadline_s(self) -> float:
-        """Return the deadline of a request that begins now, by time.monotonic."""
-        return time.monotonic() + self._settings.predict_timeout_s
+        """Return the deadline of the current request, by time.monotonic."""
+        return current_record().began_s + self._settings.predict_timeout_s
 
     def _respond(self, query: Query, version: int, cache_control: str) -> Response:
         """Return the image of `query`, with seed and format, or 304."""
@@ -103,14 +102,13 @@ class ImageResponses:
             if image is not None:
                 _record_source("cache")
                 return replace(check, fingerprint=fingerprint), image
-        deadline_s = self.deadline_s()
         columns, rows = query.tiles
         with self._model_slot(images=columns * rows):
             _record_source("model")
             return self._monitor.with_check(
                 check.version,
-                lambda check: self._renderer.render(query, check, deadline_s=deadline_s),
-                deadline_s=deadline_s,
+                lambda check: self._renderer.render(query, check, deadline_s=self.deadline_s()),
+                deadline_s=self.deadline_s(),
             )
 
     @contextmanager

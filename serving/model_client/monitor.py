@@ -64,10 +64,14 @@ class ModelMonitor:
     def watch(self, ended: threading.Event) -> None:
         """Refresh once a second until `ended`; check new connections before requests wait."""
         while True:
-            with contextlib.suppress(RingoError):  # `_record_refresh` keeps it
+            try:
                 for version in self.refresh():
                     if self.latest_check(version) and not self._current_check(version):
                         self._start_check(version)
+            except RingoError:
+                pass  # `_record_refresh` keeps it
+            except Exception:  # such as RuntimeError for a thread beyond the limit of processes
+                log.exception("A refresh failed; the next one is in %g s.", REFRESH_INTERVAL_S)
             if ended.wait(REFRESH_INTERVAL_S):
                 return
 
@@ -169,9 +173,10 @@ class ModelMonitor:
         with self._lock:
             run = self._runs.get(version)
             if run is None:
-                run = self._runs[version] = Future()
+                run = Future()
                 target = with_current_context(self._run_check)  # the first request logs why it failed
                 threading.Thread(target=target, args=(version, run), name="golden-check", daemon=True).start()
+                self._runs[version] = run  # not before: a thread may not start
             return run
 
     def _run_check(self, version: int, run: "Future[GoldenCheck]") -> None:

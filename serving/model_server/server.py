@@ -4,6 +4,7 @@ import argparse
 import gc
 import logging
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
 # batches as long. More concurrent calls, or more replicas, use more cores.
 INTRA_OP_THREADS = 1
 STOP_GRACE_S = 10.0  # as long as a gateway waits for a response by default
+POLL_INTERVAL_S = 0.2
 MAX_POLL_INTERVAL_S = 3600.0  # a larger number is probably milliseconds
 
 SERVER_OPTIONS = (
@@ -97,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not watcher.servables:
         log.warning("waiting for a version of %s in %s; no port is open until then", model_name, base_path)
     try:
-        watcher.has_served.wait()
+        while not watcher.has_served.wait(POLL_INTERVAL_S):  # without a limit, it may miss a signal
+            pass
         typed_fields = not arguments.enable_serialization_as_tensor_content
         server, bound = start_server(PredictionService(watcher, model_name, typed_fields=typed_fields), arguments)
         log.info("serving %s on %s:%d", model_name, arguments.host, bound)
@@ -113,6 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _import_load() -> Callable[[Path], Any]:
     """Import TensorFlow (3 s) without its remarks; return `servable.load`."""
+    # As training/backend.py says, an import may drop a KeyboardInterrupt.
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     stderr = os.dup(2)  # no setting of TensorFlow stops the remarks
     os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
     try:
@@ -120,6 +129,10 @@ def _import_load() -> Callable[[Path], Any]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
     return load
 
 
@@ -160,4 +173,7 @@ def read_boolean(value: str) -> bool:
 def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:
     """Return gRPC's options in `value`, such as grpc.max_connection_age_ms=30000; or raise ValueError."""
     pairs = [part.split("=", 1) for part in value.split(",") if part]
-    return tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
+    options = tuple((name, int(text) if text.lstrip("-").isdecimal() else text) for name, text in pairs)
+    if any(isinstance(option, int) and abs(option) >= 2**31 for _, option in options):
+        raise ValueError
+    return options

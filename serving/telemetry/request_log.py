@@ -52,6 +52,7 @@ class RequestRecord:
     request_id: str
     span: Span
     trace_id: str
+    began_s: float = field(default_factory=time.monotonic)
     resource: str = "unknown"
     path: str = "-"  # the permanent URL, or the path without the query
     status: int | str = "-"  # of the protocol
@@ -127,7 +128,6 @@ def record_request(method: str, carrier: Mapping[str, str], *, is_probe: bool = 
 
     `carrier` has headers by their lower-case names. A probe gets no span.
     """
-    began_s = time.monotonic()
     request_id = carrier.get(REQUEST_ID, "")
     if not re.fullmatch("[A-Za-z0-9._-]{1,64}", request_id):
         request_id = f"{getrandbits(64):016x}"
@@ -142,7 +142,7 @@ def record_request(method: str, carrier: Mapping[str, str], *, is_probe: bool = 
         yield record
     finally:
         REQUESTS_IN_FLIGHT.dec()
-        record.seconds = time.monotonic() - began_s
+        record.seconds = time.monotonic() - record.began_s
         record._end()
         RECORD.set(None)
         LINE_IDS.set({})

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.faults.load import percentile, put_load
 from tests.faults.processes import BUNDLED_MODEL, ModelServer
-from tests.gateway_process import Gateway, gateway_for
+from tests.gateway_process import Gateway, gateway_for, resident_kb
 
 LIMIT = 4  # RINGO_MAX_IN_FLIGHT
 GONE = {"name": "ringo_requests_total", "outcome": "client_gone"}
@@ -84,12 +84,6 @@ def test_new_clients_get_images_when_max_in_flight_clients_disconnected(server, 
         replies = [pool.submit(gateway.ask, f"/generate?seed={seed}") for seed in range(200, 264)]
         wait_until(lambda: gateway.metric(**GONE) == 63, "the end of all requests but the one of the call")
     assert {reply.result().status for reply in replies} == {200}
-
-
-def resident_kb(process: Path) -> int:
-    """Return the resident memory of the process with this folder in /proc."""
-    (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1])
 
 
 def test_a_worker_that_has_answered_is_resident_with_at_most_100_mb(model_server, start_gateway):

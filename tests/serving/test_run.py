@@ -107,12 +107,14 @@ def test_run_leaves_no_process_when_it_is_killed(surroundings, tmp_path):
         wait_until(lambda: not alive(run.family), "the end of the children")
 
 
-def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGRTMIN + 1])  # the latter has no name
+def test_run_ends_with_a_sentence_when_a_child_is_killed(surroundings, tmp_path, number):
     with running(surroundings, tmp_path) as run:
         _, gateway = children_of(run.process.pid)
-        os.kill(gateway, signal.SIGKILL)
+        os.kill(gateway, number)
         assert run.process.wait(LIMIT_S) == 1
-    assert (tmp_path / "err").read_text().count("The gateway was killed by SIGKILL; read the log lines above.\n") == 1
+    sentence = f"The gateway was killed by signal {number}; read the log lines above.\n"
+    assert (tmp_path / "err").read_text().count(sentence) == 1
     wait_until(lambda: not alive(run.family), "the end of a worker whose gunicorn was killed")  # init reaps it
 
 

@@ -1,7 +1,12 @@
 """The batch server as a process, with a fake model server."""
 
 import hashlib
+import string
+import threading
+from collections.abc import Iterator
 from concurrent import futures
+from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -9,14 +14,17 @@ import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
+from serving.batch.calls import MAX_REFLECTIONS
 from serving.batch.servicer import BATCH_ROWS, BATCHES_AHEAD, PictureService
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.pb.ringo.v1.picture_service_pb2 import DescribeModelRequest, GenerateRequest, PictureOptions
-from tests.batch_process import NOT_SERVING, SERVICE, SERVING, batch_for, batch_request, refusal
+from tests.batch_process import NOT_SERVING, SERVICE, SERVICE_UNKNOWN, SERVING, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import FakeModelServer
-from tests.gateway_process import value
+from tests.gateway_process import resident_kb, value
 from tests.serving.paint.conftest import paint
 
 SEEDS = [5, 0, 2**63 - 1, 42, 5]
@@ -64,6 +72,39 @@ def test_reflection_describes_the_service(batch):
     assert set(database.get_services()) > {SERVICE, "grpc.health.v1.Health"}
     service = descriptor_pool.DescriptorPool(database).FindServiceByName(SERVICE)
     assert set(service.methods_by_name) == {"Generate", "GenerateBatch", "DescribeModel"}
+
+
+@pytest.mark.parametrize(("service", "status"), [(SERVICE, SERVING), ("unknown", SERVICE_UNKNOWN)])
+def test_images_come_when_more_clients_watch_than_there_are_threads(batch, service, status):
+    watchers = [batch.health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=LIMIT_S) for _ in range(90)]
+    assert {next(watcher).status for watcher in watchers} == {status}
+    assert batch.paint([1])
+    for watcher in watchers:
+        watcher.cancel()
+
+
+def test_names_of_unknown_services_take_no_memory_when_their_watchers_have_gone(batch):
+    before_kb = resident_kb(process := Path(f"/proc/{batch.process.pid}"))
+    for letter in string.printable:  # 50 MB
+        watcher = batch.health.Watch(health_pb2.HealthCheckRequest(service=letter * 500_000), timeout=LIMIT_S)
+        assert next(watcher).status == SERVICE_UNKNOWN
+        watcher.cancel()
+    assert resident_kb(process) - before_kb < 25_000
+
+
+def test_reflection_calls_beyond_the_limit_get_resource_exhausted(batch):
+    def reflect(requests: Iterator[ServerReflectionRequest]) -> Iterator[object]:
+        return ServerReflectionStub(batch.channel).ServerReflectionInfo(requests, timeout=LIMIT_S)
+
+    request, ended = ServerReflectionRequest(list_services=""), threading.Event()
+    waiting = [reflect(chain([request], iter(ended.wait, True))) for _ in range(MAX_REFLECTIONS)]
+    for call in waiting:
+        next(call)
+    assert refusal(lambda: list(reflect(iter([request]))))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    ended.set()
+    for call in waiting:
+        assert list(call) == []
+    assert len(list(reflect(iter([request])))) == 1
 
 
 def calls(batch, method: str, outcome: str) -> float:

@@ -162,6 +162,7 @@ def test_process_ends_with_one_sentence_when_it_cannot_listen(saved_models, tmp_
     [
         ("--port", "65536", "a whole number from 0 (a free one) to 65535"),
         ("--file_system_poll_wait_seconds", "3601", "a number of seconds above 0, up to 3600"),
+        ("--grpc_channel_arguments", f"grpc.max_connection_age_ms={2**31}", "NAME=VALUE,NAME=VALUE"),
         ("--grpc_max_threads", "0", "a whole number from 1 to 1024"),
         ("--model_name", " ", MODEL_NAME.allowed),
         ("--host", "", "the name or address to listen on"),
