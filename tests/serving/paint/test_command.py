@@ -122,7 +122,7 @@ def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
         model_base_path=ROOT / "models" / "apple",
         model_server=f"127.0.0.1:{free_port()}",
     )
-    assert done.returncode == 1
+    assert done.returncode == (2 if "verify" in words else 1)
     assert done.stderr.splitlines()[-1] == "stdout cannot be written: No space left on device; send it elsewhere."
 
 
