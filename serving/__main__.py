@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         return _run_command(chosen, rest)
     except (SettingsError, OutputError) as error:
         write_error(str(error))
-        return INVALID if isinstance(error, SettingsError) else 1
+        return INVALID if isinstance(error, SettingsError) or chosen.command == "verify" else 1  # 1: a different file
     except KeyboardInterrupt:  # before or after the command handles it
         return INTERRUPTED if chosen.command in ("paint", "verify") else 0  # servers end by a signal
 

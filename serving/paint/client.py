@@ -93,8 +93,8 @@ class PictureClient:
         self._patience_s = patience_s
         self._secrets = secrets
         self._metadata = [("authorization", f"Bearer {secrets.token}")] if secrets.token else []
-        hosts = [host for host, *_ in addresses_of(target)]
-        proxies = [name for name in PROXIES if os.environ.get(name) and not all(map(is_loopback, hosts))]
+        hosts = [host.strip("[]") for host, *_ in addresses_of(target)]
+        proxies = [name for name in PROXIES if os.environ.get(name) and not all(map(is_direct, hosts))]
         self._proxies = f" ({', '.join(proxies)} is set)" if proxies else ""
         options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(bool(proxies))))
         if secrets.ca is None:
@@ -107,7 +107,7 @@ class PictureClient:
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards the fields below
         self._calls: dict[Any, float] = {}  # start of its wait for an image; infinite while it does not wait
-        self._last_picture_s = math.inf  # or the start of the first call
+        self._last_picture_s = math.inf  # or the end of its use, or the start of the first call
         self._trouble: str | None = f"{target} has not answered yet."
         threading.Thread(target=self._report, args=(report,), name="report", daemon=True).start()
 
@@ -134,15 +134,16 @@ class PictureClient:
     def _report(self, report: Callable[[str], object]) -> None:
         """Report why no image comes: after REPORT_AFTER_S, then every REPORT_EVERY_S.
 
-        Without a known cause, the first report comes after REPORT_EVERY_S.
+        Without a known cause, the first report comes after REPORT_EVERY_S of a call's wait, not of a slow disk's.
         """
         next_s = REPORT_AFTER_S
         while not self._stopped.wait(REPORT_STEP_S):
             with self._lock:
                 waited_s, trouble = time.monotonic() - self._last_picture_s, self._trouble
+                is_waiting = trouble or any(since_s < math.inf for since_s in self._calls.values())
             if waited_s < REPORT_AFTER_S:
                 next_s = REPORT_AFTER_S
-            elif waited_s >= (next_s if trouble else max(next_s, REPORT_EVERY_S)):
+            elif is_waiting and waited_s >= (next_s if trouble else max(next_s, REPORT_EVERY_S)):
                 next_s = waited_s + REPORT_EVERY_S
                 report(f"No image for {waited_s:.0f} s: {trouble or f'{self._target} sends nothing.'}")
 
@@ -207,7 +208,7 @@ class PictureClient:
                     self._trouble = None
                 yield response.picture
                 with self._lock:
-                    self._calls[call] = time.monotonic()
+                    self._last_picture_s = self._calls[call] = time.monotonic()
         finally:
             call.cancel()  # without effect on an ended call
             with self._lock:
@@ -260,14 +261,17 @@ class PictureClient:
         return failure
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether all addresses of `host` are loopback, unreachable for proxies."""
+def is_direct(host: str) -> bool:
+    """Return whether `host` is this machine, or no_proxy names it."""
+    no_proxy = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC reads these)
+    if host.endswith(tuple(no_proxy.replace(",", " ").split())):
+        return True
     try:
-        found = socket.getaddrinfo(host.strip("[]"), None)
+        found = socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):  # UnicodeError: not a name at all, such as 64 letters
         return False
-    addresses = [ipaddress.ip_address(address[0]) for *_, address in found]
-    return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
+    addresses = [getattr(ip := ipaddress.ip_address(address[0]), "ipv4_mapped", None) or ip for *_, address in found]
+    return all(address.is_loopback or address.is_unspecified for address in addresses)
 
 
 def speaks_tls(target: str, secrets: Secrets, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bool:
@@ -282,5 +286,5 @@ def speaks_tls(target: str, secrets: Secrets, newest: ssl.TLSVersion = ssl.TLSVe
         address = host.strip("[]"), int(port)
         with socket.create_connection(address, PROBE_TIMEOUT_S) as plain, context.wrap_socket(plain):
             return True
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return "PROTOCOL_VERSION" in str(error)  # a newer one only

@@ -138,6 +138,7 @@ def paint(chosen: argparse.Namespace, secrets: Secrets) -> None:
             with tqdm(total=len(seeds), initial=before, file=Stderr(sys.stderr), **bar_options) as bar:
                 work = Work(client, folder, manifest, layout, bar, folder.missing())
                 work.run(replace(query, version=version), streams=chosen.streams, any_version=chosen.any_version)
+        client.stop()  # its report would blame the server while the manifest is written
         manifest.replace(folder.rows())
     write_line(f"{len(seeds):,} images are in {chosen.out}; {before:,} were there before.")
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from serving.pb.ringo.v1.picture_service_pb2 import Picture
 
-TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError)  # tarfile's own, of damage
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # tarfile's own, of damage
 TAKEN = "it has other bytes, and the manifest does not name it; move it away, or choose another folder"
 ASIDE = ".part"  # suffix of an incomplete file
 
@@ -63,6 +63,8 @@ class Files(Layout):
         """Write `pictures`, and yield each when its file is complete. Raises OSError."""
         for picture in pictures:
             path = self.out / self.name(picture.seed)
+            if path.parent.is_symlink():
+                raise OSError(errno.ENOTDIR, "it is a link, not a folder; move it away", str(path.parent))
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_file(_aside(path), append=True) as file:  # locked until it has its name
                 file.truncate(0)

@@ -76,11 +76,13 @@ def open_pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
 def _pngs(path: Path) -> Iterator[tuple[str, IO[bytes] | str]]:
     if path.is_dir():
         faults: list[OSError] = []  # rglob() would leave out folders that can't be listed
-        files = [Path(folder, name) for folder, _, names in os.walk(path, onerror=faults.append) for name in names]
-        for file in sorted(files):
+        walked = list(os.walk(path, onerror=faults.append))
+        for file in sorted(Path(folder, name) for folder, _, names in walked for name in names):
             if file.suffix.lower() in (".png", ".tar"):
                 yield from open_pngs(file)
         yield from ((str(fault.filename), fault.strerror or "not readable") for fault in faults)
+        folders = [Path(folder, name) for folder, names, _ in walked for name in names]
+        yield from ((str(link), "a link to a folder; name it itself") for link in folders if link.is_symlink())
         return
     with open_file(path) as opened:
         if path.suffix.lower() != ".tar":

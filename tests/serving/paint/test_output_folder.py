@@ -1,6 +1,7 @@
 """The folder of `paint`: shards, tars, damaged and foreign files."""
 
 import os
+import tarfile
 
 import pytest
 
@@ -54,6 +55,7 @@ def test_a_shard_has_the_version_of_another_in_its_folder(tmp_path):
 
 WRONG_TYPES = b'{"seed": "3", "sha256": "zz", "model_version": true}'
 ROW = b'{"seed": 3, "file": "000000/000000003.png", "sha256": "%064d", "model_version": %d, "picture": ""}'
+LONG_NAMES = tarfile.TarInfo("x" * 101).tobuf(tarfile.GNU_FORMAT)[:1024] * 600  # of one member
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def test_paint_replaces_no_other_image_when_the_manifest_is_lost(server, tmp_pat
     ("name", "change", "sentence"),
     [
         ("000000.tar", lambda tar: b"foreign", "it has other bytes"),
+        ("000000.tar", lambda tar: LONG_NAMES, "it has other bytes"),
         ("000000.tar", lambda tar: tar + b"x", "000000.tar holds seed 5, which --seeds doesn't name"),
         ("000000.tar", lambda tar: tar, "000000.tar holds seed 5, which --seeds doesn't name"),
         ("000000.tar.part", lambda tar: tar, "000000.tar holds seed 5, which --seeds doesn't name"),
@@ -152,3 +155,9 @@ def test_paint_writes_to_no_fifo_or_link_in_the_place_of_a_file(server, tmp_path
     assert output.splitlines()[-1].endswith(f"{name}: it is not a regular file; move it away.") == is_continued
     assert path.exists() == is_continued
     assert foreign.read_bytes() == b"foreign"
+
+
+def test_paint_writes_through_no_link_to_a_folder(server, tmp_path, tmp_path_factory):
+    (tmp_path / "000000").symlink_to(foreign := tmp_path_factory.mktemp("foreign"))
+    assert "000000: it is a link, not a folder; move it away." in paint(server, tmp_path, code=1)
+    assert content(foreign) == {}

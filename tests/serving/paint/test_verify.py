@@ -63,6 +63,8 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
     (tmp_path / "huge.tar").write_bytes(data[:second] + huge.tobuf(tarfile.GNU_FORMAT) + data[second + 512 :])
     (tmp_path / "folder" / "upper.PNG").write_bytes(pngs[0])
     (tmp_path / "folder" / "closed").mkdir(mode=0)
+    (tmp_path / "folder" / "link").symlink_to(inner)
+    (tmp_path / "long.tar").write_bytes(tarfile.TarInfo("x" * 101).tobuf(tarfile.GNU_FORMAT)[:1024] * 600)
     (tmp_path / "none").mkdir()
     os.mkfifo(tmp_path / "fifo.png")
     assert verify(model_server.target, tmp_path / "folder", tmp_path / "none", tmp_path / "fifo.png")[1] == [
@@ -73,12 +75,14 @@ def test_verify_takes_folders_and_tars(model_server, pngs, tmp_path):
         "different",
         "identical",
         "unreadable (Permission denied)",
+        "unreadable (a link to a folder; name it itself)",
         "unreadable (no PNG in it)",
         "unreadable (it is not a regular file; move it away)",
     ]
     found = verify(model_server.target, *(tmp_path / f"{name}.tar" for name in ("short", "spoilt", "huge", "joined")))
     damaged = "unreadable (the tar is damaged)"
     assert found[:2] == (1, ["identical", damaged] * 3 + ["identical", "different", damaged])
+    assert verify(model_server.target, tmp_path / "long.tar") == (2, [damaged], "")
 
 
 def test_verify_names_each_fault_and_exits_with_the_lowest_status(model_server, pngs, tmp_path):
