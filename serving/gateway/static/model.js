@@ -1,5 +1,7 @@
 // The model version of the page's images, and retries while no version is ready.
 
+import { parseSeed } from "./seeds.js";
+
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 16_000;
 
@@ -23,11 +25,12 @@ export function pinned(href, parameters = {}) {
 
 /** Return the seed of `name`, or throw an Error whose message says why there is none. */
 export async function seedOfName(name) {
-  const response = await fetch(pinned(generate, { name, size: 16 })).catch(() => {
-    throw new Error("The gateway does not answer; try again later.");
-  });
-  if (!response.ok) throw new Error((await response.json()).detail);
-  return BigInt(response.headers.get("Ringo-Seed"));
+  // Without a version: the seed is the same in all versions, and the page's version may be gone.
+  const response = await fetch(`${generate}?${new URLSearchParams({ name, size: 16 })}`).catch(() => null);
+  const seed = parseSeed(response?.headers.get("Ringo-Seed") ?? null);
+  if (seed !== null) return seed;
+  const problem = await response?.json().catch(() => null); // a proxy's error page is not JSON
+  throw new Error(problem?.detail ?? "The gateway does not answer; try again later.");
 }
 
 /** Call `follow` now if a version is known, and whenever it changes. */

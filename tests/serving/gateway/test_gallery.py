@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 from serving.rendering.query import MAX_SEED
-from tests.conftest import LIMIT_S, VERSION
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.processes import needs_nginx, proxy_before
 
 POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
@@ -147,10 +147,36 @@ def test_typed_name_is_shown_by_its_seed_alone(browser, gateway):
         is_refused = "() => document.querySelector('#name').validationMessage.includes('has 258 bytes')"
         page.wait_for_function(is_refused, polling=POLLING_MS)
         field.fill("alice@example.com")
-        field.press("Enter")
+        with page.expect_request("**/generate?name=*&size=16"):  # the page's version may be gone
+            field.press("Enter")
         expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()
         assert urlsplit(page.url).query == "seed=9207270844379105631"
         assert "alice" not in page.get_by_label("Link", exact=True).input_value()
+
+
+def test_only_the_last_answer_is_shown_when_a_name_is_entered_twice(page):
+    routes = []
+    page.goto("/")
+    page.route("**/generate?name=*", lambda route: routes.append(route), times=2)
+    page.get_by_role("textbox", name="Name").press_sequentially("alice\n\n")
+    wait_until(lambda: page.title() and len(routes) == 2, "two requests")  # playwright calls back while it waits
+    for seed in ("2", "1"):
+        routes.pop().fulfill(headers={"Ringo-Seed": seed})
+    expect(page.get_by_role("heading", name="Seed 2", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.wait_for_url("/")
+
+
+def test_name_can_be_entered_again_when_a_proxy_answered(browser, gateway):
+    with visiting(browser, gateway, faults=["502"]) as page:
+        page.goto("/")
+        page.route("**/generate?name=*", lambda route: route.fulfill(status=502, body="<html>"), times=1)
+        field = page.get_by_role("textbox", name="Name")
+        field.fill("alice")
+        field.press("Enter")
+        expect(field).to_have_js_property("validationMessage", "The gateway does not answer; try again later.")
+        field.press("Enter")
+        expect(page.get_by_role("dialog")).to_be_visible()
 
 
 @pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
