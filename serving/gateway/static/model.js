@@ -4,6 +4,7 @@ import { parseSeed } from "./seeds.js";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 16_000;
+const LONGEST_RETRY_AFTER_S = 86_400; // above 2^31 - 1 ms, 25 days, setTimeout fires at once
 
 const notice = document.querySelector("#notice");
 const followers = [];
@@ -82,8 +83,11 @@ async function wait() {
 async function newestVersion() {
   try {
     const response = await fetch(generate, { method: "HEAD" });
-    const retryAfterMs = 1000 * Number(response.headers.get("Retry-After") ?? 0);
-    return { newest: response.ok ? response.headers.get("Ringo-Model-Version") : null, retryAfterMs };
+    const retryAfterS = Number(response.headers.get("Retry-After")) || 0; // a date is NaN
+    return {
+      newest: response.ok ? response.headers.get("Ringo-Model-Version") : null,
+      retryAfterMs: 1000 * Math.min(retryAfterS, LONGEST_RETRY_AFTER_S),
+    };
   } catch {
     return { newest: null, retryAfterMs: 0 }; // the gateway does not answer
   }

@@ -339,3 +339,13 @@ def test_wall_changes_its_version_when_another_one_is_loaded(browser, server, st
             polling=POLLING_MS,
         )
         wait_for_pictures(page)
+
+
+@pytest.mark.parametrize("retry_after", ["Wed, 21 Oct 2037 07:28:00 GMT", "1000000000"], ids=["date", "long"])
+def test_page_pauses_before_a_retry_when_retry_after_is_no_short_time(browser, gateway, retry_after):
+    with visiting(browser, gateway, faults=["503"]) as page:
+        page.add_init_script("setTimeout = (_, pauseMs) => console.info(pauseMs)")
+        page.route("**/generate*", lambda route: route.fulfill(status=503, headers={"Retry-After": retry_after}))
+        with page.expect_console_message(lambda message: message.type == "info") as message:
+            page.goto("/")
+        assert 500 <= float(message.value.text) < 2**31
