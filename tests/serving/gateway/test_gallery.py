@@ -256,6 +256,20 @@ def test_url_leads_to_a_seed_and_follows_back_and_forward(page):
     expect(page.get_by_role("heading", name="Seed 4")).to_be_visible()
 
 
+@pytest.mark.parametrize(("press", "release"), [(-9, -9), (-9, 9), (9, -9), (9, 9)])
+def test_view_closes_only_when_press_and_release_are_outside(page, press, release):
+    page.goto("/?seed=4")
+    page.drag_and_drop("dialog", "dialog", source_position={"x": press, "y": 9}, target_position={"x": release, "y": 9})
+    expect(page.get_by_role("dialog")).to_be_visible(visible=not press == release == -9)
+
+
+@pytest.mark.parametrize(("url", "is_open"), [("/#wall", True), ("/?seed=4#wall", False)])
+def test_view_opens_or_closes_once_on_a_double_click(page, url, is_open):
+    page.goto(url)
+    page.mouse.dblclick(100, 360)
+    expect(page.get_by_role("dialog")).to_be_visible(visible=is_open)
+
+
 @pytest.mark.parametrize("view", [WIDE, PHONE], ids=["wide", "narrow"])
 def test_axe_finds_no_accessibility_problem(browser, gateway, view):
     with visiting(browser, gateway, **view, reduced_motion="reduce") as page:
