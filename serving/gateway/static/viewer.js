@@ -34,6 +34,7 @@ export function buildViewer(dialog, { step, closed, small }) {
     // A new element, so that the previous seed's image disappears at once.
     const image = part("img");
     const fresh = image.cloneNode();
+    fresh.removeAttribute("data-missing");
     fresh.src = address;
     fresh.alt = `Seed ${seed}`;
     fresh.style.backgroundImage = `url("${small(seed)}")`;

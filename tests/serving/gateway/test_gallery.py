@@ -363,3 +363,11 @@ def test_page_pauses_before_a_retry_when_retry_after_is_no_short_time(browser, g
         with page.expect_console_message(lambda message: message.type == "info") as message:
             page.goto("/")
         assert 500 <= float(message.value.text) < 2**31
+
+
+def test_view_shows_the_next_seed_when_one_is_broken(page):
+    page.route("**/generate?seed=77&size=480*", lambda route: route.fulfill(body=""))
+    page.goto("/?seed=77")
+    expect(page.get_by_role("dialog").locator("[data-missing]")).to_be_attached()
+    page.get_by_role("button", name="Next seed").click()
+    expect(page.get_by_role("dialog").get_by_role("img")).to_be_visible()
