@@ -179,9 +179,10 @@ def test_name_can_be_entered_again_when_a_proxy_answered(browser, gateway):
         expect(page.get_by_role("dialog")).to_be_visible()
 
 
+@pytest.mark.parametrize("path", ["/", "/docs"])
 @pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
-def test_seed_is_refused_in_a_sentence_when_it_is_invalid(page, text):
-    page.goto("/")
+def test_seed_is_refused_in_a_sentence_when_it_is_invalid(page, path, text):
+    page.goto(path)
     field = page.get_by_role("textbox", name="Seed")
     field.fill(text)
     field.press("Enter")
@@ -294,7 +295,7 @@ def test_docs_show_image_and_command_of_the_chosen_options(page, gateway):
     url = f"http://127.0.0.1:{gateway.port}/generate?seed=7&size=64&format=webp"
     expect(page.get_by_role("img")).to_have_js_property("src", url)
     expect(page.get_by_label("Command")).to_have_text(f"curl '{url}' -o image.webp")
-    page.wait_for_function("document.querySelector('#image').naturalWidth === 64", polling=POLLING_MS)
+    page.wait_for_function("() => document.querySelector('#image').naturalWidth === 64", polling=POLLING_MS)
 
 
 @needs_nginx
