@@ -8,6 +8,7 @@ import { buildWall } from "./wall.js";
 
 const part = document.querySelector("#part");
 let opener = null; // the wall's image that opened the large view
+let namesEntered = 0; // only the answer to the last one is shown
 
 const wall = buildWall(document.querySelector("#wall"), part, open);
 const viewer = buildViewer(document.querySelector("#viewer"), {
@@ -70,10 +71,15 @@ document.querySelector("#ask").addEventListener("submit", (event) => {
 document.querySelector("#ask-name").addEventListener("submit", async (event) => {
   event.preventDefault();
   const field = event.target.elements.name;
+  field.setCustomValidity(""); // the same name may be tried again
+  if (!field.reportValidity()) return;
+  const number = ++namesEntered;
+  const isStale = () => number !== namesEntered || viewer.seed !== null;
   try {
-    open(await seedOfName(field.value));
+    const seed = await seedOfName(field.value);
+    if (!isStale()) open(seed);
   } catch (error) {
-    refuse(field, error.message);
+    if (!isStale()) refuse(field, error.message);
   }
 });
 document.querySelector("#random").addEventListener("click", () => open(randomSeed()));

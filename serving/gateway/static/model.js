@@ -1,7 +1,10 @@
 // The model version of the page's images, and retries while no version is ready.
 
+import { parseSeed } from "./seeds.js";
+
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 16_000;
+const LONGEST_RETRY_AFTER_S = 86_400; // above 2^31 - 1 ms, 25 days, setTimeout fires at once
 
 const notice = document.querySelector("#notice");
 const followers = [];
@@ -23,11 +26,12 @@ export function pinned(href, parameters = {}) {
 
 /** Return the seed of `name`, or throw an Error whose message says why there is none. */
 export async function seedOfName(name) {
-  const response = await fetch(pinned(generate, { name, size: 16 })).catch(() => {
-    throw new Error("The gateway does not answer; try again later.");
-  });
-  if (!response.ok) throw new Error((await response.json()).detail);
-  return BigInt(response.headers.get("Ringo-Seed"));
+  // Without a version: the seed is the same in all versions, and the page's version may be gone.
+  const response = await fetch(`${generate}?${new URLSearchParams({ name, size: 16 })}`).catch(() => null);
+  const seed = parseSeed(response?.headers.get("Ringo-Seed") ?? null);
+  if (seed !== null) return seed;
+  const problem = await response?.json().catch(() => null); // a proxy's error page is not JSON
+  throw new Error(problem?.detail ?? "The gateway does not answer; try again later.");
 }
 
 /** Call `follow` now if a version is known, and whenever it changes. */
@@ -79,8 +83,11 @@ async function wait() {
 async function newestVersion() {
   try {
     const response = await fetch(generate, { method: "HEAD" });
-    const retryAfterMs = 1000 * Number(response.headers.get("Retry-After") ?? 0);
-    return { newest: response.ok ? response.headers.get("Ringo-Model-Version") : null, retryAfterMs };
+    const retryAfterS = Number(response.headers.get("Retry-After")) || 0; // a date is NaN
+    return {
+      newest: response.ok ? response.headers.get("Ringo-Model-Version") : null,
+      retryAfterMs: 1000 * Math.min(retryAfterS, LONGEST_RETRY_AFTER_S),
+    };
   } catch {
     return { newest: null, retryAfterMs: 0 }; // the gateway does not answer
   }

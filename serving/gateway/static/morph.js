@@ -17,6 +17,7 @@ export function buildMorph(section, { start, end, changed }) {
   const context = canvas.getContext("2d");
   let ends = { start: start ?? BigInt(fields.start.value), end: end ?? BigInt(fields.end.value) };
   let strip = null; // one image with all frames side by side, once loaded
+  let newest = null; // the strip requested last
 
   function draw() {
     const percent = Math.round(100 * slider.value);
@@ -40,10 +41,10 @@ export function buildMorph(section, { start, end, changed }) {
     canvas.setAttribute("aria-busy", "true");
     animation.setAttribute("href", pinned(animation.href, ends));
     const loading = new Image();
-    const requested = ends;
-    loading.addEventListener("error", () => requested === ends && retry(loading));
+    newest = loading;
+    loading.addEventListener("error", () => loading === newest && retry(loading));
     loading.addEventListener("load", () => {
-      if (requested !== ends) return; // the seeds have changed meanwhile
+      if (loading !== newest) return; // the seeds or the version have changed meanwhile
       strip = loading;
       canvas.height = Math.round((canvas.width * strip.naturalHeight * frames) / strip.naturalWidth);
       context.imageSmoothingQuality = "high";

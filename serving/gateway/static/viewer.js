@@ -14,6 +14,8 @@ export function buildViewer(dialog, { step, closed, small }) {
   const previous = part("#previous");
   const next = part("#next");
   let seed = null;
+  let pressedOutside = false;
+  let wasOpen = false; // before the first click of a double click
 
   function show() {
     const format = part("#format").value;
@@ -32,10 +34,26 @@ export function buildViewer(dialog, { step, closed, small }) {
     // A new element, so that the previous seed's image disappears at once.
     const image = part("img");
     const fresh = image.cloneNode();
+    fresh.removeAttribute("data-missing");
     fresh.src = address;
     fresh.alt = `Seed ${seed}`;
     fresh.style.backgroundImage = `url("${small(seed)}")`;
     image.replaceWith(fresh);
+  }
+
+  /** Return whether the pointer is on the backdrop, whose events have the dialog as their target. */
+  function isOutside({ target, clientX, clientY }) {
+    const { left, right, top, bottom } = dialog.getBoundingClientRect();
+    return target === dialog && (clientX < left || clientX > right || clientY < top || clientY > bottom);
+  }
+
+  /** Drop the rest of a double click that opened or closed the view: it hits another element. */
+  function dropSecondClick(event) {
+    if (event.detail < 2) wasOpen = dialog.open;
+    else if (wasOpen !== dialog.open) {
+      event.preventDefault();
+      event.stopPropagation();
+    }
   }
 
   function go(by) {
@@ -69,8 +87,12 @@ export function buildViewer(dialog, { step, closed, small }) {
   }
 
   part("#close").addEventListener("click", () => dialog.close());
+  addEventListener("click", dropSecondClick, true);
+  dialog.addEventListener("pointerdown", (event) => {
+    pressedOutside = isOutside(event);
+  });
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close(); // outside of the view: all inside belongs to other elements
+    if (pressedOutside && isOutside(event)) dialog.close();
   });
   dialog.addEventListener("close", () => {
     if (!dialog.open) closed(seed, dialog.returnValue); // the event is late: the dialog may be open again

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 from serving.rendering.query import MAX_SEED
-from tests.conftest import LIMIT_S, VERSION
+from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.processes import needs_nginx, proxy_before
 
 POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
@@ -147,15 +147,42 @@ def test_typed_name_is_shown_by_its_seed_alone(browser, gateway):
         is_refused = "() => document.querySelector('#name').validationMessage.includes('has 258 bytes')"
         page.wait_for_function(is_refused, polling=POLLING_MS)
         field.fill("alice@example.com")
-        field.press("Enter")
+        with page.expect_request("**/generate?name=*&size=16"):  # the page's version may be gone
+            field.press("Enter")
         expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()
         assert urlsplit(page.url).query == "seed=9207270844379105631"
         assert "alice" not in page.get_by_label("Link", exact=True).input_value()
 
 
-@pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
-def test_seed_is_refused_in_a_sentence_when_it_is_invalid(page, text):
+def test_only_the_last_answer_is_shown_when_a_name_is_entered_twice(page):
+    routes = []
     page.goto("/")
+    page.route("**/generate?name=*", lambda route: routes.append(route), times=2)
+    page.get_by_role("textbox", name="Name").press_sequentially("alice\n\n")
+    wait_until(lambda: page.title() and len(routes) == 2, "two requests")  # playwright calls back while it waits
+    for seed in ("2", "1"):
+        routes.pop().fulfill(headers={"Ringo-Seed": seed})
+    expect(page.get_by_role("heading", name="Seed 2", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.wait_for_url("/")
+
+
+def test_name_can_be_entered_again_when_a_proxy_answered(browser, gateway):
+    with visiting(browser, gateway, faults=["502"]) as page:
+        page.goto("/")
+        page.route("**/generate?name=*", lambda route: route.fulfill(status=502, body="<html>"), times=1)
+        field = page.get_by_role("textbox", name="Name")
+        field.fill("alice")
+        field.press("Enter")
+        expect(field).to_have_js_property("validationMessage", "The gateway does not answer; try again later.")
+        field.press("Enter")
+        expect(page.get_by_role("dialog")).to_be_visible()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
+def test_seed_is_refused_in_a_sentence_when_it_is_invalid(page, path, text):
+    page.goto(path)
     field = page.get_by_role("textbox", name="Seed")
     field.fill(text)
     field.press("Enter")
@@ -230,6 +257,20 @@ def test_url_leads_to_a_seed_and_follows_back_and_forward(page):
     expect(page.get_by_role("heading", name="Seed 4")).to_be_visible()
 
 
+@pytest.mark.parametrize(("press", "release"), [(-9, -9), (-9, 9), (9, -9), (9, 9)])
+def test_view_closes_only_when_press_and_release_are_outside(page, press, release):
+    page.goto("/?seed=4")
+    page.drag_and_drop("dialog", "dialog", source_position={"x": press, "y": 9}, target_position={"x": release, "y": 9})
+    expect(page.get_by_role("dialog")).to_be_visible(visible=not press == release == -9)
+
+
+@pytest.mark.parametrize(("url", "is_open"), [("/#wall", True), ("/?seed=4#wall", False)])
+def test_view_opens_or_closes_once_on_a_double_click(page, url, is_open):
+    page.goto(url)
+    page.mouse.dblclick(100, 360)
+    expect(page.get_by_role("dialog")).to_be_visible(visible=is_open)
+
+
 @pytest.mark.parametrize("view", [WIDE, PHONE], ids=["wide", "narrow"])
 def test_axe_finds_no_accessibility_problem(browser, gateway, view):
     with visiting(browser, gateway, **view, reduced_motion="reduce") as page:
@@ -254,7 +295,7 @@ def test_docs_show_image_and_command_of_the_chosen_options(page, gateway):
     url = f"http://127.0.0.1:{gateway.port}/generate?seed=7&size=64&format=webp"
     expect(page.get_by_role("img")).to_have_js_property("src", url)
     expect(page.get_by_label("Command")).to_have_text(f"curl '{url}' -o image.webp")
-    page.wait_for_function("document.querySelector('#image').naturalWidth === 64", polling=POLLING_MS)
+    page.wait_for_function("() => document.querySelector('#image').naturalWidth === 64", polling=POLLING_MS)
 
 
 @needs_nginx
@@ -313,3 +354,21 @@ def test_wall_changes_its_version_when_another_one_is_loaded(browser, server, st
             polling=POLLING_MS,
         )
         wait_for_pictures(page)
+
+
+@pytest.mark.parametrize("retry_after", ["Wed, 21 Oct 2037 07:28:00 GMT", "1000000000"], ids=["date", "long"])
+def test_page_pauses_before_a_retry_when_retry_after_is_no_short_time(browser, gateway, retry_after):
+    with visiting(browser, gateway, faults=["503"]) as page:
+        page.add_init_script("setTimeout = (_, pauseMs) => console.info(pauseMs)")
+        page.route("**/generate*", lambda route: route.fulfill(status=503, headers={"Retry-After": retry_after}))
+        with page.expect_console_message(lambda message: message.type == "info") as message:
+            page.goto("/")
+        assert 500 <= float(message.value.text) < 2**31
+
+
+def test_view_shows_the_next_seed_when_one_is_broken(page):
+    page.route("**/generate?seed=77&size=480*", lambda route: route.fulfill(body=""))
+    page.goto("/?seed=77")
+    expect(page.get_by_role("dialog").locator("[data-missing]")).to_be_attached()
+    page.get_by_role("button", name="Next seed").click()
+    expect(page.get_by_role("dialog").get_by_role("img")).to_be_visible()
