@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 description of the gateway, built from its queries."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any
 
@@ -137,6 +137,11 @@ HEADERS = {
     "Ringo-Model-Version": ("The model version.", "3"),
     "Ringo-Seed": ("The seed, if the image has one.", "35"),
 }
+# The same, of refusals.
+REFUSAL_HEADERS = {
+    "401": {"WWW-Authenticate": ("The scheme of the token.", "Bearer")},
+    "503": {"Retry-After": ("Seconds until a retry may help.", "1")},
+}
 
 
 def build_openapi(path_prefix: str, *, needs_token: bool) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def build_openapi(path_prefix: str, *, needs_token: bool) -> dict[str, Any]:
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operation in paths.items():
         operation["operationId"] = re.sub("[^a-z]+", "_", path.removesuffix(".json")).strip("_")
-        operation["responses"] |= {**_refusals(["413"]), "414": {"description": REFUSALS["414"]}}
+        operation["responses"] |= {**_refusals(["400", "413"]), "414": {"description": REFUSALS["414"]}}
         if path in PROBES:
             continue
         operation["parameters"] = [*operation.get("parameters", ()), IF_NONE_MATCH]
@@ -190,7 +195,7 @@ def _image_operation(resource: type[Query], path: str, summary: str | None) -> d
                 "name": name,
                 "in": "path" if in_path else "query",
                 "required": in_path or field.default is MISSING,
-                "description": parameter.description,
+                "description": parameter.description.split(" Default: ")[0] if in_path else parameter.description,
                 "schema": schema,
                 "example": resource.formats[0] if name == "format" else EXAMPLES[name],
             }
@@ -201,13 +206,10 @@ def _image_operation(resource: type[Query], path: str, summary: str | None) -> d
         "responses": {
             "200": {
                 "description": "The image.",
-                "headers": {
-                    name: {"description": text, "schema": {"type": "string"}, "example": example}
-                    for name, (text, example) in HEADERS.items()
-                },
+                "headers": _headers(HEADERS),
                 "content": dict.fromkeys([*mimetypes(resource), ANY_BYTES], BINARY),
             },
-            **_refusals(["400", "406", *OF_MODEL]),
+            **_refusals([*OF_MODEL, *([] if "{format}" in path else ["406"])]),
         },
     }
 
@@ -222,5 +224,17 @@ def _content(description: str, mimetype: str, schema: dict[str, Any]) -> dict[st
 
 
 def _refusals(statuses: Sequence[str]) -> dict[str, Any]:
-    problem = {"$ref": "#/components/schemas/Problem"}
-    return {status: _content(REFUSALS[status], "application/problem+json", problem) for status in statuses}
+    described = {}
+    for status in statuses:
+        problem = {"$ref": "#/components/schemas/Problem"}
+        described[status] = _content(REFUSALS[status], "application/problem+json", problem)
+        if headers := REFUSAL_HEADERS.get(status):
+            described[status]["headers"] = _headers(headers)
+    return described
+
+
+def _headers(texts: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    return {
+        name: {"description": text, "schema": {"type": "string"}, "example": example}
+        for name, (text, example) in texts.items()
+    }

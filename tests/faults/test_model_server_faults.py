@@ -96,6 +96,17 @@ def test_each_request_gets_504_at_its_own_deadline_when_the_model_is_slow(server
     assert second.result().status == 200
 
 
+def test_request_gets_504_at_its_deadline_when_a_check_took_part_of_it(server, start_gateway):
+    def reply_slowly(request):
+        time.sleep(0.2 if len(server.requests) <= 8 else 3)  # 1.6 s for the golden images
+        return answer(request)
+
+    server.reply = reply_slowly
+    gateway, began_s = start_gateway(server.target, predict_timeout_s=2, probe="/livez"), time.monotonic()
+    assert gateway.ask("/generate?seed=1").status == 504
+    assert time.monotonic() - began_s < 2 + REFUSED_WITHIN_S
+
+
 class BusyModelServer(FakeModelServer):
     """Reports its versions too slowly for clients while it is `busy`."""
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import grpc
 import numpy as np
@@ -90,6 +91,12 @@ def test_about_and_page_state_the_licence_of_the_model_card(server, start_gatewa
     assert licence in gateway.ask("/").body.decode()
     with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
         assert "Copyright" not in image.info  # only images of the bundled model have it, by its digest
+
+
+def test_about_has_no_card_when_its_file_is_a_fifo(server, start_gateway, tmp_path):
+    (tmp_path / "3").mkdir()
+    os.mkfifo(tmp_path / "3" / "model_card.md")
+    assert json.loads(start_gateway(server.target, model_base_path=tmp_path).ask("/about").body)["card"] is None
 
 
 @pytest.mark.parametrize("url", ["/about", "/openapi.json", "/docs", "/", "/static/gallery.js", "/favicon.ico"])

@@ -51,6 +51,14 @@ def test_openapi_describes_every_route_except_pages(gateway):
     assert {re.sub(r"<([^:>]*:)?(\w+)>", r"{\2}", rule) for rule in routes - pages} == set(described["paths"])
 
 
+def test_openapi_describes_refusals_of_short_urls_and_their_headers(gateway):
+    operation = json.loads(gateway.ask("/openapi.json").body)["paths"]["/{seed}.{format}"]["get"]
+    assert set(operation["responses"]) == {"200", "304", "400", "404", "413", "414", "502", "503", "504"}
+    assert set(operation["responses"]["503"]["headers"]) == {"Retry-After"}
+    required = [parameter for parameter in operation["parameters"] if parameter.get("required")]
+    assert not any("Default" in parameter["description"] for parameter in required)
+
+
 @pytest.mark.parametrize(
     ("language", "generator", "options", "folder", "suffix", "commands"),
     [

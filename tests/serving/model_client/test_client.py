@@ -1,6 +1,7 @@
 """The client of the model server, shared calls, and the golden check of a replica."""
 
 import gc
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,13 @@ def test_client_reads_a_response_above_the_default_limit_of_grpc(client, server)
 def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server(server, request):
     with grpc.insecure_channel(server.target):
         assert request.getfixturevalue("monitor").golden_check(3).verdict == "proved"
+
+
+def test_a_version_is_checked_again_when_the_thread_of_its_check_did_not_start(monitor, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", None)
+        pytest.raises(TypeError, monitor.golden_check, 3)
+    assert monitor.golden_check(3, deadline_s=time.monotonic() + LIMIT_S).verdict == "proved"
 
 
 def test_request_ends_when_its_client_disconnected_during_the_golden_check(monitor, server):
