@@ -45,7 +45,8 @@ def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server
 def test_a_version_is_checked_again_when_the_thread_of_its_check_did_not_start(monitor, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", None)
-        pytest.raises(TypeError, monitor.golden_check, 3)
+        with pytest.raises(TypeError):
+            monitor.golden_check(3)
     assert monitor.golden_check(3, deadline_s=time.monotonic() + LIMIT_S).verdict == "proved"
 
 
