@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.backend import import_backend, require_backend
-from training.config import TrainingConfig
+from training.config import AUGMENTATION_FIELDS, TrainingConfig
 from training.errors import ConfigError, TrainingError
 from training.fit.plan import CHOSEN_FIELDS
 from training.terminal import open_output, quote
@@ -29,11 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser; every field of TrainingConfig is a flag of `fit`."""
     parser = argparse.ArgumentParser(prog="python -m training", description=sys.modules["training"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_fit(commands)
-    _add_preview(commands)
-    _add_samples(commands)
-    _add_evaluate(commands)
-    _add_export(commands)
+    for add in (_add_fit, _add_preview, _add_samples, _add_evaluate, _add_export):
+        add(commands)
     return parser
 
 
@@ -74,7 +71,7 @@ def _add_preview(commands: Subparsers) -> None:
     add = parser.add_argument
     add("--out", type=_path, default=Path("preview.png"), metavar="PNG", help="the sheet (default: preview.png)")
     for f in fields(TrainingConfig):
-        if f.metadata["augments"]:
+        if f.name in AUGMENTATION_FIELDS:
             _add_config_flag(parser, f)
 
 
@@ -147,22 +144,14 @@ def _run_fit(options: Options) -> int:
         from training.model.replicas import strategy_scope
 
         run_scope = strategy_scope(options.strategy, options.out)
+    source = {"grow_from": options.grow_from, "from_model": options.from_model}
     with run_scope as run:
-        is_finished = fit(
-            options.photos,
-            run,
-            flags,
-            dry_run=options.dry_run,
-            new=options.new,
-            grow_from=options.grow_from,
-            from_model=options.from_model,
-        )
+        is_finished = fit(options.photos, run, flags, dry_run=options.dry_run, new=options.new, **source)
     return 0 if is_finished else INTERRUPTED
 
 
 def _run_preview(options: Options) -> int:
-    names = [f.name for f in fields(TrainingConfig) if f.metadata["augments"]]
-    config = TrainingConfig(**{name: getattr(options, name) for name in names})
+    config = TrainingConfig(**{name: getattr(options, name) for name in AUGMENTATION_FIELDS})
     import_backend()
     from training.fit.preview import preview
 
@@ -188,17 +177,11 @@ def _run_evaluate(options: Options) -> int:
     model, out = options.model, options.out or options.model
     if is_version(model) and not options.out:  # a version folder never changes
         out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
-    rights = {"Attribution": options.attribution, "Licence of these weights": options.licence}
-    evaluation = evaluate(
-        model,
-        options.photos,
-        out=out,
-        count=options.count,
-        checkpoint=options.checkpoint,
-        networks=options.features,
-        weights=options.weights,
-        rights={label: text for label, text in rights.items() if text is not None},
-    )
+    stated = {"Attribution": options.attribution, "Licence of these weights": options.licence}
+    rights = {label: text for label, text in stated.items() if text is not None}
+    networks = {"networks": options.features, "weights": options.weights}
+    images = {"count": options.count, "checkpoint": options.checkpoint}
+    evaluation = evaluate(model, options.photos, out=out, rights=rights, **networks, **images)
     for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")
     print(f"Wrote {out / 'evaluation.json'}. Open {out / 'report.html'} in a browser.")
@@ -213,14 +196,9 @@ def _run_export(options: Options) -> int:
     from training.export.command import export
     from training.export.model_card import Fault
 
-    version = export(
-        options.run,
-        options.to,
-        licence=options.licence,
-        attribution=options.attribution,
-        faults=[Fault.parse(text) for text in options.fault],
-        checkpoint=options.checkpoint,
-    )
+    faults = [Fault.parse(text) for text in options.fault]
+    rights = {"licence": options.licence, "attribution": options.attribution}
+    version = export(options.run, options.to, faults=faults, checkpoint=options.checkpoint, **rights)
     model = version.parent
     print("To serve it, run:")
     print(f"  RINGO_MODEL_NAME={quote(model.name)} RINGO_MODEL_BASE_PATH={quote(model)} make run")

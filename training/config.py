@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from training.errors import ConfigError, TrainingError
 from training.records import read_record
 
 IMAGE_SIZES = (32, 64, 128, 256)
+# Also the flags of `preview`.
+AUGMENTATION_FIELDS = ("image_size", "flip", "translate_fraction", "translate_probability", "seed")
 
 # Channels per resolution: the generator's from 4x4 up, the discriminator's from image size / 2 down to 4x4. They taper:
 # constant width costs 4.4 times as much per image at 64 px and has no measurable benefit.
@@ -45,29 +47,20 @@ DISCRIMINATOR_CHANNELS = {
 
 
 def option(
-    default: Any,
-    text: str,
-    *,
-    allowed: tuple[Any, ...] = (),
-    low: float = -math.inf,
-    high: float = math.inf,
-    fixed: bool = True,
-    augments: bool = False,
+    default: Any, text: str, *, allowed: tuple[Any, ...] = (), low: float = -inf, high: float = inf, fixed: bool = True
 ) -> Any:
     """Return a field with default, help `text` and allowed values.
 
     The range from `low` to `high` is inclusive. A `fixed` field affects the weights, so a resumed run cannot change it.
-    A field that `augments` affects the augmentation, so it is also a flag of `preview`.
     """
-    metadata = {"help": text, "allowed": allowed, "low": low, "high": high, "fixed": fixed, "augments": augments}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": text, "allowed": allowed, "low": low, "high": high, "fixed": fixed})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The hyperparameters of one run. Raises ConfigError if a value is outside its range."""
 
-    image_size: int = option(64, "width and height of the images, in pixels", allowed=IMAGE_SIZES, augments=True)
+    image_size: int = option(64, "width and height of the images, in pixels", allowed=IMAGE_SIZES)
     discriminator: str = option(
         "projected",
         "projected has heads on ImageNet features, plain is a DCGAN that learns from the photos alone",
@@ -96,18 +89,14 @@ class TrainingConfig:
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
     r1_gamma: float = option(0.0, "R1 penalty of the plain discriminator; 0 turns it off", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
-    flip: bool = option(True, "mirror half of the images for the discriminator", augments=True)
-    translate_fraction: float = option(
-        0.0625, "largest shift, as a fraction of the image's side", low=0.0, high=0.5, augments=True
-    )
-    translate_probability: float = option(0.7, "probability of a shift", low=0.0, high=1.0, augments=True)
+    flip: bool = option(True, "mirror half of the images for the discriminator")
+    translate_fraction: float = option(0.0625, "largest shift, as a fraction of the image's side", low=0.0, high=0.5)
+    translate_probability: float = option(0.7, "probability of a shift", low=0.0, high=1.0)
     ema_half_life: int = option(10_000, "half-life of the generator's moving average, in photos", low=1, high=10**7)
     holdout_fraction: float = option(
         0.1, "fraction of the photos held out for evaluation, in groups of consecutive photos", low=0.0, high=0.5
     )
-    seed: int = option(
-        0, "fixes initial weights, the order of photos and all noise", low=0, high=2**31 - 1, augments=True
-    )
+    seed: int = option(0, "fixes initial weights, the order of photos and all noise", low=0, high=2**31 - 1)
     jit_compile: bool = option(True, "compile the training step with XLA", fixed=False)
     deterministic: bool = option(True, "give equal bits for equal commands on a CPU, resumed or not", fixed=False)
     memory_limit_mib: int = option(

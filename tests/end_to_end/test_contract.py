@@ -47,8 +47,7 @@ def test_any_name_that_export_accepts_can_be_served(name):
     assert header.isascii()
     assert header.isprintable()
     assert parse_options_header(header)[1]["filename"] == f"{name}-42.png"
-    png = encode(np.zeros((2, 2, 3), np.uint8), "png", {"Model": name})
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(encode(np.zeros((2, 2, 3), np.uint8), "png", {"Model": name}))) as image:
         assert image.info["Model"] == name
 
 

@@ -226,10 +226,8 @@ def _sixteen_bit_values(image: Image.Image) -> NDArray[np.uint16]:
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        transparent = image.convert("RGBA")
-        white = Image.new("RGBA", transparent.size, "white")
-        white.alpha_composite(transparent)
-        return white.convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     # Only these modes can be resized directly, and fit a colour profile.
     return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
 

@@ -133,10 +133,9 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
         # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
         with open_atomically(pixels) as out:
             names, summary = _process_files(folder, files, image_size, crop_square, lambda photo: out.write(photo.data))
-        mapped = np.memmap(pixels, np.uint8, "r").reshape(-1, *shape)
         if SkipReason.IO_ERROR not in summary.skipped:  # else the next call reads the files again
             write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
-        return Photos(mapped, names, summary)
+        return Photos(np.memmap(pixels, np.uint8, "r").reshape(-1, *shape), names, summary)
     except OSError as error:
         megabytes = len(files) * image_size * image_size * 3 / 1e6
         raise TrainingError(

@@ -164,8 +164,7 @@ def interpolate(generator: GeneratorUnderTest) -> dict[str, NDArray[np.uint8]]:
     images = {}
     for first, last in INTERPOLATED_SEEDS:
         start, end = sample_latents(np.array([first, last]), generator.config.latent_dim)
-        latents = slerp(start, end, INTERPOLATION_STEPS)
-        images[f"seed {first} to seed {last}"] = generator.images_from_latents(latents)
+        images[f"seed {first} to seed {last}"] = generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS))
     return images
 
 

@@ -47,10 +47,8 @@ def draw_losses(curves: Curves) -> Figure:
     return figure
 
 
-def chart_losses(curves: Curves) -> Chart | None:
-    """Return the chart of the losses; None if `curves` is empty."""
-    if not curves:
-        return None
+def chart_losses(curves: Curves) -> Chart:
+    """Return the chart of the losses."""
     title, steps = "Losses and outputs of the discriminator by batch", curves["step"]
     if len(steps) == 1:
         values = {label: f"{curves[name][0]:.3g}" for name, label in LABELS.items()}
@@ -60,10 +58,8 @@ def chart_losses(curves: Curves) -> Chart | None:
     return Chart(title, summary, _data_uri(draw_losses(curves)))
 
 
-def chart_kid(curves: Curves) -> Chart | None:
-    """Return the chart of KID by batch and minutes, if any. Values below 1, also negative ones, are drawn as 1."""
-    if not curves:
-        return None
+def chart_kid(curves: Curves) -> Chart:
+    """Return the chart of KID by batch and minutes. Values below 1, also negative ones, are drawn as 1."""
     title = "KID × 1000 by batch and minutes of training"
     steps, kid, deviation, minutes = (curves[name] for name in ("step", "kid_x1000", "std", "minutes"))
 

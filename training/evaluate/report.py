@@ -59,15 +59,11 @@ def write_report(path: Path, report: Report) -> None:
     distances = {kind: pairs.all_distances for kind, pairs in kinds.items() if pairs is not None}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"readable": format_value, "uri": data_uri}
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        report=report,
-        evaluation=report.evaluation,
-        small=SMALL,
-        distances=distances and chart_distances(distances),
-        kid=chart_kid(report.kid),
-        losses=chart_losses(report.losses),
-        made_on=datetime.now(UTC).strftime("%Y-%m-%d"),
-    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    charts: dict[str, object] = {"distances": distances and chart_distances(distances)}
+    charts |= {"kid": report.kid and chart_kid(report.kid), "losses": report.losses and chart_losses(report.losses)}
+    made_on = f"{datetime.now(UTC):%Y-%m-%d}"
+    page = template.render(report=report, evaluation=report.evaluation, small=SMALL, made_on=made_on, **charts)
     write_atomically(path, page.encode("utf-8", "backslashreplace").decode())  # names may not be UTF-8
 
 

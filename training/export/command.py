@@ -68,7 +68,7 @@ def export(
             while version is None:
                 number = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
                 folder = folder.rename(folder.with_name(str(number)))
-                write_model_card(folder, record, model_name=to.name, checks=checks, faults=faults, **rights)
+                write_model_card(folder, record, model=to.name, checks=checks, faults=faults, **rights)
                 write_digests(folder)
                 version = publish(folder, to)
             return version
@@ -187,12 +187,9 @@ def save_servable(servable: Servable, folder: Path, *, model_name: str) -> None:
                 ("serving_default", "latents"): np.zeros((size, servable.latent_dim), np.float32),
             }
             for (signature, name), values in rows.items():
-                log = prediction_log_pb2.PredictionLog()
-                request = log.predict_log.request
-                request.model_spec.name = model_name
-                request.model_spec.signature_name = signature
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-                writer.write(log.SerializeToString())
+                spec = {"name": model_name, "signature_name": signature}
+                request = {"model_spec": spec, "inputs": {name: tf.make_tensor_proto(values)}}
+                writer.write(prediction_log_pb2.PredictionLog(predict_log={"request": request}).SerializeToString())
 
 
 def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[np.int64]) -> int:
@@ -200,8 +197,7 @@ def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[
     signatures = tf.saved_model.load(str(folder)).signatures
     generate = signatures["generate"]
     golden = signatures["golden"](index=tf.range(len(GOLDEN_SEEDS), dtype=tf.int64))
-    rows = range(len(GOLDEN_SEEDS))
-    golden_images = np.concatenate([generate(seeds=golden["seeds"][i : i + 1])["images"] for i in rows])
+    golden_images = np.concatenate([generate(seeds=seed[tf.newaxis])["images"] for seed in golden["seeds"]])
     if not np.array_equal(golden["digests"], pixel_digests(golden_images)):
         raise TrainingError(f"The written graph gives other pixels than its golden digests; {REPORT_BUG}.")
     images = np.asarray(generate(seeds=tf.constant(seeds))["images"])

@@ -59,10 +59,9 @@ def _stage(kind: Kind, kernel: Any, bias: Any | None) -> Stage:
 
 
 def _fold(stage: Stage, normalisation: layers.BatchNormalization) -> Stage:
-    scale = np.asarray(normalisation.gamma, np.float64) / np.sqrt(
-        np.asarray(normalisation.moving_variance, np.float64) + normalisation.epsilon
-    )
-    shift = np.asarray(normalisation.beta, np.float64) - scale * np.asarray(normalisation.moving_mean, np.float64)
+    gamma, beta, mean, variance = (weight.astype(np.float64) for weight in normalisation.get_weights())
+    scale = gamma / np.sqrt(variance + normalisation.epsilon)
+    shift = beta - scale * mean
     repeats = stage.bias.size // scale.size  # a dense layer's output has 4x4 pixels of these channels
     scale, shift = np.tile(scale, repeats), np.tile(shift, repeats)
     return replace(stage, kernel=stage.kernel * scale, bias=stage.bias * scale + shift)
@@ -103,8 +102,7 @@ def _conv_by_blocks(x: Any, kernel: Any) -> Any:
     corners = [
         tf.pad(kernel, ((down, 1 - down), (right, 1 - right), (0, 0), (0, 0))) for down in (0, 1) for right in (0, 1)
     ]
-    blocks = tf.nn.conv2d(x, tf.concat(corners, axis=-1), 2, "SAME")
-    return tf.nn.depth_to_space(blocks, 2)
+    return tf.nn.depth_to_space(tf.nn.conv2d(x, tf.concat(corners, axis=-1), 2, "SAME"), 2)
 
 
 def _upsample_conv(x: Any, kernel: Any, *, smooth: bool) -> Any:

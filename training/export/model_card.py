@@ -77,21 +77,14 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
 
 
 def write_model_card(
-    folder: Path,
-    run: RunRecord,
-    *,
-    model_name: str,
-    licence: str,
-    attribution: str,
-    checks: str,
-    faults: Sequence[Fault],
+    folder: Path, run: RunRecord, *, model: str, licence: str, attribution: str, checks: str, faults: Sequence[Fault]
 ) -> None:
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
     card = f"""\
 {FRONT_MATTER.format(json.dumps(licence, ensure_ascii=False))}
 
-# {model_name}, version {folder.name}
+# {model}, version {folder.name}
 
 This model generates {size}x{size} RGB images. It is the moving average of a GAN's generator, exported on
 {datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.

@@ -56,10 +56,8 @@ class Progress(StepCallback):
     def __init__(self, config: TrainingConfig, first_step: int) -> None:
         super().__init__(first_step)
         self.batch_size = config.batch_size
-        interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
-        self.bar = tqdm(
-            total=config.steps, initial=first_step, unit="batch", mininterval=interval_s, desc="fit: training"
-        )
+        every_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
+        self.bar = tqdm(total=config.steps, initial=first_step, unit="batch", mininterval=every_s, desc="fit: training")
 
     def after_step(self, logs: dict[str, float]) -> None:
         """Update the progress line."""
@@ -206,8 +204,7 @@ class Checkpoints(StepCallback):
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
         backend, machine, processors = keras.backend.backend(), platform.machine(), os.cpu_count() or 1
-        record = ComputeRecord(round(self.training_s, 6), backend, machine, processors)
-        write_record(self.compute, asdict(record))
+        write_record(self.compute, asdict(ComputeRecord(round(self.training_s, 6), backend, machine, processors)))
         save_checkpoint(self.model, self.path)  # last: a kill leaves no checkpoint without compute.json
 
 

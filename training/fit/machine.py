@@ -4,7 +4,6 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,8 @@ def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
     """Return the median seconds of a batch of blank images, after compilation."""
     pixels = np.full((config.batch_size, config.image_size, config.image_size, 3), 255, np.uint8)
     latents = np.zeros((config.batch_size, config.latent_dim), np.float32)
-
-    def blank_batches() -> Iterator[Any]:  # Keras accepts generators, but no other iterators
-        while True:
-            yield pixels, latents
-
+    # Keras accepts generators, but no other iterators.
+    batches = distribute_batches(lambda: ((pixels, latents) for _ in itertools.count()))
     gan = build_gan(config, refining=refining)
     ends_s: list[float] = []  # of the batches after the warm-up
 
@@ -75,6 +71,6 @@ def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
         gan.stop_training = len(ends_s) > MIN_TIMED_STEPS and ends_s[-1] - ends_s[0] > TIMED_S
 
     stopwatch = keras.callbacks.LambdaCallback(on_train_batch_end=record_end)
-    gan.fit(distribute_batches(blank_batches), steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch])
+    gan.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[stopwatch])
     keras.utils.clear_session()
     return statistics.median(after - before for before, after in itertools.pairwise(ends_s))

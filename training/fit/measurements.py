@@ -98,5 +98,4 @@ class KeepBest(StepCallback):
 
 def read_measurements(path: Path) -> list[Measurement]:
     """Return the rows of kid.csv, an empty list without a file."""
-    rows = zip(*read_curves(path).values(), strict=True)
-    return [Measurement(int(step), *figures) for step, *figures in rows]
+    return [Measurement(int(step), *figures) for step, *figures in zip(*read_curves(path).values(), strict=True)]

@@ -144,10 +144,8 @@ def choose_networks(photos: int, image_size: int, machine: Machine, start: Start
         batch_size, reason = (16, "learns most per image") if machine.cores < 8 else (32, "keeps the cores busy")
     if start:
         preset = Choice("preset", start.config.preset, "that of the generator to start from")
-    if 2 * batch_size > photos:
-        while 2 * batch_size > photos:
-            batch_size //= 2
-        reason = f"two batches per epoch of {photos} photos"
+    while 2 * batch_size > photos:
+        batch_size, reason = batch_size // 2, f"two batches per epoch of {photos} photos"
     if machine.backend == "tensorflow" and machine.gpu is None:
         compiler = Choice("jit_compile", False, "TensorFlow's own CPU kernels are faster than XLA's")
     else:

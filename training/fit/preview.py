@@ -38,10 +38,9 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
         for images, columns in ((photos, 1), (versions, VERSIONS))
     )
     sheet = Image.new("RGB", (left.width + GAP + right.width, LABEL_HEIGHT + left.height), "white")
-    draw = ImageDraw.Draw(sheet)
     for part, x, label in ((left, 0, "photo"), (right, left.width + GAP, "augmented for the discriminator")):
         sheet.paste(part, (x, LABEL_HEIGHT))
-        draw.text((x + 1, 2), label, fill="black", font_size=LABEL_SIZE)
+        ImageDraw.Draw(sheet).text((x + 1, 2), label, fill="black", font_size=LABEL_SIZE)
     to.parent.mkdir(parents=True, exist_ok=True)
     write_image(to, sheet)
     return len(photos)

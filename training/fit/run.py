@@ -119,9 +119,8 @@ def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRec
     """Return the generator of `source`, and its record's name and content."""
     path = source.resolve()
     if is_version(source):
-        config = read_record(source / "config.json", TrainingConfig)
         model = ModelRecord(f"{path.parent.name}, version {path.name}", quote_model_card(source / "model_card.md"))
-        return load_exported(source, config), "started_from.json", model
+        return load_exported(source, read_record(source / "config.json", TrainingConfig)), "started_from.json", model
     trained, compute = load_generator(source), asdict(read_record(source / "compute.json", ComputeRecord))
     run = SourceRecord(**compute, run=path.name, batch=trained.batch, config=trained.config)
     return trained.network, "grown_from.json", run
@@ -167,15 +166,11 @@ def train_stage(
     history = History(run, config.log_every, first_step)
     grids = Grids(run, config.grid_every, first_step, gan.ema_generator)
     progress = Progress(config, first_step)
+    # Grids come last: if drawing fails on a full disk, rows and weights are saved already.
+    callbacks = [stop, progress, history, *savers, grids]
+    batches = distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step))
     with closing(progress.bar):
-        gan.fit(
-            distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step)),
-            steps_per_epoch=gan.last_step - first_step,
-            shuffle=False,
-            verbose=0,
-            # Grids come last: if drawing fails on a full disk, rows and weights are saved already.
-            callbacks=[stop, progress, history, *savers, grids],
-        )
+        gan.fit(batches, steps_per_epoch=gan.last_step - first_step, shuffle=False, verbose=0, callbacks=callbacks)
     return gan.step
 
 

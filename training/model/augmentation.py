@@ -4,15 +4,11 @@ Photos and generated images get the same augmentation. It leaves colours unchang
 colours. It cuts nothing out: a cut-out would hide most of a single apple.
 """
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from training.config import TrainingConfig
-from training.model.replicas import draw_rows
-
-Tensor = Any
+from training.model.replicas import Tensor, draw_rows
 
 
 def augment(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGenerator) -> Tensor:

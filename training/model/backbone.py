@@ -92,15 +92,13 @@ class DepthwiseConv(layers.DepthwiseConv2D):
 
     def call(self, inputs: Any) -> Any:
         """Return float[N, ceil(H / stride), ceil(W / stride), C]."""
-        if keras.backend.backend() != "jax" or import_module("jax").default_backend() != "cpu":
+        jax = import_module("jax") if keras.backend.backend() == "jax" else None
+        if jax is None or jax.default_backend() != "cpu":
             return super().call(inputs)
         side, stride = self.kernel_size[0], self.strides[0]
         height, width = (-(-n // stride) for n in inputs.shape[1:3])
-        padding = [(0, 0)]
-        for n, out in zip(inputs.shape[1:3], (height, width), strict=True):
-            total = max((out - 1) * stride + side - n, 0)  # "same" padding puts the smaller half first
-            padding.append((total // 2, total - total // 2))
-        padded = ops.pad(inputs, [*padding, (0, 0)])
+        padding = jax.lax.padtype_to_pads(inputs.shape[1:3], self.kernel_size, self.strides, "SAME")
+        padded = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
         result: Any = self.bias
         for y in range(side):
             for x in range(side):

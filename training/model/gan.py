@@ -10,9 +10,7 @@ from training.model.augmentation import augment
 from training.model.losses import HINGE, LOGISTIC, approximate_r1
 from training.model.networks import build_discriminator, build_generator
 from training.model.projected import ProjectedDiscriminator
-from training.model.replicas import count_replicas, draw_rows
-
-Tensor = Any
+from training.model.replicas import Tensor, count_replicas, draw_rows
 
 
 class GAN(keras.Model):

@@ -54,8 +54,7 @@ class UpsampleConv(layers.Layer):
 
     def __init__(self, filters: int, *, smooth: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.filters = filters
-        self.smooth = smooth
+        self.filters, self.smooth = filters, smooth
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the kernel float32[3, 3, C, filters]."""

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from training.model.backbone import build_backbone, load_weights
 from training.model.networks import SLOPE, FusedBatchNormalization
-from training.model.replicas import count_replicas
-
-Tensor = Any
+from training.model.replicas import Tensor, count_replicas
 
 MAX_WIDTH = 128  # channels of a head, and of the projection of 8x8 features and smaller
 MIN_SIZE = 8  # pixels; heads halve larger features down to this size
@@ -71,9 +69,7 @@ class ProjectedDiscriminator(keras.Model):
         self.built = True
 
     def _add_constant(self, name: str, value: NDArray[Any]) -> Any:
-        return self.add_weight(
-            name=name, shape=value.shape, initializer=lambda shape, dtype=None: ops.cast(value, dtype), trainable=False
-        )
+        return self.add_weight(value.shape, keras.initializers.Constant(value), trainable=False, name=name)
 
     @property
     def state(self) -> list[Any]:

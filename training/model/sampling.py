@@ -1,6 +1,5 @@
 """Images of a Keras generator: seeds to pixels, and image grids."""
 
-import io
 from pathlib import Path
 
 import keras
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.model.latents import sample_latents
-from training.records import write_atomically
+from training.records import open_atomically
 
 SAMPLING_BATCH = 16  # a batch of 64 would need 2.6 GiB at 256 px, more than training
 
@@ -33,14 +32,12 @@ def images_from_latents(generator: keras.Model, latents: NDArray[np.float32]) ->
 def image_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
     """Return `images` uint8[N, H, W, 3] as one grid. A row has `columns` images; the last one is filled with white."""
     n, height, width, _ = images.shape
-    missing = -n % columns
-    filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    filled = np.pad(images, ((0, -n % columns), (0, 0), (0, 0), (0, 0)), constant_values=255)
     rows = filled.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
     return Image.fromarray(rows.reshape(-1, columns * width, 3))
 
 
 def write_image(path: Path, image: Image.Image) -> None:
     """Write `image` to `path` as PNG, atomically. Raises OSError."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    write_atomically(path, file.getvalue())
+    with open_atomically(path) as file:
+        image.save(file, "PNG")

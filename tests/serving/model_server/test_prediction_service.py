@@ -66,8 +66,7 @@ def test_images_are_equal_when_the_response_has_typed_fields_or_no_rows(hosted):
 
 
 def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):
-    request = MetadataRequest(**SIGNATURES, **NAMED)
-    response = hosted.predictions.GetModelMetadata(request, timeout=LIMIT_S)
+    response = hosted.predictions.GetModelMetadata(MetadataRequest(**SIGNATURES, **NAMED), timeout=LIMIT_S)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
     seeds = signatures.signature_def["generate"].inputs["seeds"]

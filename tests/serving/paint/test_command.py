@@ -22,8 +22,8 @@ from serving.paint.manifest import Manifest
 from serving.paint.output_folder import CALL_SEEDS
 from serving.rendering.query import Picture
 from serving.settings import SettingsError
-from tests.conftest import LIMIT_S, ROOT, full_pipe, wait_until
-from tests.gateway_process import free_port, run_serving
+from tests.conftest import BUNDLED, LIMIT_S, ROOT, full_pipe, wait_until
+from tests.gateway_process import free_port, run_serving, shell
 from tests.serving.paint.conftest import FakeBatchServer, Gate, content, data_of, paint, rows, running_paint
 
 
@@ -49,7 +49,6 @@ def test_paint_ends_with_the_same_folder_when_killed_and_run_again(tmp_path, lay
     gate = Gate(25)
     with FakeBatchServer(before=gate) as server:
         with running_paint(server, tmp_path / "twice", *flags) as process:
-            assert gate.reached.wait(LIMIT_S)
             wait_until(lambda: len(rows(tmp_path / "twice")) == 25, "images before the gate")
             process.send_signal(end)
             printed = process.communicate(timeout=LIMIT_S)[1]
@@ -82,7 +81,6 @@ def test_paint_has_its_exit_status_when_stderr_is_unwritable(tmp_path, unwritabl
     gate = Gate(10)
     with FakeBatchServer(before=gate) as server, unwritable("wb") as stderr:
         with running_paint(server, tmp_path, stderr=stderr) as process:
-            assert gate.reached.wait(LIMIT_S)
             wait_until(lambda: len(rows(tmp_path)) == 10, "images before the gate")
             process.terminate()
             assert process.wait(LIMIT_S) == 130
@@ -94,8 +92,7 @@ def test_paint_has_its_exit_status_when_stderr_is_unwritable(tmp_path, unwritabl
 
 def test_sigterm_ends_paint_when_stdout_is_blocked(server, tmp_path):
     with full_pipe("wb") as stdout, running_paint(server, tmp_path, stdout=stdout) as process:
-        write = Path(f"/proc/{process.pid}/syscall")
-        wait_until(lambda: write.read_text().startswith("1 0x1 "), "a blocked write")
+        wait_until(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith("1 0x1 "), "a blocked write")
         process.terminate()
         assert process.wait(LIMIT_S) == 130
 
@@ -116,13 +113,9 @@ def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, 
 )
 def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
     words = (*words, server.target) if "--target" in words else words
-    done = run_serving(
-        *words,
-        wrapper=("sh", "-c", f'cd {tmp_path} && PYTHONPATH={shlex.quote(str(ROOT))} exec "$@" > /dev/full', "sh"),
-        port=free_port(),
-        model_base_path=ROOT / "models" / "apple",
-        model_server=f"127.0.0.1:{free_port()}",
-    )
+    wrapper = shell(f"cd {tmp_path} && export PYTHONPATH={shlex.quote(str(ROOT))} && exec > /dev/full")
+    settings = {"port": free_port(), "model_base_path": BUNDLED.parent, "model_server": f"127.0.0.1:{free_port()}"}
+    done = run_serving(*words, wrapper=wrapper, **settings)
     assert done.returncode == (2 if "verify" in words else 1)
     assert done.stderr.splitlines()[-1] == "stdout cannot be written: No space left on device; send it elsewhere."
 

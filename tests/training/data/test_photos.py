@@ -83,13 +83,11 @@ COLOURS = {
 }
 
 
-@pytest.mark.parametrize("kind", COLOURS)
-def test_photo_has_the_colour_that_a_viewer_shows(folder: Path, kind: str) -> None:
-    content, colour = COLOURS[kind]
+@pytest.mark.parametrize(("content", "colour"), COLOURS.values(), ids=COLOURS)
+def test_photo_has_the_colour_that_a_viewer_shows(folder: Path, content: bytes, colour: tuple[int, int, int]) -> None:
     (folder / "photo").write_bytes(content)
     pixels = load(folder).pixels
-    assert pixels.shape == (1, SIDE, SIDE, 3)
-    assert pixels.dtype == np.uint8
+    assert (pixels.shape, pixels.dtype) == ((1, SIDE, SIDE, 3), np.uint8)
     np.testing.assert_allclose(pixels.astype(int), np.broadcast_to(colour, pixels.shape), atol=4)
 
 
@@ -102,10 +100,9 @@ def test_floats_of_unknown_range_and_nan_become_black_to_white(folder: Path, hal
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_is_applied(folder: Path, image_format: str) -> None:
-    rotated = two_halves("black", "white")
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was rotated: the left side belongs on top
-    (folder / "photo").write_bytes(encoded(rotated, image_format, exif=exif))
+    (folder / "photo").write_bytes(encoded(two_halves("black", "white"), image_format, exif=exif))
     pixels = load(folder).pixels
     assert pixels[0, :8].mean() < 20
     assert pixels[0, -8:].mean() > 235

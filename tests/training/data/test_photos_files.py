@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,8 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_file_is_skipped_with_its_reason(folder: Path, kind: str) -> None:
-    make, reason = BAD_FILES[kind]
+@pytest.mark.parametrize(("make", "reason"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_file_is_skipped_with_its_reason(folder: Path, make: Callable[[Path], object], reason: SkipReason) -> None:
     save_photo(folder / "a good photo", shade=90)
     make(folder / "photo.jpg")
     for in_memory in (True, False, False):  # the last one only opens the cache
@@ -169,9 +169,8 @@ def test_file_name_cannot_control_the_terminal(folder: Path, name: str, printed:
 @pytest.mark.parametrize(("spare_bytes", "on_disk"), [(0, False), (-1, True)])
 def test_pixels_are_a_read_only_map_on_disk_when_over_the_limit(folder: Path, spare_bytes: int, on_disk: bool) -> None:
     save_photo(folder / "a")
-    limit_bytes = SIDE * SIDE * 3 + spare_bytes
     cache_dir = folder.parent / "cache"
-    photos = load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=limit_bytes)
+    photos = load_photos(folder, SIDE, cache_dir=cache_dir, memory_limit_bytes=SIDE * SIDE * 3 + spare_bytes)
     assert isinstance(photos.pixels, np.memmap) == cache_dir.exists() == on_disk
     assert not photos.pixels.flags.writeable
 

@@ -13,11 +13,9 @@ from training.evaluate import results
 from training.evaluate.report import Pairs, Report, write_report
 from training.records import read_curves
 
-RNG = np.random.default_rng(0)
-
 
 def random_images(n: int) -> np.ndarray:
-    return RNG.integers(0, 256, (n, 8, 8, 3), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), np.uint8)
 
 
 def pairs(distances: np.ndarray, name: str = "seed 1") -> Pairs:
@@ -90,12 +88,11 @@ def render(report: Report, folder: Path) -> Page:
 
 
 def hostile() -> Report:
-    named = replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2)
     coverage = results.Coverage(HOSTILE, 0.25, {HOSTILE: 1.0}, {HOSTILE: 0.0}, (HOSTILE,))
     evaluation = replace(EVALUATION, model=HOSTILE, photos=HOSTILE, coverage=coverage, remarks=(HOSTILE,))
     missing, photos, texts = {HOSTILE: random_images(1)}, replace(PHOTOS, skipped={HOSTILE: 3}), {HOSTILE: HOSTILE}
     report = replace(FULL, evaluation=evaluation, photos=photos, held_out_photos=HOSTILE, config=texts, rights=texts)
-    return replace(report, missing=missing, generated=named)
+    return replace(report, missing=missing, generated=replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`python -m training samples`."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -8,12 +9,9 @@ from training.__main__ import main
 
 def test_samples_are_a_grid_a_morph_and_single_images(run, capsys):
     assert main(["samples", str(run), "--seeds", f"3,7-9,{2**63 - 1}"]) == 0
-    sizes = {}
-    for path in (run / "samples").iterdir():
-        with Image.open(path) as image:
-            sizes[path.stem] = image.size
-    single_images = dict.fromkeys(("3", "7", "8", "9", str(2**63 - 1)), (32, 32))
-    assert sizes == {"grid": (96, 64), "morph": (256, 32), **single_images}
+    shapes = {path.stem: np.asarray(Image.open(path)).shape for path in (run / "samples").iterdir()}
+    single_images = dict.fromkeys(("3", "7", "8", "9", str(2**63 - 1)), (32, 32, 3))
+    assert shapes == {"grid": (64, 96, 3), "morph": (32, 256, 3), **single_images}
     assert capsys.readouterr().out == f"Wrote {run}/samples. Open {run}/samples/grid.png.\n"
     assert main(["samples", str(run), "--seeds", "3"]) == 0
     assert not (run / "samples" / "morph.png").exists()  # it would show other seeds than the grid

@@ -148,7 +148,7 @@ def test_fault_is_refused_when_seed_or_text_is_missing(text):
 def write_card(run: Path, evaluation: Evaluation = EVALUATION) -> str:
     write_record(run / "evaluation.json", asdict(evaluation))
     record = read_run(run, load_generator(run))
-    write_model_card(run, record, model_name="fruit", licence="", attribution="", checks="", faults=[])
+    write_model_card(run, record, model="fruit", licence="", attribution="", checks="", faults=[])
     return (run / "model_card.md").read_text(encoding="utf-8")
 
 

@@ -128,24 +128,22 @@ sys.exit(main(["fit", "--photos", {str(photos)!r}, "--out", {str(tmp_path / "run
     assert (process.returncode, process.stderr) == (130, "python -m training fit: interrupted.\n")
 
 
-def keep_photos(count):
-    def delete_others(folder):
-        for photo in sorted((folder / "photos").iterdir())[count:]:
-            photo.unlink()
-
-    return delete_others
-
-
 def enlarge(folder):
     write_record(folder / "run" / "config.json", config_of(folder / "run") | {"image_size": 128})
 
 
-def remove(pattern):
+def remove(pattern, keep=0):
+    """Return a function that removes the files of `pattern` in the run, but the first `keep`."""
+
     def delete_files(folder):
-        for file in (folder / "run").glob(pattern):
+        for file in sorted((folder / "run").glob(pattern))[keep:]:
             file.unlink()
 
     return delete_files
+
+
+def keep_photos(count):
+    return remove("../photos/*", keep=count)
 
 
 def write(name, content):
@@ -167,10 +165,6 @@ def damage_version(folder):
 def move_photos_into_run(folder):
     (folder / "photos").rename(folder / "run" / "pictures")
     (folder / "photos").symlink_to("run/pictures")
-
-
-def add_read_only_folder(folder):
-    (folder / "locked").mkdir(mode=0o500)
 
 
 def lengthen_name(folder):
@@ -213,7 +207,7 @@ def change_nothing(folder):
         (damage_version, "run", ("--new",), "--out run is in a version of a model, which never changes; set it"),
         (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
         (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
-        pytest.param(add_read_only_folder, "locked/run", (), "may not write to locked; set", marks=needs_permissions),
+        pytest.param(change_nothing, "locked/run", (), "may not write to locked; set", marks=needs_permissions),
         (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(0), "new", ("--dry-run",), "has no files"),
@@ -243,6 +237,7 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(small_run, tmp_path / "run")
     (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o500)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
     change(tmp_path)

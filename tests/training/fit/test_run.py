@@ -23,7 +23,7 @@ from training.evaluate.results import BUNDLED_KID_X1000, Coverage
 from training.fit.callbacks import Checkpoints, History
 from training.fit.measurements import KeepBest, read_measurements
 from training.model.gan import build_gan
-from training.records import ComputeRecord, read_batches_done, write_record
+from training.records import ComputeRecord, read_batches_done, read_curves, write_record
 
 SMALL = "--image-size 32 --discriminator plain --batch-size 8 --log-every 1 --checkpoint-every-s 0"
 QUICK = ("--no-keep-best", "--no-jit-compile")
@@ -62,10 +62,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
 
 def steps_in(run: Path) -> list[int]:
     """Return the batches in history.csv, without an incomplete last row."""
-    history = run / "history.csv"
-    if not history.exists():
-        return []
-    return [int(line.split(",")[0]) for line in history.read_text().split("\n")[1:-1]]
+    return [int(step) for step in read_curves(run / "history.csv").get("step", ())]
 
 
 def read_losses(run: Path) -> np.ndarray:

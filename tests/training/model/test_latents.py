@@ -29,20 +29,18 @@ def test_plain_python_latents_equal_numpy_bits_for_1000_seeds(seeds):
     assert [[plain["latent"](int(seed), i) for i in columns] for seed in seeds] == expected.tolist()
 
 
-def test_xla_latents_equal_numpy_bits_for_1000_seeds(seeds):
-    @tf.function(jit_compile=True, autograph=False)
-    def sample(low, high):
-        return standardise(tf.cast(sum_of_uniforms(low, high, 128, tf.bitwise.right_shift), tf.float32))
-
-    actual = sample(tf.constant(seeds & 0xFFFFFFFF, tf.uint32), tf.constant(seeds >> 32, tf.uint32))
-    assert actual.numpy().tobytes() == sample_latents(seeds, 128).tobytes()
+@tf.function(jit_compile=True, autograph=False)
+def sample_by_xla(low, high):
+    return standardise(tf.cast(sum_of_uniforms(low, high, 128, tf.bitwise.right_shift), tf.float32))
 
 
-def test_jax_latents_equal_numpy_bits_for_1000_seeds(seeds):
-    @jax.jit
-    def sample(low, high):
-        return standardise(sum_of_uniforms(low, high, 128, jax.numpy.right_shift).astype("float32"))
+@jax.jit
+def sample_by_jax(low, high):
+    return standardise(sum_of_uniforms(low, high, 128, jax.numpy.right_shift).astype("float32"))
 
+
+@pytest.mark.parametrize("sample", [sample_by_xla, sample_by_jax])
+def test_compiled_latents_equal_numpy_bits_for_1000_seeds(seeds, sample):
     actual = sample((seeds & 0xFFFFFFFF).astype(np.uint32), (seeds >> 32).astype(np.uint32))
     assert np.asarray(actual).tobytes() == sample_latents(seeds, 128).tobytes()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.training.fit.test_environment import run_in_root
 from tests.training.fit.test_run import assert_equal_bits, fit, fit_arguments, interrupt_at, read_losses, steps_in
@@ -70,8 +71,6 @@ def test_features_of_five_scales_and_colours_are_standardised_at_128_px():
 
 
 def test_step_adds_at_most_two_gradients_at_once():
-    import tensorflow as tf
-
     step = tf.function(build_gan(CONFIG, refining=True).train_step)
     graph = step.get_concrete_function((PIXELS[:4], np.zeros((4, CONFIG.latent_dim), np.float32))).graph
     assert max(len(op.inputs) for op in graph.get_operations() if op.type == "AddN") == 2  # more are added in any order
