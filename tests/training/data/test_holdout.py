@@ -1,5 +1,8 @@
 """Held-out photos: groups of consecutive photos, chosen by names alone."""
 
+from collections import Counter
+from hashlib import sha256
+
 import pytest
 
 from training.data.holdout import split_photos
@@ -43,6 +46,16 @@ def test_each_series_has_its_own_group():
     held_out = list_held_out(name_frames("a_", 100) + name_frames("b_", 100) + name_frames("c_", 100))
     assert [name for name in held_out if name.startswith("b_")] == list_held_out(name_frames("b_", 100))
     assert len({name[2:] for name in held_out}) > 20
+
+
+def test_each_folder_has_its_own_group_when_names_have_no_numbers():
+    names = [sha256(bytes([number])).hexdigest() for number in range(50)]
+    small = [f"small-{folder}/{name}.jpg" for folder in range(5) for name in names[:4]]
+    files = sorted([f"class{folder:02d}/{name}.jpg" for folder in range(20) for name in names] + small)
+    split = split_photos(files, 0.1)
+    held_out = Counter(files[row].split("/")[0] for row in split.held_out)
+    assert [held_out[f"class{folder:02d}"] for folder in range(20)] == [5] * 20
+    assert [group.photos for group in split.groups] == [5] * 20 + [2]  # small folders share one group
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(60, 0.0), (3, 0.1)])
