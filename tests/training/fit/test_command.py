@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.conftest import BUNDLED, ROOT, draw_photo, needs_permissions
 from training.__main__ import main
 from training.export.command import export
 from training.fit.folder import lock_run
+from training.fit.run import load_source
 from training.model.checkpoints import load_generator
 from training.model.sampling import image_grid
 from training.records import read_batches_done, write_record
@@ -94,6 +96,9 @@ def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_mo
     grid = image_grid(generate(seeds=tf.range(64, dtype=tf.int64))["images"].numpy(), columns=8)
     with Image.open(run / "grids" / "0000000.png") as first_grid:
         assert np.abs(np.asarray(first_grid, int) - np.asarray(grid)).max() <= 2
+    record = load_source(run)[2]  # of a run that grows from this one
+    assert record.started_from.model == "fruit, version 1"
+    assert replace(record, started_from=None) == record  # older records lack it
     version = export(run, tmp_path / "started", licence="", attribution="")
     sentence = "It started from the weights of fruit, version 1 (Attribution: drawn by the tests; Licence of"
     assert sentence in (version / "model_card.md").read_text(encoding="utf-8")
