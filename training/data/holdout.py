@@ -68,17 +68,13 @@ def find_pools(files: Sequence[str]) -> dict[str, list[int]]:
 
     A pool is a series of MIN_SERIES photos or more, all other photos of a folder if there are as many, or the rest.
     """
-    return _join_short(_join_short(_find_series(files)))
-
-
-def _join_short(pools: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Return `pools`, with the short ones of a folder, or short folders, joined."""
-    long = {name: rows for name, rows in pools.items() if len(rows) >= MIN_SERIES}
-    joined: dict[str, list[int]] = {}
-    for name, rows in pools.items():
-        if name not in long:
-            joined.setdefault(name.rpartition("/")[0], []).extend(rows)
-    return long | {name: sorted([*long.get(name, ()), *rows]) for name, rows in joined.items()}
+    pools = _find_series(files)
+    for _ in range(2):  # short series of a folder join, then short folders
+        joined = {name: rows for name, rows in pools.items() if len(rows) >= MIN_SERIES}
+        for row, name in sorted((row, name) for name in pools.keys() - joined.keys() for row in pools[name]):
+            joined.setdefault(name.rpartition("/")[0], []).append(row)
+        pools = joined
+    return pools
 
 
 def _find_series(files: Sequence[str]) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -37,8 +38,7 @@ class Fault:
     def parse(cls, text: str) -> Fault:
         """Return the fault of "SEED:TEXT". Raises TrainingError for other texts."""
         seed, _, description = text.partition(":")
-        is_number = seed.isascii() and seed.isdigit() and len(seed) <= len(str(MAX_SEED))  # `int` has a limit
-        if not is_number or int(seed) > MAX_SEED or not description.strip():
+        if not re.fullmatch(r"\d{1,19}", seed, re.ASCII) or int(seed) > MAX_SEED or not description.strip():
             raise TrainingError(
                 f"--fault is {text!r:.80}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED} and a description."
             )

@@ -96,9 +96,8 @@ def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_mo
     grid = image_grid(generate(seeds=tf.range(64, dtype=tf.int64))["images"].numpy(), columns=8)
     with Image.open(run / "grids" / "0000000.png") as first_grid:
         assert np.abs(np.asarray(first_grid, int) - np.asarray(grid)).max() <= 2
-    record = load_source(run)[2]  # of a run that grows from this one
-    assert record.started_from.model == "fruit, version 1"
-    assert replace(record, started_from=None) == record  # older records lack it
+    record = load_source(run)[2]  # of a run that grows from this one; older ones lack the model
+    assert (record.started_from.model, replace(record, started_from=None)) == ("fruit, version 1", record)
     version = export(run, tmp_path / "started", licence="", attribution="")
     sentence = "It started from the weights of fruit, version 1 (Attribution: drawn by the tests; Licence of"
     assert sentence in (version / "model_card.md").read_text(encoding="utf-8")
