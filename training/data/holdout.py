@@ -71,8 +71,8 @@ def find_pools(files: Sequence[str]) -> dict[str, list[int]]:
     pools = _find_series(files)
     for _ in range(2):  # short series of a folder join, then short folders
         joined = {name: rows for name, rows in pools.items() if len(rows) >= MIN_SERIES}
-        for row, name in sorted((row, name) for name in pools.keys() - joined.keys() for row in pools[name]):
-            joined.setdefault(name.rpartition("/")[0], []).append(row)
+        for row, key in sorted((row, name) for name in pools.keys() - joined.keys() for row in pools[name]):
+            joined.setdefault(key.rpartition("/")[0], []).append(row)
         pools = joined
     return pools
 

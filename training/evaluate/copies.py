@@ -48,8 +48,7 @@ def check_copies(
 
     image_pairs = find_closest(images, [f"seed {seed}" for seed in seeds])
     by_features = find_nearest(image_features, training_features)[1]
-    spaces = (small, photo_features)
-    other_by_pixels, other_by_features = (measure_others(points, split, photos.files) for points in spaces)
+    other_by_pixels, other_by_features = (measure_others(x, split, photos.files) for x in (small, photo_features))
     verdicts = (
         assess_distances(image_pairs.all_distances, other_by_pixels),
         assess_distances(by_features, other_by_features, space="features"),
