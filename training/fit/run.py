@@ -200,7 +200,7 @@ def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureQu
     try:
         extract = build_extractor()
     except FeatureWeightsMissing as error:
-        print(f"{error}. Without it, KID is not measured and the run keeps its last checkpoint.")
+        print(f"{error}. Without it, KID is not measured; `export --checkpoint last` takes the last checkpoint.")
         return None
 
     @cache
