@@ -61,14 +61,14 @@ def export(
             checks = save_verified(generator, folder, model_name=to.name)
             save_fault_images(generator, faults, folder / "faults")
             write_record(folder / "config.json", asdict(generator.config))
-            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # no names of photos
+            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # the names of group ends stay
             write_record(folder / "photos.json", asdict(photos))
             rights = {"licence": licence, "attribution": attribution}
             version = None
             while version is None:
                 number = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
                 folder = folder.rename(folder.with_name(str(number)))
-                write_model_card(folder, record, model_name=to.name, checks=checks, faults=faults, **rights)
+                write_model_card(folder, record, name=to.name, checks=checks, faults=faults, **rights)
                 write_digests(folder)
                 version = publish(folder, to)
             return version

@@ -39,9 +39,7 @@ class Fault:
         """Return the fault of "SEED:TEXT". Raises TrainingError for other texts."""
         seed, _, description = text.partition(":")
         if not re.fullmatch(r"\d{1,19}", seed, re.ASCII) or int(seed) > MAX_SEED or not description.strip():
-            raise TrainingError(
-                f"--fault is {text!r:.80}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED} and a description."
-            )
+            raise TrainingError(f"--fault is {text!r:.80}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED}.")
         return cls(int(seed), description.strip())
 
 
@@ -76,21 +74,14 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
 
 
 def write_model_card(
-    folder: Path,
-    run: RunRecord,
-    *,
-    model_name: str,
-    licence: str,
-    attribution: str,
-    checks: str,
-    faults: Sequence[Fault],
+    folder: Path, run: RunRecord, *, name: str, licence: str, attribution: str, checks: str, faults: Sequence[Fault]
 ) -> None:
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
     card = f"""\
 {FRONT_MATTER.format(json.dumps(licence, ensure_ascii=False))}
 
-# {model_name}, version {folder.name}
+# {name}, version {folder.name}
 
 This model generates {size}x{size} RGB images. It is the moving average of a GAN's generator, exported on
 {datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
@@ -153,15 +144,15 @@ def _describe_sources(run: RunRecord | SourceRecord, name: str) -> Iterator[str]
         yield (
             f"{name} grew from the run {source.run}: {source.config.image_size} px, "
             f"{source.batch * source.config.batch_size:,} images, "
-            f"`--steps {source.config.steps} --refine-from {source.config.refine_from}`."
+            f"`--steps {source.config.steps} --refine-from {source.config.refine_from}`. "
+            f"That run {_describe_duration(source)}."
         )
-        yield f"That run {_describe_duration(source)}."
         yield from _describe_sources(source, f"The run {source.run}")
 
 
-def _describe_duration(compute: ComputeRecord) -> str:
-    hours, minutes = divmod(round(compute.training_s / 60), 60)
-    return f"took {hours} h {minutes} min on {compute.machine} with {compute.processors} processors ({compute.backend})"
+def _describe_duration(run: ComputeRecord) -> str:
+    hours, minutes = divmod(round(run.training_s / 60), 60)
+    return f"took {hours} h {minutes} min, last on {run.machine} with {run.processors} processors ({run.backend})"
 
 
 def _format_table(rows: Mapping[str, object]) -> str:

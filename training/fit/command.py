@@ -42,13 +42,14 @@ FEW_PHOTOS_ADVICE = (
     "images may become copies of them; `evaluate` checks for copies. Add photos, or start from the bundled model with "
     "--from models/apple."
 )
+Flags = Mapping[str, Any]  # the settings from the command line
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
 
 
 def fit(
     photos_folder: Path,
     run: Path,
-    flags: Mapping[str, Any],
+    flags: Flags,
     *,
     dry_run: bool,
     new: bool = False,
@@ -57,9 +58,9 @@ def fit(
 ) -> bool:
     """Train until all batches are done; return whether they are.
 
-    A signal can stop training earlier. `flags` are the settings from the command line. A `dry_run` prints the plan,
-    writes no file and returns True. A `new` run starts over: it renames the folder of an existing one. All checks that
-    do not need Keras come before its import, which takes 4 s.
+    A signal can stop training earlier. A `dry_run` prints the plan, writes no file and returns True. A `new` run starts
+    over: it renames the folder of an existing one. All checks that do not need Keras come before its import, which
+    takes 4 s.
     Raises TrainingError if the run cannot start or resume. A new run has written no file.
     """
     check_output_folder(run)
@@ -78,7 +79,7 @@ def fit(
     return _start(photos_folder, run, flags, dry_run=dry_run, new=new, source=source, start=start)
 
 
-def _resume(photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run: bool, source: Path | None) -> bool:
+def _resume(photos_folder: Path, run: Path, flags: Flags, *, dry_run: bool, source: Path | None) -> bool:
     previous = read_config(run / "config.json")
     config = replace(previous, **flags)
     config.check_resumable(previous)
@@ -107,14 +108,7 @@ def _resume(photos_folder: Path, run: Path, flags: Mapping[str, Any], *, dry_run
 
 
 def _start(
-    photos_folder: Path,
-    run: Path,
-    flags: Mapping[str, Any],
-    *,
-    dry_run: bool,
-    new: bool,
-    source: Path | None,
-    start: Start | None,
+    photos_folder: Path, run: Path, flags: Flags, *, dry_run: bool, new: bool, source: Path | None, start: Start | None
 ) -> bool:
     plan = Plan(flags if start is None else {"latent_dim": start.config.latent_dim, **flags})
     sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
@@ -151,9 +145,9 @@ def _start(
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
         return True
+    split = split_run_photos(photos, run, plan.config, new=new)
     if new:
         set_aside(run)
-    split = split_run_photos(photos, run, plan.config)
     return _report_end(train(photos, split, run, plan.config, source), run, plan.config)
 
 
@@ -163,7 +157,7 @@ def _find_version(model: Path) -> Path:
     return max(versions, key=lambda path: int(path.name), default=model)
 
 
-def _read_start(source: Path, flags: Mapping[str, Any], *, from_model: bool) -> Start:
+def _read_start(source: Path, flags: Flags, *, from_model: bool) -> Start:
     """Return the start from `source`; raise ConfigError if `flags` do not fit."""
     flag, weights = ("--from", "saved_model.pb") if from_model else ("--grow-from", "checkpoint.npz")
     remedy = "a model that `export` wrote" if from_model else "the --out folder of a finished `fit`"
@@ -204,7 +198,7 @@ def _count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) ->
     return usable
 
 
-def _measure_step(config: TrainingConfig, flags: Mapping[str, Any], *, dry_run: bool, refining: bool) -> float | None:
+def _measure_step(config: TrainingConfig, flags: Flags, *, dry_run: bool, refining: bool) -> float | None:
     """Return the seconds of an early batch, None if not measured."""
     from training.fit.machine import measure_step_s
     from training.model.replicas import count_replicas
@@ -225,8 +219,8 @@ def _print_plan(plan: Plan, machine: Machine, step_s: float | None, start: Start
     config = plan.config
     seconds = config.steps * mean_step_s(step_s, config.first_refining_step / config.steps)
     print(f"This takes about {format_duration(seconds)}.", flush=True)
-    if start is None and (kid := expected_kid(config)) is not None:
-        print(f"Photos of single apples reach a KID x1000 of about {kid:.0f} (0 is as good as photos);", end=" ")
+    if start is None and (kid := expected_kid(config)):
+        print(f"Photos of single apples reach a KID x1000 of about {kid} (0 is as good as photos);", end=" ")
         print("more varied photos end higher.", flush=True)
 
 
