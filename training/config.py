@@ -106,7 +106,7 @@ class TrainingConfig:
     grid_every: int = option(500, "batches between image grids", low=1, high=10**7, fixed=False)
     keep_best: bool = option(True, "measure KID and keep the best checkpoint", fixed=False)
     evaluate_every: int = option(1_000, "batches between measurements of KID", low=1, high=10**7, fixed=False)
-    evaluate_count: int = option(500, "generated images for each measurement", low=50, high=50_000, fixed=False)
+    evaluate_count: int = option(500, "generated images for each measurement", low=50, high=10_000, fixed=False)
     checkpoint_every_s: float = option(120.0, "seconds between checkpoints", low=0.0, high=86_400.0, fixed=False)
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class ComputeRecord:
-    """The content of compute.json: duration and machine of a run."""
+    """The content of compute.json: duration of a run, and the machine that ended it."""
 
     training_s: float
     backend: str

@@ -41,6 +41,7 @@ VALID = json.dumps(asdict(TrainingConfig()))
         (VALID.replace('"seed": 0', '"seed": "70"'), "cannot be read (Expected `int`, got `str` - at `$.seed`)"),
         (VALID.replace('"seed": 0', '"seed": 62.5'), "cannot be read (Expected `int`, got `float` - at `$.seed`)"),
         (VALID.replace('"cpu"', '"tpu"'), "cannot be read (preset is 'tpu'; set it to one of cpu, gpu)"),
+        (VALID.replace('count": 500', 'count": 10001'), "cannot be read (evaluate_count is 10001; set it to"),
         (VALID.replace('"seed": 0', '"seed": -1'), "cannot be read (seed is -1; set it to a value from 0 to"),
     ],
 )

@@ -67,12 +67,12 @@ def check_photo_count(usable: int, folder: Path) -> None:
         raise TrainingError(f"{folder} has {usable} usable photos, fewer than {MIN_PHOTOS}; add photos.")
 
 
-def split_run_photos(photos: Photos, run: Path, config: TrainingConfig) -> Split:
-    """Return the split of `photos`. Raises TrainingError if they are too few, or `run` began with others."""
+def split_run_photos(photos: Photos, run: Path, config: TrainingConfig, *, new: bool = False) -> Split:
+    """Return the split of `photos`. Raises TrainingError if they are too few, or not those of a `run` to resume."""
     split = split_photos(photos.files, config.holdout_fraction)
     check_batch_size(len(split.training), len(split.held_out), config.batch_size)
     record_file, record = run / "photos.json", describe_photos(photos, split)
-    if record_file.exists() and not record.has_photos_of(read_record(record_file, PhotosRecord)):
+    if not new and record_file.exists() and not record.has_photos_of(read_record(record_file, PhotosRecord)):
         raise TrainingError(
             f"The photos, their names, their decoding or a setting in config.json differ from those of {record_file}; "
             "restore them, or start over with --new."

@@ -47,14 +47,10 @@ class Split:
 def split_photos(files: Sequence[str], fraction: float) -> Split:
     """Hold out about `fraction` of the photos named `files`, in groups.
 
-    Each series of MIN_SERIES photos or more gives one group, at a position fixed by the name of the series. All other
-    photos together, in the order of `files`, give one more. The result depends on names and fraction alone.
+    Each pool gives one group, at a position fixed by its name. The result depends on names and fraction alone.
     """
-    series = _find_series(files)
-    long = {name: rows for name, rows in series.items() if len(rows) >= MIN_SERIES}
-    short = sorted(row for name, rows in series.items() if name not in long for row in rows)
     groups = []
-    for name, rows in (*long.items(), ("", short)):
+    for name, rows in find_pools(files).items():
         length = round(fraction * len(rows))
         if length:
             start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % len(rows)
@@ -65,6 +61,20 @@ def split_photos(files: Sequence[str], fraction: float) -> Split:
         held_out=np.array(held_out, np.intp),
         groups=tuple(PhotoGroup(files[group[0]], files[group[-1]], len(group)) for group in groups),
     )
+
+
+def find_pools(files: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of every pool of neighbouring photos, in order.
+
+    A pool is a series of MIN_SERIES photos or more, all other photos of a folder if there are as many, or the rest.
+    """
+    pools = _find_series(files)
+    for _ in range(2):  # short series of a folder join, then short folders
+        joined = {name: rows for name, rows in pools.items() if len(rows) >= MIN_SERIES}
+        for row, key in sorted((row, name) for name in pools.keys() - joined.keys() for row in pools[name]):
+            joined.setdefault(key.rpartition("/")[0], []).append(row)
+        pools = joined
+    return pools
 
 
 def _find_series(files: Sequence[str]) -> dict[str, list[int]]:

@@ -21,7 +21,7 @@ from training.evaluate.varieties import Varieties, find_varieties, measure_cover
 from training.model.latents import sample_latents, slerp
 from training.records import write_record
 
-FIRST_SEED = 10_000  # beyond the seeds of `fit`, which chooses the best checkpoint by its own
+FIRST_SEED = 10_000  # beyond the seeds of `fit` (`evaluate_count`), which chooses the best checkpoint by its own
 MIN_COUNT = 50  # with fewer, KID's deviation exceeds the difference between good and bad models
 MEMORY_LIMIT_BYTES = 2 * 2**30  # for decoded photos; beyond it they stay on disk
 NOISE_IMAGES = 64  # to compare with; KID does not depend on their number

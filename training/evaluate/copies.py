@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.holdout import Split
+from training.data.holdout import Split, find_pools
 from training.data.photos import Photos
 from training.evaluate.metrics import Features, find_nearest
 from training.evaluate.report import Pairs
@@ -48,7 +48,7 @@ def check_copies(
 
     image_pairs = find_closest(images, [f"seed {seed}" for seed in seeds])
     by_features = find_nearest(image_features, training_features)[1]
-    other_by_pixels, other_by_features = (measure_others(points, split) for points in (small, photo_features))
+    other_by_pixels, other_by_features = (measure_others(x, split, photos.files) for x in (small, photo_features))
     verdicts = (
         assess_distances(image_pairs.all_distances, other_by_pixels),
         assess_distances(by_features, other_by_features, space="features"),
@@ -65,14 +65,15 @@ def check_copies(
     return check, image_pairs, find_closest(photos.pixels[split.held_out], names) if names else None
 
 
-def measure_others(photos: Features, split: Split) -> NDArray[np.float32]:
+def measure_others(photos: Features, split: Split, files: Sequence[str]) -> NDArray[np.float32]:
     """Return the distances of held-out photos to the nearest training photo.
 
-    If few are held out, all photos take their place: each tenth of `photos`, in order, is compared with the rest.
+    If few are held out, all photos take their place: each tenth of every pool is compared with the other tenths.
     """
     if len(split.held_out) >= MIN_HELD_OUT:
         return find_nearest(photos[split.held_out], photos[split.training])[1]
-    folds = np.array_split(np.arange(len(photos)), FOLDS)
+    tenths = [np.array_split(np.array(rows), FOLDS) for rows in find_pools(files).values()]
+    folds = [np.concatenate(parts) for parts in zip(*tenths, strict=True)]
     return np.concatenate([find_nearest(photos[fold], np.delete(photos, fold, axis=0))[1] for fold in folds])
 
 

@@ -61,7 +61,7 @@ def export(
             checks = save_verified(generator, folder, model_name=to.name)
             save_fault_images(generator, faults, folder / "faults")
             write_record(folder / "config.json", asdict(generator.config))
-            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # no names of photos
+            photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # the names of group ends stay
             write_record(folder / "photos.json", asdict(photos))
             rights = {"licence": licence, "attribution": attribution}
             version = None

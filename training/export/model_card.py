@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from training.data.photos import printable
 from training.errors import TrainingError
 from training.evaluate.results import Evaluation
 from training.fit.measurements import Measurement, read_measurements
-from training.fit.run import ModelRecord, SourceRecord
+from training.fit.run import ModelRecord, SourceRecord, read_sources
 from training.model.checkpoints import TrainedGenerator
 from training.model.latents import MAX_SEED, NAME
 from training.records import ComputeRecord, read_record
@@ -37,10 +38,8 @@ class Fault:
     def parse(cls, text: str) -> Fault:
         """Return the fault of "SEED:TEXT". Raises TrainingError for other texts."""
         seed, _, description = text.partition(":")
-        if not (seed.isascii() and seed.isdigit()) or int(seed) > MAX_SEED or not description.strip():
-            raise TrainingError(
-                f"--fault is {text!r}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED} and a description."
-            )
+        if not re.fullmatch(r"\d{1,19}", seed, re.ASCII) or int(seed) > MAX_SEED or not description.strip():
+            raise TrainingError(f"--fault is {text!r:.80}; set it to SEED:TEXT, with a seed from 0 to {MAX_SEED}.")
         return cls(int(seed), description.strip())
 
 
@@ -54,14 +53,13 @@ class RunRecord:
     measurements: list[Measurement]  # KID of all checkpoints during training
     evaluation: Evaluation | None  # of this checkpoint
     compute: ComputeRecord
-    source: SourceRecord | None  # the run it grew from, if any
-    model: ModelRecord | None  # the model it started from, if any
+    grown_from: SourceRecord | None
+    started_from: ModelRecord | None
 
 
 def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
     """Return the records of `run` for the model card. Raises TrainingError if a file is missing or damaged."""
-    evaluation_file, source_file = run / "evaluation.json", run / "grown_from.json"
-    evaluation, model_file = None, run / "started_from.json"
+    evaluation_file, evaluation = run / "evaluation.json", None
     if evaluation_file.exists():
         evaluation = read_record(evaluation_file, Evaluation, remedy="run `evaluate` again")
     return RunRecord(
@@ -71,8 +69,7 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
         measurements=read_measurements(run / "kid.csv"),
         evaluation=evaluation if evaluation and evaluation.batch == generator.batch else None,
         compute=read_record(run / "compute.json", ComputeRecord),
-        source=read_record(source_file, SourceRecord) if source_file.exists() else None,
-        model=read_record(model_file, ModelRecord) if model_file.exists() else None,
+        **read_sources(run),
     )
 
 
@@ -126,7 +123,7 @@ def _describe_data(photos: PhotosRecord) -> str:
 
 
 def _describe_training(run: RunRecord) -> str:
-    """Return batches, chosen checkpoint, duration and source run in words."""
+    """Return batches, chosen checkpoint, duration and sources in words."""
     sentences = [f"{run.steps:,} batches of {run.config.batch_size}: {run.steps * run.config.batch_size:,} images."]
     if measurement := next((row for row in run.measurements if row.step == run.steps), None):
         last = run.measurements[-1].step  # config.json has the planned number
@@ -135,22 +132,27 @@ def _describe_training(run: RunRecord) -> str:
         which = "The best" if measurement.kid_x1000 == lowest else "Not the best, but one"
         sentences.append(f"{which} of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}.")
     sentences.append(f"The run {_describe_duration(run.compute)}.")
-    if source := run.source:
-        sentences += [
-            f"It grew from the run {source.run}: {source.config.image_size} px, "
+    return " ".join([*sentences, *_describe_sources(run, "It")])
+
+
+def _describe_sources(run: RunRecord | SourceRecord, name: str) -> Iterator[str]:
+    """Yield sentences about the run and the model that `run` started from, then about their sources."""
+    if model := run.started_from:
+        rights = "; ".join(f"{label}: {text}" for label, text in model.rights.items())
+        yield f"{name} started from the weights of {model.model} ({rights or 'no licence is stated'})."
+    if source := run.grown_from:
+        yield (
+            f"{name} grew from the run {source.run}: {source.config.image_size} px, "
             f"{source.batch * source.config.batch_size:,} images, "
-            f"`--steps {source.config.steps} --refine-from {source.config.refine_from}`.",
-            f"That run {_describe_duration(source)}.",
-        ]
-    if run.model:
-        rights = "; ".join(f"{label}: {text}" for label, text in run.model.rights.items())
-        sentences.append(f"It started from the weights of {run.model.model} ({rights or 'no licence is stated'}).")
-    return " ".join(sentences)
+            f"`--steps {source.config.steps} --refine-from {source.config.refine_from}`. "
+            f"That run {_describe_duration(source)}."
+        )
+        yield from _describe_sources(source, f"The run {source.run}")
 
 
-def _describe_duration(compute: ComputeRecord) -> str:
-    hours, minutes = divmod(round(compute.training_s / 60), 60)
-    return f"took {hours} h {minutes} min on {compute.machine} with {compute.processors} processors ({compute.backend})"
+def _describe_duration(run: ComputeRecord) -> str:
+    hours, minutes = divmod(round(run.training_s / 60), 60)
+    return f"took {hours} h {minutes} min, last on {run.machine} with {run.processors} processors ({run.backend})"
 
 
 def _format_table(rows: Mapping[str, object]) -> str:

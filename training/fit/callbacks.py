@@ -1,6 +1,5 @@
 """Callbacks of training: progress, history, image grids, checkpoints and signals."""
 
-import os
 import platform
 import signal
 import sys
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.evaluate.plots import draw_losses
+from training.fit.machine import detect_machine
 from training.fit.plots import MILESTONES, animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid, write_image
@@ -203,8 +203,10 @@ class Checkpoints(StepCallback):
         self.sync_variables()
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
-        backend, machine, processors = keras.backend.backend(), platform.machine(), os.cpu_count() or 1
-        write_record(self.compute, asdict(ComputeRecord(round(self.training_s, 6), backend, machine, processors)))
+        machine = detect_machine()
+        devices = f"{machine.gpu}, {platform.machine()}" if machine.gpu else platform.machine()
+        record = ComputeRecord(round(self.training_s, 6), machine.backend, devices, machine.cores)
+        write_record(self.compute, asdict(record))
         save_checkpoint(self.model, self.path)  # last: a kill leaves no checkpoint without compute.json
 
 

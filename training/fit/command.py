@@ -145,9 +145,9 @@ def _start(
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
     if photos is None:
         return True
+    split = split_run_photos(photos, run, plan.config, new=new)
     if new:
         set_aside(run)
-    split = split_run_photos(photos, run, plan.config)
     return _report_end(train(photos, split, run, plan.config, source), run, plan.config)
 
 
@@ -219,8 +219,8 @@ def _print_plan(plan: Plan, machine: Machine, step_s: float | None, start: Start
     config = plan.config
     seconds = config.steps * mean_step_s(step_s, config.first_refining_step / config.steps)
     print(f"This takes about {format_duration(seconds)}.", flush=True)
-    if start is None and (kid := expected_kid(config)) is not None:
-        print(f"Photos of single apples reach a KID x1000 of about {kid:.0f} (0 is as good as photos);", end=" ")
+    if start is None and (kid := expected_kid(config)):
+        print(f"Photos of single apples reach a KID x1000 of about {kid} (0 is as good as photos);", end=" ")
         print("more varied photos end higher.", flush=True)
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from training.config import read_config
 from training.errors import ConfigError, TrainingError
 from training.records import read_batches_done, read_curves
 
@@ -33,7 +34,8 @@ def check_complete(run: Path) -> None:
             missing.append("best.npz")
         elif best > done:
             missing.append(f"checkpoint.npz of batch {best} or later")
-        elif best not in (0, done, *measured):  # of batch `done`, a kill may have interrupted the measurement
+        # A kill may have interrupted the measurement of batch `done`, or a run without KID followed it.
+        elif best not in (0, done, *measured) and read_config(run / "config.json").keep_best:
             missing.append(f"row of batch {best} in kid.csv")
     if results and missing:
         raise TrainingError(

@@ -13,7 +13,7 @@ from training.evaluate.results import BUNDLED_KID_X1000, Coverage
 from training.fit.callbacks import Checkpoints, StepCallback, write_summaries
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images
-from training.records import COLUMNS, read_curves, write_atomically
+from training.records import COLUMNS, read_batches_done, read_curves, write_atomically
 
 WINNING_LOSS = 0.3  # of the discriminator; at 0 it is never wrong, and the generator learns nothing
 REMEDY = (
@@ -50,8 +50,11 @@ class KeepBest(StepCallback):
         self.measurements = [row for row in read_measurements(folder / "kid.csv") if row.step <= first_step]
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Repeat a measurement that a kill interrupted."""
-        if self.step > 0 and all(row.step != self.step for row in self.measurements):
+        """Repeat a measurement that a kill interrupted, maybe before a run without KID."""
+        steps = [0, *(row.step for row in self.measurements)]
+        if read_batches_done(self.folder / "best.npz") not in steps:
+            self.measure()
+        elif self.step not in steps:
             self.after_step({})
 
     def after_step(self, logs: dict[str, float]) -> None:
@@ -68,7 +71,8 @@ class KeepBest(StepCallback):
         minutes = round(self.checkpoints.training_s / 60, 2)
         row = Measurement(self.step, round(1000 * kid, 3), round(1000 * std, 3), minutes)
         best = self.folder / "best.npz"
-        if not best.exists() or all(row.kid_x1000 < previous.kid_x1000 for previous in self.measurements):
+        kids = {previous.step: previous.kid_x1000 for previous in self.measurements}
+        if row.kid_x1000 < kids.get(read_batches_done(best), math.inf):
             save_checkpoint(self.model, best)
         self.measurements.append(row)
         table = [COLUMNS["kid.csv"], *map(astuple, self.measurements)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,10 @@ REFINING_COST = 2.0  # of a batch, in batches of the first stage: 286 and 145 ms
 GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
 MODEL_SHARE = 1 / 5  # of them, for a run that starts from an exported model
 
-# Training images and KID x1000, measured with 7,180 photos of apples on white at 64 px (LOG.md).
+# Training images and KID x1000, measured with 7,180 photos of apples on white and these settings (LOG.md).
 # Only the last one is with fixed statistics while refining, so the others are rather too high.
 EXPECTED_KID = ((16_000, 25.2), (48_000, 12.0), (64_000, 6.4), (128_000, 4.5), (192_000, 2.5))
+MEASURED: dict[str, Any] = {"image_size": 64, "preset": "cpu", "learning_rate": 5e-4, "refining_learning_rate": 2.5e-4}
 EXPECTED_KID_PLAIN = ((60_000, 137.0), (120_000, 65.0), (312_000, 23.6))
 
 MAX_HOURS = 10  # one night; --steps overrides it
@@ -194,11 +195,15 @@ def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choi
     return (first, Choice("refining_learning_rate", config.learning_rate, "new layers start from random weights"))
 
 
-def expected_kid(config: TrainingConfig) -> float | None:
-    """Return the KID x1000 to expect, for apples at 64 px; None for runs shorter than those measured."""
-    images, kids = zip(*(EXPECTED_KID_PLAIN if config.discriminator == "plain" else EXPECTED_KID), strict=True)
-    count = config.steps * config.batch_size
-    return None if count < images[0] else float(np.exp(np.interp(np.log(count), np.log(images), np.log(kids))))
+def expected_kid(config: TrainingConfig) -> str:
+    """Return the KID x1000 to expect for apples; nothing for settings or lengths that were not measured."""
+    plain, count = config.discriminator == "plain", config.steps * config.batch_size
+    images, kids = zip(*(EXPECTED_KID_PLAIN if plain else EXPECTED_KID), strict=True)
+    other: dict[str, Any] = PLAIN_SETTINGS if plain else {"refine_from": round(config.steps * (1.0 - REFINING_SHARE))}
+    if replace(config, **MEASURED, **other) != config or not images[0] <= count <= images[-1]:
+        return ""
+    kid = float(np.exp(np.interp(np.log(count), np.log(images), np.log(kids))))
+    return f"{kid:.1f}" if kid < 10 else f"{kid:.0f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -99,20 +100,29 @@ def prepare_gan(photos: Photos, split: Split, run: Path, config: TrainingConfig,
 
 
 @dataclass(frozen=True)
+class ModelRecord:
+    """The content of started_from.json: the model that a run started from."""
+
+    model: str  # its name and version
+    rights: dict[str, str]  # attribution and licence, from its model card
+
+
+@dataclass(frozen=True)
 class SourceRecord(ComputeRecord):
     """The content of grown_from.json: the run that another run grew from."""
 
     run: str  # its name
     batch: int  # batches done at the checkpoint
     config: TrainingConfig
+    # Its own sources. Records of older runs lack them, so an equal source may differ here.
+    grown_from: "SourceRecord | None" = field(default=None, compare=False)
+    started_from: ModelRecord | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True)
-class ModelRecord:
-    """The content of started_from.json: the model that a run started from."""
-
-    model: str  # its name and version
-    rights: dict[str, str]  # attribution and licence, from its model card
+def read_sources(run: Path) -> dict[str, Any]:
+    """Return the records of the run and the model that `run` started from, None for a missing one."""
+    files = {run / "grown_from.json": SourceRecord, run / "started_from.json": ModelRecord}
+    return {file.stem: read_record(file, kind) if file.exists() else None for file, kind in files.items()}
 
 
 def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRecord]:
@@ -122,7 +132,7 @@ def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRec
         model = ModelRecord(f"{path.parent.name}, version {path.name}", quote_model_card(source / "model_card.md"))
         return load_exported(source, read_record(source / "config.json", TrainingConfig)), "started_from.json", model
     trained, compute = load_generator(source), asdict(read_record(source / "compute.json", ComputeRecord))
-    run = SourceRecord(**compute, run=path.name, batch=trained.batch, config=trained.config)
+    run = SourceRecord(**compute, run=path.name, batch=trained.batch, config=trained.config, **read_sources(source))
     return trained.network, "grown_from.json", run
 
 
@@ -185,7 +195,7 @@ def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureQu
     try:
         extract = build_extractor()
     except FeatureWeightsMissing as error:
-        print(f"{error}. Without it, KID is not measured and the run keeps its last checkpoint.")
+        print(f"{error}. Without it, KID is not measured; `export --checkpoint last` takes the last checkpoint.")
         return None
 
     @cache

@@ -15,7 +15,7 @@ from training.config import TrainingConfig, read_config
 from training.errors import TrainingError
 from training.model.gan import GAN
 from training.model.networks import build_generator
-from training.records import UNREADABLE, open_atomically, read_batches_done
+from training.records import UNREADABLE, open_atomically
 
 
 def _named_variables(gan: GAN) -> dict[str, Any]:
@@ -58,25 +58,23 @@ class TrainedGenerator:
 
 
 def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
-    """Return `run`'s generator at its "best" checkpoint, if any, or "last". Raises TrainingError."""
+    """Return `run`'s generator at its "best" checkpoint, if it measures KID, or "last". Raises TrainingError."""
     config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
         if not file.is_file():
-            raise TrainingError(
-                f"{run} has no {file.name}; name the --out folder of a `fit` that has saved a checkpoint."
-            )
+            raise TrainingError(f"{run} has no {file.name}; name the --out folder of a `fit` that saved a checkpoint.")
     config = read_config(config_file)
     network = build_generator(config.latent_dim, config.generator_channels)
-    path = best if which == "best" and best.is_file() else checkpoint
-    _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)
-    return TrainedGenerator(network, config, read_batches_done(path))
+    path = best if which == "best" and config.keep_best and best.is_file() else checkpoint
+    batch = _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)
+    return TrainedGenerator(network, config, batch)
 
 
-def _assign(variables: dict[str, Any], path: Path) -> None:
-    """Assign the arrays of `path` to `variables`, by name. Raises TrainingError before the first one."""
+def _assign(variables: dict[str, Any], path: Path) -> int:
+    """Assign the arrays of `path` to `variables`, and return its batches. Raises TrainingError before the first one."""
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
-            values = {name: file[name] for name in variables if name in file.files}
+            batch, values = int(file["step"]), {name: file[name] for name in variables if name in file.files}
     except UNREADABLE as error:
         raise TrainingError(
             f"The checkpoint {path} cannot be read ({error}); restore it from a backup, or start a new run."
@@ -89,3 +87,4 @@ def _assign(variables: dict[str, Any], path: Path) -> None:
             )
     for name, variable in variables.items():
         variable.assign(values[name])
+    return batch

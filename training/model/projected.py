@@ -20,6 +20,7 @@ COLOUR_SIZE = 32  # pixels of the image whose colours a head sees directly
 OPPONENT_COLOURS = np.array(
     [[0.299, -0.168736, 0.5], [0.587, -0.331264, -0.418688], [0.114, 0.5, -0.081312]], np.float32
 )
+MIN_DEVIATION = 1e-2  # of colours in [-1, 1]; the colour differences of greyscale photos have 1e-9
 STATISTICS_PHOTOS = 512  # for the statistics of the features
 STATISTICS_BATCH = 32
 
@@ -113,7 +114,7 @@ class ProjectedDiscriminator(keras.Model):
             channel_means = x.mean(axis=(0, 1, 2), dtype=np.float64)
             mean.assign(channel_means.astype(np.float32))
             axes = tuple(range(x.ndim - deviation.ndim))
-            deviation.assign(np.sqrt(((x - channel_means) ** 2).mean(axis=axes)).astype(np.float32))
+            deviation.assign(np.sqrt(((x - channel_means) ** 2).mean(axis=axes)).clip(MIN_DEVIATION).astype(np.float32))
 
 
 def _random_1x1(rng: np.random.Generator, inputs: int, outputs: int) -> NDArray[np.float32]:

@@ -45,6 +45,12 @@ def test_each_series_has_its_own_group():
     assert len({name[2:] for name in held_out}) > 20
 
 
+def test_each_folder_has_its_own_group_when_names_do_not_end_with_a_number():
+    folders = [f"class{number}/" for number in range(20)]
+    held_out = list_held_out([f"{folder}{n}{'abc'[n % 3]}.jpg" for folder in folders for n in range(50)])
+    assert [sum(file.startswith(folder) for file in held_out) for folder in folders] == [5] * 20
+
+
 @pytest.mark.parametrize(("count", "fraction"), [(60, 0.0), (3, 0.1)])
 def test_no_photo_is_held_out_when_fraction_or_photos_are_few(count, fraction):
     split = split_photos(name_frames("a_", count), fraction)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.evaluate.copies import assess_distances
+from training.data.holdout import split_photos
+from training.evaluate.copies import assess_distances, measure_others
 from training.evaluate.metrics import NEAREST_BATCH, find_nearest, frechet_distance, kernel_distance
 from training.evaluate.varieties import find_varieties
 
@@ -70,6 +71,13 @@ def test_varieties_of_photos_beside_a_folder_have_a_name():
 def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
     files = [f"{'old/' if number < 3 else ''}{number}.jpg" for number in range(60)]
     assert find_varieties(files, NO_FEATURES).rule == "6 clusters of features"
+
+
+def test_each_photo_is_compared_with_its_folder_but_not_with_its_neighbours():
+    files = [f"{folder}/{number}-{seed:x}f.jpg" for folder in "abcdefghij" for number in range(10) for seed in range(3)]
+    features = np.array([(10 * ord(file[0]), int(file[2])) for file in files], np.float32)
+    distances = measure_others(features, split_photos(files, 0.0), files)
+    np.testing.assert_allclose(distances, np.sqrt(1 / 2))  # of the next number in the same folder
 
 
 FAR, NEAR = np.linspace(10, 20, 50, dtype=np.float32), np.linspace(1, 2, 50, dtype=np.float32)

@@ -23,7 +23,7 @@ from training.errors import TrainingError
 from training.evaluate.results import Evaluation
 from training.export.command import MAX_BATCH_SIZE, export, write_digests
 from training.export.model_card import Fault, read_run, write_model_card
-from training.fit.run import SourceRecord
+from training.fit.run import ModelRecord, SourceRecord
 from training.model.checkpoints import load_generator
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.sampling import generate_images
@@ -139,7 +139,7 @@ def test_card_shows_the_image_of_a_known_fault(small_model, small_run):
         assert np.array_equal(image, generate_images(load_generator(small_run).network, np.array([7]))[0])
 
 
-@pytest.mark.parametrize("text", ["torn", "x: torn", "-1: torn", "7:", "9223372036854775808: torn"])
+@pytest.mark.parametrize("text", ["torn", "x: a", "-1: a", "7:", "9223372036854775808: a", "9" * 5000 + ": a"])
 def test_fault_is_refused_when_seed_or_text_is_missing(text):
     with pytest.raises(TrainingError, match=r"^--fault is .*; set it to SEED:TEXT"):
         Fault.parse(text)
@@ -174,13 +174,19 @@ def test_card_counts_finished_batches_not_planned_ones(run):
     assert "Not the best, but one of 2 checkpoints measured in 4 batches: KID x1000 30.0" in write_card(run)
 
 
-def test_card_names_the_source_run_when_grown(run):
+def test_card_names_all_sources_when_the_source_run_has_some(run):
     config = TrainingConfig(image_size=32, batch_size=4, steps=9, refine_from=7)
-    source = SourceRecord(3700, "jax", "x86_64", 2, run="seedling", batch=9, config=config)
+    apple = ModelRecord("apple, version 3", {"Licence": "X"})
+    seed = SourceRecord(60, "jax", "x86_64", 2, run="seed", batch=5, config=config, started_from=apple)
+    source = SourceRecord(3700, "jax", "x86_64", 2, run="seedling", batch=9, config=config, grown_from=seed)
+    assert replace(source, grown_from=None) == source  # older records lack it
     write_record(run / "grown_from.json", asdict(source))
     assert (
         "It grew from the run seedling: 32 px, 36 images, `--steps 9 --refine-from 7`. "
-        "That run took 1 h 2 min on x86_64 with 2 processors (jax)."
+        "That run took 1 h 2 min, last on x86_64 with 2 processors (jax). "
+        "The run seedling grew from the run seed: 32 px, 20 images, `--steps 9 --refine-from 7`. "
+        "That run took 0 h 1 min, last on x86_64 with 2 processors (jax). "
+        "The run seed started from the weights of apple, version 3 (Licence: X)."
     ) in write_card(run)
 
 
@@ -192,10 +198,15 @@ def test_version_records_its_photos_but_not_their_folder(small_model, small_run)
     assert all(folder.encode() not in file.read_bytes() for file in version.rglob("*") if file.is_file())
 
 
-def test_load_generator_takes_the_best_checkpoint_by_default(run):
+@pytest.mark.parametrize(("keep_best", "batches"), [(True, [2, 4]), (False, [4, 4])])
+def test_load_generator_takes_the_best_checkpoint_if_the_run_measures_kid(run, monkeypatch, keep_best, batches):
+    write_record(run / "config.json", asdict(replace(read_config(run / "config.json"), keep_best=keep_best)))
     with np.load(run / "checkpoint.npz") as file:
         np.savez(run / "best.npz", **dict(file) | {"step": np.array(2)})
-    assert [load_generator(run, which).batch for which in ("best", "last")] == [2, 4]
+    opened, open_archive = [], np.lib.npyio.NpzFile
+    monkeypatch.setattr("numpy.lib.npyio.NpzFile", lambda file: opened.append(file) or open_archive(file))
+    assert [load_generator(run, which).batch for which in ("best", "last")] == batches
+    assert len(opened) == 2  # `fit` may replace a checkpoint between two reads
 
 
 def test_export_writes_no_version_when_nothing_is_new(small_model, small_run, tmp_path, capsys):

@@ -16,6 +16,7 @@ from tests.conftest import BUNDLED, ROOT, draw_photo, needs_permissions
 from training.__main__ import main
 from training.export.command import export
 from training.fit.folder import lock_run
+from training.fit.run import load_source
 from training.model.checkpoints import load_generator
 from training.model.sampling import image_grid
 from training.records import read_batches_done, write_record
@@ -46,7 +47,7 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     assert "32     " in output.split("image_size")[1].splitlines()[0]  # the photos have 40 px
     assert "100,000 images" in output
     assert "This takes about" in output
-    assert "reach a KID x1000 of about 79 (0 is as good as photos)" in output
+    assert "KID" not in output  # it was not measured at 32 px
     assert "50 photos are few: images may become copies" in output
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -54,6 +55,7 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
 def test_same_command_resumes_with_the_settings_of_the_run(photos, run, capsys):
     config = config_of(run) | {"memory_limit_mib": 77}  # a new run would have more, and a batch size of 16
     write_record(run / "config.json", config)
+    np.savez(run / "best.npz", step=2)  # a kill interrupted its measurement; later the run had --no-keep-best
     assert fit(photos, run, "--steps", "5") == 0
     output = capsys.readouterr().out
     assert "Resuming at batch 4." in output
@@ -94,6 +96,7 @@ def test_run_starts_with_the_images_of_the_model_it_starts_from(photos, small_mo
     grid = image_grid(generate(seeds=tf.range(64, dtype=tf.int64))["images"].numpy(), columns=8)
     with Image.open(run / "grids" / "0000000.png") as first_grid:
         assert np.abs(np.asarray(first_grid, int) - np.asarray(grid)).max() <= 2
+    assert load_source(run)[2].started_from.model == "fruit, version 1"
     version = export(run, tmp_path / "started", licence="", attribution="")
     sentence = "It started from the weights of fruit, version 1 (Attribution: drawn by the tests; Licence of"
     assert sentence in (version / "model_card.md").read_text(encoding="utf-8")
@@ -128,8 +131,8 @@ sys.exit(main(["fit", "--photos", {str(photos)!r}, "--out", {str(tmp_path / "run
     assert (process.returncode, process.stderr) == (130, "python -m training fit: interrupted.\n")
 
 
-def enlarge(folder):
-    write_record(folder / "run" / "config.json", config_of(folder / "run") | {"image_size": 128})
+def configure(**settings):
+    return lambda folder: write_record(folder / "run" / "config.json", config_of(folder / "run") | settings)
 
 
 def remove(pattern, keep=0):
@@ -167,6 +170,11 @@ def move_photos_into_run(folder):
     (folder / "photos").symlink_to("run/pictures")
 
 
+def split_series(folder):
+    for photo in sorted((folder / "photos").iterdir())[28:]:
+        photo.rename(photo.with_stem(f"b{photo.stem}"))
+
+
 def lengthen_name(folder):
     (folder / "run").rename(folder / ("r" * 250))
 
@@ -192,7 +200,7 @@ def change_nothing(folder):
         (remove("history.csv"), "run", (), "run has checkpoint.npz but no history.csv;"),
         (remove("compute.json"), "run", ("--dry-run",), "run has checkpoint.npz but no compute.json;"),
         (write("kid.csv", f"{KID}2,50,1,1\n"), "run", (), "run has checkpoint.npz but no best.npz;"),
-        (save("best.npz", step=2), "run", (), "run has checkpoint.npz but no row of batch 2 in kid.csv;"),
+        (lambda f: (configure(keep_best=True)(f), save("best.npz", step=2)(f)), "run", (), "no row of batch 2 in kid"),
         (save("best.npz", step=5), "run", (), "run has checkpoint.npz but no checkpoint.npz of batch 5 or later; "),
         (write("history.csv", f"{HISTORY}1,?\n2,1,1,1,1\n"), "run", (), "run/history.csv is damaged in line 2; "),
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
@@ -215,6 +223,7 @@ def change_nothing(folder):
         (change_nothing, "new", ("--latent-dim=1",), "latent_dim is 1; set it to a value from 2 to 4096."),
         (change_nothing, "new", ("--r1-gamma=1", "--discriminator=projected"), "--r1-gamma is for the plain discrimin"),
         (change_nothing, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
+        (split_series, "run", ("--new", "--holdout-fraction=0.125", "--batch-size=49"), "(8 more are held out) do not"),
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
         (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
         (change_nothing, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
@@ -228,7 +237,7 @@ def change_nothing(folder):
         (lambda path: os.chdir(path / "run"), ".", ("--new", "--photos", "../photos"), "--new would rename . with "),
         (lengthen_name, "r" * 250, ("--new",), " cannot be renamed (File name too long); choose a new --out."),
         (move_photos_into_run, "run", ("--new",), "--new would rename run with photos in it; choose a new --out."),
-        (enlarge, "new", ("--grow-from", "run", "--size", "32"), "--size 32 is smaller than the 128 px of run;"),
+        (configure(image_size=128), "new", ("--grow-from", "run", "--size=32"), "--size 32 is smaller than the 128 px"),
     ],
 )
 def test_fit_is_refused_with_one_sentence_and_writes_nothing(

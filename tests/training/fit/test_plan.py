@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.config import TrainingConfig
+from training.config import PLAIN_SETTINGS, TrainingConfig
 from training.fit import plan
 
 LAPTOP = plan.Machine("tensorflow", None, cores=2, memory_mib=24_000)
@@ -75,9 +75,13 @@ def test_new_run_refines_at_its_end_and_a_grown_one_from_its_start():
     assert plan.choose_image_size([100], LAPTOP, largest)[0].reason == "the 256 px of the source run"
 
 
-def test_no_kid_is_expected_of_a_run_shorter_than_those_measured():
-    assert plan.expected_kid(TrainingConfig(steps=999)) is None
-    assert plan.expected_kid(TrainingConfig(steps=1_000)) > 0
+@pytest.mark.parametrize(
+    ("steps", "flags", "kid"),
+    [(12_000, {}, "2.5"), (6_250, {"discriminator": "plain", **PLAIN_SETTINGS}, "79"), (996, {}, ""), (12_004, {}, "")]
+    + [(12_000, flags, "") for flags in ({"image_size": 128}, {"refine_from": 0}, {"learning_rate": 1e-3})],
+)
+def test_kid_is_expected_of_measured_settings_and_lengths_alone(steps, flags, kid):
+    assert plan.expected_kid(TrainingConfig(**{"steps": steps, "refine_from": steps // 4} | flags)) == kid
 
 
 def test_run_from_a_model_keeps_its_size_for_a_fifth_of_the_images():

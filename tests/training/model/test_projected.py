@@ -15,7 +15,7 @@ from training.config import TrainingConfig
 from training.model.backbone import build_backbone, load_weights
 from training.model.checkpoints import load_generator
 from training.model.gan import build_gan
-from training.model.projected import ProjectedDiscriminator
+from training.model.projected import MIN_DEVIATION, ProjectedDiscriminator
 from training.model.weight_file import read_weights
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
@@ -68,6 +68,8 @@ def test_features_of_five_scales_and_colours_are_standardised_at_128_px():
         np.testing.assert_allclose(scale.mean((0, 1, 2)), 0, atol=1e-4)
         assert scale.std() == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(standardised[-1].std((0, 1, 2)), 1, atol=1e-3)  # each colour
+    refining.set_feature_statistics(PIXELS[..., :1].repeat(3, axis=3))  # greyscale
+    assert [*np.asarray(refining.deviations[-1])[1:]] == pytest.approx([MIN_DEVIATION] * 2)
 
 
 def test_step_adds_at_most_two_gradients_at_once():
