@@ -179,9 +179,16 @@ def _run_evaluate(options: Options) -> int:
         out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
     stated = {"Attribution": options.attribution, "Licence of these weights": options.licence}
     rights = {label: text for label, text in stated.items() if text is not None}
-    networks = {"networks": options.features, "weights": options.weights}
-    images = {"count": options.count, "checkpoint": options.checkpoint}
-    evaluation = evaluate(model, options.photos, out=out, rights=rights, **networks, **images)
+    evaluation = evaluate(
+        model,
+        options.photos,
+        out=out,
+        count=options.count,
+        checkpoint=options.checkpoint,
+        networks=options.features,
+        weights=options.weights,
+        rights=rights,
+    )
     for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")
     print(f"Wrote {out / 'evaluation.json'}. Open {out / 'report.html'} in a browser.")
