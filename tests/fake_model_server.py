@@ -72,13 +72,13 @@ def answer(
         case "golden":
             digests = [hashlib.sha256(picture(seed, version)).digest() for seed in rows % 64]
             outputs = {"seeds": rows % 64, "digests": np.array([list(digest) for digest in digests], np.uint8)}
-    spec = {"name": request.model_spec.name, "version": {"value": version}}
-    response = messages.predict_pb2.PredictResponse(model_spec=spec)
+    tensors = {}
     for name, values in outputs.items():
         dtype, field = FIELDS[values.dtype.name]
         content = {"tensor_content": values.tobytes()} if as_content else {field: values.ravel().tolist()}
-        response.outputs[name].CopyFrom(tensor(dtype, values.shape, **content))
-    return response
+        tensors[name] = tensor(dtype, values.shape, **content)
+    spec = {"name": request.model_spec.name, "version": {"value": version}}
+    return messages.predict_pb2.PredictResponse(model_spec=spec, outputs=tensors)
 
 
 class StatusError(Exception):

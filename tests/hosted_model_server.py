@@ -22,9 +22,6 @@ from tests.fake_model_server import tensor
 POLL_INTERVAL_S = 0.05
 LATENT_DIM = 8
 
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-NOT_FOUND = grpc.StatusCode.NOT_FOUND
-
 
 def save_model(folder: Path, shade: int) -> None:
     """Write a SavedModel; latents of 0 give `shade` in every pixel."""
@@ -71,10 +68,8 @@ def withdraw(base_path: Path, name: str) -> None:
 
 def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
     """Return a request for the default signature with these tensors."""
-    request = messages.predict_pb2.PredictRequest(model_spec={"name": "apple"}, output_filter=output_filter)
-    for alias, proto in protos.items():
-        request.inputs[alias].CopyFrom(proto)
-    return request
+    spec = {"name": "apple"}
+    return messages.predict_pb2.PredictRequest(model_spec=spec, output_filter=output_filter, inputs=protos)
 
 
 def generate(seeds: list[int]) -> Any:
@@ -118,6 +113,19 @@ class Hosted:
     def wait_for(self, version: int, state: str) -> None:
         wait_until(lambda: self.states().get(version) == state, f"version {version}: {state}")
 
+    def refusal_of(self, request: Any) -> tuple[grpc.StatusCode, str]:
+        """Return code and message of the error that `request` gets."""
+        methods = {
+            "PredictRequest": self.predictions.Predict,
+            "GetModelMetadataRequest": self.predictions.GetModelMetadata,
+            "GetModelStatusRequest": self.models.GetModelStatus,
+            "ClassificationRequest": self.predictions.Classify,
+            "RegressionRequest": self.predictions.Regress,
+            "MultiInferenceRequest": self.predictions.MultiInference,
+            "ReloadConfigRequest": self.models.HandleReloadConfigRequest,
+        }
+        return refusal(lambda: methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S))[:2]
+
 
 @contextmanager
 def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
@@ -134,19 +142,6 @@ def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     finally:
         server.stop(None).wait(LIMIT_S)
         watcher.close(timeout_s=LIMIT_S)
-
-
-def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
-    methods = {
-        "PredictRequest": hosted.predictions.Predict,
-        "GetModelMetadataRequest": hosted.predictions.GetModelMetadata,
-        "GetModelStatusRequest": hosted.models.GetModelStatus,
-        "ClassificationRequest": hosted.predictions.Classify,
-        "RegressionRequest": hosted.predictions.Regress,
-        "MultiInferenceRequest": hosted.predictions.MultiInference,
-        "ReloadConfigRequest": hosted.models.HandleReloadConfigRequest,
-    }
-    return refusal(lambda: methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S))[:2]
 
 
 def model_server_process(log: Path, line: str, *flags: object) -> AbstractContextManager[subprocess.Popen]:

@@ -9,20 +9,8 @@ import pytest
 
 from serving.model_client import messages
 from tests.conftest import LIMIT_S
-from tests.hosted_model_server import (
-    INVALID,
-    LATENT_DIM,
-    NOT_FOUND,
-    Hosted,
-    from_latents,
-    generate,
-    hosting,
-    images,
-    inputs,
-    refusal_of,
-    save_model,
-    tensor,
-)
+from tests.fake_model_server import tensor
+from tests.hosted_model_server import LATENT_DIM, Hosted, from_latents, generate, hosting, images, inputs, save_model
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +65,7 @@ def spec(request: Any, *, version: int | None = None, **fields: Any) -> Any:
 
 FLOATS = tensor(messages.types_pb2.DT_FLOAT, [1, LATENT_DIM])
 INTS = tensor(messages.types_pb2.DT_INT32, [1], int_val=[1])
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 MetadataRequest = messages.get_model_metadata_pb2.GetModelMetadataRequest
 StatusRequest = messages.get_model_status_pb2.GetModelStatusRequest
@@ -130,13 +119,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("request_", "code", "sentence"), REFUSED)
 def test_model_server_refuses_requests_as_tensorflow_serving_does(hosted, request_, code, sentence):
-    found, details = refusal_of(hosted, request_)
+    found, details = hosted.refusal_of(request_)
     assert (found, details[: len(sentence)]) == (code, sentence)
 
 
 def test_unexpected_error_is_internal_and_its_cause_is_in_the_log_only(hosted, caplog):
     init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but not callable
     sentence = "The model server failed on this call; its log says why."
-    assert refusal_of(hosted, init) == (grpc.StatusCode.INTERNAL, sentence)
+    assert hosted.refusal_of(init) == (grpc.StatusCode.INTERNAL, sentence)
     assert "Traceback" in caplog.text
     assert "__saved_model_init_op" in caplog.text
