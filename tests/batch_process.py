@@ -46,12 +46,9 @@ class Batch:
 
 
 def batch_request(seeds: range | list[int], **options: Any) -> Any:
-    chosen = picture_service_pb2.PictureOptions(**options)
-    if isinstance(seeds, range):
-        which = {"range": picture_service_pb2.SeedRange(start=seeds.start, end=seeds.stop)}
-    else:
-        which = {"list": picture_service_pb2.SeedList(seeds=seeds)}
-    return picture_service_pb2.GenerateBatchRequest(options=chosen, **which)
+    is_range = isinstance(seeds, range)
+    which = {"range": {"start": seeds.start, "end": seeds.stop}} if is_range else {"list": {"seeds": seeds}}
+    return picture_service_pb2.GenerateBatchRequest(options=options, **which)
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str, Any]]:

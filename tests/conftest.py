@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -31,12 +31,13 @@ needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may read 
 UNPRIVILEGED = () if os.geteuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")  # a command's wrapper
 
 
-def wait_until(condition: Callable[[], object], subject: str, limit_s: float = LIMIT_S) -> None:
-    """Return when `condition()` is true; fail after `limit_s` seconds."""
+def wait_until(condition: Callable[[], Any], subject: str, limit_s: float = LIMIT_S) -> Any:
+    """Return `condition()` once it is true; fail after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"{subject}: not within {limit_s} s"
         time.sleep(0.01)
+    return found
 
 
 @contextmanager

@@ -15,16 +15,10 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
-from serving.model_client.messages import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-    types_pb2,
-)
+from serving.model_client import messages
 
 HEIGHT, WIDTH = 6, 8
-TensorProto = type(predict_pb2.PredictRequest().inputs["any"])  # importing its module would import TensorFlow
+TensorProto = type(messages.predict_pb2.PredictRequest().inputs["any"])  # importing its module would import TensorFlow
 
 
 def picture(seed: int, version: int = 1) -> np.ndarray:
@@ -45,26 +39,20 @@ def pictures_of(latents: np.ndarray, version: int) -> np.ndarray:
     return ((place * 7 + number + 31 * version) % 251).astype(np.uint8)
 
 
-def golden(version: int) -> np.ndarray:
-    """Return uint8[64, 32], the digests of images 0 to 63."""
-    digests = [hashlib.sha256(picture(seed, version).tobytes()).digest() for seed in range(64)]
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(64, 32)
-
-
 def tensor(dtype: int, shape: Sequence[int], **values: Any) -> Any:
     return TensorProto(dtype=dtype, tensor_shape={"dim": [{"size": size} for size in shape]}, **values)
 
 
 FIELDS = {
-    "uint8": (types_pb2.DT_UINT8, "int_val"),
-    "int64": (types_pb2.DT_INT64, "int64_val"),
-    "float32": (types_pb2.DT_FLOAT, "float_val"),
+    "uint8": (messages.types_pb2.DT_UINT8, "int_val"),
+    "int64": (messages.types_pb2.DT_INT64, "int64_val"),
+    "float32": (messages.types_pb2.DT_FLOAT, "float_val"),
 }
 
 
 def answer(
     request: Any, *, version: int | None = None, as_content: bool = False, images: np.ndarray | None = None
-) -> predict_pb2.PredictResponse:
+) -> messages.predict_pb2.PredictResponse:
     """Return the response to `request`, in typed fields or in tensor_content.
 
     `version` replaces the request's, and `images` the images of `generate`.
@@ -72,7 +60,7 @@ def answer(
     if version is None:
         version = request.model_spec.version.value
     (sent,) = request.inputs.values()
-    rows = np.frombuffer(sent.tensor_content, np.float32 if sent.dtype == types_pb2.DT_FLOAT else np.int64)
+    rows = np.frombuffer(sent.tensor_content, np.float32 if sent.dtype == messages.types_pb2.DT_FLOAT else np.int64)
     rows = rows.reshape([dim.size for dim in sent.tensor_shape.dim])
     match request.model_spec.signature_name:
         case "generate":
@@ -82,14 +70,15 @@ def answer(
         case "sample":
             outputs = {"latents": latents(rows.tolist())}
         case "golden":
-            outputs = {"seeds": rows % 64, "digests": golden(version)[rows % 64]}
-    spec = {"name": request.model_spec.name, "version": {"value": version}}
-    response = predict_pb2.PredictResponse(model_spec=spec)
+            digests = [hashlib.sha256(picture(seed, version)).digest() for seed in rows % 64]
+            outputs = {"seeds": rows % 64, "digests": np.array([list(digest) for digest in digests], np.uint8)}
+    tensors = {}
     for name, values in outputs.items():
         dtype, field = FIELDS[values.dtype.name]
         content = {"tensor_content": values.tobytes()} if as_content else {field: values.ravel().tolist()}
-        response.outputs[name].CopyFrom(tensor(dtype, values.shape, **content))
-    return response
+        tensors[name] = tensor(dtype, values.shape, **content)
+    spec = {"name": request.model_spec.name, "version": {"value": version}}
+    return messages.predict_pb2.PredictResponse(model_spec=spec, outputs=tensors)
 
 
 class StatusError(Exception):
@@ -122,7 +111,7 @@ def rendering_other_bytes(*changed: int) -> Callable[[Any], Any]:
 
 
 class FakeModelServer(
-    prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
+    messages.prediction_service_pb2_grpc.PredictionServiceServicer, messages.model_service_pb2_grpc.ModelServiceServicer
 ):
     """Serves one model version in a `with` block; set `version` to swap.
 
@@ -149,8 +138,8 @@ class FakeModelServer(
         # Servers on one port share its connections: SO_REUSEPORT is gRPC's default.
         options = [("grpc.max_connection_age_ms", int(min(1000 * max_connection_age_s, 2**31 - 1)))]
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=options)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        messages.prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
+        messages.model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.target = f"127.0.0.1:{self.port}"
 
@@ -190,7 +179,7 @@ class FakeModelServer(
         if request.model_spec.name != self.model_name:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
         status = {"version": self.version, "state": self.state}
-        return get_model_status_pb2.GetModelStatusResponse(model_version_status=[status])
+        return messages.get_model_status_pb2.GetModelStatusResponse(model_version_status=[status])
 
 
 def main() -> None:

@@ -74,8 +74,7 @@ class Gateway:
             own, lines = reply.headers["X-Request-ID"], map(json.loads, self.log.read_text().splitlines())
             return [line for line in lines if line.get("request_id") == own and "outcome" in line]
 
-        wait_until(found, "a line")
-        (line,) = found()
+        (line,) = wait_until(found, "a line")
         return line
 
     def workers(self) -> list[Path]:

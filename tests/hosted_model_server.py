@@ -11,13 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from serving.model_client.messages import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-    types_pb2,
-)
+from serving.model_client import messages
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.server import parse, start_server
 from serving.model_server.versions import VersionWatcher
@@ -27,9 +21,6 @@ from tests.fake_model_server import tensor
 
 POLL_INTERVAL_S = 0.05
 LATENT_DIM = 8
-
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
 def save_model(folder: Path, shade: int) -> None:
@@ -77,21 +68,19 @@ def withdraw(base_path: Path, name: str) -> None:
 
 def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
     """Return a request for the default signature with these tensors."""
-    request = predict_pb2.PredictRequest(model_spec={"name": "apple"}, output_filter=output_filter)
-    for alias, proto in protos.items():
-        request.inputs[alias].CopyFrom(proto)
-    return request
+    spec = {"name": "apple"}
+    return messages.predict_pb2.PredictRequest(model_spec=spec, output_filter=output_filter, inputs=protos)
 
 
 def generate(seeds: list[int]) -> Any:
-    request = inputs(seeds=tensor(types_pb2.DT_INT64, [len(seeds)], int64_val=seeds))
+    request = inputs(seeds=tensor(messages.types_pb2.DT_INT64, [len(seeds)], int64_val=seeds))
     request.model_spec.signature_name = "generate"
     return request
 
 
 def from_latents(**proto: Any) -> Any:
     """Return a request for images of latents: by default two zero rows."""
-    return inputs(latents=tensor(**{"dtype": types_pb2.DT_FLOAT, "shape": [2, LATENT_DIM]} | proto))
+    return inputs(latents=tensor(**{"dtype": messages.types_pb2.DT_FLOAT, "shape": [2, LATENT_DIM]} | proto))
 
 
 def images(response: Any) -> np.ndarray:
@@ -113,16 +102,29 @@ class Hosted:
         return self.predictions.Predict(request, timeout=LIMIT_S)
 
     def statuses(self) -> list[Any]:
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": "apple"})
+        request = messages.get_model_status_pb2.GetModelStatusRequest(model_spec={"name": "apple"})
         return list(self.models.GetModelStatus(request, timeout=LIMIT_S).model_version_status)
 
     def states(self) -> dict[int, str]:
         """Return the state of each version, newest first."""
-        state = get_model_status_pb2.ModelVersionStatus.State
+        state = messages.get_model_status_pb2.ModelVersionStatus.State
         return {status.version: state.Name(status.state) for status in self.statuses()}
 
     def wait_for(self, version: int, state: str) -> None:
         wait_until(lambda: self.states().get(version) == state, f"version {version}: {state}")
+
+    def refusal_of(self, request: Any) -> tuple[grpc.StatusCode, str]:
+        """Return code and message of the error that `request` gets."""
+        methods = {
+            "PredictRequest": self.predictions.Predict,
+            "GetModelMetadataRequest": self.predictions.GetModelMetadata,
+            "GetModelStatusRequest": self.models.GetModelStatus,
+            "ClassificationRequest": self.predictions.Classify,
+            "RegressionRequest": self.predictions.Regress,
+            "MultiInferenceRequest": self.predictions.MultiInference,
+            "ReloadConfigRequest": self.models.HandleReloadConfigRequest,
+        }
+        return refusal(lambda: methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S))[:2]
 
 
 @contextmanager
@@ -135,24 +137,11 @@ def hosting(base_path: Path, *, typed_fields: bool = False) -> Iterator[Hosted]:
     target = f"127.0.0.1:{port}"
     try:
         with grpc.insecure_channel(target) as channel:
-            predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            yield Hosted(base_path, target, predictions, model_service_pb2_grpc.ModelServiceStub(channel))
+            predictions = messages.prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            yield Hosted(base_path, target, predictions, messages.model_service_pb2_grpc.ModelServiceStub(channel))
     finally:
         server.stop(None).wait(LIMIT_S)
         watcher.close(timeout_s=LIMIT_S)
-
-
-def refusal_of(hosted: Hosted, request: Any) -> tuple[grpc.StatusCode, str]:
-    methods = {
-        "PredictRequest": hosted.predictions.Predict,
-        "GetModelMetadataRequest": hosted.predictions.GetModelMetadata,
-        "GetModelStatusRequest": hosted.models.GetModelStatus,
-        "ClassificationRequest": hosted.predictions.Classify,
-        "RegressionRequest": hosted.predictions.Regress,
-        "MultiInferenceRequest": hosted.predictions.MultiInference,
-        "ReloadConfigRequest": hosted.models.HandleReloadConfigRequest,
-    }
-    return refusal(lambda: methods[request.DESCRIPTOR.name](request, timeout=LIMIT_S))[:2]
 
 
 def model_server_process(log: Path, line: str, *flags: object) -> AbstractContextManager[subprocess.Popen]:

@@ -4,19 +4,18 @@ import json
 import os
 import subprocess
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import BUNDLED, ROOT, wait_until
+from serving import __version__
+from tests.conftest import BUNDLED, wait_until
 from tests.gateway_process import free_port, status_of
 
 ENGINE = os.environ.get("CONTAINER_ENGINE")
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-SERVE, MODEL, TRAIN = (f"ringo-{name}:{VERSION}" for name in ("serve", "model", "train"))
+SERVE, MODEL, TRAIN = (f"ringo-{name}:{__version__}" for name in ("serve", "model", "train"))
 LIMIT_S = 300  # of one command; TensorFlow's first import from a cold disk is slow
 
 HARDENED = (

@@ -53,8 +53,7 @@ def play(manifests: list[dict], name: str, folder: Path, host_port: int | None =
         container["image"] = STAND_IN
     expand_variables(container, configs)
     # Podman 4.3 may remove an init container of the default type, "once", before it has ended, and fail.
-    annotations = deployment["metadata"].setdefault("annotations", {})
-    annotations["io.podman.annotations.init.container.type"] = "always"
+    deployment["metadata"].setdefault("annotations", {})["io.podman.annotations.init.container.type"] = "always"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # podman knows no gRPC probe
         del container[probe]
     if host_port is not None:

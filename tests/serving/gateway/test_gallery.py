@@ -15,7 +15,6 @@ from serving.rendering.query import MAX_SEED
 from tests.conftest import LIMIT_S, VERSION, wait_until
 from tests.faults.processes import needs_nginx, proxy_before
 
-POLLING_MS = 50  # playwright's own choice, each frame, keeps a core busy
 CHROMIUM = shutil.which("chromium")
 WIDE = {"viewport": {"width": 1280, "height": 720}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -25,10 +24,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 def browser():
     if CHROMIUM is None:
         pytest.skip("there is no chromium on the PATH: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager
@@ -77,8 +74,16 @@ def wait_for_pictures(page):
             const { top, bottom } = image.getBoundingClientRect();
             return bottom < 0 || top > innerHeight || image.complete && image.naturalWidth > 0;
         })""",
-        polling=POLLING_MS,
+        polling=50,  # ms; playwright's own choice, each frame, keeps a core busy
     )
+
+
+def enter(page, name, text):
+    """Type `text` into the field `name`, and Enter; return the field."""
+    field = page.get_by_role("textbox", name=name)
+    field.fill(text)
+    field.press("Enter")
+    return field
 
 
 def test_page_loads_its_images_from_permanent_urls(page):
@@ -96,14 +101,11 @@ def test_page_loads_its_images_from_permanent_urls(page):
 
 def test_page_loads_more_seeds_on_scrolling_and_removes_those_out_of_sight(page):
     page.goto("/")
+    last = page.locator("#wall .label").last
     for _ in range(5):
-        last = page.locator("#wall .label").last.text_content()
+        before = int(last.text_content())
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_function(
-            "last => [...document.querySelectorAll('#wall .label')].at(-1).textContent > last",
-            arg=int(last),
-            polling=POLLING_MS,
-        )
+        wait_until(lambda: int(last.text_content()) > before, "more seeds")  # noqa: B023 (is called here)
         assert page.locator("#wall li").count() <= 600  # on any screen: ten parts
     assert page.locator("#wall img[alt$=' 0']").count() == 0
     page.evaluate("scrollTo(0, 0)")
@@ -141,14 +143,10 @@ def test_typed_seed_is_shown_with_file_and_snippets_of_one_size_and_format(page,
 def test_typed_name_is_shown_by_its_seed_alone(browser, gateway):
     with visiting(browser, gateway, faults=["400"]) as page:
         page.goto("/")
-        field = page.get_by_role("textbox", name="Name")
-        field.fill("é" * 129)
-        field.press("Enter")
-        is_refused = "() => document.querySelector('#name').validationMessage.includes('has 258 bytes')"
-        page.wait_for_function(is_refused, polling=POLLING_MS)
-        field.fill("alice@example.com")
+        field = enter(page, "Name", "é" * 129)
+        wait_until(lambda: "has 258 bytes" in field.evaluate("field => field.validationMessage"), "a refusal")
         with page.expect_request("**/generate?name=*&size=16"):  # the page's version may be gone
-            field.press("Enter")
+            enter(page, "Name", "alice@example.com")
         expect(page.get_by_role("dialog", name="Seed 9207270844379105631")).to_be_visible()
         assert urlsplit(page.url).query == "seed=9207270844379105631"
         assert "alice" not in page.get_by_label("Link", exact=True).input_value()
@@ -171,9 +169,7 @@ def test_name_can_be_entered_again_when_a_proxy_answered(browser, gateway):
     with visiting(browser, gateway, faults=["502"]) as page:
         page.goto("/")
         page.route("**/generate?name=*", lambda route: route.fulfill(status=502, body="<html>"), times=1)
-        field = page.get_by_role("textbox", name="Name")
-        field.fill("alice")
-        field.press("Enter")
+        field = enter(page, "Name", "alice")
         expect(field).to_have_js_property("validationMessage", "The gateway does not answer; try again later.")
         field.press("Enter")
         expect(page.get_by_role("dialog")).to_be_visible()
@@ -183,9 +179,7 @@ def test_name_can_be_entered_again_when_a_proxy_answered(browser, gateway):
 @pytest.mark.parametrize("text", ["4.2", str(MAX_SEED + 1)])
 def test_seed_is_refused_in_a_sentence_when_it_is_invalid(page, path, text):
     page.goto(path)
-    field = page.get_by_role("textbox", name="Seed")
-    field.fill(text)
-    field.press("Enter")
+    field = enter(page, "Seed", text)
     assert field.evaluate("field => field.validationMessage") == f"A seed is a whole number from 0 to {MAX_SEED}."
     expect(page.get_by_role("dialog")).to_be_hidden()
 
@@ -212,8 +206,7 @@ def test_slider_draws_the_frames_of_a_morph_that_is_loaded_once(page):
 
 def test_ends_of_the_morph_are_typed_or_chosen_on_the_wall(page):
     page.goto("/")
-    page.get_by_role("textbox", name="From").fill("5")
-    page.get_by_role("textbox", name="From").press("Enter")
+    enter(page, "From", "5")
     page.wait_for_url("/?start=5&end=23")
     tile(page, 8).click()
     page.get_by_role("button", name="Morph to here").click()
@@ -295,7 +288,7 @@ def test_docs_show_image_and_command_of_the_chosen_options(page, gateway):
     url = f"http://127.0.0.1:{gateway.port}/generate?seed=7&size=64&format=webp"
     expect(page.get_by_role("img")).to_have_js_property("src", url)
     expect(page.get_by_label("Command")).to_have_text(f"curl '{url}' -o image.webp")
-    page.wait_for_function("() => document.querySelector('#image').naturalWidth === 64", polling=POLLING_MS)
+    expect(page.get_by_role("img")).to_have_js_property("naturalWidth", 64)
 
 
 @needs_nginx
@@ -311,8 +304,7 @@ def test_everything_follows_the_prefix_when_a_proxy_serves_a_sub_path(
         page.goto("/ringo/?seed=5")
         wait_for_pictures(page)
         page.get_by_role("button", name="Close").click()
-        page.get_by_role("textbox", name="Name").fill("alice")
-        page.get_by_role("textbox", name="Name").press("Enter")
+        enter(page, "Name", "alice")
         expect(page.get_by_role("dialog").get_by_role("img")).to_have_js_property("complete", True)
         link = page.get_by_label("Link", exact=True).input_value()
         assert link.startswith(f"http://127.0.0.1:{proxy.port}/ringo/generate?")
@@ -348,11 +340,8 @@ def test_wall_changes_its_version_when_another_one_is_loaded(browser, server, st
         wait_for_pictures(page)
         server.version = VERSION + 1
         page.evaluate("scrollTo(0, 3000)")
-        page.wait_for_function(
-            """(end) => [...document.querySelectorAll("#wall img")].every((image) => image.src.endsWith(end))""",
-            arg=f"={VERSION + 1}",
-            polling=POLLING_MS,
-        )
+        older = page.locator(f"#wall img:not([src$='={VERSION + 1}'])")
+        wait_until(lambda: older.count() == 0, "images of the other version")
         wait_for_pictures(page)
 
 

@@ -114,12 +114,17 @@ def test_304_needs_no_model_server(server, start_gateway):
         assert gateway.ask(url).status == 503
 
 
+def reply_of_another_model(request, number=VERSION + 1):
+    """Return images of another model, here of version `number`, as those of VERSION."""
+    response = answer(request, version=number)
+    response.model_spec.version.value = VERSION
+    return response
+
+
 def test_equal_etags_have_equal_bytes_when_images_depend_on_their_batch(server, start_gateway):
     def reply_by_rows(request):
         (rows,) = request.inputs.values()
-        response = answer(request, version=rows.tensor_shape.dim[0].size)
-        response.model_spec.version.value = VERSION
-        return response
+        return reply_of_another_model(request, rows.tensor_shape.dim[0].size)
 
     server.reply = reply_by_rows
     gateways = [start_gateway(server.target) for _ in range(2)]
@@ -129,15 +134,10 @@ def test_equal_etags_have_equal_bytes_when_images_depend_on_their_batch(server, 
 
 
 def test_etag_and_bytes_differ_when_a_version_is_of_another_model(server, start_gateway):
-    def reply_as_another_model(request):
-        response = answer(request, version=VERSION + 1)
-        response.model_spec.version.value = VERSION
-        return response
-
     url, gateway = f"/generate?seed=42&version={VERSION}", start_gateway(server.target)
     before = gateway.ask(url)
     server.stop()
-    with FakeModelServer(version=VERSION, port=server.port, reply=reply_as_another_model):
+    with FakeModelServer(version=VERSION, port=server.port, reply=reply_of_another_model):
         wait_until(lambda: gateway.ask(url).headers["ETag"] != before.headers["ETag"], "the other model")
         after = gateway.ask(url)
     assert (after.status, after.body != before.body) == (200, True)

@@ -7,31 +7,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.model_client.messages import (
-    classification_pb2,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    inference_pb2,
-    model_management_pb2,
-    predict_pb2,
-    regression_pb2,
-    types_pb2,
-)
+from serving.model_client import messages
 from tests.conftest import LIMIT_S
-from tests.hosted_model_server import (
-    INVALID,
-    LATENT_DIM,
-    NOT_FOUND,
-    Hosted,
-    from_latents,
-    generate,
-    hosting,
-    images,
-    inputs,
-    refusal_of,
-    save_model,
-    tensor,
-)
+from tests.fake_model_server import tensor
+from tests.hosted_model_server import LATENT_DIM, Hosted, from_latents, generate, hosting, images, inputs, save_model
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +46,11 @@ def test_images_are_equal_when_the_response_has_typed_fields_or_no_rows(hosted):
 
 def test_metadata_has_the_signatures_with_names_dtypes_and_shapes(hosted):
     response = hosted.predictions.GetModelMetadata(MetadataRequest(**SIGNATURES, **NAMED), timeout=LIMIT_S)
-    signatures = get_model_metadata_pb2.SignatureDefMap()
+    signatures = messages.get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
     seeds = signatures.signature_def["generate"].inputs["seeds"]
     assert (response.model_spec.name, response.model_spec.version.value) == ("apple", 7)
-    assert (seeds.dtype, [dim.size for dim in seeds.tensor_shape.dim]) == (types_pb2.DT_INT64, [-1])
+    assert (seeds.dtype, [dim.size for dim in seeds.tensor_shape.dim]) == (messages.types_pb2.DT_INT64, [-1])
 
 
 def spec(request: Any, *, version: int | None = None, **fields: Any) -> Any:
@@ -83,12 +62,15 @@ def spec(request: Any, *, version: int | None = None, **fields: Any) -> Any:
     return request
 
 
-FLOATS = tensor(types_pb2.DT_FLOAT, [1, LATENT_DIM])
-INTS = tensor(types_pb2.DT_INT32, [1], int_val=[1])
+FLOATS = tensor(messages.types_pb2.DT_FLOAT, [1, LATENT_DIM])
+INTS = tensor(messages.types_pb2.DT_INT32, [1], int_val=[1])
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
-MetadataRequest = get_model_metadata_pb2.GetModelMetadataRequest
-StatusRequest = get_model_status_pb2.GetModelStatusRequest
-ReloadConfigRequest = model_management_pb2.ReloadConfigRequest
+MetadataRequest = messages.get_model_metadata_pb2.GetModelMetadataRequest
+StatusRequest = messages.get_model_status_pb2.GetModelStatusRequest
+ReloadConfigRequest = messages.model_management_pb2.ReloadConfigRequest
+ClassificationRequest = messages.classification_pb2.ClassificationRequest
+MultiInferenceRequest = messages.inference_pb2.MultiInferenceRequest
 NAMED, OTHER = {"model_spec": {"name": "apple"}}, {"model_spec": {"name": "nope"}}
 SIGNATURES = {"metadata_field": ["signature_def"]}
 REGRESSION = {**NAMED, "method_name": "tensorflow/serving/regress"}
@@ -96,7 +78,7 @@ NEW_CONFIG = {"model_config_list": {"config": [{"name": "other", "base_path": "/
 
 # Measured on TensorFlow Serving: request, status, beginning of the sentence
 REFUSED = [
-    (predict_pb2.PredictRequest(), INVALID, "Missing ModelSpec"),
+    (messages.predict_pb2.PredictRequest(), INVALID, "Missing ModelSpec"),
     (spec(generate([1]), name="", version_label="stable"), INVALID, "ModelSpec has no name specified."),
     (spec(generate([1]), version_label="stable"), INVALID, "Unrecognized servable version label: stable"),
     (spec(generate([1]), name="nope"), NOT_FOUND, "Servable not found for request: Latest(nope)"),
@@ -108,11 +90,11 @@ REFUSED = [
     (inputs(latents=FLOATS, noise=FLOATS), INVALID, "input size does not match signature: 2!=1 len({latents,noise})"),
     (inputs(noise=FLOATS), INVALID, "Signature input alias: latents(feed name: serving_default_latents:0) not found"),
     (spec(inputs(seeds=INTS), signature_name="generate"), INVALID, "Expects arg[0] to be int64 but int32 is provided"),
-    (from_latents(dtype=types_pb2.DT_DOUBLE), INVALID, "Expects arg[0] to be float but double is provided"),
+    (from_latents(dtype=messages.types_pb2.DT_DOUBLE), INVALID, "Expects arg[0] to be float but double is provided"),
     (from_latents(shape=[2, 9]), INVALID, "Matrix size-incompatible: In[0]: [2,9], In[1]: [8,12]"),
     (from_latents(shape=[LATENT_DIM]), INVALID, "In[0] ndims must be >= 2"),
     (from_latents(tensor_content=b"abc"), INVALID, "tensor parsing error: latents"),
-    (from_latents(dtype=types_pb2.DT_INVALID), INVALID, "tensor parsing error: latents"),
+    (from_latents(dtype=messages.types_pb2.DT_INVALID), INVALID, "tensor parsing error: latents"),
     (from_latents(dtype=200), INVALID, "tensor parsing error: latents"),
     (from_latents(shape=[-2, LATENT_DIM], float_val=[1]), INVALID, "tensor parsing error: latents"),
     (from_latents(shape=[2**26, LATENT_DIM], float_val=[1]), INVALID, "tensor parsing error: latents"),
@@ -125,10 +107,10 @@ REFUSED = [
     (MetadataRequest(**NAMED), INVALID, "GetModelMetadataRequest must specify at least one metadata_field"),
     (MetadataRequest(metadata_field=["x"], **NAMED), INVALID, "Metadata field x is not supported"),
     (MetadataRequest(**SIGNATURES, **OTHER), NOT_FOUND, "Servable not found for request: Latest(nope)"),
-    (classification_pb2.ClassificationRequest(**NAMED), INVALID, "No classification inputs found in SignatureDef: "),
-    (regression_pb2.RegressionRequest(**NAMED), INVALID, "No regression inputs found in SignatureDef: "),
-    (inference_pb2.MultiInferenceRequest(), INVALID, "ModelSpec has no name specified."),
-    (inference_pb2.MultiInferenceRequest(tasks=[REGRESSION]), INVALID, "No regression inputs found in SignatureDef: "),
+    (ClassificationRequest(**NAMED), INVALID, "No classification inputs found in SignatureDef: "),
+    (messages.regression_pb2.RegressionRequest(**NAMED), INVALID, "No regression inputs found in SignatureDef: "),
+    (MultiInferenceRequest(), INVALID, "ModelSpec has no name specified."),
+    (MultiInferenceRequest(tasks=[REGRESSION]), INVALID, "No regression inputs found in SignatureDef: "),
     (ReloadConfigRequest(config={}), INVALID, "ServerModelConfig type not supported by HandleReloadConfigRequest."),
     (ReloadConfigRequest(config=NEW_CONFIG), INVALID, "The embedded model server takes its configuration from the"),
 ]
@@ -136,13 +118,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("request_", "code", "sentence"), REFUSED)
 def test_model_server_refuses_requests_as_tensorflow_serving_does(hosted, request_, code, sentence):
-    found, details = refusal_of(hosted, request_)
+    found, details = hosted.refusal_of(request_)
     assert (found, details[: len(sentence)]) == (code, sentence)
 
 
 def test_unexpected_error_is_internal_and_its_cause_is_in_the_log_only(hosted, caplog):
     init = spec(inputs(), signature_name="__saved_model_init_op")  # in the metadata, but not callable
     sentence = "The model server failed on this call; its log says why."
-    assert refusal_of(hosted, init) == (grpc.StatusCode.INTERNAL, sentence)
+    assert hosted.refusal_of(init) == (grpc.StatusCode.INTERNAL, sentence)
     assert "Traceback" in caplog.text
     assert "__saved_model_init_op" in caplog.text

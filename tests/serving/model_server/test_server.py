@@ -18,7 +18,6 @@ from serving.settings import MODEL_NAME
 from tests.conftest import LIMIT_S, wait_until
 from tests.gateway_process import free_port, run_serving
 from tests.hosted_model_server import (
-    NOT_FOUND,
     POLL_INTERVAL_S,
     Hosted,
     from_latents,
@@ -26,7 +25,6 @@ from tests.hosted_model_server import (
     images,
     model_server_process,
     publish,
-    refusal_of,
     save_model,
     withdraw,
     write_warm_up,
@@ -72,7 +70,8 @@ def test_no_call_fails_until_all_versions_are_removed(swapped, saved_models):
     for removed, state in (("2", "AVAILABLE"), ("1", "END")):
         withdraw(swapped.base_path, removed)
         swapped.wait_for(1, state)
-    assert refusal_of(swapped, from_latents()) == (NOT_FOUND, "Servable not found for request: Latest(apple)")
+    not_found = (grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(apple)")
+    assert swapped.refusal_of(from_latents()) == not_found
     (swapped.base_path / ".gone-1").rename(swapped.base_path / "1")
     swapped.wait_for(1, "AVAILABLE")
     assert swapped.predict(from_latents()).model_spec.version.value == 1

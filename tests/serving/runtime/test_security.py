@@ -160,9 +160,8 @@ def test_servers_serve_a_renewed_certificate_without_a_restart(model_server, tmp
         assert channel.unary_unary("/ringo.v1.PictureService/DescribeModel")(b"", timeout=LIMIT_S)
         served = ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S)
         assert served == files["tls_certificate"].read_text()
-        trustme.CA().issue_cert("localhost").cert_chain_pems[0].write_to_path(
-            files["tls_certificate"]
-        )  # its key is late
+        early = trustme.CA().issue_cert("localhost").cert_chain_pems[0]  # its key is late
+        early.write_to_path(files["tls_certificate"])
         assert ssl.get_server_certificate(("localhost", gateway.port), timeout=LIMIT_S) == served
         wait_until(lambda: "The TLS files are not usable ([X509" in gateway.log.read_text(), "the cause in the log")
         ca.cert_pem.write_to_path(tmp_path / "ca")

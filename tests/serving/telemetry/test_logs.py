@@ -29,8 +29,7 @@ SECRET = "swordfish-of-the-client"
 
 def lines_with(log, text: str) -> list[str]:
     """Return the lines that hold `text`, once there are any."""
-    wait_until(lambda: text in log.read_text(), text)
-    return [line for line in log.read_text().splitlines() if text in line]
+    return wait_until(lambda: [line for line in log.read_text().splitlines() if text in line], text)
 
 
 ANSWERED = {"level": "INFO", "outcome": "answered", "model_version": 3}
