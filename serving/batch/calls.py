@@ -112,12 +112,12 @@ class RefusingInterceptor(grpc.ServerInterceptor):
             except DecodeError as error:
                 return error
 
-        @wraps(respond)  # gRPC finds there that Watch takes a callback, and so holds no thread
-        def answer(request: Message | DecodeError, context: grpc.ServicerContext, *callback: Any) -> Any:
+        @wraps(respond)  # gRPC finds the threads of Watch among its attributes
+        def answer(request: Message | DecodeError, context: grpc.ServicerContext) -> Any:
             if isinstance(request, DecodeError):
                 allowed = "a message as ringo/v1/picture_service.proto defines it"
                 refuse(errors.InvalidRequest("message", "not shown", allowed), path, request, context)
-            return respond(request, context, *callback)
+            return respond(request, context)
 
         return handler._replace(request_deserializer=read, **{kind: answer})
 

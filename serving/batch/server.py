@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -30,6 +30,7 @@ MAX_REQUEST_BYTES = 2**20
 MAX_RESPONSE_BYTES = 4 * 2**20  # the default limit of clients; the largest image, 1024 x 1024 of noise, is 3.2 MB
 PAINT_THREADS = 8  # for all streams: enough to keep a model server busy while other batches are encoded
 SPARE_THREADS = 8  # beside those of streams and single images: for health, reflection, refusals
+MAX_WATCHERS = 256  # clients that watch the health, such as each `paint`; further ones wait
 HEALTH_INTERVAL_S = 1.0  # as often as TensorFlow Serving polls for new versions
 STOP_GRACE_S = 5.0  # for batches under way when the drain time ends
 SERVICES = ("", SERVICE)  # with a health; "" is the whole server
@@ -55,19 +56,21 @@ log = logging.getLogger(__name__)
 
 
 class HealthServicer(health.HealthServicer):
-    """Answers grpc.health.v1.Health; keeps no names of services that it does not know."""
+    """Answers grpc.health.v1.Health; watchers hold no threads of other calls."""
+
+    def __init__(self) -> None:
+        # Without threads for watchers, the library can deadlock (github.com/grpc/grpc/pull/43403).
+        threads = ThreadPoolExecutor(MAX_WATCHERS, thread_name_prefix="watch")
+        super().__init__(experimental_non_blocking=False, experimental_thread_pool=threads)
 
     def Watch(  # noqa: N802 (the service's name)
-        self,
-        request: health_pb2.HealthCheckRequest,
-        context: grpc.ServicerContext,
-        send_response_callback: Callable[[health_pb2.HealthCheckResponse], None],
-    ) -> None:
-        """Send the status of a service now and after each change."""
-        if request.service in SERVICES:
-            super().Watch(request, context, send_response_callback)
-        else:  # the library would keep the name, of up to 1 MiB, for good
-            send_response_callback(health_pb2.HealthCheckResponse(status="SERVICE_UNKNOWN"))
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> Iterator[health_pb2.HealthCheckResponse]:
+        """Yield the status of a service now and after each change."""
+        if request.service not in SERVICES:  # the library would keep the name, of up to 1 MiB, for good
+            request = health_pb2.HealthCheckRequest(service="unknown")
+        watcher: Iterator[health_pb2.HealthCheckResponse] = super().Watch(request, context)
+        return watcher
 
 
 def serve(settings: Settings) -> None:
@@ -159,6 +162,9 @@ def watch_health(monitor: ModelMonitor, health_servicer: HealthServicer, ended: 
             status = health_pb2.HealthCheckResponse.NOT_SERVING
             if last != status:
                 log.warning("not serving: %s", error)
+        except Exception:  # such as RuntimeError for a thread beyond the limit of processes
+            log.exception("A check failed; the next one is in %g s.", HEALTH_INTERVAL_S)
+            status = last
         if last != status:
             set_health(health_servicer, status)
         last = status

@@ -183,7 +183,7 @@ class Checkpoints(StepCallback):
     def __init__(self, folder: Path, interval_s: float, first_step: int) -> None:
         super().__init__(first_step)
         self.path, self.interval_s = folder / "checkpoint.npz", interval_s
-        self.compute = folder / "compute.json"
+        self.compute, self.machine = folder / "compute.json", detect_machine()
         self.training_s = 0.0
         if first_step > 0 and self.compute.exists():
             self.training_s = read_record(self.compute, ComputeRecord).training_s
@@ -203,9 +203,8 @@ class Checkpoints(StepCallback):
         self.sync_variables()
         now_s = time.monotonic()
         self.training_s, self.saved_at_s = self.training_s + now_s - self.saved_at_s, now_s
-        machine = detect_machine()
-        devices = f"{machine.gpu}, {platform.machine()}" if machine.gpu else platform.machine()
-        record = ComputeRecord(round(self.training_s, 6), machine.backend, devices, machine.cores)
+        devices = f"{self.machine.gpu}, {platform.machine()}" if self.machine.gpu else platform.machine()
+        record = ComputeRecord(round(self.training_s, 6), self.machine.backend, devices, self.machine.cores)
         write_record(self.compute, asdict(record))
         save_checkpoint(self.model, self.path)  # last: a kill leaves no checkpoint without compute.json
 

@@ -196,7 +196,7 @@ def choose_refinement(config: TrainingConfig, start: Start | None) -> tuple[Choi
 
 
 def expected_kid(config: TrainingConfig) -> str:
-    """Return the KID x1000 to expect for apples; nothing for settings or lengths that were not measured."""
+    """Return the KID x1000 to expect for apples; nothing for other sizes, presets, rates, stages or lengths."""
     plain, count = config.discriminator == "plain", config.steps * config.batch_size
     images, kids = zip(*(EXPECTED_KID_PLAIN if plain else EXPECTED_KID), strict=True)
     other: dict[str, Any] = PLAIN_SETTINGS if plain else {"refine_from": round(config.steps * (1.0 - REFINING_SHARE))}
