@@ -1,36 +1,55 @@
 """The pixels of one photo: colours, orientation and crop."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
-from tests.photo_files import (
-    GREY,
-    ORANGE,
-    SIDE,
-    encoded,
-    grey_tiff,
-    jpeg_with_segment,
-    lab,
-    load,
-    png_that_claims,
-    profile_with_red_and_green_swapped,
-    solid,
-    two_halves,
-)
+from tests.photo_files import ORANGE, SIDE, encoded, load, png_that_claims, solid
 from training.data.decoding import FORMATS, MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 
-SWAPPED_PROFILE = profile_with_red_and_green_swapped()
+
+def grey_tiff(sample: int, *, bits: int, white_is_zero: bool = False) -> bytes:
+    """Return a uniform grey TIFF of 12 or 16 `bits` a sample.
+
+    Pillow writes neither 12 bits nor white as 0.
+    """
+    pair = (sample << 12 | sample).to_bytes(3, "big") if bits == 12 else 2 * sample.to_bytes(2, "little")
+    pixels = pair * (SIDE * SIDE // 2)
+    # Width, length, bits a sample, compression, photometric interpretation, strip, samples, rows, bytes.
+    tags = {256: SIDE, 257: SIDE, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: SIDE}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {279: len(pixels)}).items()]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
+
+
+def two_halves(left: object, right: object, mode: str = "RGB") -> Image.Image:
+    image = solid(mode, right)
+    image.paste(left, (0, 0, SIDE // 2, SIDE))
+    return image
+
+
+def jpeg_with_segment(marker: int, content: bytes) -> bytes:
+    """Return an orange JPEG that begins with an application segment."""
+    jpeg = encoded(PLAIN, "JPEG", quality=100)
+    return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content + jpeg[2:]
+
+
+SRGB = ImageCms.createProfile("sRGB")
+SWAPPED_PROFILE = ImageCms.ImageCmsProfile(SRGB).tobytes()
+for old, new in ((b"rXYZ", b"----"), (b"gXYZ", b"rXYZ"), (b"----", b"gXYZ")):  # red and green change places
+    SWAPPED_PROFILE = SWAPPED_PROFILE.replace(old, new, 1)
 PLAIN = solid("RGB", ORANGE)
+LAB_ORANGE = ImageCms.profileToProfile(PLAIN, SRGB, ImageCms.createProfile("LAB"), outputMode="LAB")
 CMYK_ORANGE = solid("CMYK", (55, 155, 215, 0))
 ADOBE_ORANGE, RED, SMALL = solid("RGB", (150, 100, 40)), solid("RGB", "red"), solid("RGB", "white", (16, 16))
 SMALL_PALETTE = two_halves(ORANGE, "blue").quantize(2).crop((0, 0, SIDE // MAX_ENLARGEMENT, 8))
 FRAMES = [solid("RGB", "white"), solid("RGB", "blue")]
-WHITE = (255, 255, 255)
+GREY, WHITE = (120, 120, 120), (255, 255, 255)
 
 # Cameras mark Adobe RGB by EXIF alone.
 ADOBE_RGB = Image.Exif()
@@ -42,7 +61,7 @@ COLOURS = {
     "palette PNG with another colour transparent": (encoded(SMALL_PALETTE, "PNG", transparency=255), ORANGE),
     "CMYK JPEG, inverted by Adobe": (encoded(CMYK_ORANGE, "JPEG", quality=95), ORANGE),
     "CMYK TIFF": (encoded(CMYK_ORANGE, "TIFF"), ORANGE),
-    "LAB TIFF": (encoded(lab(ORANGE), "TIFF"), ORANGE),
+    "LAB TIFF": (encoded(LAB_ORANGE, "TIFF"), ORANGE),
     "JPEG with a short APP14 segment": (jpeg_with_segment(0xEE, b"Adobe"), ORANGE),
     "JPEG with a short JFIF segment": (jpeg_with_segment(0xE0, b"JFIF\0"), ORANGE),
     "JPEG with a short colour profile": (jpeg_with_segment(0xE2, b"ICC_PROFILE\0"), ORANGE),
