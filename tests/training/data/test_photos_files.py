@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("photo", "reason"), BAD_FILES.values(), ids=BAD_FILES)
-def test_bad_file_is_skipped_with_its_reason(folder: Path, photo: bytes | Callable, reason: SkipReason) -> None:
+def test_bad_file_is_skipped_with_its_reason(folder, photo, reason):
     save_photo(folder / "a good photo", shade=90)
     (folder / "photo.jpg").write_bytes(photo) if isinstance(photo, bytes) else photo(folder / "photo.jpg")
     for in_memory in (True, False, False):  # the last one only opens the cache
