@@ -21,8 +21,7 @@ from tests.gateway_process import free_port, run_serving, shell
     ],
 )
 def test_variable_sets_its_setting(variable, text):
-    setting = variable.removeprefix("RINGO_").lower()
-    assert str(getattr(Settings.from_environment({variable: text}), setting)) == text
+    assert str(getattr(Settings.from_environment({variable: text}), variable.removeprefix("RINGO_").lower())) == text
 
 
 PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\np\u00e4ssword"

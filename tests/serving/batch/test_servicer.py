@@ -3,7 +3,6 @@
 import hashlib
 import string
 import threading
-from collections.abc import Iterator
 from concurrent import futures
 from itertools import chain
 from pathlib import Path
@@ -93,7 +92,7 @@ def test_names_of_unknown_services_take_no_memory_when_their_watchers_have_gone(
 
 
 def test_reflection_calls_beyond_the_limit_get_resource_exhausted(batch):
-    def reflect(requests: Iterator[ServerReflectionRequest]) -> Iterator[object]:
+    def reflect(requests):
         return ServerReflectionStub(batch.channel).ServerReflectionInfo(requests, timeout=LIMIT_S)
 
     request, ended = ServerReflectionRequest(list_services=""), threading.Event()
