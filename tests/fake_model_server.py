@@ -182,14 +182,10 @@ class FakeModelServer(
         return messages.get_model_status_pb2.GetModelStatusResponse(model_version_status=[status])
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model_name", required=True)
     chosen, _ = parser.parse_known_args()
     with FakeModelServer(port=chosen.port, model_name=chosen.model_name):
         threading.Event().wait(timeout=300)  # seconds; the tests' own limit
-
-
-if __name__ == "__main__":
-    main()

@@ -82,7 +82,6 @@ class Gateway:
         return [Path("/proc", str(pid)) for pid in children_of(self.process.pid)]
 
     def worker(self) -> Path:
-        """Return the one worker's folder in /proc."""
         (worker,) = self.workers()
         return worker
 

@@ -68,8 +68,7 @@ def withdraw(base_path: Path, name: str) -> None:
 
 def inputs(*, output_filter: Sequence[str] = (), **protos: Any) -> Any:
     """Return a request for the default signature with these tensors."""
-    spec = {"name": "apple"}
-    return messages.predict_pb2.PredictRequest(model_spec=spec, output_filter=output_filter, inputs=protos)
+    return messages.predict_pb2.PredictRequest(model_spec={"name": "apple"}, output_filter=output_filter, inputs=protos)
 
 
 def generate(seeds: list[int]) -> Any:

@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -35,8 +33,7 @@ def engine(*arguments: object) -> str:
 
 
 @contextmanager
-def container(*arguments: object) -> Iterator[str]:
-    """Run a container on the host's network; remove it afterwards."""
+def container(*arguments: object):
     name = engine("run", "-d", "--network", "host", *arguments)
     try:
         yield name
@@ -70,7 +67,7 @@ def test_gateway_image_is_small_and_has_only_messages_of_tensorflow():
 
 
 @pytest.fixture
-def volume(tmp_path) -> Path:
+def volume(tmp_path):
     tmp_path.chmod(0o777)
     for folder in tmp_path.parents[:3]:  # pytest's own are closed to others
         folder.chmod(folder.stat().st_mode | 0o001)
@@ -97,7 +94,6 @@ def test_training_fits_and_exports_under_all_restrictions(volume, photos):
     folders = {photos: "/photos:ro", volume / "runs": "/runs", volume / "models": "/models"}
     mounts = [part for source, target in folders.items() for part in ("-v", f"{source}:{target}")]
     run = ("run", "--rm", *HARDENED, "--network", "none", "--tmpfs", "/tmp", *mounts, TRAIN)
-    small = ("--size", 32, "--steps", 20, "--batch-size", 8)
-    engine(*run, "fit", "--photos", "/photos", "--out", "/runs/fruit", *small)
+    engine(*run, "fit", "--photos", "/photos", "--out", "/runs/fruit", "--size", 32, "--steps", 20, "--batch-size", 8)
     engine(*run, "export", "/runs/fruit", "--to", "/models/fruit")
     assert (volume / "models" / "fruit" / "1" / "saved_model.pb").exists()

@@ -26,9 +26,8 @@ from tests.conftest import LIMIT_S, ROOT
 from training.__main__ import build_parser
 
 OVERLAYS = ("overlays/local", "overlays/gpu", "overlays/production")
-CANARY = "overlays/canary"  # in a namespace of its own
 JOBS = ("jobs/train", "jobs/paint", "jobs/paint-tls", "jobs/roll-back", "jobs/load")
-ALL = (*OVERLAYS, CANARY, *JOBS, "jobs/train-gpu")
+ALL = (*OVERLAYS, "overlays/canary", *JOBS, "jobs/train-gpu")  # the canary has a namespace of its own
 
 Manifest = dict[str, Any]
 BUILD = next((words for words in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(words[0])), None)
@@ -46,20 +45,17 @@ def rendered() -> dict[str, list[Manifest]]:
 
 
 def render(folder: Path) -> list[Manifest]:
-    """Return the manifests of the kustomization in `folder`."""
     done = subprocess.run([*BUILD, folder], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert done.stderr == ""  # it names deprecated fields
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.fixture(params=ALL)
-def manifests(rendered, request) -> list[Manifest]:
+def manifests_of_parameter(rendered, request) -> list[Manifest]:
     return rendered[request.param]
 
 
-@pytest.fixture(params=OVERLAYS)
-def overlay(rendered, request) -> list[Manifest]:
-    return rendered[request.param]
+manifests = pytest.fixture(manifests_of_parameter, params=ALL)
+overlay = pytest.fixture(manifests_of_parameter, params=OVERLAYS)
 
 
 @pytest.fixture

@@ -1,22 +1,18 @@
 """The overlay `local`, run by podman without a cluster."""
 
-import hashlib
-import io
 import json
 import re
-import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from tests.conftest import BUNDLED, ROOT, wait_until
 from tests.deploy.test_containers import ENGINE, MODEL, TRAIN, engine
 from tests.deploy.test_manifests import BUILD, render
-from tests.gateway_process import free_port, status_of
+from tests.gateway_process import Gateway, free_port, status_of
 
 READY_LIMIT_S = 300  # TensorFlow's first import from a cold disk is slow
 NETWORK = VOLUME = "ringo-play"
@@ -78,8 +74,8 @@ def expand_variables(container: dict, configs: list[dict]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory) -> Iterator[str]:
-    """The address of a gateway that is ready."""
+def gateway(tmp_path_factory):
+    """A gateway that is ready; its process is a container's."""
     folder, port = tmp_path_factory.mktemp("play"), free_port()
     dockerfile = ROOT / "tests" / "deploy" / "Dockerfile.model-server"
     engine("build", "-q", "-f", dockerfile, "--build-arg", f"TRAIN={TRAIN}", "-t", STAND_IN, ROOT)
@@ -90,7 +86,7 @@ def gateway(tmp_path_factory) -> Iterator[str]:
         play(manifests, "model-server", folder)
         play(manifests, "gateway", folder, port)
         wait_until(lambda: status_of(port, "/readyz") == 200, "the gateway is ready", READY_LIMIT_S)
-        yield f"http://127.0.0.1:{port}"
+        yield Gateway(port, metrics_port=0, process=None, log=folder)
     finally:
         for file in folder.glob("*.yaml"):
             engine("kube", "down", file)
@@ -99,16 +95,9 @@ def gateway(tmp_path_factory) -> Iterator[str]:
             engine("network", "rm", "-f", NETWORK)
 
 
-def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=60) as response:
-        return response.read()
-
-
 def test_rendered_manifests_serve_the_image_of_the_bundled_model(gateway):
     import tensorflow as tf
 
-    assert json.loads(get(f"{gateway}/about"))["version"] == int(BUNDLED.name)
-    with Image.open(io.BytesIO(get(f"{gateway}/generate?seed=42"))) as image:
-        digest = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    assert json.loads(gateway.ask("/about").body)["version"] == int(BUNDLED.name)
     expected = tf.saved_model.load(str(BUNDLED)).signatures["generate"](seeds=tf.constant([42], tf.int64))["images"]
-    assert digest == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
+    assert np.array_equal(gateway.pixels("/generate?seed=42"), expected[0])

@@ -4,7 +4,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ SCRIPT = ROOT / "k8s" / "jobs" / "roll-back" / "roll_back.py"
 
 
 @pytest.fixture
-def models(tmp_path) -> Path:
+def models(tmp_path):
     """Versions 4, 5 and 6 of the bundled model; 5 is broken."""
     for version in ("4", "5", "6"):
         shutil.copytree(BUNDLED, tmp_path / version)
@@ -24,8 +23,7 @@ def models(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("chosen", "copied"), [("previous", 4), ("6", 6)])
 def test_roll_back_copies_the_chosen_version_and_skips_broken_ones(models, chosen, copied):
-    roll_back = runpy.run_path(str(SCRIPT))["roll_back"]
-    assert roll_back(models, chosen) == f"Version 7 is a copy of version {copied}."
+    assert runpy.run_path(str(SCRIPT))["roll_back"](models, chosen) == f"Version 7 is a copy of version {copied}."
     assert (models / "7" / "saved_model.pb").read_bytes() == (BUNDLED / "saved_model.pb").read_bytes()
 
 

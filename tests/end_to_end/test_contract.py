@@ -3,7 +3,6 @@
 import io
 import json
 import runpy
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,14 +19,14 @@ from serving.rendering import query
 from serving.rendering.encoding import encode
 from serving.settings import Settings
 from tests.conftest import ROOT
-from tests.hosted_model_server import Hosted, hosting
+from tests.hosted_model_server import hosting
 from training.errors import TrainingError
 from training.export.command import MAX_BATCH_SIZE, check_model_name
 from training.model.latents import MAX_SEED
 
 
 @pytest.fixture(scope="module")
-def model_server(small_model) -> Iterator[Hosted]:
+def model_server(small_model):
     """An embedded model server with an exported version, also for the fixture `gateway`."""
     with hosting(small_model) as hosted:
         yield hosted

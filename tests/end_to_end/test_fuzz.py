@@ -31,11 +31,10 @@ options = st.none() | st.builds(
     format=st.integers(0, 5) | int32,
     model_version=st.none() | st.just(1) | int64,
 )
-seed_range = st.builds(api.SeedRange, start=seed, end=seed)
 seed_list = st.builds(api.SeedList, seeds=st.lists(seed, max_size=70))
 messages = (
     st.builds(api.GenerateRequest, seed=st.none() | seed, name=st.none() | st.text(), options=options)
-    | st.builds(api.GenerateBatchRequest, range=seed_range, options=options)
+    | st.builds(api.GenerateBatchRequest, range=st.builds(api.SeedRange, start=seed, end=seed), options=options)
     | st.builds(api.GenerateBatchRequest, list=seed_list, options=options)
 ).map(lambda message: message.SerializeToString())
 
@@ -82,9 +81,6 @@ def test_batch_server_answers_or_refuses_any_message(batch):
     assert "Traceback" not in batch.log.read_text()
 
 
-SIZES = st.sampled_from([0, 1, 2, 3, 64, 65, 128, 2**20, 2**31, 2**62, -1])
-
-
 @st.composite
 def predictions(draw):
     """Draw a Predict request with a tensor of any type and shape."""
@@ -95,7 +91,7 @@ def predictions(draw):
         tensor.dtype = draw(st.integers(0, 31))
     if draw(st.booleans()):
         del tensor.tensor_shape.dim[:]
-        for size in draw(st.lists(SIZES, max_size=4)):
+        for size in draw(st.lists(st.sampled_from([0, 1, 2, 3, 64, 65, 128, 2**20, 2**31, 2**62, -1]), max_size=4)):
             tensor.tensor_shape.dim.add(size=size)
         tensor.tensor_shape.unknown_rank = draw(st.booleans())
     if draw(st.booleans()):

@@ -21,8 +21,7 @@ from tests.gateway_process import free_port, run_serving, shell
     ],
 )
 def test_variable_sets_its_setting(variable, text):
-    setting = variable.removeprefix("RINGO_").lower()
-    assert str(getattr(Settings.from_environment({variable: text}), setting)) == text
+    assert str(getattr(Settings.from_environment({variable: text}), variable.removeprefix("RINGO_").lower())) == text
 
 
 PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\np\u00e4ssword"
@@ -74,8 +73,7 @@ def tls(path: str) -> dict[str, str]:
 TOO_LARGE = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large."
 # command, also after a script of the shell; settings (TAKEN: a port that is in use); beginning of the sentence
 REFUSED_STARTS = [
-    ("gateway", {"port": "TAKEN"}, f"{TAKEN_PORT}RINGO_PORT to another."),
-    ("run", {"port": "TAKEN"}, f"{TAKEN_PORT}RINGO_PORT to another."),
+    *((part, {"port": "TAKEN"}, f"{TAKEN_PORT}RINGO_PORT to another.") for part in ("gateway", "run")),
     ("run", {"model_server": "localhost:TAKEN"}, "Port TAKEN is already in use on localhost; set RINGO_MODEL_"),
     ("batch", {"batch_port": "TAKEN"}, f"{TAKEN_PORT}RINGO_BATCH_PORT to another."),
     ("batch", {"batch_metrics_port": "TAKEN"}, f"{TAKEN_PORT}RINGO_BATCH_METRICS_PORT to another."),

@@ -61,8 +61,7 @@ def test_format_follows_accept_and_size_is_the_longer_side(gateway, requested, a
 def test_grid_is_refused_when_images_of_the_model_are_too_large(server, start_gateway):
     def large(request):
         (tensor,) = request.inputs.values()
-        images = np.zeros((tensor.tensor_shape.dim[0].size, 2, 300, 3), np.uint8)
-        return answer(request, as_content=True, images=images)
+        return answer(request, as_content=True, images=np.zeros((tensor.tensor_shape.dim[0].size, 2, 300, 3), np.uint8))
 
     server.reply = large
     problem = start_gateway(server.target).ask("/grid").problem

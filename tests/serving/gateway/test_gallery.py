@@ -35,24 +35,17 @@ def visiting(browser, gateway, *, faults=(), **view):
     Afterwards, fail on requests to other hosts and on errors in the console that `faults` does not name. Chromium
     writes violations of the Content-Security-Policy to the console.
     """
-    errors = []
-
-    def check_message(message):
-        if message.type in ("error", "warning") and not any(fault in message.text for fault in faults):
-            errors.append(message.text)
-
-    def check_request(request):
-        if urlsplit(request.url).hostname != "127.0.0.1":
-            errors.append(request.url)
-
+    messages, errors, urls = [], [], []
     with browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(view or WIDE)) as context:
         context.set_default_timeout(1000 * LIMIT_S)
         page = context.new_page()
-        page.on("console", check_message)
+        page.on("console", lambda message: messages.append((message.type, message.text)))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", check_request)
+        page.on("request", lambda request: urls.append(request.url))
         yield page
-    assert errors == []
+    complaints = [text for kind, text in messages if kind in ("error", "warning")]
+    assert [text for text in complaints if not any(fault in text for fault in faults)] == errors == []
+    assert [url for url in urls if urlsplit(url).hostname != "127.0.0.1"] == []
 
 
 # One page for most tests: a new one takes half a second, and loads all images again.

@@ -129,8 +129,7 @@ def test_equal_etags_have_equal_bytes_when_images_depend_on_their_batch(server, 
     server.reply = reply_by_rows
     gateways = [start_gateway(server.target) for _ in range(2)]
     gateways[0].ask("/grid?seeds=0-3")
-    of_both = {(image.headers["ETag"], image.body) for image in (g.ask("/generate?seed=1") for g in gateways)}
-    assert len(of_both) == 1
+    assert len({(image.headers["ETag"], image.body) for image in (g.ask("/generate?seed=1") for g in gateways)}) == 1
 
 
 def test_etag_and_bytes_differ_when_a_version_is_of_another_model(server, start_gateway):

@@ -24,20 +24,11 @@ def test_a_fuzzer_finds_no_5xx_and_nothing_undocumented(gateway, tmp_path):
     (tmp_path / "schemathesis.toml").write_text(
         "[checks.negative_data_rejection]\nexpected-statuses = [400, 404, 406, 414]\n"
     )
-    fuzzed = subprocess.run(
-        [
-            *(Path(sys.executable).with_name("schemathesis"), "run", f"http://127.0.0.1:{gateway.port}/openapi.json"),
-            # That count x size x size has a limit is more than JSON Schema can say.
-            *("--exclude-checks", "positive_data_acceptance", "--phases", "fuzzing"),
-            *("--max-examples", str(REQUESTS // 5)),
-            *("--continue-on-failure", "--seed", "1", "--suppress-health-check", "all", "--no-color"),
-            *("--request-timeout", "60"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=FUZZING_S,
-    )
+    words = [Path(sys.executable).with_name("schemathesis"), "run", f"http://127.0.0.1:{gateway.port}/openapi.json"]
+    # That count x size x size has a limit is more than JSON Schema can say.
+    flags = f"--exclude-checks positive_data_acceptance --phases fuzzing --max-examples {REQUESTS // 5} --seed 1"
+    flags += " --continue-on-failure --suppress-health-check all --no-color --request-timeout 60"
+    fuzzed = subprocess.run([*words, *flags.split()], cwd=tmp_path, capture_output=True, text=True, timeout=FUZZING_S)
     assert fuzzed.returncode == 0, fuzzed.stdout + fuzzed.stderr
     (sent,) = re.findall(r"(\d+) generated, \1 passed", fuzzed.stdout)
     assert int(sent) >= REQUESTS
@@ -59,17 +50,14 @@ def test_openapi_describes_refusals_of_short_urls_and_their_headers(gateway):
     assert not any("Default" in parameter["description"] for parameter in required)
 
 
+TSC = "tsc --strict --module nodenext --target es2022 --skipLibCheck program.ts"
+
+
 @pytest.mark.parametrize(
     ("language", "generator", "options", "folder", "suffix", "commands"),
     [
-        (
-            *("python", "openapi-python-client", "generate --output-path client --path", "client", "py"),
-            "{python} program.py",
-        ),
-        (
-            *("typescript", "openapi-typescript", "-o schema.d.ts", ".", "ts"),
-            "tsc --strict --module nodenext --target es2022 --skipLibCheck program.ts && node program.js",
-        ),
+        ("python", "openapi-python-client", "generate --output-path client --path", "client", "py", "{py} program.py"),
+        ("typescript", "openapi-typescript", "-o schema.d.ts", ".", "ts", f"{TSC} && node program.js"),
     ],
 )
 def test_generated_client_returns_the_bytes_of_an_image(
@@ -94,5 +82,5 @@ def test_generated_client_returns_the_bytes_of_an_image(
     (place / f"program.{suffix}").write_text(program)
     (place / "package.json").write_text('{"type": "module"}')
     (place / "node_modules").symlink_to(Path(found).parents[1])
-    run(commands.format(python=Path(found).with_name("python")), place)
+    run(commands.format(py=Path(found).with_name("python")), place)
     assert (place / "alice.png").read_bytes() == gateway.ask("/generate?name=alice&size=256").body

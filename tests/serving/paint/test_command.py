@@ -278,8 +278,7 @@ def test_paint_stops_when_the_version_changes_unless_any_is_allowed(tmp_path, la
 )
 def test_paint_ends_and_keeps_no_image_when_refused_or_sent_another(tmp_path, fault, sentence):
     with FakeBatchServer(**fault) as server:
-        output = paint(server, tmp_path, code=1)
-    assert output.splitlines()[-1] == sentence.format(server.target)
+        assert paint(server, tmp_path, code=1).splitlines()[-1] == sentence.format(server.target)
     assert list(content(tmp_path)) == ["manifest.jsonl"]
 
 

@@ -55,7 +55,6 @@ def described(batch: Batch, *metadata: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def batch(model_server, pem, tmp_path_factory):
-    """With TLS and a token."""
     settings = {"credentials": credentials(pem["ca"]), "token": TOKEN, **tls(pem)}
     with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), **settings) as batch:
         yield batch

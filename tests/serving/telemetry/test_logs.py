@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,8 +115,7 @@ def test_no_token_and_no_name_is_in_any_line_of_both_servers(gateway, batch):
 def test_message_is_one_line_when_it_has_control_characters(formatter, end):
     forged = "2026-01-01T00:00:00.000+00:00 ERROR forged"
     raised = (ValueError, ValueError(f"x{end}{forged}"), None)
-    record = logging.LogRecord("any", logging.ERROR, "", 0, f"x{end}{forged}", (), raised)
-    lines = formatter.format(record).splitlines()
+    lines = formatter.format(logging.LogRecord("any", logging.ERROR, "", 0, f"x{end}{forged}", (), raised)).splitlines()
     assert not [line for line in lines if line.startswith(forged)]
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", "".join(lines))
 
@@ -130,7 +128,7 @@ def test_failed_probe_is_a_warning_in_the_log_when_sigterm_follows(tmp_path):
 
 
 @pytest.fixture(params=[":"])
-def blocked(request, tmp_path) -> Iterator[Gateway]:
+def blocked(request, tmp_path):
     """A gateway whose stderr is a full pipe, or redirected as the parameter says."""
     with gateway_for("localhost:1", tmp_path, wrapper=shell(request.param), unread=True, probe="/livez") as gateway:
         fcntl.fcntl(gateway.process.stderr, fcntl.F_SETPIPE_SZ, 4096)  # bytes: 20 lines

@@ -126,14 +126,12 @@ def test_every_response_has_a_request_id_of_its_own_and_a_problem_names_it(gatew
 
 
 def trace_of_last_call(model_server) -> dict[str, str]:
-    """Return the trace context of the last Predict call."""
     return {name: text for name, text in model_server.metadata[-1].items() if name.startswith("trace")}
 
 
 @pytest.mark.parametrize("url", ["/generate?seed=1", "/morph?start=1&end=2"])
 def test_gateway_passes_a_trace_to_the_log_and_the_model_server(gateway, model_server, url):
-    reply = gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b")
-    assert gateway.line_of(reply)["trace_id"] == TRACE
+    assert gateway.line_of(gateway.ask(url, Traceparent=PARENT, Tracestate="vendor=a,other=b"))["trace_id"] == TRACE
     assert trace_of_last_call(model_server) == {"traceparent": PARENT, "tracestate": "vendor=a,other=b"}
 
 

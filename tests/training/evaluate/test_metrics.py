@@ -54,10 +54,10 @@ def test_varieties_come_from_names_when_names_group_photos(name, rule, kinds):
     assert varieties.names.tolist() == [kind for kind in kinds for _ in range(30)]
 
 
-@pytest.mark.parametrize("name", ["IMG_{:04d}.jpg", "{:x}f.png", "{}/photo.jpg"])
+@pytest.mark.parametrize("name", ["IMG_{:04d}.jpg", "{:x}f.png", "{}/photo.jpg", "{few}{}.jpg"])
 def test_varieties_come_from_clusters_when_names_group_nothing(name):
     features = np.repeat(np.eye(6, dtype=np.float32), 10, axis=0)
-    varieties = find_varieties([name.format(number) for number in range(60)], features)
+    varieties = find_varieties([name.format(n, few="old/" if n < 3 else "") for n in range(60)], features)
     assert varieties.rule == "6 clusters of features"
     assert [len(set(group)) for group in np.split(varieties.names, 6)] == [1] * 6
     assert len(set(varieties.names)) == 6
@@ -66,11 +66,6 @@ def test_varieties_come_from_clusters_when_names_group_nothing(name):
 def test_varieties_of_photos_beside_a_folder_have_a_name():
     files = [f"{'old/' if number < 30 else ''}{number}.jpg" for number in range(60)]
     assert set(find_varieties(files, NO_FEATURES).names) == {"old", "(no name)"}
-
-
-def test_varieties_come_from_clusters_when_a_few_photos_are_in_a_subfolder():
-    files = [f"{'old/' if number < 3 else ''}{number}.jpg" for number in range(60)]
-    assert find_varieties(files, NO_FEATURES).rule == "6 clusters of features"
 
 
 def test_each_photo_is_compared_with_its_folder_but_not_with_its_neighbours():

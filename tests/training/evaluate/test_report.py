@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,22 +81,19 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag in tags]
 
 
-def render(report: Report, folder: Path) -> Page:
+def render(report: Report, folder) -> Page:
     write_report(folder / "report.html", report)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
-def hostile() -> Report:
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Page]:
     coverage = results.Coverage(HOSTILE, 0.25, {HOSTILE: 1.0}, {HOSTILE: 0.0}, (HOSTILE,))
     evaluation = replace(EVALUATION, model=HOSTILE, photos=HOSTILE, coverage=coverage, remarks=(HOSTILE,))
     missing, photos, texts = {HOSTILE: random_images(1)}, replace(PHOTOS, skipped={HOSTILE: 3}), {HOSTILE: HOSTILE}
     report = replace(FULL, evaluation=evaluation, photos=photos, held_out_photos=HOSTILE, config=texts, rights=texts)
-    return replace(report, missing=missing, generated=replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2))
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory) -> dict[str, Page]:
-    reports = {"full": FULL, "hostile": hostile()}
+    hostile = replace(report, missing=missing, generated=replace(pairs(FAR, HOSTILE), nearest_names=[HOSTILE] * 2))
+    reports = {"full": FULL, "hostile": hostile}
     return {name: render(report, tmp_path_factory.mktemp(name)) for name, report in reports.items()}
 
 
@@ -167,8 +163,7 @@ def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, lev
     shares = dict.fromkeys([f"cluster {number}" for number in range(20)], 0.05)
     coverage = results.Coverage("clusters", 0.25, shares, shares, tuple(shares)[:missing])
     checked = replace(COPIES, verdict=results.Verdict(copies, "On copies.", ""))
-    distances = replace(DISTANCES, kid_x1000=kid)
-    evaluation = replace(EVALUATION, against_all=distances, coverage=coverage, copies=checked)
+    evaluation = replace(EVALUATION, against_all=replace(DISTANCES, kid_x1000=kid), coverage=coverage, copies=checked)
     found = render(replace(FULL, evaluation=evaluation), tmp_path)
     words = f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.73"
     assert found.text.split(" In short ")[2].startswith(words)

@@ -20,7 +20,6 @@ from tests.training.fit.test_command import read_files
 from tests.training.fit.test_environment import run_in_root
 from training.config import TrainingConfig, read_config
 from training.errors import TrainingError
-from training.evaluate.results import Evaluation
 from training.export.command import MAX_BATCH_SIZE, export, write_digests
 from training.export.model_card import Fault, read_run, write_model_card
 from training.fit.run import ModelRecord, SourceRecord
@@ -145,7 +144,7 @@ def test_fault_is_refused_when_seed_or_text_is_missing(text):
         Fault.parse(text)
 
 
-def write_card(run: Path, evaluation: Evaluation = EVALUATION) -> str:
+def write_card(run: Path, evaluation=EVALUATION) -> str:
     write_record(run / "evaluation.json", asdict(evaluation))
     record = read_run(run, load_generator(run))
     write_model_card(run, record, model="fruit", licence="", attribution="", checks="", faults=[])

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -315,10 +316,7 @@ JAX_ERROR = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."
 
 @pytest.mark.parametrize("error", [MemoryError(), TENSORFLOW_ERROR, JAX_ERROR])
 def test_fit_ends_with_one_sentence_when_memory_is_exhausted(photos, tmp_path, monkeypatch, capsys, error):
-    def exhaust_memory(*_, **__):
-        raise error
-
-    monkeypatch.setattr("training.fit.command.fit", exhaust_memory)
+    monkeypatch.setattr("training.fit.command.fit", Mock(side_effect=error))
     assert fit(photos, tmp_path / "run") == 2
     sentence = "Memory is exhausted; set a smaller --batch-size or --size, or close other programs."
     assert capsys.readouterr().err == f"python -m training fit: {sentence}\n"

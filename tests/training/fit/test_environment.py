@@ -97,8 +97,7 @@ def test_memory_is_the_lowest_limit_of_the_control_groups(tmp_path, groups, file
 )
 def test_make_train_names_run_and_model(monkeypatch, photos, variables, run, model):
     monkeypatch.setenv("HOME", "/home/Eve")
-    output = make_train("-n", f"PHOTOS={photos}", *variables).stdout
-    *_, fit_words, export_words = map(shlex.split, output.splitlines())
+    *_, fit_words, export_words = map(shlex.split, make_train("-n", f"PHOTOS={photos}", *variables).stdout.splitlines())
     assert fit_words[3:] == ["fit", f"--photos={photos}", "--out", run]
     assert export_words[3:] == ["export", run, "--to", model]
 

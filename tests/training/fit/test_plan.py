@@ -6,8 +6,6 @@ from training.config import PLAIN_SETTINGS, TrainingConfig
 from training.fit import plan
 
 LAPTOP = plan.Machine("tensorflow", None, cores=2, memory_mib=24_000)
-SERVER = plan.Machine("tensorflow", None, cores=32, memory_mib=128_000)
-SMALL = plan.Machine("tensorflow", None, cores=2, memory_mib=4_000)
 WITH_GPU = plan.Machine("jax", "H100", cores=16, memory_mib=128_000)
 
 
@@ -19,7 +17,7 @@ def to_dict(*choices):
     ("sides", "machine", "expected"),
     [
         ([100] * 60, LAPTOP, (64, 2048)),
-        ([63] * 60, SMALL, (32, 500)),
+        ([63] * 60, plan.Machine("tensorflow", None, 2, 4_000), (32, 500)),
         ([10] * 60, LAPTOP, (32, 2048)),  # the smallest size
         ([20] * 29 + [1000] * 31, LAPTOP, (64, 2048)),  # the median photo counts, not the smallest
         ([100] * 60, WITH_GPU, (64, 2048)),
@@ -34,7 +32,7 @@ def test_image_size_and_photo_memory_follow_photos_and_machine(sides, machine, e
     ("photos", "image_size", "machine", "expected"),
     [
         (50, 64, LAPTOP, ("cpu", 16, False)),
-        (7_180, 64, SERVER, ("cpu", 32, False)),
+        (7_180, 64, plan.Machine("tensorflow", None, 32, 128_000), ("cpu", 32, False)),
         (7_180, 128, WITH_GPU, ("gpu", 64, True)),
         (7_180, 256, WITH_GPU, ("gpu", 32, True)),
         (60, 64, WITH_GPU, ("gpu", 16, True)),  # at least two batches per epoch

@@ -17,7 +17,6 @@ def save_grids(folder, batches, size=(16, 16)) -> None:
 
 
 def read_batches(gif) -> list[int]:
-    """Return the batches of the grids in a GIF."""
     with Image.open(gif) as animation:
         pixels = [frame.convert("RGB").getpixel((3, LABEL_HEIGHT + 3)) for frame in ImageSequence.Iterator(animation)]
     return [256 * high + low for high, low, _ in pixels]

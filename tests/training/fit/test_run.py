@@ -72,7 +72,6 @@ def read_losses(run: Path) -> np.ndarray:
 
 
 def assert_equal_bits(run: Path, expected_run: Path, *checkpoints: str) -> None:
-    """Assert that both runs have equal losses and checkpoints."""
     assert (run / "history.csv").read_bytes() == (expected_run / "history.csv").read_bytes()
     for name in ("checkpoint.npz", *checkpoints):
         with np.load(run / name) as actual, np.load(expected_run / name) as expected:
@@ -161,8 +160,7 @@ def simulate_training(gan, run: Path, first_step: int, last_step: int, kids, cov
         return kid, 0.001, Coverage("letter", 0.25, dict.fromkeys(names, 0.05), {}, missing)
 
     checkpoints = Checkpoints(run, 3600.0, first_step)
-    keep_best = KeepBest(run, first_step, measure, checkpoints)
-    callbacks = keras.callbacks.CallbackList([checkpoints, keep_best], model=gan)
+    callbacks = keras.callbacks.CallbackList([checkpoints, KeepBest(run, first_step, measure, checkpoints)], model=gan)
     callbacks.on_train_begin()
     for step in range(first_step + 1, last_step + 1):
         gan.optimizer.iterations.assign(step)

@@ -3,7 +3,6 @@
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,12 +32,11 @@ def compute_projected_losses() -> list[float]:
         shapes = [weight.shape for weight in network.weights]
         network.set_weights([rng.uniform(0.5, 1.5, s) if len(s) == 1 else rng.normal(0, 0.05, s) for s in shapes])
     gan.discriminator.set_feature_statistics(PIXELS)
-    latents = rng.normal(size=(4, 128)).astype("float32")
-    return [float(loss) for loss in gan.compute_losses(PIXELS[:4], latents)[:2]]
+    return [float(loss) for loss in gan.compute_losses(PIXELS[:4], rng.normal(size=(4, 128)).astype("float32"))[:2]]
 
 
 @pytest.fixture(scope="module")
-def jax_folder(photos, tmp_path_factory) -> Path:
+def jax_folder(photos, tmp_path_factory):
     """Return a folder with two runs of four batches.
 
     TensorFlow did the first two batches of both; then JAX resumed `jax`, and TensorFlow `run`.

@@ -46,16 +46,14 @@ def test_normalisation_statistics_change_in_the_first_stage_only(refining):
     gan = build_gan(CONFIG, refining=refining)
     before = [v.numpy() for v in gan.generator.non_trainable_variables]
     train(gan, 1)
-    after = [v.numpy() for v in gan.generator.non_trainable_variables]
-    assert all(map(np.array_equal, before, after)) == refining
+    assert all(map(np.array_equal, before, gan.generator.non_trainable_variables)) == refining
 
 
 def test_step_moves_each_network_down_the_gradient_of_its_loss():
     gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))  # without noise
     gan.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
-    batch = next(iterate_batches(PIXELS, ROWS, CONFIG, 0))
     with tf.GradientTape(persistent=True) as tape:
-        generator_loss, discriminator_loss, _ = gan.compute_losses(*batch)
+        generator_loss, discriminator_loss, _ = gan.compute_losses(*next(iterate_batches(PIXELS, ROWS, CONFIG, 0)))
     for network, loss in ((gan.generator, generator_loss), (gan.discriminator, discriminator_loss)):
         network.expected = [np.asarray(w) - np.asarray(tape.gradient(loss, w)) for w in network.trainable_variables]
     train(gan, 1)

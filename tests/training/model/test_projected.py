@@ -3,7 +3,6 @@
 import pickle
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from training.model.weight_file import read_weights
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+IMAGES = PIXELS.astype(np.float32) / 127.5 - 1.0
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,6 @@ def discriminator() -> ProjectedDiscriminator:
     network = build_gan(CONFIG).discriminator
     network.set_feature_statistics(PIXELS)
     return network
-
-
-def to_images(pixels: np.ndarray) -> np.ndarray:
-    return pixels.astype(np.float32) / 127.5 - 1.0
 
 
 def test_weight_file_is_rejected_when_it_would_run_code(tmp_path):
@@ -52,7 +48,7 @@ def test_backbone_classifies_a_shaded_orange_disc_as_a_ball():
 
 
 def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
-    logits = discriminator(to_images(PIXELS), training=True)
+    logits = discriminator(IMAGES, training=True)
     assert [head.shape for head in logits] == [(12, 5, 5, 1), (12, 5, 5, 1), (12, 5, 5, 1), (12, 1, 1, 1)]
     assert sum(int(np.prod(v.shape)) for v in discriminator.trainable_variables) == 491_524
     assert discriminator.backbone.trainable_variables == []
@@ -61,7 +57,7 @@ def test_each_tap_has_a_head_and_a_frozen_backbone(discriminator):
 def test_features_of_five_scales_and_colours_are_standardised_at_128_px():
     refining = build_gan(replace(CONFIG, image_size=128), refining=True).discriminator
     refining.set_feature_statistics(PIXELS)
-    features = zip(refining.mixed_features(to_images(PIXELS)), refining.means, refining.deviations, strict=True)
+    features = zip(refining.mixed_features(IMAGES), refining.means, refining.deviations, strict=True)
     standardised = [(np.asarray(x) - np.asarray(mean)) / np.asarray(deviation) for x, mean, deviation in features]
     assert (refining.input_size, len(standardised)) == (128, 6)
     for scale in standardised:
@@ -94,7 +90,7 @@ PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from",
 
 
 @pytest.fixture(scope="module")
-def staged_run(photos, tmp_path_factory) -> Path:
+def staged_run(photos, tmp_path_factory):
     """Return a run of two first-stage batches and three refining ones."""
     run = tmp_path_factory.mktemp("staged") / "run"
     assert fit(photos, run, *PROJECTED, "--steps", 5) == 0

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from training.model.replicas import strategy_scope
 
 
 @pytest.fixture(scope="module")
-def chief(photos, small_run, tmp_path_factory) -> tuple[Path, int, str]:
+def chief(photos, small_run, tmp_path_factory):
     """Return run folder, status and output of the chief of two workers.
 
     They resumed the small run until the other one was killed.
