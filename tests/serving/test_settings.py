@@ -49,7 +49,7 @@ REFUSED = [
     ("RINGO_TLS_CERTIFICATE", "a.pem", "set, but RINGO_TLS_KEY is not; set both."),
     ("RINGO_TLS_KEY", "a.pem", "set, but RINGO_TLS_CERTIFICATE is not; set both."),
     ("RINGO_TLS_CLIENT_CA", "a.pem", "set, but RINGO_TLS_CERTIFICATE is not; set both."),
-    ("RINGO_TOKEN", PRIVATE_KEY, "not shown; allowed is at least 16 "),
+    *(("RINGO_TOKEN", text, "not shown; allowed is at least 16 ") for text in (PRIVATE_KEY, "t" * 15)),
     ("RINGO_TLS_KEY", PRIVATE_KEY, "not shown; allowed is the path of a PEM file."),
     *((f"RINGO_{name}", PRIVATE_KEY, "no setting; allowed is only RINGO_HOST, RINGO_") for name in ("TOKENS", "TOKNE")),
 ]

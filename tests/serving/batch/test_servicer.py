@@ -28,7 +28,7 @@ from tests.serving.paint.conftest import paint
 
 SEEDS = [5, 0, 2**63 - 1, 42, 5]
 LONG = range(100_000)  # half a minute of images: no test waits for its end
-SETTINGS = {"batch_streams": 2}
+SETTINGS = {"batch_streams": 2, "predict_timeout_s": 300}  # beyond LIMIT_S
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,10 @@ def test_reflection_calls_beyond_the_limit_get_resource_exhausted(batch):
 
     request, ended = ServerReflectionRequest(list_services=""), threading.Event()
     waiting = [reflect(chain([request], iter(ended.wait, True))) for _ in range(MAX_REFLECTIONS)]
-    for call in waiting:
-        next(call)
+    assert all([next(call) for call in waiting])
     assert refusal(lambda: list(reflect(iter([request]))))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
     ended.set()
-    for call in waiting:
-        assert list(call) == []
+    assert [list(call) for call in waiting] == [[]] * MAX_REFLECTIONS
     assert len(list(reflect(iter([request])))) == 1
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -42,11 +43,9 @@ def test_a_client_knows_its_connection_beside_another_channel_to_the_same_server
         assert request.getfixturevalue("monitor").golden_check(3).verdict == "proved"
 
 
-def test_a_version_is_checked_again_when_the_thread_of_its_check_did_not_start(monitor, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", None)
-        with pytest.raises(TypeError):
-            monitor.golden_check(3)
+def test_a_version_is_checked_again_when_the_thread_of_its_check_did_not_start(monitor):
+    with patch.object(threading.Thread, "start", None), pytest.raises(TypeError):
+        monitor.golden_check(3)
     assert monitor.golden_check(3, deadline_s=time.monotonic() + LIMIT_S).verdict == "proved"
 
 

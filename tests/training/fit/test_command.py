@@ -112,7 +112,8 @@ def test_fit_does_not_import_keras_when_photos_are_too_few(folder, tmp_path):
 
 def test_fit_is_interrupted_when_ctrl_c_comes_during_the_import_of_keras(photos, tmp_path):
     script = f"""
-import signal, sys
+import os, signal, sys
+os.environ["TQDM_DISABLE"] = "1"  # its lines depend on the time
 from training.__main__ import main
 
 class CtrlC:

@@ -56,7 +56,7 @@ def test_make_train_writes_and_prints_nothing_else_in_a_dry_run(photos, tmp_path
     before = run_in_root(*status).stdout
     (tmp_path / "it's $5 りんご").symlink_to(photos)
     variables = (f"PHOTOS={tmp_path}/it's $5 りんご", "FLAGS=--dry-run --discriminator plain")
-    process = make_train(*variables, PYTHONSAFEPATH="1")
+    process = make_train(*variables, PYTHONSAFEPATH="1", TQDM_DISABLE="1")
     assert (process.returncode, process.stderr) == (0, "")
     assert "This takes about" in process.stdout
     assert run_in_root(*status).stdout == before
