@@ -97,7 +97,7 @@ def test_reflection_calls_beyond_the_limit_get_resource_exhausted(batch):
 
     request, ended = ServerReflectionRequest(list_services=""), threading.Event()
     waiting = [reflect(chain([request], iter(ended.wait, True))) for _ in range(MAX_REFLECTIONS)]
-    assert all([next(call) for call in waiting])
+    assert all(next(call) for call in waiting)
     assert refusal(lambda: list(reflect(iter([request]))))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
     ended.set()
     assert [list(call) for call in waiting] == [[]] * MAX_REFLECTIONS
