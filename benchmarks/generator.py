@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from benchmarks import rounds
 from benchmarks.stock_layers import in_stock_layers
-from benchmarks.weights import keras_generator, newest_version
+from benchmarks.weights import keras_generator, newest_version, version_name
 from serving.rendering.encoding import encode, resize
 from training.config import GENERATOR_CHANNELS, IMAGE_SIZES
 from training.export.fusion import Stage, build_function, fuse
@@ -207,6 +207,7 @@ def measure(model: Path, batches: Sequence[int], repeats: int) -> dict[str, Any]
         images = runtimes[OURS](latents[:16])
         plain = runtimes["plain SavedModel"]
         result = {
+            "version": version_name(model),
             "model": {"image_size": int(images.shape[1]), "multiply_adds": products},
             "matrix_gflops": round(rate / 1e9, 1),
             "floor_ms": round(1e3 * 2 * products / rate, 4),

@@ -34,12 +34,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """The result of a load; wrk corrects latencies for delayed requests."""
+    """The result of a load; percentiles of wrk are partly computed.
+
+    After a response slower than twice the mean, wrk adds the latencies of requests that it would have delayed.
+    """
 
     responses_a_second: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    p50_ms: float | None  # None without percentiles
+    p95_ms: float | None
+    p99_ms: float | None
     bytes_a_response: float
     failed_share: float = 0.0  # 503 for the most part, of a server at its limit
     cpu_ms: dict[str, float] = field(default_factory=dict)  # of a response, by command; without wrk's

@@ -1,5 +1,6 @@
-"""Peak memory of training on 7,000 large photos: python -m benchmarks.memory [FOLDER]."""
+"""Peak memory of training on 7,000 large photos: python -m benchmarks.memory."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,15 +12,15 @@ from PIL import Image, ImageDraw
 
 from benchmarks import rounds
 
-PHOTOS, PHOTO_SIZE = 7_000, (1_400, 1_000)  # 1.4 megapixels, as from cameras and phones
+PHOTOS, PHOTOS_QUICK, PHOTO_SIZE = 7_000, 100, (1_400, 1_000)  # 1.4 megapixels, as from cameras and phones
 SIZES = (128, 256)
 LIMIT_MIB = 4 * 1024
 STEPS = 100  # memory is constant after the first few of each stage
 
 
-def draw_photos(folder: Path) -> None:
-    """Write PHOTOS different JPEGs of PHOTO_SIZE."""
-    for number in range(PHOTOS):
+def draw_photos(folder: Path, count: int) -> None:
+    """Write `count` different JPEGs of PHOTO_SIZE."""
+    for number in range(count):
         photo = Image.new("RGB", PHOTO_SIZE, "white")
         draw = ImageDraw.Draw(photo)
         draw.ellipse((300, 100, 1_100, 900), fill=(number % 256, number // 256, 90))
@@ -40,17 +41,22 @@ def peak_mib(photos: Path, run: Path, size: int) -> int:
 
 def main() -> int:
     """Measure, print, and write results/memory.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="of photos to train on; default: drawn")
+    parser.add_argument("--quick", action="store_true", help=f"{PHOTOS_QUICK} photos, {SIZES[0]} px alone; not written")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        photos = Path(sys.argv[1]) if len(sys.argv) > 1 else scratch / "photos"
-        if len(sys.argv) == 1:
+        photos = arguments.photos or scratch / "photos"
+        if not arguments.photos:
             photos.mkdir()
-            draw_photos(photos)
-        peaks = {str(size): peak_mib(photos, scratch / f"run{size}", size) for size in SIZES}
+            draw_photos(photos, PHOTOS_QUICK if arguments.quick else PHOTOS)
+        sizes = SIZES[:1] if arguments.quick else SIZES
+        peaks = {str(size): peak_mib(photos, scratch / f"run{size}", size) for size in sizes}
         used = json.loads((scratch / f"run{SIZES[0]}" / "photos.json").read_text())["used"]
     result = {"photos": used, "steps": STEPS, "peak_mib": peaks, "limit_mib": LIMIT_MIB}
     print(json.dumps(result), flush=True)
-    rounds.write("memory", result)
+    rounds.write("memory", result, quick=arguments.quick)
     return 0
 
 

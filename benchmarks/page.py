@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ OPERATIONS = PAGE.with_name("operations.md")  # its table of sizes lies between 
 SIZES_BEGIN, SIZES_END = "<!-- Written by python -m benchmarks.page. -->\n", "<!-- End. -->\n"
 PARTS = ("serve", "paint", "generator", "train", "memory", "scale")
 TITLES = {
-    "limit": "limit",
-    "session": "limit, in a session",
+    "limit": "reference",
+    "session": "reference, in a session",
     "ours": "Ringo",
     "genuine": "Ringo with TensorFlow Serving",
     "flask": "Flask, `model.predict`",
@@ -33,8 +33,11 @@ CACHED = {"nginx": "nginx", "gateway": "gateway", "304": "gateway, 304"}
 EURO_A_CORE_HOUR = 0.04  # of large clouds, on demand, memory included
 AIM = 10_000  # images a second, of the plan
 HIT_RATES = (0.0, 0.5, 0.95)  # of a CDN
-UTILISATION = 0.7  # of the autoscalers in k8s/base
-MODEL_SERVER_CORES = 2  # of a pod in k8s/base
+UTILISATION = 0.7  # of the requested cores, as for the autoscalers in k8s/base
+GATEWAY_CORES, MODEL_SERVER_CORES = 0.25, 1.0  # requested by a pod in k8s/base
+MIN_PODS = 2  # of each autoscaler in k8s/base
+EMBEDDED = "embedded model server"
+NOT_MEASURED = "not measured"
 RINGO, LIMIT, PEER = "#c0392b", "#444444", "#2c7fb8"
 COLOURS = (LIMIT, RINGO, "#e8998d", PEER, "#41ab5d", "#d99000", "#8856a7")
 
@@ -46,7 +49,7 @@ class Goal:
     subject: str
     wanted: str
     measured: str
-    met: bool
+    met: bool | None  # None if not measured
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -63,54 +66,74 @@ def read_results(folder: Path) -> dict[str, Any]:
     return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.exists()}
 
 
-def at_least(subject: str, value: float, wanted: float, unit: str = "") -> Goal:
-    """Return a goal with a lower bound."""
-    return Goal(subject, f"at least {wanted:,g}{unit}", f"{number(value)}{unit}", value >= wanted)
+def at_least(subject: str, value: float | None, wanted: float, unit: str = "") -> Goal:
+    """Return a goal with a lower bound; `value` is None if not measured."""
+    is_met = None if value is None else value >= wanted
+    return Goal(subject, f"at least {wanted:,g}{unit}", measured(value, unit), is_met)
 
 
-def at_most(subject: str, value: float, wanted: float, unit: str = "") -> Goal:
-    """Return a goal with an upper bound."""
-    return Goal(subject, f"at most {wanted:,g}{unit}", f"{number(value)}{unit}", value <= wanted)
+def at_most(subject: str, value: float | None, wanted: float, unit: str = "") -> Goal:
+    """Return a goal with an upper bound; `value` is None if not measured."""
+    is_met = None if value is None else value <= wanted
+    return Goal(subject, f"at most {wanted:,g}{unit}", measured(value, unit), is_met)
+
+
+def measured(value: float | None, unit: str) -> str:
+    """Return `value` with its unit."""
+    return NOT_MEASURED if value is None else f"{number(value)}{unit}"
+
+
+def find(result: Any, *path: str) -> Any:
+    """Return the value at `path` in nested results, or None."""
+    for key in path:
+        result = result.get(key) if result else None
+    return result
 
 
 def goals(results: Mapping[str, Any]) -> list[Goal]:
     """Return the goals of all measured parts."""
     found: list[Goal] = []
     if serve := largest(results):
-        clients = serve["new_seeds"]
-        for name in PEERS:
-            ratios = [sides[name]["ours_to_it"] for sides in clients.values() if "ours_to_it" in sides.get(name, {})]
-            if ratios:
-                subject = f"images a second relative to {TITLES[name]}, at {', '.join(clients)} clients"
-                measured = ", ".join(number(ratio["median"]) for ratio in ratios)
-                is_ahead = all(ratio["low"] > 1.0 for ratio in ratios)
-                found.append(Goal(subject, "above 1, also the lower quartile", measured, is_ahead))
-        if "flask" in clients["16"]:
-            times = clients["16"]["flask"]["ours_to_it"]["median"]
-            found.append(at_least(f"images a second relative to {TITLES['flask']}, at 16 clients", times, 10))
-        for number_of_clients, share in (("16", 0.70), ("64", 0.80)):
-            if "ours" in clients.get(number_of_clients, {}):
-                subject = f"images a second at {number_of_clients} clients, share of the limit"
-                found.append(at_least(subject, clients[number_of_clients]["ours"]["of_limit"]["median"], share))
-        if "ours" in clients["1"]:
-            lone = clients["1"]["ours"]["p50_to_limit"]["median"]
-            found.append(at_most("latency of a lone request, relative to the limit", lone, 1.25))
-        for name, least in (("nginx", 8_000), ("gateway", 2_500), ("304", 2_500)):
-            if name in serve["cached"]:
-                speed = serve["cached"][name]["responses_a_second"]["median"]
-                found.append(at_least(f"requests a second for a cached permanent URL, {CACHED[name]}", speed, least))
-        if "ours" in serve["processes"]:
-            worker = max(serve["processes"]["ours"]["memory_mib"]["gateway"])
-            found.append(at_most("memory of a gateway worker", worker, 80, " MiB"))
+        found += serve_goals(serve)
     if paint := results.get("paint"):
         size = max(paint["speed"], key=int)
-        found.append(at_least("`paint`, share of the limit", paint["speed"][size]["of_limit"]["median"], 0.88))
+        found.append(at_least("`paint`, share of the reference", paint["speed"][size]["of_limit"]["median"], 0.88))
     if train := results.get("train"):
-        if "PyTorch" in train["sides"]:
-            times = train["sides"]["PyTorch"]["ours_to_it"]["median"]
-            found.append(at_least("training speed relative to PyTorch", times, 1.2))
+        times = find(train, "sides", "PyTorch", "ours_to_it", "median")
+        found.append(at_least(f"training speed relative to PyTorch, {train['image_size']} px", times, 1.2))
         waiting = 100 * train["data_waiting_share"]["median"]
-        found.append(at_most("share of a training step that waits for data", waiting, 3, " %"))
+        goal = at_most(f"share of a training step that waits for data, {train['image_size']} px", waiting, 3, " %")
+        if waiting < 0:
+            goal = replace(goal, measured="not measurable (the difference is negative)", met=None)
+        found.append(goal)
+    return found
+
+
+def serve_goals(serve: Mapping[str, Any]) -> list[Goal]:
+    """Return the goals of one model over HTTP."""
+    found: list[Goal] = []
+    clients = serve["new_seeds"]
+    for name in PEERS:
+        ratios = [find(sides, name, "ours_to_it") for sides in clients.values()]
+        numbers = [number(ratio["median"]) if ratio else NOT_MEASURED for ratio in ratios]
+        shown = ", ".join(numbers) if any(ratios) else NOT_MEASURED
+        is_ahead = all(ratio["low"] > 1.0 for ratio in ratios) if all(ratios) else None
+        subject = f"images a second relative to {TITLES[name]}, at {', '.join(clients)} clients"
+        found.append(Goal(subject, "above 1, also the lower quartile", shown, is_ahead))
+    times = find(clients, "16", "flask", "ours_to_it", "median")
+    flask = serve["processes"].get("flask")
+    start = " (one worker)" if flask and "command" not in flask else ""  # results before commands were recorded
+    found.append(at_least(f"images a second relative to {TITLES['flask']}{start}, at 16 clients", times, 10))
+    for at, wanted in (("16", 0.70), ("64", 0.80)):
+        share = find(clients, at, "ours", "of_limit", "median")
+        found.append(at_least(f"images a second at {at} clients, share of the reference", share, wanted))
+    lone = find(clients, "1", "ours", "p50_to_limit", "median")
+    found.append(at_most("latency of a lone request, relative to the reference", lone, 1.25))
+    for name, least in (("nginx", 8_000), ("gateway", 2_500), ("304", 2_500)):
+        speed = find(serve, "cached", name, "responses_a_second", "median")
+        found.append(at_least(f"requests a second for a cached permanent URL, {CACHED[name]}", speed, least))
+    workers = find(serve, "processes", "ours", "memory_mib", "gateway")
+    found.append(at_most("memory of a gateway worker", max(workers) if workers else None, 80, " MiB"))
     return found
 
 
@@ -139,27 +162,31 @@ class Cost:
 
 
 def costs(results: Mapping[str, Any]) -> dict[str, dict[str, Cost]]:
-    """Return the cost by part and image size, at 16 clients."""
+    """Return the cost by part and image size, over HTTP at 16 clients and with `paint`."""
     found: dict[str, dict[str, Cost]] = {}
 
-    def add(part: str, size: str, command: str, cpu_ms: float, memory_mib: Mapping[str, list[float]]) -> None:
-        found.setdefault(part, {})[size] = Cost(cpu_ms, max(memory_mib[command]))
+    def add(part: str, size: str, cpu_ms: float, memory_mib: Sequence[float]) -> None:
+        found.setdefault(part, {})[size] = Cost(cpu_ms, max(memory_mib))
 
+    speeds = results.get("paint", {}).get("speed", {})
     for size, serve in results.get("serve", {}).get("sizes", {}).items():
-        for name, part in (("ours", "embedded model server"), ("genuine", "TensorFlow Serving")):
-            if name in serve["new_seeds"]["16"]:
-                cpu_ms = serve["new_seeds"]["16"][name]["cpu_ms"]
-                memory_mib = serve["processes"][name]["memory_mib"]
+        for name, part in (("ours", EMBEDDED), ("genuine", "TensorFlow Serving")):
+            cpu_ms = find(serve, "new_seeds", "16", name, "cpu_ms")
+            memory_mib = find(serve, "processes", name, "memory_mib")
+            if cpu_ms and memory_mib:
+                with_paint = find(speeds, size, "memory_mib", "model-server") if name == "ours" else None
                 if name == "ours":
-                    add("gateway", size, "gateway", cpu_ms["gateway"]["median"], memory_mib)
-                add(part, size, "model-server", cpu_ms["model-server"]["median"], memory_mib)
-    for size, speed in results.get("paint", {}).get("speed", {}).items():
-        if "cpu_ms" in speed:
-            add("batch server", size, "batch", speed["cpu_ms"]["batch"], speed["memory_mib"])
-    for size, gateway in found.get("gateway", {}).items():
-        model = found["embedded model server"][size]
-        both = Cost(gateway.cpu_ms + model.cpu_ms, gateway.memory_mib + model.memory_mib)
-        found.setdefault("gateway and embedded model server", {})[size] = both
+                    add("gateway", size, cpu_ms["gateway"]["median"], memory_mib["gateway"])
+                add(part, size, cpu_ms["model-server"]["median"], memory_mib["model-server"] + (with_paint or []))
+    for size, gateway in dict(found.get("gateway", {})).items():
+        model = found[EMBEDDED][size]
+        both = [gateway.memory_mib + model.memory_mib]
+        add(f"gateway and {EMBEDDED}", size, gateway.cpu_ms + model.cpu_ms, both)
+    for size, speed in speeds.items():
+        cpu_ms, memory_mib = speed["cpu_ms"], speed["memory_mib"]
+        add("batch server", size, cpu_ms["batch"], memory_mib["batch"])
+        both = [max(memory_mib["batch"]) + max(memory_mib["model-server"])]
+        add(f"batch server and {EMBEDDED}", size, cpu_ms["batch"] + cpu_ms["model-server"], both)
     return found
 
 
@@ -168,22 +195,23 @@ def plan(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     by_part = costs(results)
     for size, gateway in by_part.get("gateway", {}).items():
-        model = by_part["embedded model server"][size]
+        model = by_part[EMBEDDED][size]
         at_16 = results["serve"]["sizes"][size]["new_seeds"]["16"]["ours"]
         for hit_rate in HIT_RATES:
             rendered = AIM * (1 - hit_rate)
-            workers = math.ceil(rendered * gateway.cpu_ms / 1e3 / UTILISATION)
-            servers = math.ceil(rendered * model.cpu_ms / 1e3 / UTILISATION / MODEL_SERVER_CORES)
+            gateways, servers = (
+                max(MIN_PODS, math.ceil(rendered * cost.cpu_ms / 1e3 / UTILISATION / cores))
+                for cost, cores in ((gateway, GATEWAY_CORES), (model, MODEL_SERVER_CORES))
+            )
             rows.append(
                 {
                     "size": size,
                     "hit_rate": hit_rate,
                     "rendered": rendered,
-                    "workers": workers,
+                    "gateways": gateways,
                     "servers": servers,
-                    "memory_gib": (workers * gateway.memory_mib + servers * model.memory_mib) / 1024,
                     "gbit_a_second": rendered * at_16["bytes_a_response"]["median"] * 8 / 1e9,
-                    "euros_an_hour": (workers + servers * MODEL_SERVER_CORES) * EURO_A_CORE_HOUR,
+                    "euros_an_hour": (gateways * GATEWAY_CORES + servers * MODEL_SERVER_CORES) * EURO_A_CORE_HOUR,
                 }
             )
     return rows
@@ -203,14 +231,17 @@ def render(results: Mapping[str, Any], template: str = "benchmarks.md.jinja") ->
         best=largest(results),
         missing=[part for part in PARTS if part not in results],
         goals=goals(results),
-        sizes=list(results.get("serve", {}).get("sizes", {})),
+        sizes=list(dict.fromkeys(size for by_size in costs(results).values() for size in by_size)),
         costs=costs(results),
         plan=plan(results),
         euro=EURO_A_CORE_HOUR,
+        utilisation=UTILISATION,
+        cores={"gateway": GATEWAY_CORES, "model server": MODEL_SERVER_CORES},
         titles=TITLES,
         cached_titles=CACHED,
         versions=versions,
         number=number,
+        find=find,
     )
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
@@ -244,9 +275,9 @@ def chart(serve: Mapping[str, Any]) -> Figure:
     by_clients.grid(alpha=0.3)
     latencies = {name: clients["1"][name]["p50_ms"]["median"] for name in names if name in clients["1"]}
     speeds = {
-        title: serve["cached"][name]["responses_a_second"]["median"]
+        title: speed
         for name, title in CACHED.items()
-        if name in serve["cached"]
+        if (speed := find(serve, "cached", name, "responses_a_second", "median"))
     }
     bars(lone, {titles[name]: ms for name, ms in latencies.items()}, [colours[name] for name in latencies])
     lone.set(title="Lone request: median latency, ms")

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -100,11 +101,21 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """Return the commit that is checked out, or nothing outside of git."""
+    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # git is not installed
+        return ""
+
+
 def write(part: str, result: Mapping[str, Any], *, quick: bool = False) -> None:
-    """Write `result`, machine and date to results/`part`.json, unless `quick`."""
+    """Write `result`, machine, date and commit to results/`part`.json, unless `quick`."""
     if quick:
         return
-    whole = {**result, "part": part, "date": datetime.date.today().isoformat(), "machine": machine()}
+    origin = {"part": part, "date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
+    whole = {**result, **origin}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{part}.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

@@ -1,14 +1,16 @@
 """Speed and memory of Ringo and other servers: python -m benchmarks.serve.
 
-The limit is the SavedModel, as TensorFlow 2 loads it, and the encoder in one process, one after the other: at the best
-batch size, and for a single client at batch size 1. It has no server, client or queue. "session" is the same with the
-model in a session, as in TensorFlow Serving and our model server: a single call is faster there.
+The limit is a one-process reference, not an upper bound: the SavedModel, as TensorFlow 2 loads it, and the encoder, one
+after the other, at the best batch size, and for a single client at batch size 1. It has no server, client or queue.
+"session" has the model in a session, as in TensorFlow Serving and our model server: a single call is faster there.
 """
 
 import argparse
 import contextlib
+import http.client
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +28,7 @@ from PIL import Image
 
 from benchmarks import rounds, servers
 from benchmarks.load import Failed, Load, NoLoadGenerator, put_load, require_wrk
-from benchmarks.weights import SMALL, models_by_size, newest_version
+from benchmarks.weights import SMALL, models_by_size, newest_version, version_name
 from serving.model_server.servable import load as load_servable
 from serving.rendering.encoding import encode
 
@@ -34,12 +36,15 @@ CLIENTS = (1, 4, 16, 64)
 CLIENTS_OF_SMALL = (1, 16)
 SIDES = ("ours", "genuine", *servers.PEERS)  # ours has the embedded model server, genuine TensorFlow Serving
 CACHED_CLIENTS = 16  # for responses without the model
-ROUNDS, SECONDS = 3, 2.0
+ROUNDS, SECONDS = 5, 2.0
+SLOW = {"flask": 5}  # times SECONDS: at 64 clients, its latency is 1 s and more
 WARM_UP_S = 1.0
 BATCHES = (4, 8, 16, 32, 64)
 # BentoML's batching measures the duration of calls, and would count the pause: 4 images a second for a single client
 # instead of 39. While it waits it uses 0.6 % of a core.
 NEVER_STOPPED = "bentoml"
+# Of a server that ends under load, and of wrk then.
+FAILURES = (OSError, http.client.HTTPException, subprocess.SubprocessError, Failed, LookupError, ValueError)
 
 
 class Limit:
@@ -75,14 +80,12 @@ class Limit:
         return done / (time.perf_counter() - begin)
 
     def load(self, clients: int, seconds: float) -> Load:
-        """Return speed and latencies of one client or at best batch size."""
+        """Return speed and latencies of one client, or speed at best batch size."""
         if clients == 1:
             self.single(servers.SETTLING_S)
             return self.single(seconds)
         self.images_a_second(self.batch, servers.SETTLING_S)
-        speed = self.images_a_second(self.batch, seconds)
-        batch_ms = 1e3 * self.batch / speed
-        return Load(speed, batch_ms, batch_ms, batch_ms, 0.0)
+        return Load(self.images_a_second(self.batch, seconds), None, None, None, 0.0)
 
     def single(self, seconds: float) -> Load:
         """Return speed and latencies of a client without others."""
@@ -104,10 +107,11 @@ def check_image(server: servers.Server, limit: Limit) -> None:
 
 
 def summary(loads: list[Load]) -> dict[str, Any]:
-    """Return the spread of each figure of `loads` over the rounds."""
+    """Return the spread of each measured figure of `loads` over the rounds."""
     figures = [asdict(load) for load in loads]
     cpu_ms = [figure.pop("cpu_ms") for figure in figures]
-    return {name: rounds.spread([figure[name] for figure in figures]) for name in figures[0]} | {
+    measured = [name for name, value in figures[0].items() if value is not None]
+    return {name: rounds.spread([figure[name] for figure in figures]) for name in measured} | {
         "cpu_ms": {name: rounds.spread([ms[name] for ms in cpu_ms]) for name in cpu_ms[0]}
     }
 
@@ -127,12 +131,34 @@ def start_servers(
             else:
                 server = stack.enter_context(servers.ours(model, log, genuine=name == "genuine"))
             check_image(server, limit)
-            put_load(server.request, clients=16, seconds=WARM_UP_S)
             running[name] = server
         except (servers.NotReady, Failed) as error:
             left_out[name] = str(error)
             print(f"{name} is left out: {error}", file=sys.stderr)
-    return running, left_out
+    for name, server in running.items():  # here all workers of each have started
+        attempt(name, partial(put_load, server.request, clients=16, seconds=WARM_UP_S), left_out)
+    return {name: server for name, server in running.items() if name not in left_out}, left_out
+
+
+def attempt(name: str, side: Callable[[], Load], left_out: dict[str, str]) -> Load | None:
+    """Return the load of a side; if it fails, None, from then on."""
+    if name in left_out:
+        return None
+    try:
+        return side()
+    except FAILURES as error:
+        left_out[name] = str(error) if isinstance(error, Failed) else f"It ended under load ({type(error).__name__})."
+        print(f"{name} did not finish: {error}", file=sys.stderr)
+        return None
+
+
+def take_turns(
+    repeats: int, sides: Mapping[str, Callable[[], Load]], left_out: dict[str, str]
+) -> dict[str, list[Load]]:
+    """Return the loads of all sides that finish; the others' errors go to `left_out`."""
+    attempts = {name: partial(attempt, name, side, left_out) for name, side in sides.items()}
+    turns = rounds.take_turns(repeats, attempts)
+    return {name: [load for load in loads if load] for name, loads in turns.items() if name not in left_out}
 
 
 def measure(
@@ -153,19 +179,27 @@ def measure(
             }
             # Ours may refuse a few of 64 clients: requests of the settling client may still be in flight.
             sides |= {
-                name: partial(servers.in_turn, server, stopped[name], clients=number, seconds=seconds, may_fail=True)
+                name: partial(
+                    servers.in_turn,
+                    server,
+                    stopped[name],
+                    clients=number,
+                    seconds=seconds * SLOW.get(name, 1),
+                    may_fail=True,
+                )
                 for name, server in running.items()
+                if name not in left_out
             }
-            new_seeds[str(number)] = compare(rounds.take_turns(repeats, sides))
+            new_seeds[str(number)] = compare(take_turns(repeats, sides, left_out))
             show(f"{number} clients, new seeds", new_seeds[str(number)])
         result: dict[str, Any] = {
             "limit_batch": limits["limit"].batch,
             "new_seeds": new_seeds,
-            "processes": {name: describe(server) for name, server in running.items()},
+            "processes": {name: describe(server) for name, server in running.items() if name not in left_out},
         }
         for name, process in result["processes"].items():
             print(f"{name}: {process}", flush=True)
-        if "ours" in running:
+        if "ours" in result["processes"]:
             permalink = f"/generate?seed=SEED&format=png&version={version.name}"
             with rounds.resumed(stopped["ours"]):
                 result["cached"] = measure_cached(
@@ -185,15 +219,17 @@ def compare(loads: Mapping[str, list[Load]]) -> dict[str, Any]:
     for name, side in result.items():
         if name != "limit":
             side["of_limit"] = ratio(name, "limit")
-            side["p50_to_limit"] = ratio(name, "limit", "p50_ms")
+            if "p50_ms" in result["limit"]:
+                side["p50_to_limit"] = ratio(name, "limit", "p50_ms")
         if name in servers.PEERS and "ours" in loads:
             side["ours_to_it"] = ratio("ours", name)
     return result
 
 
 def describe(server: servers.Server) -> dict[str, Any]:
-    """Return start times and memory of a server."""
+    """Return the command, start times and memory of a server."""
     return {
+        "command": server.command,
         "first_response_s": server.first_response_s,
         "milestones_s": server.milestones_s,
         "memory_mib": servers.memory_mib(server.pids()),
@@ -221,14 +257,15 @@ def measure_cached(
             sides["nginx"] = partial(proxy.loaded, seconds=seconds, **load)
         except servers.NotReady as error:
             left_out["nginx"] = str(error)
-        return {name: summary(turns) for name, turns in rounds.take_turns(repeats, sides).items()}
+        return {name: summary(turns) for name, turns in take_turns(repeats, sides, left_out).items()}
 
 
 def show(title: str, sides: Mapping[str, Any]) -> None:
     """Print a table for one number of clients."""
     rounds.row(title, "a second", "p50 ms", "p95 ms", "p99 ms", "of limit", "ours to it")
     for name, figures in sides.items():
-        cells = [f"{figures[key]['median']:.4g}" for key in ("responses_a_second", "p50_ms", "p95_ms", "p99_ms")]
+        keys = ("responses_a_second", "p50_ms", "p95_ms", "p99_ms")
+        cells = [f"{figures[key]['median']:.4g}" if key in figures else "" for key in keys]
         for key in ("of_limit", "ours_to_it"):
             ratio = figures.get(key)
             cells.append(f"{ratio['median']:.2f} ±{(ratio['high'] - ratio['low']) / 2:.2f}" if ratio else "")
@@ -258,7 +295,9 @@ def main() -> int:
             clients = arguments.clients or (CLIENTS_OF_SMALL if size == str(SMALL) else CLIENTS)
             print(f"{size} px", flush=True)
             results[size] = measure(model, arguments.sides, clients, repeats=repeats, seconds=arguments.seconds)
-    rounds.write("serve", {"rounds": repeats, "seconds": arguments.seconds, "sizes": results}, quick=quick)
+    slow = {name: arguments.seconds * times for name, times in SLOW.items()}
+    settings = {"rounds": repeats, "seconds": arguments.seconds, "slow_seconds": slow}
+    rounds.write("serve", {"version": version_name(arguments.model), **settings, "sizes": results}, quick=quick)
     return 0
 
 

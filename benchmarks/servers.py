@@ -51,6 +51,7 @@ class Server:
     process: subprocess.Popen[bytes]
     first_response_s: float
     milestones_s: dict[str, float]  # of ours: the model server listens, the gateway is live
+    command: str  # without the program's path
 
     def pids(self) -> list[int]:
         """Return its processes, parents first."""
@@ -121,7 +122,7 @@ def running(
                 last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
                 raise NotReady(f"{' '.join(command[:4])} ended or did not respond within {READY_S:g} s: {last}")
             time.sleep(POLL_S)
-        yield Server(request, process, round(time.monotonic() - begin, 2), reached)
+        yield Server(request, process, round(time.monotonic() - begin, 2), reached, " ".join(command[1:]))
     finally:
         family = descendants(process.pid)
         resume(family)
@@ -219,16 +220,20 @@ def nginx(gateway: Request, scratch: Path) -> AbstractContextManager[Server]:
 
 
 def peer(name: str, version: Path, log: Path) -> AbstractContextManager[Server]:
-    """Run one of PEERS on the SavedModel in `version`."""
+    """Run one of PEERS on the SavedModel in `version`.
+
+    All log each request, as ours does.
+    """
     port, python = free_port(), sys.executable
     at, query = f"127.0.0.1:{port}", Request(port, "/generate?seed=SEED")
     match name:
         case "flask":
-            command = ["gunicorn", "--no-control-socket", "--threads", "8", "--bind", at]
-            command += ["benchmarks.peers.flask_predict:app"]
+            # 4 workers as in Flask's documentation. A pause longer than gunicorn's timeout of 30 s would end a worker.
+            command = ["gunicorn", "--no-control-socket", "-w", "4", "--timeout", "600", "--access-logfile", "-"]
+            command += ["--bind", at, "benchmarks.peers.flask_predict:app"]
             request = query
         case "fastapi":
-            command = ["uvicorn", "--port", str(port), "--log-level", "warning", "benchmarks.peers.fastapi_app:app"]
+            command = ["uvicorn", "--port", str(port), "benchmarks.peers.fastapi_app:app"]
             request = query
         case "bentoml":
             command = ["bentoml", "serve", "--port", str(port), "benchmarks.peers.bentoml_service:Images"]

@@ -18,6 +18,11 @@ def newest_version(model: Path) -> Path:
     return max((p for p in model.iterdir() if p.name.isdecimal()), key=lambda folder: int(folder.name))
 
 
+def version_name(model: Path) -> str:
+    """Return names of the model and its newest version, as "apple/1"."""
+    return f"{model.resolve().name}/{newest_version(model).name}"
+
+
 def models_by_size(bundled: Path, scratch: Path, *, small: bool = True) -> dict[str, Path]:
     """Return `bundled` and, if `small`, a 64 px model, by image size.
 

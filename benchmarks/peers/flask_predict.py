@@ -1,4 +1,4 @@
-"""A Flask application around `model.predict`: gunicorn --threads 8 benchmarks.peers.flask_predict:app."""
+"""A Flask application around `model.predict`: gunicorn -w 4 benchmarks.peers.flask_predict:app."""
 
 import io
 import os

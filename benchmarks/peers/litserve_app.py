@@ -34,5 +34,5 @@ class Generator(litserve.LitAPI):
 if __name__ == "__main__":
     api = Generator(max_batch_size=64, batch_timeout=0.002)
     litserve.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning"
+        host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False
     )
