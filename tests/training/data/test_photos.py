@@ -34,7 +34,7 @@ def two_halves(left: object, right: object, mode: str = "RGB") -> Image.Image:
 
 def jpeg_with_segment(marker: int, content: bytes) -> bytes:
     """Return an orange JPEG that begins with an application segment."""
-    jpeg = encoded(PLAIN, "JPEG", quality=100)
+    jpeg = encoded(solid("RGB", ORANGE), "JPEG", quality=100)
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content + jpeg[2:]
 
 
