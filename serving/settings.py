@@ -36,39 +36,15 @@ class SettingsError(Exception):
         super().__init__(sentence or f"{variable} is {shown}; allowed is {allowed}.")
 
 
-def read_text(text: str) -> str:
-    """Return `text`; raise ValueError if it is blank."""
-    if not text.strip():
-        raise ValueError
-    return text
+def matching(
+    pattern: str, convert: Callable[[str], Any] = str, is_valid: Callable[[Any], bool] = lambda value: True
+) -> Callable[[str], Any]:
+    """Return a reader that raises ValueError unless `pattern` matches the text, and `is_valid` its value."""
 
-
-def _model_name(text: str) -> str:
-    if not text.isprintable() or len(text.encode()) > MAX_NAME_BYTES:
-        raise ValueError
-    return read_text(text)
-
-
-def _path(text: str) -> Path:
-    if "\n" in text:  # the content of a file
-        raise ValueError
-    return Path(read_text(text))
-
-
-def _folder(text: str) -> Path:
-    path = _path(text)
-    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 (pathlib raises for long names)
-        raise ValueError
-    return path
-
-
-def matching(pattern: str) -> Callable[[str], str]:
-    """Return a reader that raises ValueError unless `pattern` matches the text."""
-
-    def read(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+    def read(text: str) -> Any:
+        if not re.fullmatch(pattern, text) or not is_valid(value := convert(text)):
             raise ValueError
-        return text
+        return value
 
     return read
 
@@ -92,12 +68,6 @@ def addresses_of(target: str) -> list[tuple[str, str, str]]:
     return ADDRESS.findall(found["addresses"]) if found else []
 
 
-def _path_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", text) or RESOURCE.fullmatch(text):
-        raise ValueError
-    return text
-
-
 class Kind(NamedTuple):
     """A kind of value of settings and flags."""
 
@@ -107,35 +77,35 @@ class Kind(NamedTuple):
 
 def whole_numbers(low: int, high: int, lowest: str = "") -> Kind:
     """Return the kind of integers from `low` to `high`; `lowest` explains `low`."""
-
-    def read(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError
-        return int(text)
-
+    read = matching("[0-9]{1,9}", int, lambda number: low <= number <= high)
     return Kind(read, f"a whole number from {low}{lowest and f' ({lowest})'} to {high}")
 
 
 def seconds(high: float) -> Kind:
     """Return the kind of numbers of seconds above 0, up to `high`."""
-
-    def read(text: str) -> float:
-        # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
-        if not re.fullmatch("[0-9.]+", text) or not 0 < float(text) <= high:
-            raise ValueError
-        return float(text)
-
+    # float() alone accepts "1_0", " 5 ", "nan" and digits of other scripts.
+    read = matching("[0-9.]+", float, lambda number: 0 < number <= high)
     return Kind(read, f"a number of seconds above 0, up to {high:g}")
 
 
-HOST = Kind(read_text, "the name or address to listen on")
+LINE = r".*\S.*"  # not blank; the content of a file has more lines
+HOST = Kind(matching(f"(?s){LINE}"), "the name or address to listen on")
 PORT = whole_numbers(1, 65535)
 SECONDS = seconds(MAX_TIMEOUT_S)
-PATH_PREFIX = Kind(_path_prefix, "a path such as /ringo, of letters, digits and ._~-, no gateway path, no final slash")
+PATH_PREFIX = Kind(
+    matching(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", is_valid=lambda prefix: not RESOURCE.fullmatch(prefix)),
+    "a path such as /ringo, of letters, digits and ._~-, no gateway path, no final slash",
+)
 TARGET = Kind(_target, "host:port of a gRPC server without http://, an IPv6 address in brackets")
-MODEL_NAME = Kind(_model_name, f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes")
-FOLDER = Kind(_folder, "a folder, which need not exist yet")
-PEM_FILE = Kind(_path, "the path of a PEM file")
+MODEL_NAME = Kind(
+    matching(LINE, is_valid=lambda name: name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES),
+    f"the name of a model, of printable characters, at most {MAX_NAME_BYTES} bytes",
+)
+FOLDER = Kind(  # pathlib raises for long names
+    matching(LINE, Path, lambda path: os.path.isdir(path) or not os.path.exists(path)),  # noqa: PTH110, PTH112
+    "a folder, which need not exist yet",
+)
+PEM_FILE = Kind(matching(LINE, Path), "the path of a PEM file")
 # RFC 6750's characters
 TOKEN = Kind(
     matching("[A-Za-z0-9._~+/-]{16,}=*"), "at least 16 ASCII letters, digits and characters of ._~+/-, and no newline"
@@ -152,7 +122,7 @@ class Settings:
     path_prefix: Annotated[str, PATH_PREFIX] = ""
     model_server: Annotated[str, TARGET] = "127.0.0.1:8500"
     model_name: Annotated[str, MODEL_NAME] = "apple"
-    model_base_path: Annotated[Path, Kind(_path, "the path of a folder")] = Path("models/apple")
+    model_base_path: Annotated[Path, Kind(matching(LINE, Path), "the path of a folder")] = Path("models/apple")
     # An image takes tens of milliseconds on two cores. 10 s are enough for a queue of hundreds, and less than the 15 to
     # 30 s after which proxies time out.
     predict_timeout_s: Annotated[float, SECONDS] = 10.0

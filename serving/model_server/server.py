@@ -15,7 +15,7 @@ import grpc
 from serving.model_server.prediction_service import PredictionService
 from serving.model_server.versions import VersionWatcher
 from serving.runtime.ports import address_of, listen, with_port
-from serving.settings import FOLDER, HOST, LOG_FORMAT, MODEL_NAME, SettingsError, flag, seconds, whole_numbers
+from serving.settings import FOLDER, HOST, LOG_FORMAT, MODEL_NAME, SettingsError, flag, matching, seconds, whole_numbers
 from serving.telemetry.logs import configure as configure_logging
 
 MAX_CONCURRENT_CALLS = 256  # at 30 ms an image the last of them waits 8 s
@@ -155,19 +155,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
     add("--file_system_poll_wait_seconds", type=flag(*seconds(MAX_POLL_INTERVAL_S)), default="1")
     add("--log-format", type=flag(*LOG_FORMAT), default="text")
+    boolean = flag(matching("(?ai)true|1|false|0", lambda text: text.lower() in ("true", "1")), "true or false")
     for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
-        add(f"--{name}", type=flag(read_boolean, "true or false"), nargs="?", const=True, default="false")
+        add(f"--{name}", type=boolean, nargs="?", const=True, default="false")
     for name in WITHOUT_EFFECT:
         add(f"--{name}", help="accepted, without effect")
     return parser.parse_args(argv)
-
-
-def read_boolean(value: str) -> bool:
-    """Return `value` as TensorFlow Serving reads it; raise ValueError for other words."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if value.lower() not in words:
-        raise ValueError
-    return words[value.lower()]
 
 
 def channel_arguments(value: str) -> tuple[tuple[str, int | str], ...]:

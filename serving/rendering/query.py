@@ -5,7 +5,6 @@ The fields define how a query is read from a URL, checked, written as a URL and 
 
 import hashlib
 import math
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -43,12 +42,7 @@ class Parameter:
 
 def whole_number(low: int, high: int, description: str) -> Parameter:
     """Return a parameter for integers from `low` to `high`."""
-
-    def read(text: str) -> int:
-        if not re.fullmatch("0|[1-9][0-9]{0,18}", text) or not low <= int(text) <= high:
-            raise ValueError
-        return int(text)
-
+    read = matching("0|[1-9][0-9]{0,18}", int, lambda number: low <= number <= high)
     allowed = f"one whole number from {low} to {high}, in decimal digits without sign, space or leading zero"
     schema = {"type": "integer", "format": "int64", "minimum": low, "maximum": high}
     return Parameter(read, allowed, schema, description)
