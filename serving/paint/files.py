@@ -170,11 +170,5 @@ def open_file(path: Path, *, append: bool = False) -> io.BufferedReader | io.Buf
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 
-def create_file(path: Path) -> BinaryIO:
-    """Replace the file, FIFO or link `path` by a new file. Raises OSError."""
-    path.unlink(missing_ok=True)
-    return path.open("xb")
-
-
 def _aside(path: Path) -> Path:
     return path.with_name(path.name + ASIDE)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from serving.paint.files import create_file, open_file
+from serving.paint.files import open_file
 from serving.rendering.query import MAX_SEED
 
 
@@ -56,7 +56,8 @@ class Manifest:
     def replace(self, rows: Iterable[Row]) -> None:
         """Replace the whole manifest by `rows`, atomically. Raises OSError."""
         aside = self._path.with_name(self._path.name + ".part")
-        with create_file(aside) as file:
+        aside.unlink(missing_ok=True)  # also a FIFO or a link
+        with aside.open("xb") as file:
             file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
