@@ -110,8 +110,32 @@ def rendering_other_bytes(*changed: int) -> Callable[[Any], Any]:
     return reply
 
 
+class LocalServer:
+    """Serves in a `with` block what the functions `adders` of generated modules add of `servicer`."""
+
+    def __init__(self, servicer: Any, *adders: Any, port: int = 0, threads: int = 4, options: Any = ()) -> None:
+        self._server = grpc.server(futures.ThreadPoolExecutor(threads), options=options)
+        for add in adders:
+            add(servicer, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.target = f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close all connections and the port; may be called again."""
+        self._server.stop(grace=None).wait(timeout=5)
+
+
 class FakeModelServer(
-    messages.prediction_service_pb2_grpc.PredictionServiceServicer, messages.model_service_pb2_grpc.ModelServiceServicer
+    LocalServer,
+    messages.prediction_service_pb2_grpc.PredictionServiceServicer,
+    messages.model_service_pb2_grpc.ModelServiceServicer,
 ):
     """Serves one model version in a `with` block; set `version` to swap.
 
@@ -137,22 +161,9 @@ class FakeModelServer(
         self._is_free.set()
         # Servers on one port share its connections: SO_REUSEPORT is gRPC's default.
         options = [("grpc.max_connection_age_ms", int(min(1000 * max_connection_age_s, 2**31 - 1)))]
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=options)
-        messages.prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
-        messages.model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
-        self.target = f"127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Close all connections and the port; may be called again."""
-        self._server.stop(grace=None).wait(timeout=5)
+        add_predictions = messages.prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server
+        add_models = messages.model_service_pb2_grpc.add_ModelServiceServicer_to_server
+        super().__init__(self, add_predictions, add_models, port=port, options=options)
 
     @contextmanager
     def holding(self) -> Iterator[None]:

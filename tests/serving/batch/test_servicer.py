@@ -3,7 +3,6 @@
 import hashlib
 import string
 import threading
-from concurrent import futures
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from serving.pb.ringo.v1.picture_service_pb2 import DescribeModelRequest, GenerateRequest, PictureOptions
 from tests.batch_process import NOT_SERVING, SERVICE, SERVICE_UNKNOWN, SERVING, batch_for, batch_request, refusal
 from tests.conftest import LIMIT_S, wait_until
-from tests.fake_model_server import FakeModelServer
+from tests.fake_model_server import FakeModelServer, LocalServer
 from tests.gateway_process import resident_kb, value
 from tests.serving.paint.conftest import paint
 
@@ -236,14 +235,10 @@ def test_health_is_not_serving_until_the_model_server_is_back(tmp_path):
 
 def test_an_unexpected_error_is_internal_without_its_cause(caplog):
     broken = PictureService(None, None, "apple", threads=1, max_streams=1)
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    picture_service_pb2_grpc.add_PictureServiceServicer_to_server(broken, server)
-    port = server.add_insecure_port("localhost:0")
-    server.start()
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
+    add = picture_service_pb2_grpc.add_PictureServiceServicer_to_server
+    with LocalServer(broken, add) as server, grpc.insecure_channel(server.target) as channel:
         pictures = picture_service_pb2_grpc.PictureServiceStub(channel)
         code, message, _ = refusal(lambda: list(pictures.GenerateBatch(batch_request([1]), timeout=LIMIT_S)))
-    server.stop(None).wait(LIMIT_S)
     assert (code, message) == (grpc.StatusCode.INTERNAL, "The server failed; its log says why.")
     assert "AttributeError" in caplog.text
 

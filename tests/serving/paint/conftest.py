@@ -5,13 +5,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
-from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import pytest
@@ -20,6 +19,7 @@ from serving.paint.command import main
 from serving.pb.ringo.v1 import picture_service_pb2 as pb
 from serving.pb.ringo.v1 import picture_service_pb2_grpc
 from tests.conftest import LIMIT_S, ROOT, command, ended_afterwards
+from tests.fake_model_server import LocalServer
 
 
 def data_of(seed: int, version: int = 1) -> bytes:
@@ -27,7 +27,7 @@ def data_of(seed: int, version: int = 1) -> bytes:
 
 
 @dataclass(eq=False)
-class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
+class FakeBatchServer(LocalServer, picture_service_pb2_grpc.PictureServiceServicer):
     """Answers on a socket while the `with` block lasts, with images of few bytes.
 
     `before(seed, context)` is called before each image. `aborts` has seeds at which one call ends, with its status, and
@@ -42,17 +42,8 @@ class FakeBatchServer(picture_service_pb2_grpc.PictureServiceServicer):
     more: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
-        picture_service_pb2_grpc.add_PictureServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self.target = f"ipv4:127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop(grace=None).wait(timeout=LIMIT_S)
+        super().__init__(self, picture_service_pb2_grpc.add_PictureServiceServicer_to_server, threads=16)
+        self.target = f"ipv4:{self.target}"
 
     def DescribeModel(self, request: Any, context: Any) -> pb.DescribeModelResponse:  # noqa: N802 (the service's name)
         return pb.DescribeModelResponse(model_versions=[self.version] if self.version else [])

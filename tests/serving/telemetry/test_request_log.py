@@ -5,10 +5,9 @@ import os
 import re
 import signal
 import sys
-from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
-import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -18,7 +17,8 @@ from serving.errors import RingoError
 from serving.gateway.app import ANSWERS
 from serving.telemetry.tracing import export_traces
 from tests.batch_process import batch_for
-from tests.conftest import LIMIT_S, VERSION, wait_until
+from tests.conftest import VERSION, wait_until
+from tests.fake_model_server import LocalServer
 from tests.gateway_process import gateway_for, scrape
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -176,13 +176,10 @@ def exported(monkeypatch):
         exported.extend(request.resource_spans)
         return trace_service_pb2.ExportTraceServiceResponse()
 
-    service, server = trace_service_pb2_grpc.TraceServiceServicer(), grpc.server(futures.ThreadPoolExecutor(2))
-    service.Export = export
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(service, server)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    server.start()
-    yield exported
-    server.stop(None).wait(LIMIT_S)
+    service = SimpleNamespace(Export=export)
+    with LocalServer(service, trace_service_pb2_grpc.add_TraceServiceServicer_to_server) as server:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{server.target}")
+        yield exported
 
 
 def test_spans_of_both_servers_are_sent_to_the_collector(exported, model_server, tmp_path):
