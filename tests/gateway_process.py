@@ -146,6 +146,11 @@ def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object)
     return subprocess.run(whole, env=env, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
+def tls(path: object) -> dict[str, object]:
+    """Return the settings for certificate and key in one file."""
+    return {"tls_certificate": path, "tls_key": path}
+
+
 def shell(script: str) -> tuple[str, ...]:
     """Return a command that runs `script` before the command behind it."""
     return ("sh", "-c", f'{script} && exec "$@"', "sh")

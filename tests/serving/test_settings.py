@@ -9,7 +9,7 @@ from serving.gateway.app import create_app
 from serving.runtime.ports import listen
 from serving.settings import Settings, SettingsError
 from tests.conftest import UNPRIVILEGED
-from tests.gateway_process import free_port, run_serving, shell
+from tests.gateway_process import free_port, run_serving, shell, tls
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,6 @@ def test_error_names_the_variable_when_its_value_is_invalid(variable, text, faul
 
 NOT_HERE = "allowed is a name or address of this machine: "
 TAKEN_PORT = "Port TAKEN is already in use on 127.0.0.1; set "
-
-
-def tls(path: str) -> dict[str, str]:
-    return {"tls_certificate": path, "tls_key": path}
-
-
 TOO_LARGE = "allowed is a writable folder with 4 MiB of room, which /dev/shm does not have: File too large."
 # command, also after a script of the shell; settings (TAKEN: a port that is in use); beginning of the sentence
 REFUSED_STARTS = [

@@ -1,10 +1,9 @@
 """TLS, client certificates and the token of gateway and batch server."""
 
-import http.client
 import json
 import os
+import socket
 import ssl
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from serving.pb.ringo.v1 import picture_service_pb2
 from serving.settings import Settings
 from tests.batch_process import Batch, batch_for, refusal
 from tests.conftest import LIMIT_S, VERSION, wait_until
-from tests.gateway_process import gateway_for, run_serving, scrape, value
+from tests.gateway_process import Gateway, Reply, gateway_for, run_serving, scrape, tls, value
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
@@ -33,10 +32,6 @@ def pem(tmp_path_factory) -> dict[str, Path]:
     for name, issuer in {"server": ca, "client": ca, "stranger": trustme.CA()}.items():
         issuer.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / f"{name}.pem")
     return {file.stem: file for file in folder.iterdir()}
-
-
-def tls(pem: dict[str, Path]) -> dict[str, Path]:
-    return {"tls_certificate": pem["server"], "tls_key": pem["server"]}
 
 
 def credentials(ca: Path, client: Path | None = None) -> grpc.ChannelCredentials:
@@ -55,7 +50,7 @@ def described(batch: Batch, *metadata: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def batch(model_server, pem, tmp_path_factory):
-    settings = {"credentials": credentials(pem["ca"]), "token": TOKEN, **tls(pem)}
+    settings = {"credentials": credentials(pem["ca"]), "token": TOKEN, **tls(pem["server"])}
     with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), **settings) as batch:
         yield batch
 
@@ -124,7 +119,7 @@ def test_paint_stops_at_once_when_waiting_cannot_help(batch, gateway, pem, tmp_p
 
 
 def test_batch_server_serves_clients_with_a_certificate_of_the_ca_only(model_server, pem, tmp_path):
-    settings = {"credentials": credentials(pem["ca"], pem["client"]), "tls_client_ca": pem["ca"], **tls(pem)}
+    settings = {"credentials": credentials(pem["ca"], pem["client"]), "tls_client_ca": pem["ca"], **tls(pem["server"])}
     with batch_for(model_server.target, tmp_path, **settings) as batch:
         assert described(batch) == "apple"
         for channel in (
@@ -187,22 +182,22 @@ def test_shared_caches_must_not_store_images_when_a_token_is_set(gateway):
     assert reply.headers["Cache-Control"] == "private, max-age=31536000, immutable"
 
 
-def status_of(port: int, ca: Path, client: Path | None = None) -> int:
+def ask_over_tls(gateway: Gateway, port: int, ca: Path, client: Path | None = None) -> Reply:
     context = ssl.create_default_context(cafile=ca)
     if client is not None:
         context.load_cert_chain(client)
-    with closing(http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=context)) as connection:
-        connection.request("GET", "/livez")
-        return connection.getresponse().status
+    plain = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+    return gateway.ask("/livez", sock=context.wrap_socket(plain, server_hostname="localhost"))
 
 
 def test_gateway_serves_tls_clients_with_a_certificate_of_the_ca_only(model_server, pem, tmp_path):
-    with gateway_for(model_server.target, tmp_path, probe=None, tls_client_ca=pem["ca"], **tls(pem)) as gateway:
+    settings = {"tls_client_ca": pem["ca"], **tls(pem["server"])}
+    with gateway_for(model_server.target, tmp_path, probe=None, **settings) as gateway:
         for port in (gateway.port, gateway.metrics_port):
-            assert status_of(port, pem["ca"], pem["client"]) == 200
+            assert ask_over_tls(gateway, port, pem["ca"], pem["client"]).status == 200
             for client in (None, pem["stranger"]):
                 with pytest.raises((ssl.SSLError, ConnectionError)):
-                    status_of(port, pem["ca"], client)
+                    ask_over_tls(gateway, port, pem["ca"], client)
         words = {"target": f"localhost:{gateway.port}", "ca": pem["ca"], "seeds": 1, "out": tmp_path / "out"}
         words |= dict.fromkeys(("certificate", "key"), pem["client"])
         done = run_serving("paint", *(f"--{name}={text}" for name, text in words.items()))
