@@ -147,24 +147,19 @@ def start_gateway(tmp_path):
         yield lambda target, **options: stack.enter_context(gateway_for(target, tmp_path, **options))
 
 
-@pytest.fixture(scope="module")
-def gateway(request, model_server, tmp_path_factory):
-    """A gateway for `model_server`, with the SETTINGS of the test file, if any."""
+def run_server(request, model_server, tmp_path_factory):
+    """The server of the fixture's name, for `model_server`, with the SETTINGS of the test file, if any."""
+    from tests.batch_process import batch_for
     from tests.gateway_process import gateway_for
 
-    settings = getattr(request.module, "SETTINGS", {})
-    with gateway_for(model_server.target, tmp_path_factory.mktemp("gateway"), **settings) as gateway:
-        yield gateway
+    name, settings = request.fixturename, getattr(request.module, "SETTINGS", {})
+    run_named = {"gateway": gateway_for, "batch": batch_for}[name]
+    with run_named(model_server.target, tmp_path_factory.mktemp(name), **settings) as server:
+        yield server
 
 
-@pytest.fixture(scope="module")
-def batch(request, model_server, tmp_path_factory):
-    """A batch server for `model_server`, with the SETTINGS of the test file, if any."""
-    from tests.batch_process import batch_for
-
-    settings = getattr(request.module, "SETTINGS", {})
-    with batch_for(model_server.target, tmp_path_factory.mktemp("batch"), **settings) as batch:
-        yield batch
+gateway = pytest.fixture(run_server, scope="module")
+batch = pytest.fixture(run_server, scope="module")
 
 
 @pytest.fixture
