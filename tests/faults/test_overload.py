@@ -42,16 +42,13 @@ def test_excess_requests_get_503_and_cached_ones_are_served_in_overload(server, 
 
 def test_sheet_counts_as_a_request_for_every_two_images(server, start_gateway):
     gateway = start_gateway(server.target, max_in_flight=LIMIT)
-    with ThreadPoolExecutor(1) as pool, server.holding():
-        sheet = pool.submit(gateway.ask, f"/grid?seeds=2-{2 * LIMIT + 3}")  # alone, as it exceeds the limit
-        wait_until(lambda: gateway.rendered() == 1, "the sheet's call")
-        assert gateway.ask("/generate?seed=100").status == 503
-    assert sheet.result().status == 200
-    with ThreadPoolExecutor(1) as pool, server.holding():
-        image = pool.submit(gateway.ask, "/generate?seed=100")
-        wait_until(lambda: gateway.rendered() == 2, "the image's call")
-        assert gateway.ask(f"/grid?seeds=200-{199 + 2 * LIMIT}").status == 503
-    assert image.result().status == 200
+    image, excess = "/generate?seed=100", f"/grid?seeds=2-{2 * LIMIT + 3}"  # the sheet runs alone
+    for calls, (running, refused) in enumerate([(excess, image), (image, f"/grid?seeds=200-{199 + 2 * LIMIT}")], 1):
+        with ThreadPoolExecutor(1) as pool, server.holding():
+            reply = pool.submit(gateway.ask, running)
+            wait_until(lambda: gateway.rendered() == calls, "its call of the model")  # noqa: B023 (is called here)
+            assert gateway.ask(refused).status == 503
+        assert reply.result().status == 200
 
 
 def request_image(gateway: Gateway, seed: int, path: str = "/generate?seed={}") -> socket.socket:
