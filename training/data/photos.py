@@ -176,14 +176,11 @@ def _find_files(folder: Path) -> list[_File]:
         paths = [Path(root, name) for name in names if not name.startswith(".")]
         files += [_inspect(path, str(path.relative_to(folder))) for path in paths]
     jpegs = {Path(file.name.casefold()) for file in files if file.skip_reason is None}
-
-    def find_reason(file: _File) -> SkipReason | None:
+    for index, file in enumerate(files):
         name = Path(file.name.casefold())
         is_original = RAW_SUFFIX.fullmatch(name.suffix) or name.suffix in (".heic", ".heif", ".hif")
-        is_pair = is_original and any(name.with_suffix(suffix) in jpegs for suffix in (".jpg", ".jpeg"))
-        return SkipReason.PAIR if is_pair else file.skip_reason
-
-    files = [dataclasses.replace(file, skip_reason=find_reason(file)) for file in files]
+        if is_original and any(name.with_suffix(suffix) in jpegs for suffix in (".jpg", ".jpeg")):
+            files[index] = dataclasses.replace(file, skip_reason=SkipReason.PAIR)
     return sorted(files, key=lambda file: file.name)
 
 
