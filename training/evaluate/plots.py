@@ -31,8 +31,7 @@ class Chart:
 
 def draw_losses(curves: Curves) -> Figure:
     """Return a figure of the columns LABELS over the column `step`."""
-    figure = _new_figure(height=5.0)
-    losses, outputs = figure.subplots(2, 1, sharex=True)
+    figure, (losses, outputs) = _new_figure(height=5.0, panels=2)
     rows_a_point = math.ceil(len(curves["step"]) / MAX_POINTS)
     cuts = range(rows_a_point, len(curves["step"]), rows_a_point)
     means = {name: [part.mean() for part in np.array_split(curves[name], cuts)] for name in ("step", *LABELS)}
@@ -71,8 +70,7 @@ def chart_kid(curves: Curves) -> Chart:
 
     if len(steps) == 1:
         return Chart(title, f"KID × 1000 was measured once: {kid[0]:.3g} ± {deviation[0]:.2g} at {moment(0)}.")
-    figure = _new_figure(height=3.2)
-    axes = figure.subplots()
+    figure, axes = _new_figure(height=3.2)
     low, middle, high = (np.maximum(values, 1.0) for values in (kid - deviation, kid, kid + deviation))
     axes.plot(steps, middle, marker=".")
     axes.fill_between(steps, low, high, alpha=0.2)
@@ -90,8 +88,7 @@ def chart_kid(curves: Curves) -> Chart:
 
 def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
     """Return a histogram of each of `kinds`, all of equal area. `kinds` maps labels to values >= 0."""
-    figure = _new_figure(height=3.2)
-    axes = figure.subplots()
+    figure, axes = _new_figure(height=3.2)
     edges = np.linspace(0.0, max(values.max() for values in kinds.values()) or 1.0, BINS + 1)
     for label, values in kinds.items():
         axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.4, label=label)
@@ -102,12 +99,13 @@ def chart_distances(kinds: Mapping[str, Numbers]) -> Chart:
     return Chart("Histogram of distances", summary, _data_uri(figure))
 
 
-def _new_figure(height: float) -> Figure:
+def _new_figure(height: float, panels: int = 1) -> tuple[Figure, Any]:
     from matplotlib import rcdefaults
     from matplotlib.figure import Figure  # no global state: pyplot would keep every figure
 
     rcdefaults()  # settings of the user, such as text.usetex, may raise an error
-    return Figure(figsize=(6.5, height), layout="constrained")
+    figure = Figure(figsize=(6.5, height), layout="constrained")
+    return figure, figure.subplots(panels, sharex=True)
 
 
 def _sentence(subject: str, numbers: Mapping[str, str]) -> str:
