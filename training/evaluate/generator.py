@@ -1,7 +1,7 @@
 """The generator under test: that of a run, or an exported version."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ class GeneratorUnderTest:
     images_from_latents: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
     config: TrainingConfig
     photos_record: PhotosRecord
-    losses: Curves  # empty for a version
-    kid: Curves
+    losses: Curves = field(default_factory=dict)  # empty for a version
+    kid: Curves = field(default_factory=dict)
 
     def generate_images(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images uint8[N, S, S, 3] of `seeds` int64[N]."""
@@ -75,6 +75,4 @@ def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTes
         images_from_latents=run_signature,
         config=read_record(model / "config.json", TrainingConfig),  # older versions lack newer settings
         photos_record=photos_record,
-        losses={},
-        kid={},
     )

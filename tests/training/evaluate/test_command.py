@@ -205,13 +205,6 @@ def test_variety_is_missing_or_rare_by_its_share_of_the_images():
     assert coverage.describe().endswith("rare, as a fraction of their share: elstar 0.32")
 
 
-def test_evaluate_is_refused_in_one_sentence_when_a_version_is_damaged(small_model, tmp_path):
-    version = shutil.copytree(small_model / "1", tmp_path / "1")
-    (version / "variables" / "variables.index").unlink()
-    with pytest.raises(TrainingError, match=r"/1 is damaged, or `export` did not write it; name another version\.$"):
-        evaluate_in_process(version, tmp_path, out=tmp_path / "out")
-
-
 def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(run, tmp_path):
     (run / "kid.csv").write_text("step,kid_x1000\n2,5\n")
     sentence = "Line 1 of .*/run/kid.csv is not step,kid_x1000,std,minutes; restore the file from a backup."
@@ -222,12 +215,15 @@ def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(run, tmp_path):
 @pytest.mark.parametrize(
     ("model", "out", "sentence"),
     [
+        ("1", "out", r"/1 is damaged, or `export` did not write it; name another version\.$"),
         ("photos", "out", "photos has neither saved_model.pb nor config.json; name a version of a model, such as"),
         ("run", "out", "^24 images and photos are too few to compare; provide at least 50"),
         ("run", "photos/0.png", "^--out is '.*/0.png', but .*/0.png is not a folder; set --out"),
     ],
 )
-def test_evaluate_is_refused_when_an_argument_is_wrong(small_run, folder, model, out, sentence):
+def test_evaluate_is_refused_when_an_argument_is_wrong(small_model, small_run, folder, model, out, sentence):
+    version = shutil.copytree(small_model / "1", folder.parent / "1")
+    (version / "variables" / "variables.index").unlink()
     (folder.parent / "run").symlink_to(small_run)
     for seed in range(24):
         draw_photo(seed).save(folder / f"{seed}.png")
