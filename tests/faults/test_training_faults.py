@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import LIMIT_S, ROOT, command, wait_until
 from tests.training.fit.test_run import assert_equal_bits, output_of, start_fit, steps_in
+from training.records import read_batches_done
 
 FLAGS = ("--steps", 120, "--jit-compile")
 
@@ -49,7 +50,7 @@ def test_training_ends_with_equal_bits_when_killed_ten_times(photos, finished, t
 def test_fit_keeps_its_last_checkpoint_when_the_disk_is_full(photos, finished, small_disk):
     run, filler = small_disk / "run", small_disk / "filler"
     process = start_fit(photos, run, *FLAGS)
-    wait_until(lambda: (run / "compute.json").exists(), "a checkpoint of a batch", 240)
+    wait_until(lambda: read_batches_done(run / "checkpoint.npz") > 0, "a checkpoint of a batch", 240)
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while process.poll() is None:
             file.write(bytes(2**12))
