@@ -1,6 +1,6 @@
 """The command `evaluate`: compare the images of a model with photos."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,6 +61,25 @@ def evaluate(
     images = generator.generate_images(seeds)
     features = [(e.name, features_of_photos(e, photos, cache_dir), e(images, progress="images")) for e in extractors]
     noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *images.shape[1:]), np.uint8)
+    name = printable(photos_folder.resolve().name)
+    rights = quote_model_card(model / "model_card.md") | dict(rights or {})
+    report = compare(generator, photos, name, images, seeds, features, extractors[0](noise), rights)
+    write_record(out / "evaluation.json", asdict(report.evaluation))
+    write_report(out / "report.html", report)
+    return report.evaluation
+
+
+def compare(
+    generator: GeneratorUnderTest,
+    photos: Photos,
+    photos_name: str,
+    images: NDArray[np.uint8],
+    seeds: NDArray[np.int64],
+    features: Sequence[tuple[str, Features, Features]],
+    noise: Features,
+    rights: Mapping[str, str],
+) -> Report:
+    """Return the report on `images`; `features` are network, photos and images."""
     split, remarks = recover_split(generator, photos)
     photo_features, image_features = features[0][1:]
     copies = generated = held_out = None
@@ -73,20 +92,20 @@ def evaluate(
         model=generator.name,
         batch=generator.batch,
         features=distances.features,
-        photos=f"{printable(photos_folder.resolve().name)}, {photos.summary.used:,} photos",
+        photos=f"{photos_name}, {photos.summary.used:,} photos",
         seeds=f"{seeds[0]} to {seeds[-1]}",
         against_all=distances.against_all,
         against_held_out=distances.against_held_out,
         other_features=tuple(other_distances),
         copies=copies,
         coverage=coverage,
-        references=measure_references(varieties, photo_features, extractors[0](noise)),
+        references=measure_references(varieties, photo_features, noise),
         remarks=remarks,
     )
-    report = Report(
+    return Report(
         evaluation=evaluation,
         photos=generator.photos_record,
-        rights=quote_model_card(model / "model_card.md") | dict(rights or {}),
+        rights=rights,
         held_out_photos=split.describe() if split else f"{generator.photos_record.held_out:,} photos.",
         grid=generator.generate_images(np.arange(GRID_SEEDS)),
         missing={name: photos.pixels[np.flatnonzero(varieties.names == name)[:6]] for name in coverage.missing},
@@ -97,9 +116,6 @@ def evaluate(
         kid=generator.kid,
         config=asdict(generator.config),
     )
-    write_record(out / "evaluation.json", asdict(evaluation))
-    write_report(out / "report.html", report)
-    return evaluation
 
 
 def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split | None, tuple[str, ...]]:
