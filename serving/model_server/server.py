@@ -155,6 +155,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grpc_channel_arguments", type=flag(channel_arguments, "NAME=VALUE,NAME=VALUE"), default="", metavar="LIST")
     add("--file_system_poll_wait_seconds", type=flag(*seconds(MAX_POLL_INTERVAL_S)), default="1")
     add("--log-format", type=flag(*LOG_FORMAT), default="text")
+    # As TensorFlow Serving reads it.
     boolean = flag(matching("(?ai)true|1|false|0", lambda text: text.lower() in ("true", "1")), "true or false")
     for name in ("enable_serialization_as_tensor_content", "enable_grpc_healthcheck_service"):
         add(f"--{name}", type=boolean, nargs="?", const=True, default="false")
