@@ -29,8 +29,8 @@ def browser():
 
 
 @contextmanager
-def visiting(browser, gateway, *, faults=(), **view):
-    """Yield a blank page in a new context with the options `view`.
+def context_of(browser, gateway, *, faults=(), **view):
+    """Yield a new context with the options `view`.
 
     Afterwards, fail on requests to other hosts and on errors in the console that `faults` does not name. Chromium
     writes violations of the Content-Security-Policy to the console.
@@ -38,20 +38,33 @@ def visiting(browser, gateway, *, faults=(), **view):
     messages, errors, urls = [], [], []
     with browser.new_context(base_url=f"http://127.0.0.1:{gateway.port}", **(view or WIDE)) as context:
         context.set_default_timeout(1000 * LIMIT_S)
-        page = context.new_page()
-        page.on("console", lambda message: messages.append((message.type, message.text)))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: urls.append(request.url))
-        yield page
+        context.on("console", lambda message: messages.append((message.type, message.text)))
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+        context.on("request", lambda request: urls.append(request.url))
+        yield context
     complaints = [text for kind, text in messages if kind in ("error", "warning")]
     assert [text for text in complaints if not any(fault in text for fault in faults)] == errors == []
     assert [url for url in urls if urlsplit(url).hostname != "127.0.0.1"] == []
 
 
-# One page for most tests: a new one takes half a second, and loads all images again.
+@contextmanager
+def visiting(browser, gateway, **options):
+    """Yield a blank page in a context of its own; see `context_of`."""
+    with context_of(browser, gateway, **options) as context:
+        yield context.new_page()
+
+
+# One context for most tests: a new one takes half a second, and loads all images again.
 @pytest.fixture(scope="module")
-def page(browser, gateway):
-    with visiting(browser, gateway) as page:
+def context(browser, gateway):
+    with context_of(browser, gateway) as context:
+        yield context
+
+
+# A page for each test: a step back in the history that the previous test began would abort its first `goto`.
+@pytest.fixture
+def page(context):
+    with context.new_page() as page:
         yield page
 
 
