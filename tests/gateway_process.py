@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -116,11 +117,23 @@ def status_of(port: int, path: str) -> int | None:
     return None
 
 
-# Below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before a gateway
-# listens. Each process of pytest-xdist has ports of its own.
-PORTS_EACH = 1_000
-FIRST_PORT = 20_000 + PORTS_EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_ports = cycle(range(FIRST_PORT, FIRST_PORT + PORTS_EACH))
+def claim_ports() -> tuple[socket.socket, range]:
+    """Return 999 ports for this process alone, and the socket that marks them as taken while it is open.
+
+    They lie below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before
+    a gateway listens. Another run of tests on this machine would take the port of a server that is killed here.
+    """
+    for first in range(20_000, 32_000, 1_000):
+        mark = socket.socket()
+        with suppress(OSError):
+            mark.bind(("127.0.0.1", first))
+            return mark, range(first + 1, first + 1_000)
+        mark.close()
+    raise OSError("the ports 20000, 21000, ... and 31000 are all taken; end other runs of the tests")
+
+
+_mark, _claimed = claim_ports()
+_ports = cycle(_claimed)
 
 
 def free_port() -> int:
