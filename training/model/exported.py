@@ -24,7 +24,7 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
     """
     import tensorflow as tf
 
-    generator = build_generator(config.latent_dim, config.generator_channels)
+    generator = build_generator(config.latent_dim, config.generator_channels, config.varieties)
     try:
         _restore(generator, _read_constants(version))
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:

@@ -181,6 +181,9 @@ def lengthen_name(folder):
     (folder / "run").rename(folder / ("r" * 250))
 
 
+PROJECTED = ("--discriminator", "projected")
+
+
 def change_nothing(folder):
     pass
 
@@ -230,6 +233,14 @@ def change_nothing(folder):
         (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
         (change_nothing, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
         (change_nothing, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
+        (
+            change_nothing,
+            "new",
+            ("--grow-from=run", "--varieties=2", *PROJECTED),
+            "--varieties is 2, but run has 0; set",
+        ),
+        (change_nothing, "new", ("--varieties", "2"), "varieties is 2, more than a plain discriminator and a latent_"),
+        (change_nothing, "new", ("--varieties=2", *PROJECTED), "but the names of the photos give 0; set it to that"),
         (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (damage_version, "new", ("--from", "run", "--steps", "1"), "run is not a model that `export` wrote with its"),
         (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
