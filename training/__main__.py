@@ -23,6 +23,7 @@ INTERRUPTED = 130  # the shells' exit status after Ctrl-C
 
 Options = argparse.Namespace
 Subparsers = Any  # argparse's type for them is private
+AddArgument = Callable[..., argparse.Action]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,20 +35,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Subparsers, name: str, run: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
+def _add_command(commands: Subparsers, name: str, run: Callable[[Options], int], text: str) -> AddArgument:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
     parser.set_defaults(run_command=run)
-    return parser
+    return parser.add_argument
 
 
-def _add_photos(parser: argparse.ArgumentParser, text: str = "folder of photos, with subfolders") -> None:
-    parser.add_argument("--photos", type=_path, required=True, metavar="DIR", help=text)
+def _add_photos(add: AddArgument, text: str = "folder of photos, with subfolders") -> None:
+    add("--photos", type=_path, required=True, metavar="DIR", help=text)
 
 
 def _add_fit(commands: Subparsers) -> None:
-    parser = _add_command(commands, "fit", _run_fit, "train a GAN on a folder of photos; the same command resumes")
-    _add_photos(parser)
-    add = parser.add_argument
+    add = _add_command(commands, "fit", _run_fit, "train a GAN on a folder of photos; the same command resumes")
+    _add_photos(add)
     add("--out", type=_path, required=True, metavar="RUN", help="run folder, for all files of the run")
     add("--grow-from", type=_path, metavar="RUN", help="start from another run's generator, at its size or twice it")
     from_help = "start from the generator of a model, such as models/apple or models/apple/3; for few photos"
@@ -62,31 +62,29 @@ def _add_fit(commands: Subparsers) -> None:
         "several devices train without XLA (default: single)",
     )
     for f in fields(TrainingConfig):
-        _add_config_flag(parser, f, is_optional=True)
+        _add_config_flag(add, f, is_optional=True)
 
 
 def _add_preview(commands: Subparsers) -> None:
-    parser = _add_command(commands, "preview", _run_preview, "write a sheet of photos with their augmented versions")
-    _add_photos(parser)
-    add = parser.add_argument
+    add = _add_command(commands, "preview", _run_preview, "write a sheet of photos with their augmented versions")
+    _add_photos(add)
     add("--out", type=_path, default=Path("preview.png"), metavar="PNG", help="the sheet (default: preview.png)")
     for f in fields(TrainingConfig):
         if f.name in AUGMENTATION_FIELDS:
-            _add_config_flag(parser, f)
+            _add_config_flag(add, f)
 
 
 def _add_samples(commands: Subparsers) -> None:
-    parser = _add_command(commands, "samples", _run_samples, "write a grid, a morph and single images of a run")
-    parser.add_argument("run", type=_path, metavar="RUN", help="run folder of `fit`")
-    parser.add_argument("--seeds", default="0-63", help="numbers and ranges, such as 7,42,100-115 (default: 0-63)")
+    add = _add_command(commands, "samples", _run_samples, "write a grid, a morph and single images of a run")
+    add("run", type=_path, metavar="RUN", help="run folder of `fit`")
+    add("--seeds", default="0-63", help="numbers and ranges, such as 7,42,100-115 (default: 0-63)")
 
 
 def _add_evaluate(commands: Subparsers) -> None:
     text = "compare a model's images with photos; write a report and the figures of the model card"
-    parser = _add_command(commands, "evaluate", _run_evaluate, text)
-    parser.add_argument("model", type=_path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
-    _add_photos(parser, "folder of photos to compare with")
-    add = parser.add_argument
+    add = _add_command(commands, "evaluate", _run_evaluate, text)
+    add("model", type=_path, metavar="MODEL", help="run folder of `fit`, or version folder of a model")
+    _add_photos(add, "folder of photos to compare with")
     add("--count", type=int, default=1900, help="number of images, and of photos (default: 1900)")
     out_help = "folder for evaluation.json and report.html (default: the run, or evaluation-MODEL-VERSION)"
     add("--out", type=_path, metavar="DIR", help=out_help)
@@ -104,8 +102,7 @@ def _add_evaluate(commands: Subparsers) -> None:
 
 
 def _add_export(commands: Subparsers) -> None:
-    parser = _add_command(commands, "export", _run_export, "write the generator of a run as the next model version")
-    add = parser.add_argument
+    add = _add_command(commands, "export", _run_export, "write the generator of a run as the next model version")
     add("run", type=_path, metavar="RUN", help="run folder of `fit`")
     add("--to", type=_path, required=True, metavar="MODEL", help="model folder, such as models/apple")
     add("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
@@ -115,14 +112,14 @@ def _add_export(commands: Subparsers) -> None:
     add("--fault", action="append", default=[], metavar="SEED:TEXT", help=fault_help)
 
 
-def _add_config_flag(parser: argparse.ArgumentParser, f: "Field[Any]", *, is_optional: bool = False) -> None:
+def _add_config_flag(add: AddArgument, f: "Field[Any]", *, is_optional: bool = False) -> None:
     """Add the flag of a TrainingConfig field, without a default if `is_optional`."""
     kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if not isinstance(f.default, bool):
         # The placeholder is a word of the name: of beta_1 it is BETA, because 1 would read like a value.
         kind = {"type": type(f.default), "metavar": f.name.rstrip("_12").rsplit("_", 1)[-1].upper()}
     default = "chosen from photos and machine" if is_optional and f.name in CHOSEN_FIELDS else f.default
-    parser.add_argument(
+    add(
         "--" + f.name.replace("_", "-"),
         *(("--size",) if f.name == "image_size" else ()),
         dest=f.name,
@@ -179,16 +176,9 @@ def _run_evaluate(options: Options) -> int:
         out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
     stated = {"Attribution": options.attribution, "Licence of these weights": options.licence}
     rights = {label: text for label, text in stated.items() if text is not None}
-    evaluation = evaluate(
-        model,
-        options.photos,
-        out=out,
-        count=options.count,
-        checkpoint=options.checkpoint,
-        networks=options.features,
-        weights=options.weights,
-        rights=rights,
-    )
+    choices = {"count": options.count, "checkpoint": options.checkpoint}
+    choices |= {"networks": options.features, "weights": options.weights}
+    evaluation = evaluate(model, options.photos, out=out, rights=rights, **choices)
     for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")
     print(f"Wrote {out / 'evaluation.json'}. Open {out / 'report.html'} in a browser.")
@@ -205,8 +195,7 @@ def _run_export(options: Options) -> int:
 
     faults = [Fault.parse(text) for text in options.fault]
     rights = {"licence": options.licence, "attribution": options.attribution}
-    version = export(options.run, options.to, faults=faults, checkpoint=options.checkpoint, **rights)
-    model = version.parent
+    model = export(options.run, options.to, faults=faults, checkpoint=options.checkpoint, **rights).parent
     print("To serve it, run:")
     print(f"  RINGO_MODEL_NAME={quote(model.name)} RINGO_MODEL_BASE_PATH={quote(model)} make run")
     return 0

@@ -1,7 +1,5 @@
 """The settings of a run; their fields are the flags of `fit`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
@@ -142,7 +140,7 @@ class TrainingConfig:
         """Channels of the discriminator at image_size / 2, ..., 8x8, 4x4."""
         return DISCRIMINATOR_CHANNELS[self.preset, self.image_size]
 
-    def check_resumable(self, previous: TrainingConfig) -> None:
+    def check_resumable(self, previous: "TrainingConfig") -> None:
         """Raise ConfigError if a run with `previous` settings cannot resume with these."""
         for f in fields(self):
             value, previous_value = getattr(self, f.name), getattr(previous, f.name)

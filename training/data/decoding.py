@@ -79,14 +79,14 @@ class SkipReason(StrEnum):
     DAMAGED = "damaged image"
     COPY = "copy of another file"
 
-
-def classify_error(error: OSError) -> SkipReason:
-    """Return the skip reason for an error of the file system."""
-    if isinstance(error, PermissionError):
-        return SkipReason.UNREADABLE
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-        return SkipReason.BROKEN_LINK
-    return SkipReason.IO_ERROR
+    @classmethod
+    def of(cls, error: OSError) -> "SkipReason":
+        """Return the skip reason for an error of the file system."""
+        if isinstance(error, PermissionError):
+            return cls.UNREADABLE
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return cls.BROKEN_LINK
+        return cls.IO_ERROR
 
 
 @cache
@@ -107,7 +107,7 @@ def read_photo(
     try:
         stream = path.open("rb")
     except OSError as error:
-        return classify_error(error)
+        return SkipReason.of(error)
     Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # Pillow raises beyond twice as many
     with stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the code below checks both
@@ -131,7 +131,7 @@ def read_photo(
         except Image.DecompressionBombError:
             return SkipReason.TOO_LARGE
         except OSError as error:  # Pillow's own have no number, or that of a seek to a wrong offset
-            return SkipReason.DAMAGED if error.errno in (None, errno.EINVAL) else classify_error(error)
+            return SkipReason.DAMAGED if error.errno in (None, errno.EINVAL) else SkipReason.of(error)
         except Exception:  # Pillow's decoders raise a dozen types on damaged bytes, struct.error to KeyError
             return SkipReason.DAMAGED
     digests.add(digest)
@@ -184,7 +184,9 @@ def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     image.load()
     profile, is_adobe_rgb = image.info.get("icc_profile"), False
     with contextlib.suppress(*_BROKEN_EXIF):
-        is_adobe_rgb = _is_adobe_rgb(image.getexif())
+        exif = image.getexif()
+        index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)  # DCF 2.0
+        is_adobe_rgb = index in ("R03", b"R03\0") or exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 2
     with contextlib.suppress(*_BROKEN_EXIF):  # a photo that may lie on its side is better than no photo
         ImageOps.exif_transpose(image, in_place=True)
     image = _composite_on_white(_to_eight_bits(image))
@@ -192,9 +194,7 @@ def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     # After the resize: thousands of times fewer pixels to convert.
-    if is_adobe_rgb and not profile and image.mode == "RGB":
-        return _adobe_to_srgb(np.asarray(image))
-    return np.asarray(_to_srgb(image, profile))
+    return _to_srgb(image, profile, is_adobe_rgb=is_adobe_rgb)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -226,28 +226,19 @@ def _sixteen_bit_values(image: Image.Image) -> NDArray[np.uint16]:
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     # Only these modes can be resized directly, and fit a colour profile.
     return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None, *, is_adobe_rgb: bool) -> NDArray[np.uint8]:
     if profile:
         srgb = ImageCms.createProfile("sRGB")
         with contextlib.suppress(ImageCms.PyCMSError):  # broken, or for another mode: the pixels are close enough
             if converted := ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB"):
-                return converted
-    return image.convert("RGB")
-
-
-def _is_adobe_rgb(exif: Image.Exif) -> bool:
-    """Return whether the photo is marked as Adobe RGB (DCF 2.0, "R03")."""
-    index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
-    return index in ("R03", b"R03\0") or exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 2
-
-
-def _adobe_to_srgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    linear = (((pixels / 255.0) ** ADOBE_GAMMA) @ ADOBE_TO_SRGB.T).clip(0.0, 1.0)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.asarray(np.rint(255.0 * srgb), np.uint8)
+                return np.asarray(converted)
+    elif is_adobe_rgb and image.mode == "RGB":
+        linear = (((np.asarray(image) / 255.0) ** ADOBE_GAMMA) @ ADOBE_TO_SRGB.T).clip(0.0, 1.0)
+        encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+        return np.asarray(np.rint(255.0 * encoded), np.uint8)
+    return np.asarray(image.convert("RGB"))

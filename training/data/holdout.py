@@ -51,8 +51,7 @@ def split_photos(files: Sequence[str], fraction: float) -> Split:
     """
     groups = []
     for name, rows in find_pools(files).items():
-        length = round(fraction * len(rows))
-        if length:
+        if length := round(fraction * len(rows)):
             start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % len(rows)
             groups.append([*rows, *rows][start : start + length])
     held_out = sorted(row for group in groups for row in group)

@@ -19,16 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.decoding import (
-    MAX_FILE_BYTES,
-    RAW_SUFFIX,
-    Result,
-    SkipReason,
-    classify_error,
-    crop_square,
-    load_heif,
-    read_photo,
-)
+from training.data.decoding import MAX_FILE_BYTES, RAW_SUFFIX, Result, SkipReason, crop_square, load_heif, read_photo
 from training.errors import TrainingError
 from training.records import open_atomically, write_record
 
@@ -160,7 +151,7 @@ def _find_files(folder: Path) -> list[_File]:
     files: list[_File] = []
 
     def add_unreadable_folder(error: OSError) -> None:
-        files.append(_File(Path(error.filename), os.path.relpath(error.filename, folder), classify_error(error)))
+        files.append(_File(Path(error.filename), os.path.relpath(error.filename, folder), SkipReason.of(error)))
 
     for root, subfolders, names in os.walk(folder, onerror=add_unreadable_folder, followlinks=True):
         if (real := os.path.realpath(root)) in visited:
@@ -189,7 +180,7 @@ def _inspect(path: Path, name: str) -> _File:
     try:
         status = path.stat()
     except OSError as error:
-        return _File(path, name, classify_error(error))
+        return _File(path, name, SkipReason.of(error))
     reason = None if status.st_size else SkipReason.EMPTY
     if not stat.S_ISREG(status.st_mode):
         reason = SkipReason.SPECIAL  # opening a FIFO would wait for a writer forever

@@ -131,9 +131,7 @@ def recover_split(generator: GeneratorUnderTest, photos: Photos) -> tuple[Split 
 def measure_distances(network: str, photos: Features, images: Features, split: Split | None) -> FeatureDistances:
     """Return distances to equally many random photos, and to held-out photos."""
     sample = np.sort(np.random.default_rng(0).choice(len(photos), len(images), replace=False))
-    against_held_out = None
-    if split and len(split.held_out) >= MIN_COUNT:
-        against_held_out = _measure(photos[split.held_out], images)
+    against_held_out = _measure(photos[split.held_out], images) if split and len(split.held_out) >= MIN_COUNT else None
     return FeatureDistances(network, _measure(photos[sample], images), against_held_out)
 
 

@@ -25,8 +25,7 @@ def write_samples(run: Path, seeds: Sequence[int]) -> Path:
     pictures["grid"] = image_grid(images, math.ceil(math.sqrt(len(images))))
     if seeds[0] != seeds[-1]:
         first, last = sample_latents(np.array([seeds[0], seeds[-1]]), generator.input_shape[1])
-        morph = images_from_latents(generator, slerp(first, last, MORPH_IMAGES))
-        pictures["morph"] = image_grid(morph, MORPH_IMAGES)
+        pictures["morph"] = image_grid(images_from_latents(generator, slerp(first, last, MORPH_IMAGES)), MORPH_IMAGES)
     folder = run / "samples"
     folder.mkdir(exist_ok=True)
     (folder / "morph.png").unlink(missing_ok=True)  # of other seeds

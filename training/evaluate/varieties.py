@@ -32,8 +32,7 @@ class Varieties:
 def find_varieties(files: Sequence[str], features: Features) -> Varieties:
     """Return the varieties of the photos named `files`.
 
-    If their names give none, it clusters the `features` float32[N, D], with MIN_PHOTOS_EACH photos per cluster and up
-    to MAX_CLUSTERS.
+    If the names give none, it clusters the `features` float32[N, D]: MIN_PHOTOS_EACH photos each, up to MAX_CLUSTERS.
     """
     if named := name_varieties(files):
         return named
@@ -42,10 +41,10 @@ def find_varieties(files: Sequence[str], features: Features) -> Varieties:
     return Varieties(f"{clusters} clusters of features", labels)
 
 
-def name_varieties(files: Sequence[str], photos_each: int = MIN_PHOTOS_EACH) -> Varieties | None:
+def name_varieties(files: Sequence[str]) -> Varieties | None:
     """Return the varieties in the names `files`, None if there are none.
 
-    It applies the first rule that gives at least two varieties, each of `photos_each` photos or more: the name of
+    It applies the first rule that gives at least two varieties, each of MIN_PHOTOS_EACH photos or more: the name of
     the folder; the name up to a double underscore; the name without frame number and series, such as `_r0`.
     """
     paths = [PurePosixPath(file) for file in files]
@@ -56,7 +55,7 @@ def name_varieties(files: Sequence[str], photos_each: int = MIN_PHOTOS_EACH) -> 
     }
     for rule, names in rules.items():
         numbers = Counter(names).values()
-        if len(numbers) > 1 and min(numbers) >= photos_each:
+        if len(numbers) > 1 and min(numbers) >= MIN_PHOTOS_EACH:
             return Varieties(rule, np.array([name or "(no name)" for name in names]))
     return None
 

@@ -64,14 +64,13 @@ def export(
             photos = replace(record.photos, folder=None, fates=None, batch=record.steps)  # the names of group ends stay
             write_record(folder / "photos.json", asdict(photos))
             rights = {"licence": licence, "attribution": attribution}
-            version = None
-            while version is None:
+            while True:
                 number = 1 + max((int(p.name) for p in to.iterdir() if p.name.isdecimal()), default=0)
                 folder = folder.rename(folder.with_name(str(number)))
                 write_model_card(folder, record, model=to.name, checks=checks, faults=faults, **rights)
                 write_digests(folder)
-                version = publish(folder, to)
-            return version
+                if version := publish(folder, to):
+                    return version
     except (OSError, tf.errors.OpError) as error:
         raise TrainingError(
             f"Cannot write the model folder {to} ({error}); free space or fix permissions, then rerun `export`."
@@ -80,8 +79,7 @@ def export(
 
 def publish(folder: Path, to: Path) -> Path | None:
     """Move `folder` to `to` unless nothing is new; return the newest version."""
-    version = to / folder.name
-    newest = to / str(int(folder.name) - 1)
+    version, newest = to / folder.name, to / str(int(folder.name) - 1)
     if adds_nothing(folder, newest):
         print(f"{newest} has the same images and all these facts on its model card; no version is written.")
         return newest

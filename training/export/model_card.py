@@ -1,7 +1,5 @@
 """The model card: origin, data, training and evaluation of a version. It follows Mitchell et al. 2019."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +33,7 @@ class Fault:
     text: str
 
     @classmethod
-    def parse(cls, text: str) -> Fault:
+    def parse(cls, text: str) -> "Fault":
         """Return the fault of "SEED:TEXT". Raises TrainingError for other texts."""
         seed, _, description = text.partition(":")
         if not re.fullmatch(r"\d{1,19}", seed, re.ASCII) or int(seed) > MAX_SEED or not description.strip():
@@ -78,6 +76,8 @@ def write_model_card(
 ) -> None:
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
+    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in run.photos.skipped.items())
+    held_out = f"; {run.photos.held_out:,} held out of training" if run.photos.held_out else ""
     card = f"""\
 {FRONT_MATTER.format(json.dumps(licence, ensure_ascii=False))}
 
@@ -90,7 +90,7 @@ latents to images, and `golden` returns digests of the pixels of a few seeds.
 
 ## Data
 
-{_describe_data(run.photos)}
+{run.photos.used:,} photos of {run.photos.files:,} files{skipped}{held_out}.
 
 - Attribution: {attribution}
 - Licence of these weights: {licence}
@@ -114,12 +114,6 @@ latents to images, and `golden` returns digests of the pixels of a few seeds.
 {checks}
 """
     (folder / "model_card.md").write_text(card, encoding="utf-8")
-
-
-def _describe_data(photos: PhotosRecord) -> str:
-    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in photos.skipped.items())
-    held_out = f"; {photos.held_out:,} held out of training" if photos.held_out else ""
-    return f"{photos.used:,} photos of {photos.files:,} files{skipped}{held_out}."
 
 
 def _describe_training(run: RunRecord) -> str:

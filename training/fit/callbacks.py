@@ -139,8 +139,7 @@ class Grids(StepCallback):
 
     def __init__(self, folder: Path, every: int, first_step: int, generator: keras.Model) -> None:
         super().__init__(first_step)
-        self.folder, self.every, self.generator = folder, every, generator
-        self.grids = folder / "grids"
+        self.folder, self.grids, self.every, self.generator = folder, folder / "grids", every, generator
         self.grids.mkdir(exist_ok=True)
         for batch, path in list_grids(self.grids):
             if batch > first_step:  # a killed run may have grids after its last checkpoint
@@ -172,8 +171,7 @@ class Grids(StepCallback):
         grid = image_grid(generate_images(self.generator, GRID_SEEDS), columns=8)
         write_image(path, grid)
         write_summaries(self.folder, self.step, {}, {"generated": grid})
-        curves = read_curves(self.folder / "history.csv")
-        if curves:
+        if curves := read_curves(self.folder / "history.csv"):
             draw_losses(curves).savefig(self.folder / "losses.png", dpi=110)
 
 

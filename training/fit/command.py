@@ -62,8 +62,7 @@ def fit(
     """Train until all batches are done; return whether they are.
 
     A signal can stop training earlier. A `dry_run` prints the plan, writes no file and returns True. A `new` run starts
-    over: it renames the folder of an existing one. All checks that do not need Keras come before its import, which
-    takes 4 s.
+    over: it renames the folder of an existing one. Checks that need no Keras come before its import, which takes 4 s.
     Raises TrainingError if the run cannot start or resume. A new run has written no file.
     """
     check_output_folder(run)
@@ -131,17 +130,15 @@ def _start(
     _check_feature_weights(plan.config)
     photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
     files = photos.files if photos else _find_usable(sides, plan.config.image_size, photos_folder)
-    named = name_varieties(files)
-    varieties = Counter(named.names.tolist() if named else ())
+    varieties = Counter(named.names.tolist() if (named := name_varieties(files)) else ())
     plan = plan.with_choices(choose_varieties(varieties, plan.config, start))
     if start is None and plan.config.varieties not in (0, len(varieties)):
         raise ConfigError(
             f"--varieties is {plan.config.varieties}, but the names of the photos give {len(varieties)}; "
             "set it to that number, or to 0."
         )
-    usable = len(files)
-    held_out = round(plan.config.holdout_fraction * usable)
-    training = usable - held_out
+    held_out = round(plan.config.holdout_fraction * len(files))
+    training = len(files) - held_out
     plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine, start))
     check_batch_size(training, held_out, plan.config.batch_size)
     check_equal_shares(plan.config.batch_size)

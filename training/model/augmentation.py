@@ -19,8 +19,7 @@ def augment(config: TrainingConfig, images: Tensor, noise: keras.random.SeedGene
     differentiable, and static in shape for XLA.
     """
     batch, size = ops.shape(images)[0], images.shape[1]
-    columns = ops.broadcast_to(ops.arange(size, dtype="int32"), (batch, size))
-    rows = columns
+    rows = columns = ops.broadcast_to(ops.arange(size, dtype="int32"), (batch, size))
     if config.flip:
         is_mirrored = draw_rows(keras.random.uniform, (batch, 1), seed=noise) < 0.5
         columns = ops.where(is_mirrored, size - 1 - columns, columns)

@@ -42,8 +42,7 @@ def build_backbone(variant: str, weights: Weights, taps: Sequence[int], size: in
     """Return a frozen network from images to outputs of block groups `taps`.
 
     Images are float32[N, S, S, 3], scaled to (0..255 - 127) / 128. Groups are numbered from 1 to 7; group 8 is the last
-    1x1 convolution. Batch normalisation is folded into the convolutions. `weights` has the names and layouts of the
-    PyTorch model.
+    1x1 convolution. `weights` has the names and layouts of the PyTorch model.
     """
     assignments: list[tuple[layers.Layer, list[NDArray[np.float32]]]] = []
 
@@ -63,7 +62,7 @@ def build_backbone(variant: str, weights: Weights, taps: Sequence[int], size: in
     images = keras.Input((size, size, 3))
     x = convolve(images, "_conv_stem", "_bn0", 2)
     outputs = {}
-    for block, group, stride in _blocks(variant):
+    for block, (group, stride) in enumerate(_blocks(variant)):
         if group > max(taps):
             break
         block_input, name = x, f"_blocks.{block}"
@@ -108,13 +107,11 @@ class DepthwiseConv(layers.DepthwiseConv2D):
         return result
 
 
-def _blocks(variant: str) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, group and stride of every block."""
-    block = 0
+def _blocks(variant: str) -> Iterator[tuple[int, int]]:
+    """Yield the group and stride of every block."""
     for group, (stride, repeats) in enumerate(zip(STRIDES, REPEATS[variant], strict=True), start=1):
         for repeat in range(repeats):
-            yield block, group, stride if repeat == 0 else 1
-            block += 1
+            yield group, stride if repeat == 0 else 1
 
 
 def _fold(weights: Weights, convolution: str, normalisation: str) -> tuple[Any, Any]:

@@ -31,8 +31,7 @@ def sample_latents(seeds: NDArray[np.int64], latent_dim: int) -> NDArray[np.floa
     wide = np.asarray(seeds, np.int64)
     low, high = (wide & 0xFFFFFFFF).astype(np.uint32), (wide >> 32).astype(np.uint32)
     sums = sum_of_uniforms(low, high, latent_dim, np.right_shift)
-    latents: NDArray[np.float32] = standardise(sums.astype(np.float32))
-    return latents
+    return np.asarray(standardise(sums.astype(np.float32)))
 
 
 def slerp(first: NDArray[np.float32], last: NDArray[np.float32], count: int) -> NDArray[np.float32]:

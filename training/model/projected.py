@@ -17,9 +17,7 @@ MAX_WIDTH = 128  # channels of a head, and of the projection of 8x8 features and
 MIN_SIZE = 8  # pixels; heads halve larger features down to this size
 COLOUR_SIZE = 32  # pixels of the image whose colours a head sees directly
 # From RGB to luma and two colour differences (ITU-R BT.601).
-OPPONENT_COLOURS = np.array(
-    [[0.299, -0.168736, 0.5], [0.587, -0.331264, -0.418688], [0.114, 0.5, -0.081312]], np.float32
-)
+RGB_TO_YCBCR = np.array([[0.299, -0.168736, 0.5], [0.587, -0.331264, -0.418688], [0.114, 0.5, -0.081312]], np.float32)
 MIN_DEVIATION = 1e-2  # of colours in [-1, 1]; the colour differences of greyscale photos have 1e-9
 STATISTICS_PHOTOS = 512  # for the statistics of the features
 STATISTICS_BATCH = 32
@@ -48,8 +46,7 @@ class ProjectedDiscriminator(keras.Model):
     ):
         """Use the block groups `taps` (1 to 7), projected to `widths`; heads begin with `first_width` channels."""
         super().__init__(name="discriminator")
-        self.sees_colours, self.varieties = sees_colours, varieties
-        self.input_size = input_size
+        self.input_size, self.sees_colours, self.varieties = input_size, sees_colours, varieties
         self.backbone = build_backbone("lite1", load_weights("lite1"), taps, input_size)
         shapes = [output.shape[1:] for output in self.backbone.outputs]
         rng = np.random.default_rng((seed, 2))
@@ -98,7 +95,7 @@ class ProjectedDiscriminator(keras.Model):
             mixed[i] = (mixed[i] + coarse) / math.sqrt(2.0)
         if self.sees_colours:
             pool = size // COLOUR_SIZE
-            mixed.append(ops.matmul(ops.average_pool(original, pool, strides=pool), OPPONENT_COLOURS))
+            mixed.append(ops.matmul(ops.average_pool(original, pool, strides=pool), RGB_TO_YCBCR))
         return mixed
 
     def call(self, images: Tensor, varieties: Tensor | None = None, training: bool = False) -> list[Tensor]:
