@@ -177,11 +177,9 @@ def small_disk(request, tmp_path) -> Iterator[Path]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An empty folder for photos."""
-    made = tmp_path / "photos"
-    made.mkdir()
+    (made := tmp_path / "photos").mkdir()
     return made
 
 
 def command(*words: object) -> list[str]:
-    """Return the command `python -m` with `words` for this interpreter."""
     return [sys.executable, "-m", *map(str, words)]

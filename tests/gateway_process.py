@@ -79,7 +79,6 @@ class Gateway:
         return line
 
     def workers(self) -> list[Path]:
-        """Return the workers' folders in /proc."""
         return [Path("/proc", str(pid)) for pid in children_of(self.process.pid)]
 
     def worker(self) -> Path:
@@ -160,7 +159,6 @@ def run_serving(*words: object, wrapper: Sequence[str] = (), **settings: object)
 
 
 def tls(path: object) -> dict[str, object]:
-    """Return the settings for certificate and key in one file."""
     return {"tls_certificate": path, "tls_key": path}
 
 

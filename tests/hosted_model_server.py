@@ -113,7 +113,6 @@ class Hosted:
         wait_until(lambda: self.states().get(version) == state, f"version {version}: {state}")
 
     def refusal_of(self, request: Any) -> tuple[grpc.StatusCode, str]:
-        """Return code and message of the error that `request` gets."""
         methods = {
             "PredictRequest": self.predictions.Predict,
             "GetModelMetadataRequest": self.predictions.GetModelMetadata,

@@ -38,7 +38,6 @@ TARGET_LABELS = {"pod", "namespace", "container", "deployment"}  # Prometheus ad
 
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, list[Manifest]]:
-    """Return the manifests of each of ALL."""
     if BUILD is None:
         pytest.skip("neither kubectl nor kustomize is on the PATH")
     return {name: render(ROOT / "k8s" / name) for name in ALL}
@@ -95,9 +94,8 @@ def test_all_images_come_from_the_registry_when_the_documented_sed_has_run(tmp_p
     script = f"export REGISTRY=registry.example/apples\n{command}"
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=LIMIT_S)
     for name in ("overlays/local", "jobs/train", "jobs/train-gpu"):
-        images = {found["image"] for found in containers(render(tmp_path / "k8s" / name)).values()}
-        ours = {image for image in images if "ringo-" in image}
-        assert {image.rpartition("/")[0] for image in ours} == {"registry.example/apples"}
+        images = [found["image"] for found in containers(render(tmp_path / "k8s" / name)).values()]
+        assert {image.rpartition("/")[0] for image in images if "ringo-" in image} == {"registry.example/apples"}
 
 
 def test_probes_name_routes_and_services_of_the_code(overlay):
@@ -261,8 +259,8 @@ def test_no_port_of_the_model_server_is_published():
     assert {name for name, service in COMPOSE.items() if "ports" in service} == {"nginx", "batch"}
     base = [yaml.safe_load(path.read_text()) for path in (ROOT / "k8s" / "base").rglob("service.yaml")]
     assert {service["spec"].get("type", "ClusterIP") for service in base} == {"ClusterIP"}
-    assert not any("rest_api_port" in flag for flag in model_server_command(SETTINGS))
-    assert not any("rest_api_port" in flag for flag in COMPOSE["model-server"]["command"])
+    flags = model_server_command(SETTINGS) + COMPOSE["model-server"]["command"]
+    assert not any("rest_api_port" in flag for flag in flags)
 
 
 def test_dockerfile_has_the_ports_and_the_allocator_of_the_code():

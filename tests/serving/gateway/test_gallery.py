@@ -29,8 +29,8 @@ def browser():
 
 
 @contextmanager
-def context_of(browser, gateway, *, faults=(), **view):
-    """Yield a new context with the options `view`.
+def visiting(browser, gateway, *, faults=(), **view):
+    """Yield a blank page in a new context with the options `view`.
 
     Afterwards, fail on requests to other hosts and on errors in the console that `faults` does not name. Chromium
     writes violations of the Content-Security-Policy to the console.
@@ -41,24 +41,17 @@ def context_of(browser, gateway, *, faults=(), **view):
         context.on("console", lambda message: messages.append((message.type, message.text)))
         context.on("weberror", lambda error: errors.append(str(error.error)))
         context.on("request", lambda request: urls.append(request.url))
-        yield context
+        yield context.new_page()
     complaints = [text for kind, text in messages if kind in ("error", "warning")]
     assert [text for text in complaints if not any(fault in text for fault in faults)] == errors == []
     assert [url for url in urls if urlsplit(url).hostname != "127.0.0.1"] == []
 
 
-@contextmanager
-def visiting(browser, gateway, **options):
-    """Yield a blank page in a context of its own; see `context_of`."""
-    with context_of(browser, gateway, **options) as context:
-        yield context.new_page()
-
-
 # One context for most tests: a new one takes half a second, and loads all images again.
 @pytest.fixture(scope="module")
 def context(browser, gateway):
-    with context_of(browser, gateway) as context:
-        yield context
+    with visiting(browser, gateway) as page:
+        yield page.context
 
 
 # A page for each test: a step back in the history that the previous test began would abort its first `goto`.
@@ -85,7 +78,6 @@ def wait_for_pictures(page):
 
 
 def enter(page, name, text):
-    """Type `text` into the field `name`, and Enter; return the field."""
     field = page.get_by_role("textbox", name=name)
     field.fill(text)
     field.press("Enter")

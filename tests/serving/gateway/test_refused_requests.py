@@ -20,7 +20,6 @@ def request(
 
 
 def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body of the response to `sent`."""
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
         with contextlib.suppress(ConnectionError):  # answered, and closed, before the end
             connection.sendall(sent)

@@ -36,7 +36,6 @@ POLLS_S = 10 * POLL_INTERVAL_S
 
 @pytest.fixture(scope="session")
 def saved_models(tmp_path_factory) -> dict[int, Path]:
-    """Two SavedModels by their shade."""
     folders = {shade: tmp_path_factory.mktemp("saved") / str(shade) for shade in (10, 20)}
     for shade, folder in folders.items():
         save_model(folder, shade)

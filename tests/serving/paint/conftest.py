@@ -107,7 +107,6 @@ def content(out: Path) -> dict[str, bytes]:
 
 
 def rows(out: Path) -> list[dict]:
-    """Return the rows of the manifest, none without it."""
     manifest = out / "manifest.jsonl"
     return [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
 

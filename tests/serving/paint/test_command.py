@@ -108,9 +108,7 @@ def test_command_has_its_status_when_interrupted_while_it_is_imported(tmp_path, 
     assert (done.returncode, done.stderr) == (status, "")
 
 
-@pytest.mark.parametrize(
-    "words", [("paint", "--seeds", "0:3", "--out", "out", "--target"), ("verify", "no.png"), ("run",)]
-)
+@pytest.mark.parametrize("words", [("paint", "--seeds", "0:3", "--out", "out", "--target"), ("verify", "x"), ("run",)])
 def test_command_blames_stdout_when_it_is_full(server, tmp_path, words):
     words = (*words, server.target) if "--target" in words else words
     wrapper = shell(f"cd {tmp_path} && export PYTHONPATH={shlex.quote(str(ROOT))} && exec > /dev/full")

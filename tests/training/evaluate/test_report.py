@@ -10,7 +10,7 @@ from tests.conftest import BUNDLED
 from training.data.dataset import PhotosRecord
 from training.evaluate import results
 from training.evaluate.report import Pairs, Report, write_report
-from training.records import read_curves
+from training.records import COLUMNS, read_curves
 
 
 def random_images(n: int) -> np.ndarray:
@@ -23,7 +23,6 @@ def pairs(distances: np.ndarray, name: str = "seed 1") -> Pairs:
 
 FAR = np.linspace(10.0, 20.0, 50)
 STEPS = np.arange(1.0, 1001.0)
-KID_COLUMNS = ("step", "kid_x1000", "std", "minutes")
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/>\udcff"
 FAR_AWAY, CLOSE = results.NearestDistances(15, 10), results.NearestDistances(1, 1)
 COPIES = results.CopyCheck(FAR_AWAY, FAR_AWAY, CLOSE, CLOSE, results.Verdict("good", "It is new.", "See 15."))
@@ -54,7 +53,7 @@ FULL = Report(
     held_out=pairs(FAR, "held.jpg"),
     interpolations={"seed 3 to seed 9": random_images(7)},
     losses={"step": STEPS, **dict.fromkeys(("g_loss", "d_loss", "d_real", "d_generated"), 1 / STEPS)},
-    kid=dict(zip(KID_COLUMNS, np.array([[500.0, 300, 1, 2], [1000, 40, 1, 5], [1500, -1, 1, 8]]).T, strict=True)),
+    kid=dict(zip(COLUMNS["kid.csv"], np.array([[500, 300, 1, 2], [1e3, 40, 1, 5], [1500, -1, 1, 8]]).T, strict=True)),
     config={"batch_size": 16, "flip": True},
 )
 

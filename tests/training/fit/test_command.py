@@ -29,7 +29,6 @@ QUICK = ("--log-every", "1", "--no-jit-compile", "--discriminator", "plain", "--
 
 
 def fit(photos, run, *flags):
-    """Run `fit` in this process; return its exit status."""
     return main(["fit", "--photos", str(photos), "--out", str(run), *QUICK, *flags])
 
 
@@ -139,12 +138,7 @@ def configure(**settings):
 
 def remove(pattern, keep=0):
     """Return a function that removes the files of `pattern` in the run, but the first `keep`."""
-
-    def delete_files(folder):
-        for file in sorted((folder / "run").glob(pattern))[keep:]:
-            file.unlink()
-
-    return delete_files
+    return lambda folder: [file.unlink() for file in sorted((folder / "run").glob(pattern))[keep:]]
 
 
 def keep_photos(count):
@@ -184,16 +178,12 @@ def lengthen_name(folder):
 PROJECTED = ("--discriminator", "projected")
 
 
-def change_nothing(folder):
-    pass
-
-
 @pytest.mark.parametrize(
     ("change", "out", "flags", "sentence"),
     [
-        (change_nothing, "run", ("--batch-size", "9"), "batch_size is 9, but the run began with 8"),
+        (None, "run", ("--batch-size", "9"), "batch_size is 9, but the run began with 8"),
         (keep_photos(55), "run", (), "The photos, their names, their decoding or a setting in config.json differ from"),
-        (change_nothing, "run", ("--steps", "3"), "fit: steps is 3, but run is at batch 4 of 4; set it to 4 or more."),
+        (None, "run", ("--steps", "3"), "fit: steps is 3, but run is at batch 4 of 4; set it to 4 or more."),
         (write("photos.json", ""), "run", (), "photos.json"),
         (write("config.json", ""), "run", (), "config.json"),
         (save("checkpoint.npz", step=[1, 2]), "run", (), "run/checkpoint.npz cannot be read (only "),
@@ -211,42 +201,37 @@ def change_nothing(folder):
         (write("history.csv", f"{HISTORY}1,1,1,1,inf\n"), "run", (), "history.csv is damaged in line 2; restore"),
         (write("history.csv", ""), "run", (), "Line 1 of run/history.csv is not step,g_loss,d_loss,d_real,"),
         (write("kid.csv", f"{KID}2,nan,1,1\n"), "run", (), "run/kid.csv is damaged in line 2; restore it"),
-        (change_nothing, "new", ("--learning-rate=nan",), "learning_rate is nan; set it to a value from 1e-08 to 1.0."),
-        (change_nothing, "photos/run", (), "so its images would become photos"),
-        (change_nothing, "", (), "A path is empty; set it, or leave its flag out."),
-        (change_nothing, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
-        (change_nothing, "new", ("--photos", "~root/no"), "The photo folder '/root/no' cannot be opened"),
-        (change_nothing, "file", (), "file is not a folder; set --out to a folder."),
+        (None, "new", ("--learning-rate=nan",), "learning_rate is nan; set it to a value from 1e-08 to 1.0."),
+        (None, "photos/run", (), "so its images would become photos"),
+        (None, "", (), "A path is empty; set it, or leave its flag out."),
+        (None, ".", ("--new",), "--out . holds other runs, such as run; set it to a folder of its own."),
+        (None, "new", ("--photos", "~root/no"), "The photo folder '/root/no' cannot be opened"),
+        (None, "file", (), "file is not a folder; set --out to a folder."),
         (damage_version, "run", ("--new",), "--out run is in a version of a model, which never changes; set it"),
-        (change_nothing, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
-        (change_nothing, "link", (), "link is not a folder; set --out to a folder."),
-        pytest.param(change_nothing, "locked/run", (), "may not write to locked; set", marks=needs_permissions),
+        (None, "run\udcff", (), "The name 'run\\udcff' is not UTF-8; choose another one."),
+        (None, "link", (), "link is not a folder; set --out to a folder."),
+        pytest.param(None, "locked/run", (), "may not write to locked; set", marks=needs_permissions),
         (keep_photos(49), "new", (), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(49), "new", ("--dry-run",), "has 49 usable photos, fewer than 50; add photos."),
         (keep_photos(0), "new", ("--dry-run",), "has no files"),
-        (change_nothing, "new", ("--size=256",), "more than 4 times; use larger photos or a smaller --size'.\n"),
-        (change_nothing, "new", ("--latent-dim=1",), "latent_dim is 1; set it to a value from 2 to 4096."),
-        (change_nothing, "new", ("--r1-gamma=1", "--discriminator=projected"), "--r1-gamma is for the plain discrimin"),
-        (change_nothing, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
+        (None, "new", ("--size=256",), "more than 4 times; use larger photos or a smaller --size'.\n"),
+        (None, "new", ("--latent-dim=1",), "latent_dim is 1; set it to a value from 2 to 4096."),
+        (None, "new", ("--r1-gamma=1", "--discriminator=projected"), "--r1-gamma is for the plain discrimin"),
+        (None, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
         (split_series, "run", ("--new", "--holdout-fraction=0.125", "--batch-size=49"), "(8 more are held out) do not"),
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),
-        (change_nothing, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
-        (change_nothing, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
-        (change_nothing, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
-        (
-            change_nothing,
-            "new",
-            ("--grow-from=run", "--varieties=2", *PROJECTED),
-            "--varieties is 2, but run has 0; set",
-        ),
-        (change_nothing, "new", ("--varieties", "2"), "varieties is 2, more than a plain discriminator and a latent_"),
-        (change_nothing, "new", ("--varieties=2", *PROJECTED), "but the names of the photos give 0; set it to that"),
-        (change_nothing, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
+        (None, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
+        (None, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
+        (None, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
+        (None, "new", ("--grow-from=run", "--varieties=2", *PROJECTED), "--varieties is 2, but run has 0; set"),
+        (None, "new", ("--varieties", "2"), "varieties is 2, more than a plain discriminator and a latent_"),
+        (None, "new", ("--varieties=2", *PROJECTED), "but the names of the photos give 0; set it to that"),
+        (None, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (damage_version, "new", ("--from", "run", "--steps", "1"), "run is not a model that `export` wrote with its"),
-        (change_nothing, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
-        (change_nothing, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
-        (change_nothing, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
-        (change_nothing, "run", ("--new", "--grow-from", "run"), "--new would rename run with run in it; choose a new"),
+        (None, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),
+        (None, "run", ("--from", "/nowhere"), "--from /nowhere has no config.json"),
+        (None, "run", ("--grow-from", "run"), "run did not start from run; leave the flag out, or"),
+        (None, "run", ("--new", "--grow-from", "run"), "--new would rename run with run in it; choose a new"),
         (lambda path: os.chdir(path / "run"), ".", ("--new", "--photos", "../photos"), "--new would rename . with "),
         (lengthen_name, "r" * 250, ("--new",), " cannot be renamed (File name too long); choose a new --out."),
         (move_photos_into_run, "run", ("--new",), "--new would rename run with photos in it; choose a new --out."),
@@ -262,7 +247,8 @@ def test_fit_is_refused_with_one_sentence_and_writes_nothing(
     (tmp_path / "locked").mkdir(mode=0o500)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
-    change(tmp_path)
+    if change:
+        change(tmp_path)
     monkeypatch.setattr("training.data.photos.PROGRESS_DELAY_S", 3600)  # a busy machine would show the progress
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert fit("photos", out, "--steps", "5", *flags) == 2

@@ -1,7 +1,6 @@
 """When grids are drawn, and their animation."""
 
 import numpy as np
-import pytest
 from PIL import Image, ImageSequence
 
 from training.fit.callbacks import Grids
@@ -55,14 +54,9 @@ def test_gif_frames_are_scaled_down_when_grids_are_large(tmp_path):
         assert animation.info["duration"] > first_ms
 
 
-@pytest.fixture(scope="module")
-def generator():
-    return build_generator(4, (8, 8))
-
-
-def simulate(folder, generator, first_step: int, last_step: int, every: int = 1000) -> list[int]:
+def simulate(folder, first_step: int, last_step: int, every: int = 1000) -> list[int]:
     """Simulate the batches of a run; return those with a grid."""
-    grids = Grids(folder, every, first_step, generator)
+    grids = Grids(folder, every, first_step, build_generator(4, (8, 8)))
     grids.on_train_begin()
     for batch in range(first_step, last_step):
         grids.on_train_batch_end(batch)
@@ -70,18 +64,18 @@ def simulate(folder, generator, first_step: int, last_step: int, every: int = 10
     return sorted(int(path.stem) for path in (folder / "grids").iterdir())
 
 
-def test_milestones_have_a_grid_when_grids_are_rare(tmp_path, generator):
-    assert simulate(tmp_path, generator, 0, 5001, every=10**6) == [0, 2500, 5000, 5001]
+def test_milestones_have_a_grid_when_grids_are_rare(tmp_path):
+    assert simulate(tmp_path, 0, 5001, every=10**6) == [0, 2500, 5000, 5001]
 
 
-def test_later_grids_are_removed_and_a_missing_one_drawn_on_resume(tmp_path, generator):
-    simulate(tmp_path, generator, 0, 2700)
+def test_later_grids_are_removed_and_a_missing_one_drawn_on_resume(tmp_path):
+    simulate(tmp_path, 0, 2700)
     (tmp_path / "grids" / "0002000.png").unlink()
-    assert simulate(tmp_path, generator, 2000, 2001) == [0, 1000, 2000, 2001]
+    assert simulate(tmp_path, 2000, 2001) == [0, 1000, 2000, 2001]
 
 
-def test_gif_is_updated_when_the_number_of_grids_doubles(tmp_path, generator):
-    grids = Grids(tmp_path, 10, 0, generator)
+def test_gif_is_updated_when_the_number_of_grids_doubles(tmp_path):
+    grids = Grids(tmp_path, 10, 0, build_generator(4, (8, 8)))
     grids.on_train_begin()
     frames = {}
     for batch in range(50):

@@ -35,7 +35,6 @@ def fit_arguments(photos: Path, run: Path, *flags: object) -> list[str]:
 
 
 def fit(photos: Path, run: Path, *flags: object) -> int:
-    """Run `fit` in this process; return its exit status."""
     return main(fit_arguments(photos, run, *flags))
 
 

@@ -12,21 +12,16 @@ from tests.conftest import ROOT
 from training.model.latents import MAX_SEED, sample_latents, slerp, standardise, sum_of_uniforms
 
 SPECIFICATION = (ROOT / "docs" / "ringo-latent-1.md").read_text(encoding="utf-8")
+EDGES = np.array([0, 1, 2, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**33 + 5, 2**62, MAX_SEED - 1, MAX_SEED])
+SEEDS = np.r_[EDGES, np.random.default_rng(1).integers(MAX_SEED, size=1000 - len(EDGES), endpoint=True)]
 
 
-@pytest.fixture(scope="module")
-def seeds() -> np.ndarray:
-    edges = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**33 + 5, 2**62, MAX_SEED - 1, MAX_SEED]
-    random_seeds = np.random.default_rng(1).integers(MAX_SEED, size=1000 - len(edges), endpoint=True)
-    return np.concatenate([np.array(edges, np.int64), random_seeds])
-
-
-def test_plain_python_latents_equal_numpy_bits_for_1000_seeds(seeds):
+def test_plain_python_latents_equal_numpy_bits_for_1000_seeds():
     plain: dict = {}
     exec(re.search(r"```python\n(.*?)```", SPECIFICATION, re.DOTALL)[1], plain)
     columns = range(0, 128, 3)
-    expected = sample_latents(seeds, 128)[:, columns]
-    assert [[plain["latent"](int(seed), i) for i in columns] for seed in seeds] == expected.tolist()
+    expected = sample_latents(SEEDS, 128)[:, columns]
+    assert [[plain["latent"](int(seed), i) for i in columns] for seed in SEEDS] == expected.tolist()
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -40,9 +35,9 @@ def sample_by_jax(low, high):
 
 
 @pytest.mark.parametrize("sample", [sample_by_xla, sample_by_jax])
-def test_compiled_latents_equal_numpy_bits_for_1000_seeds(seeds, sample):
-    actual = sample((seeds & 0xFFFFFFFF).astype(np.uint32), (seeds >> 32).astype(np.uint32))
-    assert np.asarray(actual).tobytes() == sample_latents(seeds, 128).tobytes()
+def test_compiled_latents_equal_numpy_bits_for_1000_seeds(sample):
+    actual = sample((SEEDS & 0xFFFFFFFF).astype(np.uint32), (SEEDS >> 32).astype(np.uint32))
+    assert np.asarray(actual).tobytes() == sample_latents(SEEDS, 128).tobytes()
 
 
 def test_latents_match_the_published_vectors():
