@@ -39,7 +39,6 @@ GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
 MODEL_SHARE = 1 / 5  # of them, for a run that starts from an exported model
 
 MIN_PHOTOS_OF_VARIETY = 100  # fewer are untried: the discriminator could memorise a variety
-MAX_RATIO_OF_VARIETIES = 2  # of their photos: a generator that tells varieties apart renders each equally often
 
 # Training images and KID x1000, measured with 7,180 photos of apples on white and these settings (LOG.md).
 # Only the last one is with fixed statistics while refining, so the others are rather too high.
@@ -149,8 +148,6 @@ def choose_varieties(photos: Mapping[str, int], config: TrainingConfig, start: S
         return Choice("varieties", 0, "the names of the photos give none")
     if len(photos) > config.latent_dim or min(photos.values()) < MIN_PHOTOS_OF_VARIETY:
         return Choice("varieties", 0, f"some have fewer than {MIN_PHOTOS_OF_VARIETY} photos")
-    if max(photos.values()) > MAX_RATIO_OF_VARIETIES * min(photos.values()):
-        return Choice("varieties", 0, "their numbers of photos differ too much")
     return Choice("varieties", len(photos), "the names of the photos give them; no image is between two")
 
 
