@@ -88,7 +88,7 @@ def train_ours(turns: Turns, pixels: Any) -> None:
         turns.features_s = time_features(gan)
 
     def timed_batches() -> Iterator[Any]:
-        drawn = iterate_batches(pixels, np.zeros(len(pixels), np.int32), np.arange(len(pixels)), turns.config, 0)
+        drawn = iterate_batches(pixels, np.arange(len(pixels)), turns.config, 0)
         first = next(drawn)
         while True:
             begin = time.perf_counter()

@@ -40,7 +40,7 @@ def models_by_size(bundled: Path, scratch: Path, *, small: bool = True) -> dict[
 
     config = replace(config, image_size=SMALL)
     keras.utils.set_random_seed(0)
-    network = build_generator(config.latent_dim, config.generator_channels, config.varieties)
+    network = build_generator(config.latent_dim, config.generator_channels)
     for layer, original in zip(network.layers[:-2], keras_generator(version).layers, strict=False):
         layer.set_weights(original.get_weights())
     folder = scratch / f"{SMALL}" / bundled.name

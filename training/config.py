@@ -66,9 +66,6 @@ class TrainingConfig:
     )
     preset: str = option("cpu", "width of the networks: for two cores, or one large GPU", allowed=("cpu", "gpu"))
     latent_dim: int = option(128, "length of the latent vector", low=2, high=4096)
-    varieties: int = option(
-        0, "varieties that both networks tell apart, as the names of the photos do; 0 turns it off", low=0, high=4096
-    )
     steps: int = option(
         15_000, "number of batches; the learning rate falls in the second half", low=1, high=10_000_000, fixed=False
     )
@@ -118,12 +115,6 @@ class TrainingConfig:
             # A bool is also an int. NaN compares false, so it is out of range.
             if not isinstance(value, (bool, str)) and not meta["low"] <= value <= meta["high"]:
                 raise ConfigError(f"{f.name} is {value!r}; set it to a value from {meta['low']} to {meta['high']}.")
-        most = 0 if self.discriminator == "plain" else self.latent_dim
-        if self.varieties > most:
-            raise ConfigError(
-                f"varieties is {self.varieties}, more than a {self.discriminator} discriminator and a latent_dim of "
-                f"{self.latent_dim} allow; set it to at most {most}."
-            )
 
     @property
     def first_refining_step(self) -> int:

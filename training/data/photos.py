@@ -96,15 +96,15 @@ def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> ND
     return np.stack(pixels)
 
 
-def measure_photos(folder: Path, image_size: int) -> dict[str, int]:
-    """Return the names of all apparently usable files, and their shorter sides in pixels.
+def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
+    """Return the shorter side, in pixels, of every apparently usable file.
 
     It reads headers and detects copies but decodes nothing, so files with damaged pixels still count.
     Raises TrainingError if the folder is missing or no file is usable.
     """
     sides: list[int] = []
-    names, _ = _process_files(folder, _find_files(folder), image_size, lambda image, _: min(image.size), sides.append)
-    return dict(zip(names, sides, strict=True))
+    _process_files(folder, _find_files(folder), image_size, lambda image, _: min(image.size), sides.append)
+    return tuple(sides)
 
 
 def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache_dir: Path) -> Photos:

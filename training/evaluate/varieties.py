@@ -32,20 +32,9 @@ class Varieties:
 def find_varieties(files: Sequence[str], features: Features) -> Varieties:
     """Return the varieties of the photos named `files`.
 
-    If the names give none, it clusters the `features` float32[N, D]: MIN_PHOTOS_EACH photos each, up to MAX_CLUSTERS.
-    """
-    if named := name_varieties(files):
-        return named
-    clusters = max(2, min(MAX_CLUSTERS, len(files) // MIN_PHOTOS_EACH))
-    labels = np.array([f"cluster {number + 1}" for number in k_means(features, clusters)])
-    return Varieties(f"{clusters} clusters of features", labels)
-
-
-def name_varieties(files: Sequence[str]) -> Varieties | None:
-    """Return the varieties in the names `files`, None if there are none.
-
     It applies the first rule that gives at least two varieties, each of MIN_PHOTOS_EACH photos or more: the name of
-    the folder; the name up to a double underscore; the name without frame number and series, such as `_r0`.
+    the folder; the name up to a double underscore; the name without frame number and series, such as `_r0`. If none
+    does, it clusters the `features` float32[N, D], with MIN_PHOTOS_EACH photos per cluster and up to MAX_CLUSTERS.
     """
     paths = [PurePosixPath(file) for file in files]
     rules = {
@@ -57,16 +46,9 @@ def name_varieties(files: Sequence[str]) -> Varieties | None:
         numbers = Counter(names).values()
         if len(numbers) > 1 and min(numbers) >= MIN_PHOTOS_EACH:
             return Varieties(rule, np.array([name or "(no name)" for name in names]))
-    return None
-
-
-def number_varieties(files: Sequence[str], varieties: int) -> NDArray[np.int32]:
-    """Return numbers from 0 for the varieties in the names `files`, or -1 for all unless there are `varieties`."""
-    named = name_varieties(files)
-    names = np.unique(named.names) if named else ()
-    if named is None or len(names) != varieties:
-        return np.full(len(files), -1, np.int32)
-    return np.searchsorted(names, named.names).astype(np.int32)
+    clusters = max(2, min(MAX_CLUSTERS, len(files) // MIN_PHOTOS_EACH))
+    labels = np.array([f"cluster {number + 1}" for number in k_means(features, clusters)])
+    return Varieties(f"{clusters} clusters of features", labels)
 
 
 def measure_coverage(varieties: Varieties, photo_features: Features, image_features: Features) -> Coverage:

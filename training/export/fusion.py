@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
-from training.model.networks import BLUR, NEAREST, SLOPE, AppendVariety, UpsampleConv
+from training.model.networks import BLUR, NEAREST, SLOPE, UpsampleConv
 
 Kind = Literal["dense", "conv", "upsample_conv", "smooth_upsample_conv"]
 Weights = NDArray[np.float64]  # float64, because folding in float32 would round twice
@@ -79,8 +79,6 @@ def build_function(stages: Sequence[Stage], latent_dim: int) -> Callable[[Any], 
         weights = [(tf.constant(s.kernel, tf.float32), tf.constant(s.bias, tf.float32)) for s in stages]
         length = tf.sqrt(tf.reduce_sum(tf.square(latents), axis=1, keepdims=True))
         x = latents * (math.sqrt(latent_dim) / tf.maximum(length, 1e-6))
-        if varieties := len(stages[0].kernel) - latent_dim:
-            x = AppendVariety(varieties)(x)
         for stage, (kernel, bias) in zip(stages, weights, strict=True):
             if stage.kind == "dense":
                 x = tf.reshape(tf.matmul(x, kernel) + bias, (-1, 4, 4, stage.bias.size // 16))

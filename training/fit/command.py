@@ -1,7 +1,6 @@
 """The command `fit`: start a run, or resume it with its settings."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from training.data.dataset import (
 from training.data.decoding import MAX_ENLARGEMENT
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
-from training.evaluate.varieties import name_varieties
 from training.fit.folder import check_complete, check_no_input_inside, check_no_runs_inside, set_aside
 from training.fit.plan import (
     Machine,
@@ -31,7 +29,6 @@ from training.fit.plan import (
     choose_length,
     choose_networks,
     choose_refinement,
-    choose_varieties,
     expected_kid,
     format_duration,
     mean_step_s,
@@ -123,22 +120,15 @@ def _start(
     from training.model.replicas import check_equal_shares
 
     machine = detect_machine()
-    plan = plan.with_choices(*choose_image_size(sides.values(), machine, start))
+    plan = plan.with_choices(*choose_image_size(sides, machine, start))
     plan = plan.with_choices(*choose_discriminator(plan.config.discriminator))
     if plan.config.r1_gamma > 0 and plan.config.discriminator != "plain":
         raise ConfigError("--r1-gamma is for the plain discriminator; leave it out, or set --discriminator plain.")
     _check_feature_weights(plan.config)
     photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
-    files = photos.files if photos else _find_usable(sides, plan.config.image_size, photos_folder)
-    varieties = Counter(named.names.tolist() if (named := name_varieties(files)) else ())
-    plan = plan.with_choices(choose_varieties(varieties, plan.config, start))
-    if start is None and plan.config.varieties not in (0, len(varieties)):
-        raise ConfigError(
-            f"--varieties is {plan.config.varieties}, but the names of the photos give {len(varieties)}; "
-            "set it to that number, or to 0."
-        )
-    held_out = round(plan.config.holdout_fraction * len(files))
-    training = len(files) - held_out
+    usable = len(photos.pixels) if photos else _count_usable(sides, plan.config.image_size, photos_folder)
+    held_out = round(plan.config.holdout_fraction * usable)
+    training = usable - held_out
     plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine, start))
     check_batch_size(training, held_out, plan.config.batch_size)
     check_equal_shares(plan.config.batch_size)
@@ -181,7 +171,7 @@ def _read_start(source: Path, flags: Flags, *, from_model: bool) -> Start:
             f"--size {size} is smaller than the {config.image_size} px of {source}; "
             f"set it to {config.image_size} or more."
         )
-    for name in ("latent_dim", "preset", "varieties"):
+    for name in ("latent_dim", "preset"):
         value, start_value = flags.get(name, getattr(config, name)), getattr(config, name)
         if value != start_value:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, but {source} has {start_value}; set it to that.")
@@ -199,11 +189,11 @@ def _check_feature_weights(config: TrainingConfig) -> None:
         raise FeatureWeightsMissing(f"{error}, or train without it by --discriminator plain.") from error
 
 
-def _find_usable(sides: Mapping[str, int], image_size: int, photos_folder: Path) -> list[str]:
-    """Return the names of the photos of sufficient size, and print their number."""
-    usable = [name for name, side in sides.items() if side * MAX_ENLARGEMENT >= image_size]
-    check_photo_count(len(usable), photos_folder)
-    print(f"{len(usable):,} photos in {photos_folder} appear usable")
+def _count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> int:
+    """Print and return the number of photos of sufficient size."""
+    usable = sum(side * MAX_ENLARGEMENT >= image_size for side in sides)
+    check_photo_count(usable, photos_folder)
+    print(f"{usable:,} photos in {photos_folder} appear usable")
     return usable
 
 

@@ -59,10 +59,9 @@ def memory_bytes(root: Path = Path("/")) -> int:
 def measure_step_s(config: TrainingConfig, *, refining: bool = False) -> float:
     """Return the median seconds of a batch of blank images, after compilation."""
     pixels = np.full((config.batch_size, config.image_size, config.image_size, 3), 255, np.uint8)
-    varieties = np.zeros(config.batch_size, np.int32)
     latents = np.zeros((config.batch_size, config.latent_dim), np.float32)
     # Keras accepts generators, but no other iterators.
-    batches = distribute_batches(lambda: ((pixels, varieties, latents) for _ in itertools.count()))
+    batches = distribute_batches(lambda: ((pixels, latents) for _ in itertools.count()))
     gan = build_gan(config, refining=refining)
     ends_s: list[float] = []  # of the batches after the warm-up
 

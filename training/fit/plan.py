@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ CHOSEN_FIELDS = (
     "memory_limit_mib",
     "discriminator",
     *PLAIN_SETTINGS,
-    "varieties",
     "preset",
     "batch_size",
     "jit_compile",
@@ -37,8 +36,6 @@ REFINING_SHARE = 3 / 4  # of the images of a run: 144,000 of 192,000
 REFINING_COST = 2.0  # of a batch, in batches of the first stage: 286 and 145 ms with AVX-512, 443 and 216 ms with AVX2
 GROWN_SHARE = 1 / 2  # of the images of a new run, for a grown one
 MODEL_SHARE = 1 / 5  # of them, for a run that starts from an exported model
-
-MIN_PHOTOS_OF_VARIETY = 100  # fewer are untried: the discriminator could memorise a variety
 
 # Training images and KID x1000, measured with 7,180 photos of apples on white and these settings (LOG.md).
 # Only the last one is with fixed statistics while refining, so the others are rather too high.
@@ -109,7 +106,7 @@ class Start:
     is_model: bool
 
 
-def choose_image_size(sides: Collection[int], machine: Machine, start: Start | None = None) -> tuple[Choice, Choice]:
+def choose_image_size(sides: Sequence[int], machine: Machine, start: Start | None = None) -> tuple[Choice, Choice]:
     """Choose the image size, and the memory for photos. `sides` are the shorter sides of the photos, in pixels."""
     median, largest = int(statistics.median(sides)), MAX_IMAGE_SIZE[machine.kind]
     size = max((s for s in IMAGE_SIZES if s <= min(median, largest)), default=IMAGE_SIZES[0])
@@ -136,19 +133,6 @@ def choose_discriminator(name: str) -> tuple[Choice, ...]:
             *(Choice(field, value, "for a plain discriminator") for field, value in PLAIN_SETTINGS.items()),
         )
     return (Choice("discriminator", name, "ImageNet features: 10 times faster than the plain one"),)
-
-
-def choose_varieties(photos: Mapping[str, int], config: TrainingConfig, start: Start | None = None) -> Choice:
-    """Choose the number of varieties that the networks tell apart. `photos` has the number of photos of each."""
-    if start:
-        return Choice("varieties", start.config.varieties, "that of the generator to start from")
-    if config.discriminator == "plain":
-        return Choice("varieties", 0, "a plain discriminator cannot tell them apart")
-    if not photos:
-        return Choice("varieties", 0, "the names of the photos give none")
-    if len(photos) > config.latent_dim or min(photos.values()) < MIN_PHOTOS_OF_VARIETY:
-        return Choice("varieties", 0, f"some have fewer than {MIN_PHOTOS_OF_VARIETY} photos")
-    return Choice("varieties", len(photos), "the names of the photos give them; no image is between two")
 
 
 def choose_networks(photos: int, image_size: int, machine: Machine, start: Start | None = None) -> tuple[Choice, ...]:

@@ -23,7 +23,7 @@ from training.evaluate.features import build_extractor
 from training.evaluate.generator import is_version
 from training.evaluate.metrics import kernel_distance
 from training.evaluate.results import Coverage
-from training.evaluate.varieties import Varieties, find_varieties, measure_coverage, number_varieties
+from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
 from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOnSignal
 from training.fit.folder import lock_run
 from training.fit.measurements import KeepBest, MeasureQuality
@@ -178,8 +178,7 @@ def train_stage(
     progress = Progress(config, first_step)
     # Grids come last: if drawing fails on a full disk, rows and weights are saved already.
     callbacks = [stop, progress, history, *savers, grids]
-    varieties = number_varieties(photos.files, config.varieties)
-    batches = distribute_batches(lambda: iterate_batches(photos.pixels, varieties, split.training, config, first_step))
+    batches = distribute_batches(lambda: iterate_batches(photos.pixels, split.training, config, first_step))
     with closing(progress.bar):
         gan.fit(batches, steps_per_epoch=gan.last_step - first_step, shuffle=False, verbose=0, callbacks=callbacks)
     return gan.step
@@ -215,17 +214,13 @@ def build_kid(photos: Photos, split: Split, config: TrainingConfig) -> MeasureQu
 
 
 def iterate_batches(
-    pixels: NDArray[np.uint8],
-    varieties: NDArray[np.int32],
-    rows: NDArray[np.intp],
-    config: TrainingConfig,
-    first_step: int,
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.float32]]]:
-    """Yield photos, varieties and latents of every batch from `first_step` on.
+    pixels: NDArray[np.uint8], rows: NDArray[np.intp], config: TrainingConfig, first_step: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    """Yield photos and latents of every batch from `first_step` on.
 
-    Photos are uint8[batch_size, S, S, 3], varieties int32[batch_size] and latents float32[batch_size, latent_dim]. The
-    photos are the `rows` of `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed
-    and its number alone. Each epoch has a new order. Photos left over at its end wait for the next epoch.
+    Photos are uint8[batch_size, S, S, 3], latents float32[batch_size, latent_dim]. The photos are the `rows` of
+    `pixels`, read on demand, because `pixels` may exceed memory. A batch depends on the seed and its number alone. Each
+    epoch has a new order. Photos left over at its end wait for the next epoch.
     """
     batches_per_epoch = len(rows) // config.batch_size
     order = np.empty(0, np.intp)
@@ -236,4 +231,4 @@ def iterate_batches(
         batch_rows = order[position * config.batch_size :][: config.batch_size]
         rng = np.random.default_rng((config.seed, 1, step))
         latent_seeds = rng.integers(MAX_SEED, size=config.batch_size, endpoint=True)
-        yield pixels[batch_rows], varieties[batch_rows], sample_latents(latent_seeds, config.latent_dim)
+        yield pixels[batch_rows], sample_latents(latent_seeds, config.latent_dim)

@@ -64,7 +64,7 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
         if not file.is_file():
             raise TrainingError(f"{run} has no {file.name}; name the --out folder of a `fit` that saved a checkpoint.")
     config = read_config(config_file)
-    network = build_generator(config.latent_dim, config.generator_channels, config.varieties)
+    network = build_generator(config.latent_dim, config.generator_channels)
     path = best if which == "best" and config.keep_best and best.is_file() else checkpoint
     batch = _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)
     return TrainedGenerator(network, config, batch)

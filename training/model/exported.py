@@ -24,7 +24,7 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
     """
     import tensorflow as tf
 
-    generator = build_generator(config.latent_dim, config.generator_channels, config.varieties)
+    generator = build_generator(config.latent_dim, config.generator_channels)
     try:
         graph = tf.saved_model.load(str(version)).signatures["serving_default"].graph.as_graph_def()
         function, *_ = [f for f in graph.library.function if any(node.op == "Tanh" for node in f.node_def)]

@@ -8,7 +8,7 @@ from keras import ops
 from training.config import TrainingConfig
 from training.model.augmentation import augment
 from training.model.losses import HINGE, LOGISTIC, approximate_r1
-from training.model.networks import build_discriminator, build_generator, variety_of
+from training.model.networks import build_discriminator, build_generator
 from training.model.projected import ProjectedDiscriminator
 from training.model.replicas import Tensor, count_replicas, draw_rows
 
@@ -16,12 +16,11 @@ from training.model.replicas import Tensor, count_replicas, draw_rows
 class GAN(keras.Model):
     """Generator and discriminator, updated at the same time from one batch.
 
-    Data are photos uint8[N, S, S, 3], their varieties int32[N], -1 if unknown, and latents float32[N, latent_dim]. One
-    Adam updates both networks: its moments are per variable, so it acts as two optimizers, while compile, fit,
-    schedules and checkpoints stay ordinary. `ema_generator` is the network to evaluate and export: the moving average
-    of the generator's weights, with the generator's current normalisation statistics. All randomness of a step comes
-    from `noise`, and its state is a variable. So restoring `variables` and `optimizer.variables` continues training
-    exactly.
+    Data is a pair: photos uint8[N, S, S, 3] and latents float32[N, latent_dim]. One Adam updates both networks: its
+    moments are per variable, so it acts as two optimizers, while compile, fit, schedules and checkpoints stay ordinary.
+    `ema_generator` is the network to evaluate and export: the moving average of the generator's weights, with the
+    generator's current normalisation statistics. All randomness of a step comes from `noise`, and its state
+    is a variable. So restoring `variables` and `optimizer.variables` continues training exactly.
     """
 
     def __init__(self, config: TrainingConfig, *, refining: bool) -> None:
@@ -29,21 +28,19 @@ class GAN(keras.Model):
         self.config = config
         self.first_step = config.first_refining_step if refining else 0
         self.last_step = config.steps if refining else config.first_refining_step
-        self.generator = build_generator(config.latent_dim, config.generator_channels, config.varieties)
+        self.generator = build_generator(config.latent_dim, config.generator_channels)
         if config.discriminator == "projected":
             self.discriminator, self.loss_functions = build_projected(config, refining=refining), HINGE
         else:
             self.discriminator = build_discriminator(config.image_size, config.discriminator_channels)
             self.loss_functions = LOGISTIC
-        self.ema_generator = build_generator(config.latent_dim, config.generator_channels, config.varieties)
+        self.ema_generator = build_generator(config.latent_dim, config.generator_channels)
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
         self.noise = keras.random.SeedGenerator(config.seed, name="noise")
         self.built = True  # every part is built; the model itself has no call
 
-    def compute_losses(
-        self, photos: Tensor, varieties: Tensor, latents: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def compute_losses(self, photos: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the generator's loss, the discriminator's loss and the logs, all scalars.
 
         The code is the same on every backend. Each loss is differentiated with respect to its own network's variables,
@@ -54,14 +51,8 @@ class GAN(keras.Model):
         # After the first stage the statistics are fixed, as in inference: KID x1000 then ends at 2.5, otherwise at 3.7.
         # A run that starts from another generator uses those of the batch: new layers have no others yet.
         generated = augment(config, self.generator(latents, training=self.first_step == 0), self.noise)
-        real_varieties: tuple[Tensor, ...] = ()
-        generated_varieties: tuple[Tensor, ...] = ()
-        if config.varieties:
-            drawn = variety_of(latents, config.varieties)
-            real_varieties = (varieties,)
-            generated_varieties = (ops.where(varieties < 0, -1, drawn),)  # all photos have varieties, or none has
-        real_logits = self.discriminator(real, *real_varieties, training=True)
-        generated_logits = self.discriminator(generated, *generated_varieties, training=True)
+        real_logits = self.discriminator(real, training=True)
+        generated_logits = self.discriminator(generated, training=True)
         generator_loss = self.loss_functions.generator(generated_logits)
         discriminator_loss = self.loss_functions.discriminator(real_logits, generated_logits)
         if config.r1_gamma > 0:
@@ -136,7 +127,7 @@ class GAN(keras.Model):
             return self._jax_train_step(*args)
         return self._tensorflow_train_step(*args)
 
-    def _tensorflow_train_step(self, data: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def _tensorflow_train_step(self, data: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         import tensorflow as tf
 
         with tf.GradientTape(persistent=True) as tape:
@@ -152,7 +143,7 @@ class GAN(keras.Model):
         self.update_moving_average()
         return logs
 
-    def _jax_train_step(self, state: Any, data: tuple[Tensor, Tensor, Tensor]) -> Any:
+    def _jax_train_step(self, state: Any, data: tuple[Tensor, Tensor]) -> Any:
         import jax
 
         trainable, non_trainable, optimizer_variables, metrics_variables = state
@@ -188,20 +179,12 @@ def build_projected(config: TrainingConfig, *, refining: bool) -> ProjectedDiscr
     pays at the end of a run, not from its start. Its heads begin narrower, because its features are larger.
     """
     if not refining:
-        return ProjectedDiscriminator(
-            64,
-            taps=(1, 2, 3, 5),
-            widths=(64, 64, 64, 128),
-            first_width=64,
-            seed=config.seed,
-            varieties=config.varieties,
-        )
+        return ProjectedDiscriminator(64, taps=(1, 2, 3, 5), widths=(64, 64, 64, 128), first_width=64, seed=config.seed)
     return ProjectedDiscriminator(
         max(128, config.image_size),
         taps=(1, 2, 3, 5, 7),
         widths=(32, 64, 64, 64, 128),
         first_width=32,
-        varieties=config.varieties,
         seed=config.seed + 1,
         sees_colours=config.image_size >= 128,  # at 64 px KID was higher with it: 7.0 against 5.2
     )

@@ -11,11 +11,10 @@ from keras import layers, ops
 from training.model.replicas import count_replicas
 
 SLOPE = 0.2  # negative slope of LeakyReLU, as in DCGAN
-VARIETY_SCALE, VARIETY_STEEPNESS = 4.0, 50.0
 
 
-def build_generator(latent_dim: int, channels: Sequence[int], varieties: int = 0) -> keras.Model:
-    """Return a network from latents float32[N, latent_dim] to images, of one of `varieties` each.
+def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
+    """Return a network from latents float32[N, latent_dim] to images.
 
     Images are float32[N, S, S, 3] in [-1, 1] with S = 4 * 2 ** (len(channels) - 1). Each level doubles the size by
     nearest upsampling and a 3x3 convolution (Odena et al. 2016). The last level adds a smooth filter: without it,
@@ -25,8 +24,6 @@ def build_generator(latent_dim: int, channels: Sequence[int], varieties: int = 0
     # Pixel norm (Karras et al. 2018): only the latent's direction matters, not its length.
     x = layers.UnitNormalization(name="pixel_norm")(latents)
     x = layers.Rescaling(math.sqrt(latent_dim), name="unit_variance")(x)
-    if varieties:
-        x = AppendVariety(varieties, name="variety")(x)
     x = layers.Dense(4 * 4 * channels[0], use_bias=False, name="dense")(x)
     x = layers.Reshape((4, 4, channels[0]), name="reshape")(x)
     x = _normalise_and_activate(x, 4)
@@ -37,31 +34,6 @@ def build_generator(latent_dim: int, channels: Sequence[int], varieties: int = 0
     x = layers.Conv2D(3, 3, padding="same", name="to_rgb", dtype="float32")(x)
     images = layers.Activation("tanh", name="images", dtype="float32")(x)
     return keras.Model(latents, images, name="generator")
-
-
-class AppendVariety(layers.Layer):
-    """Appends the variety of a latent, the largest of its first numbers, as a scaled one-hot vector.
-
-    A softmax makes it continuous, for interpolation. Most latents are further from another variety than it reaches.
-    """
-
-    def __init__(self, varieties: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.varieties = varieties
-
-    def call(self, x: Any) -> Any:
-        """Return float[N, latent_dim + varieties] for latents float[N, latent_dim]."""
-        chosen = ops.softmax(VARIETY_STEEPNESS * x[:, : self.varieties])
-        return ops.concatenate([x, VARIETY_SCALE * chosen], axis=-1)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {**super().get_config(), "varieties": self.varieties}
-
-
-def variety_of(latents: Any, varieties: int) -> Any:
-    """Return the varieties int32[N] of `latents` float32[N, latent_dim], each from 0 to `varieties` - 1."""
-    return ops.argmax(latents[:, :varieties], axis=-1)
 
 
 # Row k: the weights of the three taps of the convolution after nearest upsampling, in tap k of the transposed one.

@@ -42,11 +42,10 @@ class ProjectedDiscriminator(keras.Model):
         first_width: int,
         seed: int,
         sees_colours: bool = False,
-        varieties: int = 0,
     ):
         """Use the block groups `taps` (1 to 7), projected to `widths`; heads begin with `first_width` channels."""
         super().__init__(name="discriminator")
-        self.input_size, self.sees_colours, self.varieties = input_size, sees_colours, varieties
+        self.input_size, self.sees_colours = input_size, sees_colours
         self.backbone = build_backbone("lite1", load_weights("lite1"), taps, input_size)
         shapes = [output.shape[1:] for output in self.backbone.outputs]
         rng = np.random.default_rng((seed, 2))
@@ -60,13 +59,11 @@ class ProjectedDiscriminator(keras.Model):
         ]
         self.means = [self._add_constant(f"mean_{tap}", np.zeros(width)) for tap, _, width in scales]
         self.deviations = [self._add_constant(f"deviation_{tap}", np.ones(())) for tap in taps]
-        self.heads = [
-            build_head(shape[0], width, first_width, 1 + varieties, name=f"head_{tap}") for tap, shape, width in scales
-        ]
+        self.heads = [build_head(shape[0], width, first_width, name=f"head_{tap}") for tap, shape, width in scales]
         if sees_colours:
             self.means.append(self._add_constant("mean_colours", np.zeros(3)))
             self.deviations.append(self._add_constant("deviation_colours", np.ones(3)))
-            self.heads.append(build_head(COLOUR_SIZE, 3, first_width, 1 + varieties, name="head_colours"))
+            self.heads.append(build_head(COLOUR_SIZE, 3, first_width, name="head_colours"))
         self.built = True
 
     def _add_constant(self, name: str, value: NDArray[Any]) -> Any:
@@ -98,18 +95,10 @@ class ProjectedDiscriminator(keras.Model):
             mixed.append(ops.matmul(ops.average_pool(original, pool, strides=pool), RGB_TO_YCBCR))
         return mixed
 
-    def call(self, images: Tensor, varieties: Tensor | None = None, training: bool = False) -> list[Tensor]:
-        """Return the logits of every head. In training, each head normalises by the statistics of this batch.
-
-        `varieties` is int[N]. A logit is the sum of one for all images and one for images of its variety; the variety
-        -1 has only the former. StarGAN v2 (Choi et al. 2020) has only the latter.
-        """
+    def call(self, images: Tensor, training: bool = False) -> list[Tensor]:
+        """Return the logits of every head. In training, each head normalises by the statistics of this batch."""
         taps = zip(self.mixed_features(images), self.means, self.deviations, self.heads, strict=True)
-        logits = [head((x - mean) / deviation, training=training) for x, mean, deviation, head in taps]
-        if varieties is None:
-            return logits
-        own = ops.reshape(ops.one_hot(varieties, self.varieties), (-1, 1, 1, self.varieties))
-        return [x[..., :1] + ops.sum(own * x[..., 1:], axis=-1, keepdims=True) for x in logits]
+        return [head((x - mean) / deviation, training=training) for x, mean, deviation, head in taps]
 
     def set_feature_statistics(self, photos: NDArray[np.uint8]) -> None:
         """Set the features' mean per channel and deviation per tap from `photos` uint8[N, S, S, 3]."""
@@ -130,8 +119,8 @@ def _random_1x1(rng: np.random.Generator, inputs: int, outputs: int) -> NDArray[
     return (rng.standard_normal((inputs, outputs)) / math.sqrt(inputs)).astype(np.float32)
 
 
-def build_head(size: int, channels: int, first_width: int, logits: int, *, name: str) -> keras.Model:
-    """Return a network from float32[N, size, size, channels] to 5x5x`logits`, or 1x1 for size 4."""
+def build_head(size: int, channels: int, first_width: int, *, name: str) -> keras.Model:
+    """Return a network from float32[N, size, size, channels] to logits of 5x5, or of 1x1 for size 4."""
     features = keras.Input((size, size, channels))
     x: Any = features
     if size > MIN_SIZE:
@@ -139,7 +128,7 @@ def build_head(size: int, channels: int, first_width: int, logits: int, *, name:
             x = _convolve(x, min(first_width << level, MAX_WIDTH), 4, 2)
     else:
         x = _convolve(x, MAX_WIDTH, 3, 1)
-    x = SpectralConv(logits, 4, padding="valid", name="logits")(x)
+    x = SpectralConv(1, 4, padding="valid", name="logits")(x)
     return keras.Model(features, x, name=name)
 
 

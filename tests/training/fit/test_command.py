@@ -175,9 +175,6 @@ def lengthen_name(folder):
     (folder / "run").rename(folder / ("r" * 250))
 
 
-PROJECTED = ("--discriminator", "projected")
-
-
 @pytest.mark.parametrize(
     ("change", "out", "flags", "sentence"),
     [
@@ -223,9 +220,6 @@ PROJECTED = ("--discriminator", "projected")
         (None, "new", ("--grow-from", "nowhere"), "--grow-from nowhere has no config.json"),
         (None, "new", ("--grow-from", "run", "--latent-dim", "7"), "--latent-dim is 7, but run has 128;"),
         (None, "new", ("--grow-from", "run", "--preset", "gpu"), "--preset is gpu, but run has cpu; set it"),
-        (None, "new", ("--grow-from=run", "--varieties=2", *PROJECTED), "--varieties is 2, but run has 0; set"),
-        (None, "new", ("--varieties", "2"), "varieties is 2, more than a plain discriminator and a latent_"),
-        (None, "new", ("--varieties=2", *PROJECTED), "but the names of the photos give 0; set it to that"),
         (None, "new", ("--from", "run"), "--from run has no saved_model.pb; set it to a model that"),
         (damage_version, "new", ("--from", "run", "--steps", "1"), "run is not a model that `export` wrote with its"),
         (None, "new", ("--from", "run", "--grow-from", "run"), "--from and --grow-from exclude each other;"),

@@ -44,22 +44,6 @@ def test_networks_batch_and_compiler_follow_the_machine(photos, image_size, mach
 
 
 @pytest.mark.parametrize(
-    ("photos", "flags", "varieties"),
-    [
-        ({"gala": 100, "fuji": 300}, {}, 2),
-        ({"gala": 99, "fuji": 300}, {}, 0),  # too few to tell them from others
-        ({"gala": 100, "fuji": 100, "jonagold": 100}, {"latent_dim": 2}, 0),
-        ({"gala": 100, "fuji": 300}, {"discriminator": "plain"}, 0),
-        ({}, {}, 0),
-    ],
-)
-def test_varieties_follow_the_names_of_the_photos(photos, flags, varieties):
-    assert plan.choose_varieties(photos, TrainingConfig(**flags)).value == varieties
-    start = plan.Start(TrainingConfig(varieties=7), is_model=True)
-    assert plan.choose_varieties(photos, TrainingConfig(), start).value == 7
-
-
-@pytest.mark.parametrize(
     ("photos", "step_s", "machine", "flags", "steps"),
     [
         (7_180, 0.1, LAPTOP, {"discriminator": "plain"}, 500_000 // 16),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.fit.test_environment import run_in_root
 from tests.training.fit.test_run import fit, fit_arguments, read_losses
-from tests.training.model.test_projected import CONFIG, PIXELS, VARIETIES
+from tests.training.model.test_projected import CONFIG, PIXELS
 from training.model.gan import build_gan
 
 NO_AUGMENTATION = ("--no-flip", "--translate-probability", 0)  # its random numbers differ between the backends
@@ -26,14 +26,13 @@ sys.exit(main(sys.argv[2:]))
 
 def compute_projected_losses() -> list[float]:
     """Return both losses of a GAN with weights from NumPy."""
-    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, varieties=3))
+    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, *gan.discriminator.heads):
         shapes = [weight.shape for weight in network.weights]
         network.set_weights([rng.uniform(0.5, 1.5, s) if len(s) == 1 else rng.normal(0, 0.05, s) for s in shapes])
     gan.discriminator.set_feature_statistics(PIXELS)
-    latents = rng.normal(size=(4, 128)).astype("float32")
-    return [float(loss) for loss in gan.compute_losses(PIXELS[:4], VARIETIES[:4], latents)[:2]]
+    return [float(loss) for loss in gan.compute_losses(PIXELS[:4], rng.normal(size=(4, 128)).astype("float32"))[:2]]
 
 
 @pytest.fixture(scope="module")

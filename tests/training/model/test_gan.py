@@ -18,11 +18,11 @@ CONFIG = TrainingConfig(
     image_size=32, discriminator="plain", beta_1=0.5, steps=6, batch_size=8, r1_gamma=0.2, jit_compile=False
 )
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-ROWS, UNKNOWN = np.arange(20), np.full(20, -1, np.int32)
+ROWS = np.arange(20)
 
 
 def train(gan, steps: int) -> None:
-    for batch in islice(iterate_batches(PIXELS, UNKNOWN, ROWS, CONFIG, 0), steps):
+    for batch in islice(iterate_batches(PIXELS, ROWS, CONFIG, 0), steps):
         gan.train_step(batch)  # without a graph, which takes longer to build than to run
 
 
@@ -53,7 +53,7 @@ def test_step_moves_each_network_down_the_gradient_of_its_loss():
     gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))  # without noise
     gan.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
     with tf.GradientTape(persistent=True) as tape:
-        both = gan.compute_losses(*next(iterate_batches(PIXELS, UNKNOWN, ROWS, CONFIG, 0)))[:2]
+        both = gan.compute_losses(*next(iterate_batches(PIXELS, ROWS, CONFIG, 0)))[:2]
     for network, loss in zip((gan.generator, gan.discriminator), both, strict=True):
         network.expected = [np.asarray(w) - np.asarray(tape.gradient(loss, w)) for w in network.trainable_variables]
     train(gan, 1)
@@ -82,7 +82,7 @@ def test_checkpoint_is_rejected_when_damaged_or_of_other_networks(trained, tmp_p
 
 
 def test_epoch_holds_each_training_photo_once():
-    source = iterate_batches(PIXELS, UNKNOWN, ROWS[4:], CONFIG, 0)
+    source = iterate_batches(PIXELS, ROWS[4:], CONFIG, 0)
     photos = [photo.tobytes() for _ in range(2) for photo in next(source)[0]]
     assert sorted(photos) == sorted(photo.tobytes() for photo in PIXELS[4:])
 

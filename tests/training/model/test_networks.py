@@ -11,7 +11,7 @@ from training.model.networks import build_discriminator, build_generator
 
 
 def test_image_is_equal_when_only_the_latent_length_differs():
-    generator = build_generator(16, (32, 16), varieties=3)
+    generator = build_generator(16, (32, 16))
     latents = sample_latents(np.arange(4), 16)
     np.testing.assert_allclose(generator(latents), generator(7 * latents), atol=1e-5)
 
@@ -25,7 +25,7 @@ def test_minibatch_deviation_is_0_when_all_images_are_equal():
 
 
 def test_generator_equals_stock_layers_that_upsample_and_convolve():
-    generator, latents = build_generator(16, (8, 8, 4), varieties=3), sample_latents(np.arange(3), 16)
+    generator, latents = build_generator(16, (8, 8, 4)), sample_latents(np.arange(3), 16)
     np.testing.assert_allclose(in_stock_layers(generator)(latents), generator(latents), atol=1e-5)
 
 

