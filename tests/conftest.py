@@ -177,7 +177,8 @@ def small_disk(request, tmp_path) -> Iterator[Path]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An empty folder for photos."""
-    (made := tmp_path / "photos").mkdir()
+    made = tmp_path / "photos"
+    made.mkdir()
     return made
 
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -116,29 +117,26 @@ def status_of(port: int, path: str) -> int | None:
     return None
 
 
-def claim_ports() -> tuple[socket.socket, range]:
-    """Return 999 ports for this process alone, and the socket that marks them as taken while it is open.
+@cache
+def claim_ports() -> tuple[Iterator[int], socket.socket]:
+    """Return the ports of this process, in turns, and the socket that marks their range as taken.
 
-    They lie below 32768, where the system's ports for outgoing connections begin: a free one there may be taken before
-    a gateway listens. Another run of tests on this machine would take the port of a server that is killed here.
+    With shared ports, another run of tests could take the port of a server that this one has killed. They lie below
+    32768, where the system's ports for outgoing connections begin: a program could take a free port above at any time.
     """
-    for first in range(20_000, 32_000, 1_000):
+    for first in range(20_000, 32_000, 500):
         mark = socket.socket()
         with suppress(OSError):
             mark.bind(("127.0.0.1", first))
-            return mark, range(first + 1, first + 1_000)
+            return cycle(range(first + 1, first + 500)), mark
         mark.close()
-    raise OSError("the ports 20000, 21000, ... and 31000 are all taken; end other runs of the tests")
-
-
-_mark, _claimed = claim_ports()
-_ports = cycle(_claimed)
+    raise OSError("the ports 20000, 20500, ... and 31500 are all taken; end other runs of the tests")
 
 
 def free_port() -> int:
     """Return a port that no program listens on."""
     while True:
-        with suppress(SettingsError), listen("127.0.0.1", next(_ports), variable="") as taken:
+        with suppress(SettingsError), listen("127.0.0.1", next(claim_ports()[0]), variable="") as taken:
             return taken.getsockname()[1]
 
 

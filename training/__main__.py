@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_command(commands: Subparsers, name: str, run: Callable[[Options], int], text: str) -> AddArgument:
+    """Add a command; return the method that adds its arguments."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
     parser.set_defaults(run_command=run)
     return parser.add_argument
@@ -176,9 +177,16 @@ def _run_evaluate(options: Options) -> int:
         out = Path(f"evaluation-{model.resolve().parent.name}-{model.resolve().name}")
     stated = {"Attribution": options.attribution, "Licence of these weights": options.licence}
     rights = {label: text for label, text in stated.items() if text is not None}
-    choices = {"count": options.count, "checkpoint": options.checkpoint}
-    choices |= {"networks": options.features, "weights": options.weights}
-    evaluation = evaluate(model, options.photos, out=out, rights=rights, **choices)
+    evaluation = evaluate(
+        model,
+        options.photos,
+        out=out,
+        count=options.count,
+        checkpoint=options.checkpoint,
+        networks=options.features,
+        weights=options.weights,
+        rights=rights,
+    )
     for name, value in evaluation.format_rows().items():
         print(f"{name}: {value}")
     print(f"Wrote {out / 'evaluation.json'}. Open {out / 'report.html'} in a browser.")

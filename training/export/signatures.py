@@ -55,7 +55,8 @@ class Servable(tf.Module):
         """Return ringo-latent/1 float32[N, latent_dim] of seeds int64[N]."""
         low = tf.cast(tf.bitwise.bitwise_and(seeds, tf.constant(0xFFFFFFFF, tf.int64)), tf.uint32)
         high = tf.cast(tf.bitwise.right_shift(seeds, tf.constant(32, tf.int64)), tf.uint32)
-        return standardise(tf.cast(sum_of_uniforms(low, high, self.latent_dim, tf.bitwise.right_shift), tf.float32))
+        sums = sum_of_uniforms(low, high, self.latent_dim, tf.bitwise.right_shift)
+        return standardise(tf.cast(sums, tf.float32))
 
     def signatures(self) -> dict[str, Any]:
         """Return the functions by name.
@@ -74,7 +75,6 @@ class Servable(tf.Module):
         def images_from_seeds(seeds: Any) -> Any:
             return self.compute_images(self.compute_latents(seeds))
 
-        serving_default = function(lambda latents: {"images": run_in_chunks(self.compute_images, latents)}, latents)
         generate = function(lambda seeds: {"images": run_in_chunks(images_from_seeds, seeds)}, seeds)
         digests = pixel_digests(generate(tf.constant(GOLDEN_SEEDS))["images"].numpy())
 
@@ -83,7 +83,9 @@ class Servable(tf.Module):
             return {"seeds": tf.gather(GOLDEN_SEEDS, row), "digests": tf.gather(digests, row)}
 
         return {
-            "serving_default": serving_default,
+            "serving_default": function(
+                lambda latents: {"images": run_in_chunks(self.compute_images, latents)}, latents
+            ),
             "generate": generate,
             "sample": function(lambda seeds: {"latents": run_in_chunks(self.compute_latents, seeds)}, seeds),
             "golden": function(golden, index),

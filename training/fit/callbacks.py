@@ -139,7 +139,8 @@ class Grids(StepCallback):
 
     def __init__(self, folder: Path, every: int, first_step: int, generator: keras.Model) -> None:
         super().__init__(first_step)
-        self.folder, self.grids, self.every, self.generator = folder, folder / "grids", every, generator
+        self.folder, self.every, self.generator = folder, every, generator
+        self.grids = folder / "grids"
         self.grids.mkdir(exist_ok=True)
         for batch, path in list_grids(self.grids):
             if batch > first_step:  # a killed run may have grids after its last checkpoint

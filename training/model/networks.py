@@ -17,8 +17,9 @@ def build_generator(latent_dim: int, channels: Sequence[int]) -> keras.Model:
     """Return a network from latents float32[N, latent_dim] to images.
 
     Images are float32[N, S, S, 3] in [-1, 1] with S = 4 * 2 ** (len(channels) - 1). Each level doubles the size by
-    nearest upsampling and a 3x3 convolution (Odena et al. 2016). The last level adds a smooth filter: without it,
-    images had 1.5 to 2.6 times the photos' power at the finest frequency, visible grids, and twice the KID.
+    nearest upsampling and a 3x3 convolution (Odena et al. 2016), computed as one operation. The last level adds a
+    smooth filter: without it, images had 1.5 to 2.6 times the photos' power at the finest frequency, visible grids, and
+    twice the KID.
     """
     latents = keras.Input((latent_dim,), name="latents")
     # Pixel norm (Karras et al. 2018): only the latent's direction matters, not its length.
@@ -46,8 +47,9 @@ BLUR = np.outer((1, 2, 1), (1, 2, 1)).astype(np.float32) / 16
 class UpsampleConv(layers.Layer):
     """Nearest upsampling and a 3x3 convolution as one transposed convolution.
 
-    The function of the nine weights is the same, with 16 multiplications instead of 36. It has no bias and stride 2.
-    If `smooth`, BLUR comes last: before the convolution, both would fuse into a 6x6 kernel, twice the multiplications.
+    It computes the same function of the same nine weights, with 16 multiplications instead of 36. It has no bias and
+    stride 2. If `smooth`, BLUR comes last: before the convolution, the two would fuse into a 6x6 kernel with twice the
+    multiplications.
     """
 
     def __init__(self, filters: int, *, smooth: bool = False, **kwargs: Any) -> None:

@@ -23,7 +23,9 @@ class _Unpickler(pickle.Unpickler):
             return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
         if module == "torch" and name in DTYPES:
             return name
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a weight file; reinstall its package")
+        raise pickle.UnpicklingError(
+            f"{module}.{name} does not belong in a weight file; reinstall the package of the file"
+        )
 
     def persistent_load(self, pid: Any) -> tuple[str, np.dtype[Any]]:
         _, kind, key, *_ = pid

@@ -181,7 +181,8 @@ def test_generation_waits_when_the_reader_is_slow(batch, model_server):
 
 def test_streams_beyond_the_limit_get_resource_exhausted(batch):
     streams = [batch.stream(LONG, size=128) for _ in range(2)]
-    assert all(next(stream) for stream in streams)
+    for stream in streams:
+        next(stream)
     code, message, details = refusal(lambda: batch.paint([1]))
     assert (code, details["RetryInfo"].retry_delay.seconds) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)
     assert message == "This server has 2 streams under way; try again later."

@@ -21,7 +21,7 @@ from tests.gateway_process import Gateway, Reply, gateway_for, run_serving, scra
 
 TOKEN = "0123456789abcdef"
 BEARER = f"Bearer {TOKEN}"
-WRONG = ("", "Bearer wrong-token-of-16", "Bearer", TOKEN, f"Basic {TOKEN}")
+WRONG_CREDENTIALS = ("", "Bearer wrong-token-of-16", "Bearer", TOKEN, f"Basic {TOKEN}")
 SETTINGS = {"token": TOKEN}
 
 
@@ -56,10 +56,10 @@ def batch(model_server, pem, tmp_path_factory):
         yield batch
 
 
-@pytest.mark.parametrize("authorization", [*WRONG, BEARER, f"bearer {TOKEN}"])
+@pytest.mark.parametrize("authorization", [*WRONG_CREDENTIALS, BEARER, f"bearer {TOKEN}"])
 def test_batch_server_answers_clients_with_the_token_only(batch, authorization):
     answer = described(batch, *([("authorization", authorization)] if authorization else []))
-    assert answer == ("UNAUTHENTICATED" if authorization in WRONG else "apple")
+    assert answer == ("UNAUTHENTICATED" if authorization in WRONG_CREDENTIALS else "apple")
 
 
 def test_call_is_counted_and_has_its_request_id_when_it_is_refused(batch):

@@ -27,6 +27,7 @@ SECRET = "swordfish-of-the-client"
 
 
 def lines_with(log, text: str) -> list[str]:
+    """Return the lines that hold `text`, once there are any."""
     return wait_until(lambda: [line for line in log.read_text().splitlines() if text in line], text)
 
 

@@ -56,13 +56,19 @@ def test_bad_file_is_skipped_with_its_reason(folder, photo, reason):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("other.NEF", "RAW"), ("photo.nef", "PAIR"), ("PHOTO.CR3", "PAIR"), ("photo.heic", "PAIR")]
+    ("name", "reason"),
+    [
+        ("other.NEF", SkipReason.RAW),
+        ("photo.nef", SkipReason.PAIR),
+        ("PHOTO.CR3", SkipReason.PAIR),
+        ("photo.heic", SkipReason.PAIR),
+    ],
 )
-def test_raw_is_never_a_second_photo(folder: Path, name: str, reason: str) -> None:
+def test_raw_is_never_a_second_photo(folder: Path, name: str, reason: SkipReason) -> None:
     save_photo(folder / "photo.JPG")
     (folder / name).write_bytes(encoded(solid("RGB", ORANGE), "TIFF"))
     photos = load(folder)
-    assert (photos.files, photos.summary.skipped) == (("photo.JPG",), {SkipReason[reason].value: 1})
+    assert (photos.files, photos.summary.skipped) == (("photo.JPG",), {reason.value: 1})
 
 
 @pytest.mark.parametrize("operation", ["stat", "open", "read"])

@@ -222,7 +222,8 @@ def test_evaluate_is_refused_before_work_when_a_curve_is_damaged(run, tmp_path):
     ],
 )
 def test_evaluate_is_refused_when_an_argument_is_wrong(small_model, small_run, folder, model, out, sentence):
-    (shutil.copytree(small_model / "1", folder.parent / "1") / "variables" / "variables.index").unlink()
+    version = shutil.copytree(small_model / "1", folder.parent / "1")
+    (version / "variables" / "variables.index").unlink()
     (folder.parent / "run").symlink_to(small_run)
     for seed in range(24):
         draw_photo(seed).save(folder / f"{seed}.png")

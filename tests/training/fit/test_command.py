@@ -138,7 +138,12 @@ def configure(**settings):
 
 def remove(pattern, keep=0):
     """Return a function that removes the files of `pattern` in the run, but the first `keep`."""
-    return lambda folder: [file.unlink() for file in sorted((folder / "run").glob(pattern))[keep:]]
+
+    def delete_files(folder):
+        for file in sorted((folder / "run").glob(pattern))[keep:]:
+            file.unlink()
+
+    return delete_files
 
 
 def keep_photos(count):

@@ -53,8 +53,8 @@ def test_step_moves_each_network_down_the_gradient_of_its_loss():
     gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, r1_gamma=0.0))  # without noise
     gan.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
     with tf.GradientTape(persistent=True) as tape:
-        both = gan.compute_losses(*next(iterate_batches(PIXELS, ROWS, CONFIG, 0)))[:2]
-    for network, loss in zip((gan.generator, gan.discriminator), both, strict=True):
+        generator_loss, discriminator_loss, _ = gan.compute_losses(*next(iterate_batches(PIXELS, ROWS, CONFIG, 0)))
+    for network, loss in ((gan.generator, generator_loss), (gan.discriminator, discriminator_loss)):
         network.expected = [np.asarray(w) - np.asarray(tape.gradient(loss, w)) for w in network.trainable_variables]
     train(gan, 1)
     for network in (gan.generator, gan.discriminator):
