@@ -27,9 +27,10 @@ def list_grids(folder: Path) -> list[tuple[int, Path]]:
 def animate_grids(run: Path) -> None:
     """Write the grids as progress.gif, each labelled with its batch.
 
-    If there are more than MAX_FRAMES grids, it takes the last one, those at MILESTONES, and others at equal intervals.
-    Grids that cannot be read are left out; if no grid remains, it writes nothing. Frames are at most MAX_WIDTH pixels
-    wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises OSError.
+    The last frame is shown longest. If there are more than MAX_FRAMES grids, it takes the last one, those at
+    MILESTONES, and others at equal intervals. Grids that cannot be read are left out; if no grid remains, it writes
+    nothing. Frames are at most MAX_WIDTH pixels wide: 40 frames of apples on white have 6 MB, 40 of noise 12 MB. Raises
+    OSError.
     """
     paths, frames = list_grids(run / "grids"), []
     if len(paths) > MAX_FRAMES:

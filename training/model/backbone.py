@@ -42,7 +42,8 @@ def build_backbone(variant: str, weights: Weights, taps: Sequence[int], size: in
     """Return a frozen network from images to outputs of block groups `taps`.
 
     Images are float32[N, S, S, 3], scaled to (0..255 - 127) / 128. Groups are numbered from 1 to 7; group 8 is the last
-    1x1 convolution. `weights` has the names and layouts of the PyTorch model.
+    1x1 convolution. Batch normalisation is folded into the convolutions. `weights` has the names and layouts of the
+    PyTorch model.
     """
     assignments: list[tuple[layers.Layer, list[NDArray[np.float32]]]] = []
 

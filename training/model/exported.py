@@ -26,17 +26,25 @@ def load_exported(version: Path, config: TrainingConfig) -> keras.Model:
 
     generator = build_generator(config.latent_dim, config.generator_channels)
     try:
-        graph = tf.saved_model.load(str(version)).signatures["serving_default"].graph.as_graph_def()
-        function, *_ = [f for f in graph.library.function if any(node.op == "Tanh" for node in f.node_def)]
-        # Kernel and bias of each operation of the fused generator.
-        constants = [node for node in function.node_def if re.fullmatch(r"Const(_\d+)?", node.name)]
-        _restore(generator, [tf.make_ndarray(node.attr["value"].tensor) for node in constants])
+        _restore(generator, _read_constants(version))
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         raise TrainingError(
             f"{version} is not a model that `export` wrote with its config.json; set --from to another one, "
             "such as models/apple."
         ) from error
     return generator
+
+
+def _read_constants(version: Path) -> list[NDArray[np.float32]]:
+    """Return kernel and bias of each operation of the fused generator."""
+    import tensorflow as tf
+
+    graph = tf.saved_model.load(str(version)).signatures["serving_default"].graph.as_graph_def()
+    for function in graph.library.function:
+        if any(node.op == "Tanh" for node in function.node_def):
+            constants = (node for node in function.node_def if re.fullmatch(r"Const(_\d+)?", node.name))
+            return [tf.make_ndarray(node.attr["value"].tensor) for node in constants]
+    raise ValueError("the graph has no generator")
 
 
 def _restore(generator: keras.Model, constants: list[NDArray[np.float32]]) -> None:

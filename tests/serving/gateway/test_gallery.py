@@ -78,6 +78,7 @@ def wait_for_pictures(page):
 
 
 def enter(page, name, text):
+    """Type `text` into the field `name`, and Enter; return the field."""
     field = page.get_by_role("textbox", name=name)
     field.fill(text)
     field.press("Enter")
