@@ -13,9 +13,10 @@ SIDE = 32  # pixels; enough for JPEG's 16-pixel chroma blocks
 ORANGE = (200, 100, 40)
 
 
-def load(folder: Path, image_size: int = SIDE, *, in_memory: bool = True) -> Photos:
+def load(folder: Path, image_size: int = SIDE, *, in_memory: bool = True, **options: bool) -> Photos:
     limit_bytes = 2**40 if in_memory else 0
-    return load_photos(folder, image_size, cache_dir=folder.parent / "cache", memory_limit_bytes=limit_bytes)
+    cache_dir = folder.parent / "cache"
+    return load_photos(folder, image_size, cache_dir=cache_dir, memory_limit_bytes=limit_bytes, **options)
 
 
 def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.backend import import_backend, require_backend
-from training.config import AUGMENTATION_FIELDS, TrainingConfig
+from training.config import PREVIEW_FIELDS, TrainingConfig
 from training.errors import ConfigError, TrainingError
 from training.fit.plan import CHOSEN_FIELDS
 from training.terminal import open_output, quote
@@ -71,7 +71,7 @@ def _add_preview(commands: Subparsers) -> None:
     _add_photos(add)
     add("--out", type=_path, default=Path("preview.png"), metavar="PNG", help="the sheet (default: preview.png)")
     for f in fields(TrainingConfig):
-        if f.name in AUGMENTATION_FIELDS:
+        if f.name in PREVIEW_FIELDS:
             _add_config_flag(add, f)
 
 
@@ -149,7 +149,7 @@ def _run_fit(options: Options) -> int:
 
 
 def _run_preview(options: Options) -> int:
-    config = TrainingConfig(**{name: getattr(options, name) for name in AUGMENTATION_FIELDS})
+    config = TrainingConfig(**{name: getattr(options, name) for name in PREVIEW_FIELDS})
     import_backend()
     from training.fit.preview import preview
 

@@ -9,8 +9,8 @@ from training.errors import ConfigError, TrainingError
 from training.records import read_record
 
 IMAGE_SIZES = (32, 64, 128, 256)
-# Also the flags of `preview`.
-AUGMENTATION_FIELDS = ("image_size", "flip", "translate_fraction", "translate_probability", "seed")
+# Also flags of `preview`.
+PREVIEW_FIELDS = ("image_size", "correct_black_level", "flip", "translate_fraction", "translate_probability", "seed")
 
 # Channels per resolution: the generator's from 4x4 up, the discriminator's from image size / 2 down to 4x4. They taper:
 # constant width costs 4.4 times as much per image at 64 px and has no measurable benefit.
@@ -87,6 +87,9 @@ class TrainingConfig:
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
     r1_gamma: float = option(0.0, "R1 penalty of the plain discriminator; 0 turns it off", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
+    correct_black_level: bool = option(
+        False, "make the darkest pixels of a photo black where stray light or its camera made them grey"
+    )
     flip: bool = option(True, "mirror half of the images for the discriminator")
     translate_fraction: float = option(0.0625, "largest shift, as a fraction of the image's side", low=0.0, high=0.5)
     translate_probability: float = option(0.7, "probability of a shift", low=0.0, high=1.0)

@@ -54,8 +54,13 @@ def check_outside_photos(photos_folder: Path, out: Path) -> None:
 
 def load_run_photos(photos_folder: Path, run: Path, config: TrainingConfig) -> Photos:
     """Load the photos and print how many are used. Raises TrainingError if they are too few."""
-    limit_bytes = config.memory_limit_mib * 2**20
-    photos = load_photos(photos_folder, config.image_size, cache_dir=run / "photos", memory_limit_bytes=limit_bytes)
+    photos = load_photos(
+        photos_folder,
+        config.image_size,
+        cache_dir=run / "photos",
+        memory_limit_bytes=config.memory_limit_mib * 2**20,
+        correct_black_level=config.correct_black_level,
+    )
     print(photos.summary.format_table())
     check_photo_count(len(photos.pixels), photos_folder)
     return photos

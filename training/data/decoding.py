@@ -49,6 +49,11 @@ JPEG_OVERSAMPLING = 2
 
 MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN learns the blur
 
+# The black level of a photo is the PERCENTILE of the smallest of R, G and B per pixel: the dark channel of He et al.
+# 2009, which is near 0 without a veil. Of 7,180 photos of apples, 494 of one variety have 49 to 51, the others at most
+# 35. Above the highest level, the photo shows something pale.
+BLACK_LEVEL_PERCENTILE, LOWEST_BLACK_LEVEL, HIGHEST_BLACK_LEVEL = 1, 40, 128
+
 WHITE_IS_ZERO = 0  # PhotometricInterpretation of TIFF 6.0
 
 # Adobe RGB (1998): its gamma, and the matrix to linear sRGB. Both have the white D65 and differ in green alone.
@@ -178,7 +183,7 @@ def _seek_largest_page(image: TiffImagePlugin.TiffImageFile) -> None:
     image.seek(sizes.index(max(sizes)))
 
 
-def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+def crop_square(image: Image.Image, image_size: int, *, correct_black_level: bool = False) -> NDArray[np.uint8]:
     """Return the upright centre square as uint8[S, S, 3] in sRGB. Transparent pixels become white."""
     image.draft(None, (JPEG_OVERSAMPLING * image_size, JPEG_OVERSAMPLING * image_size))  # affects JPEG only
     image.load()
@@ -194,7 +199,16 @@ def crop_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     # After the resize: thousands of times fewer pixels to convert.
-    return _to_srgb(image, profile, is_adobe_rgb=is_adobe_rgb)
+    photo = _to_srgb(image, profile, is_adobe_rgb=is_adobe_rgb)
+    return _stretch_to_black(photo) if correct_black_level else photo
+
+
+def _stretch_to_black(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return `photo` with its black level at 0 and white as before, if the level is in the range to correct."""
+    level = np.percentile(photo.min(axis=-1), BLACK_LEVEL_PERCENTILE)
+    if not LOWEST_BLACK_LEVEL <= level <= HIGHEST_BLACK_LEVEL:
+        return photo
+    return np.asarray(np.rint((photo - level) * (255 / (255 - level))).clip(0, 255), np.uint8)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

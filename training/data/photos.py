@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,9 @@ class _File:
     stamp: tuple[int, ...] = ()  # changes with the file: read permission, bytes, modification time in ns
 
 
-def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_bytes: int) -> Photos:
+def load_photos(
+    folder: Path, image_size: int, *, cache_dir: Path, memory_limit_bytes: int, correct_black_level: bool = False
+) -> Photos:
     """Return every usable photo in `folder` and below.
 
     Photos are cropped to the centre square and resized to `image_size`. Hidden files and folders are ignored. Each
@@ -78,21 +80,25 @@ def load_photos(folder: Path, image_size: int, *, cache_dir: Path, memory_limit_
     """
     files = _find_files(folder)
     max_photos = sum(file.skip_reason is None for file in files)
+    read = partial(crop_square, correct_black_level=correct_black_level)
     if max_photos * image_size * image_size * 3 > memory_limit_bytes:
-        return _load_through_cache(folder, files, image_size, cache_dir)
+        return _load_through_cache(folder, files, image_size, read, cache_dir)
     pixels = np.empty((max_photos, image_size, image_size, 3), np.uint8)
     rows = iter(pixels)
-    names, summary = _process_files(folder, files, image_size, crop_square, lambda photo: np.copyto(next(rows), photo))
+    names, summary = _process_files(folder, files, image_size, read, lambda photo: np.copyto(next(rows), photo))
     pixels.flags.writeable = False
     return Photos(pixels[: len(names)], names, summary)
 
 
-def sample_photos(folder: Path, image_size: int, count: int, *, seed: int) -> NDArray[np.uint8]:
+def sample_photos(
+    folder: Path, image_size: int, count: int, *, seed: int, correct_black_level: bool = False
+) -> NDArray[np.uint8]:
     """Return up to `count` usable photos, chosen by `seed`, uint8[N, S, S, 3]. Raises TrainingError without any."""
     files = _find_files(folder)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+    read = partial(crop_square, correct_black_level=correct_black_level)
     pixels: list[NDArray[np.uint8]] = []
-    _process_files(folder, shuffled, image_size, crop_square, pixels.append, max_photos=count)
+    _process_files(folder, shuffled, image_size, read, pixels.append, max_photos=count)
     return np.stack(pixels)
 
 
@@ -107,10 +113,12 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache_dir: Path) -> Photos:
+def _load_through_cache(
+    folder: Path, files: list[_File], image_size: int, read: "partial[NDArray[np.uint8]]", cache_dir: Path
+) -> Photos:
     stamps = [(file.name, file.stamp) for file in files]
-    determined_by = [_CACHE_LAYOUT, PIL.__version__, load_heif(), image_size, str(folder.resolve()), stamps]
-    key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:32]
+    determined_by = [_CACHE_LAYOUT, PIL.__version__, load_heif(), image_size, read.keywords, str(folder.resolve())]
+    key = hashlib.sha256(json.dumps([*determined_by, stamps]).encode()).hexdigest()[:32]
     # Hidden, so a cache inside the photo folder is ignored there.
     pixels, index = cache_dir / f".photos-{key}.u8", cache_dir / f".photos-{key}.json"
     shape = image_size, image_size, 3
@@ -123,7 +131,7 @@ def _load_through_cache(folder: Path, files: list[_File], image_size: int, cache
         cache_dir.mkdir(parents=True, exist_ok=True)
         # Written, not mapped: on a full disk a write raises OSError, but a mapped page kills the process.
         with open_atomically(pixels) as out:
-            names, summary = _process_files(folder, files, image_size, crop_square, lambda photo: out.write(photo.data))
+            names, summary = _process_files(folder, files, image_size, read, lambda photo: out.write(photo.data))
         if SkipReason.IO_ERROR not in summary.skipped:  # else the next call reads the files again
             write_record(index, {"files": names, "summary": dataclasses.asdict(summary)})
         return Photos(np.memmap(pixels, np.uint8, "r").reshape(-1, *shape), names, summary)

@@ -53,7 +53,13 @@ def evaluate(
     image_size = generator.config.image_size
     extractors = build_extractors(networks, weights, image_size=image_size)
     cache_dir = out / "photos"
-    photos = load_photos(photos_folder, image_size, cache_dir=cache_dir, memory_limit_bytes=MEMORY_LIMIT_BYTES)
+    photos = load_photos(
+        photos_folder,
+        image_size,
+        cache_dir=cache_dir,
+        memory_limit_bytes=MEMORY_LIMIT_BYTES,
+        correct_black_level=generator.config.correct_black_level,
+    )
     count = min(count, len(photos.pixels))
     if count < MIN_COUNT:
         raise TrainingError(f"{count} images and photos are too few to compare; provide at least {MIN_COUNT}.")

@@ -29,7 +29,8 @@ def preview(photos_folder: Path, to: Path, config: TrainingConfig) -> int:
         raise TrainingError(f"--out is {str(to)!r}, not a PNG file; set it to a name such as preview.png.")
     check_output_folder(to.parent)
     check_outside_photos(photos_folder, to)
-    photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed)
+    black = config.correct_black_level
+    photos = sample_photos(photos_folder, config.image_size, PHOTOS, seed=config.seed, correct_black_level=black)
     repeated = np.repeat(photos, VERSIONS, axis=0).astype(np.float32) / 127.5 - 1.0
     augmented = augment(config, ops.convert_to_tensor(repeated), keras.random.SeedGenerator(config.seed))
     versions = ((ops.convert_to_numpy(augmented) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)

@@ -148,3 +148,19 @@ def test_measure_photos_reads_sizes_without_decoding(folder):
     solid("RGB", GREY, (5, 5)).save(folder / "tiny.png")
     (folder / "torn.png").write_bytes(png_that_claims(100, 70))
     assert measure_photos(folder, 32) == (50, 40, 70)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "corrected"),
+    [
+        ((60, 50, 55), (255, 255, 255), [(12, 0, 6), (255, 255, 255)]),  # a grey shadow: 60 is 10 / 205 above black
+        ((200, 50, 90), (50, 170, 255), [(187, 0, 50), (0, 149, 255)]),  # grey in another channel of each pixel
+        ((200, 100, 39), (255, 255, 255), None),  # one channel is nearly black
+        ((250, 240, 129), (255, 255, 255), None),  # pale all over
+    ],
+)
+def test_black_level_is_corrected_only_in_photos_that_are_grey_where_they_are_darkest(folder, left, right, corrected):
+    two_halves(left, right).save(folder / "a.png")
+    assert load(folder).pixels[0, 0, [0, -1]].tolist() == [list(left), list(right)]
+    pixels = load(folder, correct_black_level=True).pixels[0, 0, [0, -1]]
+    assert pixels.tolist() == [list(colour) for colour in corrected or (left, right)]

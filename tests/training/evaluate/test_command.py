@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import keras
@@ -15,7 +15,10 @@ from keras.layers import AveragePooling2D, Flatten
 from PIL import Image
 
 from tests.conftest import draw_photo
+from tests.photo_files import load
 from training.__main__ import main
+from training.config import read_config
+from training.data.dataset import describe_photos
 from training.data.holdout import split_photos
 from training.data.photos import Photos, PhotoSummary
 from training.errors import TrainingError
@@ -24,7 +27,7 @@ from training.evaluate.copies import check_copies
 from training.evaluate.features import Extractor, build_extractor, build_extractors, features_of_photos
 from training.evaluate.results import Evaluation
 from training.evaluate.varieties import find_varieties, measure_coverage
-from training.records import read_record
+from training.records import read_record, write_record
 
 
 def test_features_equal_those_of_onnx_runtime():
@@ -111,6 +114,20 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
     assert "KID x1000 by Fine, against all photos" in evaluation.format_rows()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Distances to the training photos were not measured, so copies are not checked." in page
+
+
+def test_black_levels_are_corrected_as_in_the_training(extractors, small_run, photos, tmp_path):
+    run, veiled = shutil.copytree(small_run, tmp_path / "run"), tmp_path / "veiled"
+    veiled.mkdir()
+    for photo in photos.iterdir():
+        with Image.open(photo) as image:
+            image.point(lambda value: 50 + value * 205 // 255).save(veiled / f"{photo.stem}.png")
+    config = replace(read_config(run / "config.json"), correct_black_level=True)
+    write_record(run / "config.json", asdict(config))
+    corrected = load(veiled, config.image_size, correct_black_level=True)
+    split = split_photos(corrected.files, config.holdout_fraction)
+    write_record(run / "photos.json", asdict(describe_photos(corrected, split)))
+    assert evaluate_in_process(run, veiled, out=tmp_path / "out").copies
 
 
 def test_version_has_the_results_of_its_run_and_stays_unchanged(extractors, small_model, small_run, photos, tmp_path):

@@ -47,6 +47,13 @@ def test_preview_shows_mirrored_and_shifted_photos(photos, tmp_path):
     assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == set(range(5))
 
 
+def test_preview_corrects_black_levels(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (SIZE, SIZE), (50, 50, 50)).save(tmp_path / "photos" / "grey.png")
+    preview(tmp_path / "photos", tmp_path / "sheet.png", "--correct-black-level")
+    assert not read_cells(tmp_path / "sheet.png").any()
+
+
 def test_preview_is_equal_when_the_seed_is_equal(photos, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         preview(photos, tmp_path / f"{name}.png", "--seed", seed)
