@@ -200,15 +200,20 @@ def crop_square(image: Image.Image, image_size: int, *, correct_black_level: boo
     image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     # After the resize: thousands of times fewer pixels to convert.
     photo = _to_srgb(image, profile, is_adobe_rgb=is_adobe_rgb)
-    return _stretch_to_black(photo) if correct_black_level else photo
-
-
-def _stretch_to_black(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return `photo` with its black level at 0 and white as before, if the level is in the range to correct."""
-    level = np.percentile(photo.min(axis=-1), BLACK_LEVEL_PERCENTILE)
-    if not LOWEST_BLACK_LEVEL <= level <= HIGHEST_BLACK_LEVEL:
+    if not (correct_black_level and is_veiled(photo)):
         return photo
+    level = black_level(photo)
     return np.asarray(np.rint((photo - level) * (255 / (255 - level))).clip(0, 255), np.uint8)
+
+
+def black_level(photo: NDArray[np.uint8]) -> float:
+    """Return the value of the darkest pixels, 0 to 255, of a photo uint8[S, S, 3]."""
+    return float(np.percentile(photo.min(axis=-1), BLACK_LEVEL_PERCENTILE))
+
+
+def is_veiled(photo: NDArray[np.uint8]) -> bool:
+    """Return whether the black level of a photo uint8[S, S, 3] is one to correct."""
+    return LOWEST_BLACK_LEVEL <= black_level(photo) <= HIGHEST_BLACK_LEVEL
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

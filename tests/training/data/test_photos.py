@@ -159,7 +159,7 @@ def test_measure_photos_reads_sizes_without_decoding(folder):
         ((250, 240, 129), (255, 255, 255), None),  # pale all over
     ],
 )
-def test_black_level_is_corrected_only_in_photos_that_are_grey_where_they_are_darkest(folder, left, right, corrected):
+def test_black_level_is_corrected_when_shadows_are_grey(folder, left, right, corrected):
     two_halves(left, right).save(folder / "a.png")
     assert load(folder).pixels[0, 0, [0, -1]].tolist() == [list(left), list(right)]
     pixels = load(folder, correct_black_level=True).pixels[0, 0, [0, -1]]

@@ -52,6 +52,16 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == files
 
 
+@pytest.mark.parametrize(("flags", "is_advised"), [((), True), (("--no-correct-black-level",), False)])
+def test_fit_names_the_flag_when_photos_have_grey_shadows(tmp_path, capsys, flags, is_advised):
+    (folder := tmp_path / "photos").mkdir()
+    for shade in range(60):
+        Image.new("RGB", (32, 32), (190 + shade, 60, 50 * (shade % 4 == 0))).save(folder / f"{shade}.png")
+    assert fit(folder, tmp_path / "run", "--steps", "1", *flags) == 0
+    advice = "About 25% of the photos are grey where they are darkest."
+    assert (advice in capsys.readouterr().out) == is_advised
+
+
 def test_same_command_resumes_with_the_settings_of_the_run(photos, run, capsys):
     config = config_of(run) | {"memory_limit_mib": 77}  # a new run would have more, and a batch size of 16
     write_record(run / "config.json", config)
