@@ -34,9 +34,9 @@ class Servable(tf.Module):
     def compute_floats(self, latents: Any) -> Any:
         """Return images float32[N, S, S, 3] of latents float32[N, latent_dim].
 
-        Values are in [-1, 1]. An image must not depend on the other rows, but oneDNN's kernels round the last bit by
-        the size of the batch. With AVX-512 and one thread per operation, every even size gives the bits of
-        size 1, so an odd batch from 3 up gets one more row. Elsewhere sizes disagree (AVX2: all; eight threads: most).
+        Values are in [-1, 1]. An image must not depend on the other rows, but kernels round the last bit by the size
+        of the batch. With oneDNN and one thread per operation, every even size gives the bits of size 1, so an odd
+        batch from 3 up gets one more row. Elsewhere sizes disagree (without oneDNN: all; eight threads: most).
         Then the function is `sequential`: rows run one by one, which is correct anywhere, but 1.4 times as slow.
         `command.save_verified` checks it.
         """

@@ -74,13 +74,7 @@ def test_sha256sum_accepts_an_exported_version(small_model):
     subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=version, check=True, timeout=LIMIT_S)
 
 
-# The bundled model was verified where oneDNN has AVX-512; elsewhere `export` writes a sequential graph.
-NEEDS_AVX512 = pytest.mark.skipif(
-    "avx512f" not in Path("/proc/cpuinfo").read_text(), reason="without AVX-512, oneDNN rounds by the size of the batch"
-)
-
-
-@pytest.mark.parametrize("model", ["small", pytest.param("bundled", marks=NEEDS_AVX512)])
+@pytest.mark.parametrize("model", ["small", "bundled"])
 def test_images_are_equal_bytes_at_every_batch_size_up_to_64(model, signatures):
     if model == "bundled":
         signatures = tf.saved_model.load(str(BUNDLED)).signatures
