@@ -9,6 +9,8 @@ from training.errors import ConfigError, TrainingError
 from training.records import read_record
 
 IMAGE_SIZES = (32, 64, 128, 256)
+# Settings that older runs lack: they had the default.
+NEWER_FIELDS = ("correct_black_level",)
 # Also flags of `preview`.
 PREVIEW_FIELDS = ("image_size", "correct_black_level", "flip", "translate_fraction", "translate_probability", "seed")
 
@@ -148,14 +150,15 @@ class TrainingConfig:
 def read_config(path: Path) -> TrainingConfig:
     """Return the configuration in `path`, a config.json.
 
-    A free setting that is newer than the file has its default.
+    A free setting that is newer than the file has its default, as have NEWER_FIELDS.
     Raises TrainingError if it is missing or damaged, a value is invalid, a setting unknown or a fixed one missing.
     """
     config = read_record(path, TrainingConfig)
     names = read_record(path, dict[str, Any]).keys()
     is_fixed = {f.name: f.metadata["fixed"] for f in fields(config)}
     faults = [f"has the unknown setting {name!r:.80}" for name in names if name not in is_fixed]
-    faults += [f"lacks the setting {name!r}" for name in is_fixed if is_fixed[name] and name not in names]
+    required = {name for name in is_fixed if is_fixed[name]}.difference(NEWER_FIELDS)
+    faults += [f"lacks the setting {name!r}" for name in is_fixed if name in required and name not in names]
     if faults:
         raise TrainingError(f"{path} {faults[0]}; restore it from a backup.")
     return config

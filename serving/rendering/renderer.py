@@ -20,13 +20,15 @@ from serving.rendering.query import Animation, Grid, Morph, Picture, Query, cano
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import ABANDONED_CHECK_S, check_client, stage, with_current_context
 
-# GoldenCheck.model of models/apple/3.
-BUNDLED_MODEL = "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"
+# GoldenCheck.model of models/apple/4, and of version 3, which a volume may still have.
+BUNDLED_MODEL = "5e6c8b459d361e5732ddb08564fdd0d84eba9a8ff86b77eba9c395695e9c03fe"
+VERSION_3 = "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"
 # Licences of images by GoldenCheck.model. Model cards state them, too, but not every replica has the card.
-LICENCES = {
-    BUNDLED_MODEL: "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
-    "(Mihai Oltean, Fruits-360) and under the same licence."
-}
+LICENCES = dict.fromkeys(
+    (BUNDLED_MODEL, VERSION_3),
+    "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
+    "(Mihai Oltean, Fruits-360) and under the same licence.",
+)
 LARGE_PIXELS = 2**18  # 512 x 512: encoding takes up to 30 MB from here on
 LARGE_WAIT_S = 10.0  # twenty times the time of the largest image
 

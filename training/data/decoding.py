@@ -51,7 +51,7 @@ MAX_ENLARGEMENT = 4  # beyond it 15 of 16 pixels are interpolated, and a GAN lea
 
 # The black level of a photo is the PERCENTILE of the smallest of R, G and B per pixel: the dark channel of He et al.
 # 2009, which is near 0 without a veil. Of 7,180 photos of apples, 494 of one variety have 49 to 51, the others at most
-# 35. Above the highest level, the photo shows something pale.
+# 35. A photo with a higher level shows a pale object.
 BLACK_LEVEL_PERCENTILE, LOWEST_BLACK_LEVEL, HIGHEST_BLACK_LEVEL = 1, 40, 128
 
 WHITE_IS_ZERO = 0  # PhotometricInterpretation of TIFF 6.0
@@ -200,19 +200,19 @@ def crop_square(image: Image.Image, image_size: int, *, correct_black_level: boo
     image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     # After the resize: thousands of times fewer pixels to convert.
     photo = _to_srgb(image, profile, is_adobe_rgb=is_adobe_rgb)
-    if not (correct_black_level and is_veiled(photo)):
+    if not (correct_black_level and has_grey_shadows(photo)):
         return photo
     level = black_level(photo)
     return np.asarray(np.rint((photo - level) * (255 / (255 - level))).clip(0, 255), np.uint8)
 
 
 def black_level(photo: NDArray[np.uint8]) -> float:
-    """Return the value of the darkest pixels, 0 to 255, of a photo uint8[S, S, 3]."""
+    """Return the black level, 0 to 255, of a photo uint8[S, S, 3]."""
     return float(np.percentile(photo.min(axis=-1), BLACK_LEVEL_PERCENTILE))
 
 
-def is_veiled(photo: NDArray[np.uint8]) -> bool:
-    """Return whether the black level of a photo uint8[S, S, 3] is one to correct."""
+def has_grey_shadows(photo: NDArray[np.uint8]) -> bool:
+    """Return whether the black level of a photo uint8[S, S, 3] needs correction."""
     return LOWEST_BLACK_LEVEL <= black_level(photo) <= HIGHEST_BLACK_LEVEL
 
 

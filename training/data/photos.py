@@ -114,7 +114,7 @@ def measure_photos(folder: Path, image_size: int) -> tuple[int, ...]:
 
 
 def _load_through_cache(
-    folder: Path, files: list[_File], image_size: int, read: "partial[NDArray[np.uint8]]", cache_dir: Path
+    folder: Path, files: list[_File], image_size: int, read: partial[NDArray[np.uint8]], cache_dir: Path
 ) -> Photos:
     stamps = [(file.name, file.stamp) for file in files]
     determined_by = [_CACHE_LAYOUT, PIL.__version__, load_heif(), image_size, read.keywords, str(folder.resolve())]

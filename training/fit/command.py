@@ -19,7 +19,7 @@ from training.data.dataset import (
     load_run_photos,
     split_run_photos,
 )
-from training.data.decoding import MAX_ENLARGEMENT, is_veiled
+from training.data.decoding import MAX_ENLARGEMENT, has_grey_shadows
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
 from training.fit.folder import check_complete, check_no_input_inside, check_no_runs_inside, set_aside
@@ -45,7 +45,7 @@ FEW_PHOTOS_ADVICE = (
     "images may become copies of them; `evaluate` checks for copies. Add photos, or start from the bundled model with "
     "--from models/apple."
 )
-BLACK_LEVEL_SAMPLE, MAX_VEILED = 1000, 0.01  # 7 % veiled photos of apples made 6 % of the images grey
+BLACK_LEVEL_SAMPLE, MAX_GREY_SHARE = 1000, 0.01  # 7 % such photos of apples made 6 % of the images grey
 Flags = Mapping[str, Any]  # the settings from the command line
 MIN_MEASURED_STEPS = 100  # a measurement takes about as long as this number of batches
 
@@ -157,12 +157,12 @@ def _start(
 
 
 def _advise_on_black_levels(photos: NDArray[np.uint8]) -> None:
-    """Name the flag for veiled photos, if more than MAX_VEILED of some photos are veiled."""
-    sample = photos[:: -(-len(photos) // BLACK_LEVEL_SAMPLE)]
-    if (share := sum(map(is_veiled, sample)) / len(sample)) > MAX_VEILED:
+    """Advise --correct-black-level if too many photos have grey shadows."""
+    rows = np.random.default_rng(0).permutation(len(photos))[:BLACK_LEVEL_SAMPLE]
+    if (share := sum(has_grey_shadows(photos[row]) for row in np.sort(rows)) / len(rows)) > MAX_GREY_SHARE:
         print(
-            f"About {share:.0%} of the photos are grey where they are darkest. If stray light or the camera made them "
-            "grey, add --correct-black-level. Otherwise images may look like grey glass.",
+            f"About {share:.0%} of the photos have no black pixels, only grey ones. If stray light or the camera made "
+            "them grey, add --correct-black-level, or some images may look like grey glass.",
             flush=True,
         )
 

@@ -155,12 +155,13 @@ def test_measure_photos_reads_sizes_without_decoding(folder):
     [
         ((60, 50, 55), (255, 255, 255), [(12, 0, 6), (255, 255, 255)]),  # a grey shadow: 60 is 10 / 205 above black
         ((200, 50, 90), (50, 170, 255), [(187, 0, 50), (0, 149, 255)]),  # grey in another channel of each pixel
-        ((200, 100, 39), (255, 255, 255), None),  # one channel is nearly black
-        ((250, 240, 129), (255, 255, 255), None),  # pale all over
+        ((40, 40, 40), (255, 255, 255), [(0, 0, 0), (255, 255, 255)]),  # the lowest level to correct
+        ((128, 128, 128), (255, 255, 255), [(0, 0, 0), (255, 255, 255)]),  # the highest
+        ((200, 100, 39), (255, 255, 255), None),
+        ((250, 240, 129), (255, 255, 255), None),
     ],
 )
 def test_black_level_is_corrected_when_shadows_are_grey(folder, left, right, corrected):
     two_halves(left, right).save(folder / "a.png")
-    assert load(folder).pixels[0, 0, [0, -1]].tolist() == [list(left), list(right)]
     pixels = load(folder, correct_black_level=True).pixels[0, 0, [0, -1]]
     assert pixels.tolist() == [list(colour) for colour in corrected or (left, right)]

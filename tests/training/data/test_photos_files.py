@@ -187,7 +187,7 @@ def test_photos_are_decoded_again_when_folder_or_size_changes(folder: Path, chan
     assert load(folder, in_memory=False).pixels[0, 0, 0, 0] == 99
 
 
-def test_cache_of_corrected_black_levels_is_another_one(folder: Path) -> None:
+def test_cache_is_another_one_when_black_levels_are_corrected(folder: Path) -> None:
     solid("RGB", (50, 50, 50)).save(folder / "a.png")
     for correct_black_level, value in ((False, 50), (True, 0), (False, 50)):
         photos = load(folder, in_memory=False, correct_black_level=correct_black_level)

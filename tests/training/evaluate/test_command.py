@@ -116,7 +116,7 @@ def test_copies_are_unchecked_when_photos_are_not_those_of_the_training(extracto
     assert "Distances to the training photos were not measured, so copies are not checked." in page
 
 
-def test_black_levels_are_corrected_as_in_the_training(extractors, small_run, photos, tmp_path):
+def test_evaluate_corrects_black_levels_when_the_training_did(extractors, small_run, photos, tmp_path):
     run, veiled = shutil.copytree(small_run, tmp_path / "run"), tmp_path / "veiled"
     veiled.mkdir()
     for photo in photos.iterdir():

@@ -58,7 +58,7 @@ def test_fit_names_the_flag_when_photos_have_grey_shadows(tmp_path, capsys, flag
     for shade in range(60):
         Image.new("RGB", (32, 32), (190 + shade, 60, 50 * (shade % 4 == 0))).save(folder / f"{shade}.png")
     assert fit(folder, tmp_path / "run", "--steps", "1", *flags) == 0
-    advice = "About 25% of the photos are grey where they are darkest."
+    advice = "About 25% of the photos have no black pixels, only grey ones."
     assert (advice in capsys.readouterr().out) == is_advised
 
 

@@ -47,7 +47,7 @@ def test_preview_shows_mirrored_and_shifted_photos(photos, tmp_path):
     assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == set(range(5))
 
 
-def test_preview_corrects_black_levels(tmp_path):
+def test_preview_has_black_shadows_when_they_are_corrected(tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (SIZE, SIZE), (50, 50, 50)).save(tmp_path / "photos" / "grey.png")
     preview(tmp_path / "photos", tmp_path / "sheet.png", "--correct-black-level")
