@@ -72,7 +72,7 @@ def test_about_and_page_state_the_licence_of_the_model_card(server, start_gatewa
     card = (BUNDLED / "model_card.md").read_text()
     licence = (
         "CC-BY-SA-4.0; Mihai Oltean, Fruits-360 (fruits-360-3-body-problem, commit f0f02937), CC BY-SA 4.0, "
-        "pixels cropped and scaled to 128x128"
+        "pixels cropped and scaled to 128x128, black levels corrected"
     )
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "model_card.md").write_text(card)
