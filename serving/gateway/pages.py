@@ -116,8 +116,9 @@ def code_marked(text: str) -> Markup:
 
 def licence_of(check: GoldenCheck | None, card: str | None) -> str | None:
     """Return licence and attribution, from LICENCES or the model card."""
-    stated = re.findall("^(?:license|- Attribution): (.+)$", card or "", re.MULTILINE)
-    return (check and LICENCES.get(check.model)) or "; ".join(stated) or None
+    # Not the front matter's `license`, which is quoted as in YAML.
+    stated = re.findall("^- (Licence of these weights|Attribution): (.+)$", card or "", re.MULTILINE)
+    return (check and LICENCES.get(check.model)) or "; ".join(text for _, text in sorted(stated, reverse=True)) or None
 
 
 def model_card(folder: Path) -> str | None:
