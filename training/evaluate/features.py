@@ -5,7 +5,6 @@ Figures of one network are comparable only with each other.
 """
 
 import hashlib
-import io
 import sys
 import warnings
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
-from training.records import UNREADABLE, write_atomically
+from training.records import UNREADABLE, open_atomically
 
 # Input sizes in pixels, as in the networks' training. Without Lite1, which the discriminator uses.
 NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260, "inception": 299}
@@ -119,7 +118,6 @@ def features_of_photos(extract: Extractor, photos: Photos, cache_dir: Path) -> N
             return features
     features = extract(photos.pixels, progress="photos")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.save(content, features)
-    write_atomically(cached, content.getvalue())
+    with open_atomically(cached) as file:
+        np.save(file, features)
     return features

@@ -1,6 +1,5 @@
 """Drawings of a run: its grids as an animation, and a network."""
 
-import io
 from pathlib import Path
 
 import keras
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw
 from training.data.holdout import Split
 from training.data.photos import Photos
 from training.model.sampling import image_grid, write_image
-from training.records import write_atomically
+from training.records import open_atomically, write_atomically
 
 LABEL_HEIGHT = 24  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 3000
@@ -52,9 +51,8 @@ def animate_grids(run: Path) -> None:
     if not frames:
         return
     durations_ms = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
-    write_atomically(run / "progress.gif", file.getvalue())
+    with open_atomically(run / "progress.gif") as file:
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations_ms, loop=0)
 
 
 def draw_photos(photos: Photos, split: Split, run: Path) -> None:
