@@ -27,8 +27,16 @@ GRPC_ENVIRONMENT = {
 # Variables of libraries, meant for other programs: each may break the start or all requests, as may those of tqdm. To
 # the file in SSLKEYLOGFILE, Python would write the keys of TLS sessions.
 FOREIGN = (
-    *("SCRIPT_NAME", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "GUNICORN_PID", "FLASK_DEBUG", "SSLKEYLOGFILE"),
-    *("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir", "OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_TRACER_PROVIDER"),
+    "SCRIPT_NAME",
+    "WEB_CONCURRENCY",
+    "FORWARDED_ALLOW_IPS",
+    "GUNICORN_PID",
+    "FLASK_DEBUG",
+    "PROMETHEUS_MULTIPROC_DIR",
+    "prometheus_multiproc_dir",
+    "OTEL_PYTHON_CONTEXT",
+    "OTEL_PYTHON_TRACER_PROVIDER",
+    "SSLKEYLOGFILE",
 )
 
 

@@ -10,7 +10,7 @@ from training.records import read_record
 
 IMAGE_SIZES = (32, 64, 128, 256)
 # Settings that older runs lack: they had the default.
-NEWER_FIELDS = ("correct_black_level", "realism_weight")
+NEWER_FIELDS = ("correct_black_level",)
 # Also flags of `preview`.
 PREVIEW_FIELDS = ("image_size", "correct_black_level", "flip", "translate_fraction", "translate_probability", "seed")
 
@@ -89,9 +89,6 @@ class TrainingConfig:
     beta_2: float = option(0.99, "Adam's decay of the second moment", low=0.0, high=0.9999)
     r1_gamma: float = option(0.0, "R1 penalty of the plain discriminator; 0 turns it off", low=0.0, high=1000.0)
     r1_sigma: float = option(0.05, "noise of the approximate R1 penalty, in units of [-1, 1]", low=1e-4, high=1.0)
-    realism_weight: float = option(
-        0.0, "penalty on images that resemble no photo; use it with --from or --grow-from", low=0.0, high=1000.0
-    )
     correct_black_level: bool = option(
         False, "make the darkest pixels of a photo black where stray light or its camera made them grey"
     )

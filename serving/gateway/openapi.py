@@ -105,8 +105,17 @@ ABOUT = {
 }
 
 # Of every parameter.
-EXAMPLES: dict[str, int | str] = {"seed": EXAMPLE_SEEDS[0], "name": "alice@example.com", "size": 256, "version": 4}
-EXAMPLES |= {"seeds": "7,42,100-115", "columns": 6, "start": EXAMPLE_SEEDS[0], "end": EXAMPLE_SEEDS[1], "frames": 8}
+EXAMPLES: dict[str, int | str] = {
+    "seed": EXAMPLE_SEEDS[0],
+    "name": "alice@example.com",
+    "size": 256,
+    "version": 4,
+    "seeds": "7,42,100-115",
+    "columns": 6,
+    "start": EXAMPLE_SEEDS[0],
+    "end": EXAMPLE_SEEDS[1],
+    "frames": 8,
+}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 ANY_BYTES = "application/octet-stream"  # client generators return bytes for this type only
 

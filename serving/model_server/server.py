@@ -35,7 +35,10 @@ SERVER_OPTIONS = (
 
 # Flags of TensorFlow Serving for features that this server lacks, or for its only behaviour.
 WITHOUT_EFFECT = (
-    *("rest_api_port", "monitoring_config_file", "enable_model_warmup", "max_num_load_retries"),
+    "rest_api_port",
+    "monitoring_config_file",
+    "enable_model_warmup",
+    "max_num_load_retries",
     "tensorflow_intra_op_parallelism",
 )
 

@@ -97,8 +97,12 @@ class Renderer:
                 tiles = [resize(tile, query.size) for tile in tiles]
             if isinstance(query, Animation):
                 return encode_animation(tiles, file_format)
-            text_chunks = {"Software": "Ringo", "Model": self._model_name, "Picture": canonical_url(query)}
-            text_chunks["Renderer"] = str(RENDERER_VERSION)
+            text_chunks = {
+                "Software": "Ringo",
+                "Model": self._model_name,
+                "Picture": canonical_url(query),
+                "Renderer": str(RENDERER_VERSION),
+            }
             if check.model in LICENCES:
                 text_chunks["Copyright"] = LICENCES[check.model]
             return encode(arrange(tiles, columns), file_format, text_chunks)

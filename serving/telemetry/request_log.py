@@ -80,9 +80,16 @@ class RequestRecord:
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of the log line, without empty ones."""
-        fields: dict[str, Any] = {"request_id": self.request_id, "trace_id": self.trace_id, "method": self.method}
-        fields |= {"path": shortened(self.path, MAX_SHOWN_CHARACTERS), "status": self.status, "outcome": self.outcome}
-        fields |= {"bytes": self.size_bytes, "seconds": round(self.seconds, 4)}
+        fields: dict[str, Any] = {
+            "request_id": self.request_id,
+            "trace_id": self.trace_id,
+            "method": self.method,
+            "path": shortened(self.path, MAX_SHOWN_CHARACTERS),
+            "status": self.status,
+            "outcome": self.outcome,
+            "bytes": self.size_bytes,
+            "seconds": round(self.seconds, 4),
+        }
         optional = {"model_version": self.model_version, "source": self.source, "pictures": self.pictures}
         fields |= {name: value for name, value in optional.items() if value is not None}
         for stage, seconds in list(self.stages.items()):  # a thread that outlasts the request may add one now

@@ -109,8 +109,6 @@ def _start(
     plan = plan.with_choices(*planning.choose_discriminator(plan.config.discriminator))
     if plan.config.r1_gamma > 0 and plan.config.discriminator != "plain":
         raise ConfigError("--r1-gamma is for the plain discriminator; leave it out, or set --discriminator plain.")
-    if plan.config.realism_weight > 0 and plan.config.discriminator == "plain":
-        raise ConfigError("--realism-weight is for the projected discriminator; leave out one of the two.")
     _check_feature_weights(plan.config)
     photos = None if dry_run else dataset.load_run_photos(photos_folder, run, plan.config)
     usable = len(photos.pixels) if photos else _count_usable(sides, plan.config.image_size, photos_folder)

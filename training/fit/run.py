@@ -28,14 +28,12 @@ from training.fit.callbacks import Checkpoints, Grids, History, Progress, StopOn
 from training.fit.folder import lock_run
 from training.fit.measurements import KeepBest, MeasureQuality
 from training.fit.plots import draw_network, draw_photos
-from training.model import realism
 from training.model.checkpoints import load_checkpoint, load_generator, save_checkpoint
 from training.model.exported import load_exported
 from training.model.gan import GAN, build_gan
 from training.model.latents import MAX_SEED, sample_latents
 from training.model.projected import STATISTICS_PHOTOS
 from training.model.replicas import check_equal_shares, count_replicas, distribute_batches
-from training.model.sampling import generate_images
 from training.records import ComputeRecord, read_batches_done, read_record, write_record
 
 KID_PHOTOS = 2_000  # their features take 20 s on two cores with AVX2
@@ -139,14 +137,10 @@ def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRec
 
 
 def set_feature_statistics(gan: GAN, photos: Photos, split: Split) -> None:
-    """Set the statistics of frozen features from training photos, and for realism from images of the generator."""
+    """Set the projected discriminator's feature statistics from training photos."""
     if gan.config.discriminator == "projected":
         rows = np.random.default_rng((gan.config.seed, 3)).permutation(split.training)[:STATISTICS_PHOTOS]
         gan.discriminator.set_feature_statistics(photos.pixels[np.sort(rows)])
-    if gan.realism:
-        rows = np.random.default_rng((gan.config.seed, 5)).permutation(split.training)[: realism.PHOTOS]
-        images = generate_images(gan.ema_generator, np.arange(realism.IMAGES))
-        gan.realism.set_statistics(photos.pixels[np.sort(rows)], images)
 
 
 def enable_determinism(config: TrainingConfig) -> None:

@@ -27,7 +27,6 @@ def _named_variables(gan: GAN) -> dict[str, Any]:
         "discriminator": discriminator.state if hasattr(discriminator, "state") else discriminator.variables,
         "average": gan.ema_generator.variables,
         "noise": [gan.noise.state],
-        "realism": gan.realism.state if gan.realism else [],
     }
     return {f"{part}/{index:03d}": variable for part in parts for index, variable in enumerate(parts[part])}
 

@@ -10,7 +10,6 @@ from training.model.augmentation import augment
 from training.model.losses import HINGE, LOGISTIC, approximate_r1
 from training.model.networks import build_discriminator, build_generator
 from training.model.projected import ProjectedDiscriminator
-from training.model.realism import Realism
 from training.model.replicas import Tensor, count_replicas, draw_rows
 
 
@@ -35,7 +34,6 @@ class GAN(keras.Model):
         else:
             self.discriminator = build_discriminator(config.image_size, config.discriminator_channels)
             self.loss_functions = LOGISTIC
-        self.realism = Realism(config.image_size) if config.realism_weight > 0 else None
         self.ema_generator = build_generator(config.latent_dim, config.generator_channels)
         self.ema_generator.set_weights(self.generator.get_weights())
         self.ema_generator.trainable = False
@@ -52,8 +50,7 @@ class GAN(keras.Model):
         real = augment(config, ops.cast(photos, "float32") / 127.5 - 1.0, self.noise)
         # After the first stage the statistics are fixed, as in inference: KID x1000 then ends at 2.5, otherwise at 3.7.
         # A run that starts from another generator uses those of the batch: new layers have no others yet.
-        images = self.generator(latents, training=self.first_step == 0)
-        generated = augment(config, images, self.noise)
+        generated = augment(config, self.generator(latents, training=self.first_step == 0), self.noise)
         real_logits = self.discriminator(real, training=True)
         generated_logits = self.discriminator(generated, training=True)
         generator_loss = self.loss_functions.generator(generated_logits)
@@ -69,9 +66,6 @@ class GAN(keras.Model):
             "d_real": self.loss_functions.score(real_logits),
             "d_generated": self.loss_functions.score(generated_logits),
         }
-        if self.realism is not None:
-            logs["realism"] = self.realism(images)
-            generator_loss = generator_loss + config.realism_weight * logs["realism"]
         return generator_loss, discriminator_loss, logs
 
     @property

@@ -229,7 +229,6 @@ def lengthen_name(folder):
         (None, "new", ("--size=256",), "more than 4 times; use larger photos or a smaller --size'.\n"),
         (None, "new", ("--latent-dim=1",), "latent_dim is 1; set it to a value from 2 to 4096."),
         (None, "new", ("--r1-gamma=1", "--discriminator=projected"), "--r1-gamma is for the plain discrimin"),
-        (None, "new", ("--realism-weight=1", "--discriminator=plain"), "--realism-weight is for the projected discrim"),
         (None, "new", ("--batch-size", "51"), "(6 more are held out) do not fill a batch of 51"),
         (split_series, "run", ("--new", "--holdout-fraction=0.125", "--batch-size=49"), "(8 more are held out) do not"),
         (lambda folder: (folder / "photos").rename(folder / "moved"), "new", (), "No such file or directory"),

@@ -26,13 +26,12 @@ sys.exit(main(sys.argv[2:]))
 
 def compute_projected_losses() -> list[float]:
     """Return both losses of a GAN with weights from NumPy."""
-    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0, realism_weight=1.0))
+    gan = build_gan(replace(CONFIG, flip=False, translate_probability=0.0))
     rng = np.random.default_rng(3)
     for network in (gan.generator, *gan.discriminator.heads):
         shapes = [weight.shape for weight in network.weights]
         network.set_weights([rng.uniform(0.5, 1.5, s) if len(s) == 1 else rng.normal(0, 0.05, s) for s in shapes])
     gan.discriminator.set_feature_statistics(PIXELS)
-    gan.realism.set_statistics(PIXELS[:6], PIXELS[6:])
     return [float(loss) for loss in gan.compute_losses(PIXELS[:4], rng.normal(size=(4, 128)).astype("float32"))[:2]]
 
 

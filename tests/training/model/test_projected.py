@@ -86,7 +86,7 @@ def test_kernel_is_divided_by_its_largest_singular_value(discriminator):
     np.testing.assert_allclose(response, expected, rtol=0.02, atol=1e-5)
 
 
-PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from", 2, "--realism-weight", 5)
+PROJECTED = ("--discriminator", "projected", "--batch-size", 4, "--refine-from", 2)
 
 
 @pytest.fixture(scope="module")
