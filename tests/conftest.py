@@ -40,6 +40,11 @@ def wait_until(condition: Callable[[], Any], subject: str, limit_s: float = LIMI
     return found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files from `training` back to `deploy`: the slowest ones begin, so both processes end together."""
+    items.sort(key=lambda item: item.path, reverse=True)  # stable: tests of a file keep their order
+
+
 @contextmanager
 def ended_afterwards(process: subprocess.Popen) -> Iterator[None]:
     """End `process` by SIGTERM after the `with` block, within LIMIT_S."""

@@ -1,12 +1,13 @@
 """The log: one line per request, without tokens, names and queries; a blocked stderr costs lines only."""
 
 import fcntl
+import http.client
 import json
 import logging
 import os
 import re
 import signal
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import grpc
@@ -14,9 +15,10 @@ import pytest
 
 from serving.pb.ringo.v1 import picture_service_pb2 as api
 from serving.rendering.query import seed_of_name
-from serving.telemetry.logs import JsonLines, TextLines
+from serving.telemetry.logs import MAX_QUEUED, JsonLines, TextLines
 from tests.conftest import LIMIT_S, wait_until
 from tests.fake_model_server import refusing
+from tests.faults.load import send
 from tests.gateway_process import Gateway, gateway_for, shell
 from tests.serving.gateway.test_refused_requests import answer_to
 
@@ -136,12 +138,14 @@ def blocked(request, tmp_path):
 
 
 def statuses(gateway: Gateway, count: int) -> set[int]:
-    """Return the statuses of `count` requests, each of which is a line."""
-    return {gateway.ask("/nothing").status for _ in range(count)}
+    """Return the statuses of `count` requests on one connection, so to one worker; each is a line."""
+    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
+        return {send(connection, "/nothing").status for _ in range(count)}
 
 
 def test_gateway_counts_lost_lines_and_ends_when_stderr_is_blocked(blocked):
-    assert statuses(blocked, 12_000) == {404}  # with a queue that waits, the 10,295th request hung
+    # MAX_QUEUED lines are being written, and as many wait. If more waited, this would hang.
+    assert statuses(blocked, 3 * MAX_QUEUED) == {404}
     dropped = blocked.metric("ringo_log_lines_dropped_total")
     assert dropped > 0
     report = next(line for line in blocked.process.stderr if b"lines were dropped" in line)

@@ -53,7 +53,8 @@ def test_dry_run_prints_plan_and_duration_and_writes_nothing(photos, tmp_path, c
 
 
 @pytest.mark.parametrize(("flags", "is_advised"), [((), True), (("--no-correct-black-level",), False)])
-def test_fit_names_the_flag_when_photos_have_grey_shadows(tmp_path, capsys, flags, is_advised):
+def test_fit_names_the_flag_when_photos_have_grey_shadows(tmp_path, monkeypatch, capsys, flags, is_advised):
+    monkeypatch.setattr("training.fit.run.train", Mock(return_value=1))
     (folder := tmp_path / "photos").mkdir()
     for shade in range(60):
         Image.new("RGB", (32, 32), (190 + shade, 60, 50 * (shade % 4 == 0))).save(folder / f"{shade}.png")
