@@ -35,7 +35,7 @@ help: ## list the targets
 run: .venv/serve .venv/train $(STUBS) ## serve the bundled model on http://localhost:8080
 	@$(BIN)/python -m serving run
 
-# Each process takes whole files, so that it starts the servers of a file once; those of training, the slowest, come first.
+# Each process takes whole files, so it starts the servers of a file once. The files of training, the slowest, come first.
 test: .venv/dev $(STUBS) ## run the tests in two processes, without those of `make chaos`
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -84,9 +84,11 @@ def _with_addresses(settings: Settings) -> Settings:
     with (
         listen(settings.host, settings.port, variable="RINGO_PORT") as gateway,
         listen(settings.host, settings.metrics_port, variable="RINGO_METRICS_PORT"),
-        listen(host, port, variable="RINGO_MODEL_SERVER", host_variable="The host in RINGO_MODEL_SERVER") as model,
+        listen(
+            host, port, variable="RINGO_MODEL_SERVER", host_variable="The host in RINGO_MODEL_SERVER"
+        ) as model_server,
     ):
-        addresses = address_of(gateway), address_of(model)
+        addresses = address_of(gateway), address_of(model_server)
     return replace(settings, host=addresses[0], model_server=with_port(addresses[1], port))
 
 

@@ -49,9 +49,17 @@ def add_pages(app: Flask, settings: Settings, monitor: ModelMonitor, responses: 
         versions = monitor.versions()
         check = responses.golden_check(versions[-1])
         card = model_card(settings.model_base_path / str(versions[-1]))
-        known = {"version": versions[-1], "versions": versions, "replica": check.verdict, "size": check.size}
-        rights = {"licence": licence_of(check, card), "card": card}
-        return revalidated(jsonify(model=settings.model_name, renderer=RENDERER_VERSION, **known, **rights))
+        response = jsonify(
+            model=settings.model_name,
+            version=versions[-1],
+            versions=versions,
+            replica=check.verdict,
+            size=check.size,
+            renderer=RENDERER_VERSION,
+            licence=licence_of(check, card),
+            card=card,
+        )
+        return revalidated(response)
 
     app.add_url_rule("/favicon.ico", "favicon", partial(app.send_static_file, "favicon.png"))
 

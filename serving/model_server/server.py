@@ -142,8 +142,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving model-server", description=__doc__)
     add = parser.add_argument
     add("--model_name", type=flag(*MODEL_NAME), default="apple", help="the model's name")
-    path_help = "folder of the numbered versions (default: models/apple)"
-    add("--model_base_path", type=flag(*FOLDER), default="models/apple", help=path_help)
+    add(
+        "--model_base_path",
+        type=flag(*FOLDER),
+        default="models/apple",
+        help="folder of the numbered versions (default: models/apple)",
+    )
     add("--host", type=flag(*HOST), default="127.0.0.1")
     add("--port", type=flag(*whole_numbers(0, 65535, "a free one")), default="8500")
     add("--grpc_max_threads", type=flag(*whole_numbers(1, 1024)), default=str(threads))

@@ -44,8 +44,16 @@ REPORT_STEP_S = 0.2
 MAX_REASON_CHARACTERS = 256
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0  # between two tries; each pause is twice the last one
 
-# A retry, perhaps on another replica, may succeed. `end_silent_calls`, or a server that stops, cancels calls.
-TRANSIENT = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED"}
+# A retry, perhaps on another replica, may succeed.
+TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,  # by `end_silent_calls`, or by a server that stops
+    }
+)
 
 
 class PaintError(Exception):
@@ -145,14 +153,16 @@ class PictureClient:
         timeout_s, pause_s = min(DESCRIBE_TIMEOUT_S, self._patience_s), FIRST_PAUSE_S
         while True:
             try:
-                found = self._stub.DescribeModel(pb.DescribeModelRequest(), timeout=timeout_s, metadata=self._metadata)
+                described = self._stub.DescribeModel(
+                    pb.DescribeModelRequest(), timeout=timeout_s, metadata=self._metadata
+                )
             except grpc.RpcError as error:
                 pause_s = self._back_off(error, pause_s)
             else:
                 self._trouble = None
-                if not found.model_versions:
+                if not described.model_versions:
                     raise PaintError(f"{self._target} named no version of its model; check --target.")
-                return int(found.model_versions[-1])
+                return int(described.model_versions[-1])
 
     def paint(self, seeds: Sequence[int], query: Picture) -> Iterator[pb.Picture]:
         """Yield one image per seed, in order, with the options of `query`.
@@ -228,7 +238,7 @@ class PictureClient:
             sentence = f"{self._target} sent nothing."
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise VersionGoneError(sentence) from error
-        if error.code().name not in TRANSIENT:
+        if error.code() not in TRANSIENT:
             raise PaintError(sentence) from error
         with self._lock:
             waited_s, self._trouble = time.monotonic() - self._last_picture_s, sentence

@@ -46,7 +46,7 @@ def rendered() -> dict[str, list[Manifest]]:
 def render(folder: Path) -> list[Manifest]:
     done = subprocess.run([*BUILD, folder], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert done.stderr == ""  # it names deprecated fields
-    return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def manifests_of_parameter(rendered, request) -> list[Manifest]:

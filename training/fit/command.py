@@ -10,13 +10,32 @@ from numpy.typing import NDArray
 
 from training.backend import import_backend
 from training.config import IMAGE_SIZES, TrainingConfig, read_config
-from training.data import dataset
+from training.data.dataset import (
+    MIN_PHOTOS,
+    check_batch_size,
+    check_output_folder,
+    check_outside_photos,
+    check_photo_count,
+    load_run_photos,
+    split_run_photos,
+)
 from training.data.decoding import MAX_ENLARGEMENT, has_grey_shadows
 from training.data.photos import measure_photos
 from training.errors import ConfigError, FeatureWeightsMissing
-from training.fit import plan as planning
 from training.fit.folder import check_complete, check_no_input_inside, check_no_runs_inside, set_aside
-from training.fit.plan import Machine, Plan, Start
+from training.fit.plan import (
+    Machine,
+    Plan,
+    Start,
+    choose_discriminator,
+    choose_image_size,
+    choose_length,
+    choose_networks,
+    choose_refinement,
+    expected_kid,
+    format_duration,
+    mean_step_s,
+)
 from training.names import model_name
 from training.records import read_batches_done, read_record
 from training.terminal import python_command
@@ -47,8 +66,8 @@ def fit(
     over: it renames the folder of an existing one. Checks that need no Keras come before its import, which takes 4 s.
     Raises TrainingError if the run cannot start or resume. A new run has written no file.
     """
-    dataset.check_output_folder(run)
-    dataset.check_outside_photos(photos_folder, run)
+    check_output_folder(run)
+    check_outside_photos(photos_folder, run)
     check_no_runs_inside(run)
     if grow_from is not None and from_model is not None:
         raise ConfigError("--from and --grow-from exclude each other; choose one of them.")
@@ -83,8 +102,8 @@ def _resume(photos_folder: Path, run: Path, flags: Flags, *, dry_run: bool, sour
     print(f"{run} is at batch {done:,} of {config.steps:,}. Settings without a flag come from its config.json.")
     if dry_run:
         return True
-    photos = dataset.load_run_photos(photos_folder, run, config)
-    split = dataset.split_run_photos(photos, run, config)
+    photos = load_run_photos(photos_folder, run, config)
+    split = split_run_photos(photos, run, config)
     import_backend()
     from training.fit.run import train
 
@@ -96,34 +115,34 @@ def _start(
 ) -> bool:
     plan = Plan(flags if start is None else {"latent_dim": start.config.latent_dim, **flags})
     sides = measure_photos(photos_folder, flags.get("image_size", IMAGE_SIZES[0]))
-    if len(sides) < dataset.MIN_PHOTOS and not dry_run:
-        dataset.load_run_photos(photos_folder, run, plan.config)  # prints the skipped files before it raises
-    dataset.check_photo_count(len(sides), photos_folder)
+    if len(sides) < MIN_PHOTOS and not dry_run:
+        load_run_photos(photos_folder, run, plan.config)  # prints the skipped files before it raises
+    check_photo_count(len(sides), photos_folder)
     import_backend()
     from training.fit.machine import detect_machine
     from training.fit.run import enable_determinism, load_source, train
     from training.model.replicas import check_equal_shares
 
     machine = detect_machine()
-    plan = plan.with_choices(*planning.choose_image_size(sides, machine, start))
-    plan = plan.with_choices(*planning.choose_discriminator(plan.config.discriminator))
+    plan = plan.with_choices(*choose_image_size(sides, machine, start))
+    plan = plan.with_choices(*choose_discriminator(plan.config.discriminator))
     if plan.config.r1_gamma > 0 and plan.config.discriminator != "plain":
         raise ConfigError("--r1-gamma is for the plain discriminator; leave it out, or set --discriminator plain.")
     _check_feature_weights(plan.config)
-    photos = None if dry_run else dataset.load_run_photos(photos_folder, run, plan.config)
+    photos = None if dry_run else load_run_photos(photos_folder, run, plan.config)
     usable = len(photos.pixels) if photos else _count_usable(sides, plan.config.image_size, photos_folder)
     held_out = round(plan.config.holdout_fraction * usable)
     training = usable - held_out
-    plan = plan.with_choices(*planning.choose_networks(training, plan.config.image_size, machine, start))
-    dataset.check_batch_size(training, held_out, plan.config.batch_size)
+    plan = plan.with_choices(*choose_networks(training, plan.config.image_size, machine, start))
+    check_batch_size(training, held_out, plan.config.batch_size)
     check_equal_shares(plan.config.batch_size)
     enable_determinism(plan.config)
     if source is not None:
         load_source(source)  # raises before a file is written
     is_refining = flags.get("refine_from", 0 if start else 1) == 0
     step_s = _measure_step(plan.config, flags, dry_run=dry_run, refining=is_refining)
-    plan = plan.with_choices(planning.choose_length(training, plan.config, step_s, machine, start))
-    plan = plan.with_choices(*planning.choose_refinement(plan.config, start))
+    plan = plan.with_choices(choose_length(training, plan.config, step_s, machine, start))
+    plan = plan.with_choices(*choose_refinement(plan.config, start))
     _print_plan(plan, machine, step_s, start)
     if training < FEW_PHOTOS and start is None:
         print(f"{training} photos are few: {FEW_PHOTOS_ADVICE}", flush=True)
@@ -131,7 +150,7 @@ def _start(
         return True
     if "correct_black_level" not in flags:
         _advise_on_black_levels(photos.pixels)
-    split = dataset.split_run_photos(photos, run, plan.config, new=new)
+    split = split_run_photos(photos, run, plan.config, new=new)
     if new:
         set_aside(run)
     return _report_end(train(photos, split, run, plan.config, source), run, plan.config)
@@ -190,7 +209,7 @@ def _check_feature_weights(config: TrainingConfig) -> None:
 def _count_usable(sides: Sequence[int], image_size: int, photos_folder: Path) -> int:
     """Print and return the number of photos of sufficient size."""
     usable = sum(side * MAX_ENLARGEMENT >= image_size for side in sides)
-    dataset.check_photo_count(usable, photos_folder)
+    check_photo_count(usable, photos_folder)
     print(f"{usable:,} photos in {photos_folder} appear usable")
     return usable
 
@@ -214,9 +233,9 @@ def _print_plan(plan: Plan, machine: Machine, step_s: float | None, start: Start
         print("The progress line `fit:` shows the remaining time.", flush=True)
         return
     config = plan.config
-    seconds = config.steps * planning.mean_step_s(step_s, config.first_refining_step / config.steps)
-    print(f"This takes about {planning.format_duration(seconds)}.", flush=True)
-    if start is None and (kid := planning.expected_kid(config)):
+    seconds = config.steps * mean_step_s(step_s, config.first_refining_step / config.steps)
+    print(f"This takes about {format_duration(seconds)}.", flush=True)
+    if start is None and (kid := expected_kid(config)):
         print(f"Photos of single apples reach a KID x1000 of about {kid} (0 is as good as photos);", end=" ")
         print("more varied photos end higher.", flush=True)
 

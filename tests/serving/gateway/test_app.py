@@ -77,9 +77,16 @@ def test_about_and_page_state_the_licence_of_the_model_card(server, start_gatewa
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "model_card.md").write_text(card)
     gateway = start_gateway(server.target, model_base_path=tmp_path)
-    served = {"model": "apple", "version": 3, "versions": [3], "replica": "proved", "size": 8}
-    about = served | {"renderer": RENDERER_VERSION, "licence": licence, "card": card}
-    assert json.loads(gateway.ask("/about").body) == about
+    assert json.loads(gateway.ask("/about").body) == {
+        "model": "apple",
+        "version": 3,
+        "versions": [3],
+        "replica": "proved",
+        "size": 8,
+        "renderer": RENDERER_VERSION,
+        "licence": licence,
+        "card": card,
+    }
     assert licence in gateway.ask("/").body.decode()
     with Image.open(io.BytesIO(gateway.ask("/42.png").body)) as image:
         assert "Copyright" not in image.info  # only images of the bundled model have it, by its digest

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import pytest
 
 from serving.pb.ringo.v1 import picture_service_pb2 as api
-from serving.rendering.query import seed_of_name
 from tests.conftest import LIMIT_S, ROOT
 
 SPECIFICATION = (ROOT / "docs" / "ringo-name-1.md").read_text()
@@ -41,9 +40,7 @@ def seeds() -> dict[str, int]:
 
 def test_names_of_all_planes_have_distinct_seeds_by_http_and_grpc(gateway, batch, seeds):
     assert len(set(seeds.values())) == len({unicodedata.normalize("NFC", name) for name in seeds})
-    assert {name: seed_of_name(name) for name in seeds} == seeds
-    items = [*seeds.items()]
-    for name, seed in items[:50] + items[50::8]:  # all test vectors, and all planes: 8 and 17 have no common factor
+    for name, seed in seeds.items():
         assert gateway.ask(f"/generate?name={quote(name, safe='')}", "HEAD").headers["Ringo-Seed"] == str(seed)
         assert batch.pictures.Generate(api.GenerateRequest(name=name), timeout=LIMIT_S).picture.seed == seed
 

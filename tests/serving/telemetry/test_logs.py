@@ -138,14 +138,15 @@ def blocked(request, tmp_path):
 
 
 def statuses(gateway: Gateway, count: int) -> set[int]:
-    """Return the statuses of `count` requests on one connection, so to one worker; each is a line."""
-    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)) as connection:
-        return {send(connection, "/nothing").status for _ in range(count)}
+    """Return the statuses of `count` requests, each of which is a line."""
+    return {gateway.ask("/nothing").status for _ in range(count)}
 
 
 def test_gateway_counts_lost_lines_and_ends_when_stderr_is_blocked(blocked):
-    # MAX_QUEUED lines are being written, and as many wait. If more waited, this would hang.
-    assert statuses(blocked, 3 * MAX_QUEUED) == {404}
+    # On one connection, so to one worker. MAX_QUEUED lines are being written, and as many wait. If more waited, this
+    # would hang.
+    with closing(http.client.HTTPConnection("127.0.0.1", blocked.port, timeout=LIMIT_S)) as connection:
+        assert {send(connection, "/nothing").status for _ in range(3 * MAX_QUEUED)} == {404}
     dropped = blocked.metric("ringo_log_lines_dropped_total")
     assert dropped > 0
     report = next(line for line in blocked.process.stderr if b"lines were dropped" in line)

@@ -57,7 +57,12 @@ def test_bad_file_is_skipped_with_its_reason(folder, photo, reason):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("other.NEF", SkipReason.RAW), *((name, SkipReason.PAIR) for name in ("photo.nef", "PHOTO.CR3", "photo.heic"))],
+    [
+        ("other.NEF", SkipReason.RAW),
+        ("photo.nef", SkipReason.PAIR),
+        ("PHOTO.CR3", SkipReason.PAIR),
+        ("photo.heic", SkipReason.PAIR),
+    ],
 )
 def test_raw_is_never_a_second_photo(folder: Path, name: str, reason: SkipReason) -> None:
     save_photo(folder / "photo.JPG")
