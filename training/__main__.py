@@ -1,4 +1,4 @@
-"""The command line: python -m training {preview,fit,samples,evaluate,export}."""
+"""The command line: python -m training {preview,fit,select,samples,evaluate,export}."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser; every field of TrainingConfig is a flag of `fit`."""
     parser = argparse.ArgumentParser(prog="python -m training", description=sys.modules["training"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_fit, _add_preview, _add_samples, _add_evaluate, _add_export):
+    for add in (_add_fit, _add_preview, _add_select, _add_samples, _add_evaluate, _add_export):
         add(commands)
     return parser
 
@@ -73,6 +73,17 @@ def _add_preview(commands: Subparsers) -> None:
     for f in fields(TrainingConfig):
         if f.name in PREVIEW_FIELDS:
             _add_config_flag(add, f)
+
+
+def _add_select(commands: Subparsers) -> None:
+    text = "train a selector of latents for a run, for fewer broken images; the same command resumes"
+    add = _add_command(commands, "select", _run_select, text)
+    add("run", type=_path, metavar="RUN", help="run folder of `fit`")
+    _add_photos(add, "the folder of photos of the run")
+    add("--images", type=int, default=40_960, help="number of images to measure (default: 40960)")
+    weight_help = "how much fewer images unlike the photos count against a higher KID (default: 100)"
+    add("--weight", type=float, default=100.0, help=weight_help)
+    add("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
 
 
 def _add_samples(commands: Subparsers) -> None:
@@ -155,6 +166,17 @@ def _run_preview(options: Options) -> int:
 
     count = preview(options.photos, options.out, config)
     print(f"Wrote {options.out}: {count} photos, each with augmented versions.")
+    return 0
+
+
+def _run_select(options: Options) -> int:
+    import_backend()
+    from training.select.command import OUTLIERS, select
+
+    run = options.run
+    share = select(run, options.photos, images=options.images, weight=options.weight, checkpoint=options.checkpoint)
+    print(f"Images unlike the photos: {100 * share:.1f} %, without the selector {100 * OUTLIERS:.0f} %.")
+    print(f"Wrote {run / 'selector.npz'}. Now `samples`, `evaluate` and `export` choose latents by it.")
     return 0
 
 

@@ -20,6 +20,11 @@ class _Output(io.FileIO):
             return len(content)
 
 
+def progress_interval_s() -> float:
+    """Return the seconds between two updates of a progress bar: the log of a container keeps every line."""
+    return 1.0 if sys.stderr.isatty() else 60.0
+
+
 def open_output() -> None:
     """Replace stdout and stderr, so that printing never ends a training.
 

@@ -18,7 +18,7 @@ from training.evaluate.metrics import Features, frechet_distance, kernel_distanc
 from training.evaluate.report import Report, write_report
 from training.evaluate.results import Distances, Evaluation, FeatureDistances, References
 from training.evaluate.varieties import Varieties, find_varieties, measure_coverage
-from training.model.latents import sample_latents, slerp
+from training.model.latents import slerp
 from training.records import write_record
 
 FIRST_SEED = 10_000  # beyond the seeds of `fit` (`evaluate_count`), which chooses the best checkpoint by its own
@@ -107,6 +107,7 @@ def compare(
         coverage=coverage,
         references=measure_references(varieties, photo_features, noise),
         remarks=remarks,
+        selector=generator.selector,
     )
     return Report(
         evaluation=evaluation,
@@ -167,7 +168,7 @@ def interpolate(generator: GeneratorUnderTest) -> dict[str, NDArray[np.uint8]]:
     """Return images uint8[K, S, S, 3] between paired seeds, by name."""
     images = {}
     for first, last in INTERPOLATED_SEEDS:
-        start, end = sample_latents(np.array([first, last]), generator.config.latent_dim)
+        start, end = generator.sample_latents(np.array([first, last]))
         images[f"seed {first} to seed {last}"] = generator.images_from_latents(slerp(start, end, INTERPOLATION_STEPS))
     return images
 

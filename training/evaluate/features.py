@@ -5,7 +5,6 @@ Figures of one network are comparable only with each other.
 """
 
 import hashlib
-import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from training.data.photos import Photos
 from training.errors import TrainingError
 from training.model.backbone import build_backbone, load_weights
 from training.records import UNREADABLE, open_atomically
+from training.terminal import progress_interval_s
 
 # Input sizes in pixels, as in the networks' training. Without Lite1, which the discriminator uses.
 NETWORKS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260, "inception": 299}
@@ -43,10 +43,10 @@ class Extractor:
 
     def __call__(self, images: NDArray[np.uint8], *, progress: str = "") -> NDArray[np.float32]:
         """Return float32[N, D] of `images` uint8[N, H, W, 3], sRGB. `progress` names them on a progress line."""
-        interval_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
         starts: Iterable[int] = range(0, len(images), BATCH)
         if progress:  # an argument `disable` would override TQDM_DISABLE
-            starts = tqdm(starts, f"features of {len(images):,} {progress}", unit="batch", mininterval=interval_s)
+            label = f"features of {len(images):,} {progress}"
+            starts = tqdm(starts, label, unit="batch", mininterval=progress_interval_s())
         return np.concatenate([self._extract_batch(images[start : start + BATCH]) for start in starts])
 
     def _extract_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,26 +12,27 @@ from training.data.dataset import PhotosRecord
 from training.errors import TrainingError
 from training.evaluate.plots import Curves
 from training.model.checkpoints import load_generator
-from training.model.latents import sample_latents
 from training.model.sampling import SAMPLING_BATCH, images_from_latents
 from training.records import read_curves, read_record
 
 
 @dataclass(frozen=True)
 class GeneratorUnderTest:
-    """A function from latents to images, and records of its training."""
+    """Functions from seeds to latents to images, and records of the training."""
 
     name: str
     batch: int | None
+    sample_latents: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     images_from_latents: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
     config: TrainingConfig
     photos_record: PhotosRecord
     losses: Curves = field(default_factory=dict)  # empty for a version
     kid: Curves = field(default_factory=dict)
+    selector: str = ""  # digest
 
     def generate_images(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images uint8[N, S, S, 3] of `seeds` int64[N]."""
-        return self.images_from_latents(sample_latents(seeds, self.config.latent_dim))
+        return self.images_from_latents(self.sample_latents(seeds))
 
 
 def is_version(model: Path) -> bool:
@@ -51,27 +52,31 @@ def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTes
         return GeneratorUnderTest(
             name=model.resolve().name,
             batch=trained.batch,
+            sample_latents=trained.sample_latents,
             images_from_latents=lambda latents: images_from_latents(trained.network, latents),
             config=trained.config,
             photos_record=read_record(model / "photos.json", PhotosRecord),
             losses=read_curves(model / "history.csv"),
             kid=read_curves(model / "kid.csv"),
+            selector=trained.selector.digest if trained.selector else "",
         )
     import tensorflow as tf
 
     try:
-        signature = tf.saved_model.load(str(model)).signatures["serving_default"]
+        signatures = tf.saved_model.load(str(model)).signatures
+        sample, render = signatures["sample"], signatures["serving_default"]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         raise TrainingError(f"{model} is damaged, or `export` did not write it; name another version.") from error
 
     def run_signature(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         batches = (latents[i : i + SAMPLING_BATCH] for i in range(0, len(latents), SAMPLING_BATCH))
-        return np.concatenate([signature(latents=tf.constant(batch))["images"].numpy() for batch in batches])
+        return np.concatenate([render(latents=tf.constant(batch))["images"].numpy() for batch in batches])
 
     photos_record = read_record(model / "photos.json", PhotosRecord)
     return GeneratorUnderTest(
         name=f"{model.resolve().parent.name}, version {model.resolve().name}",
         batch=photos_record.batch,
+        sample_latents=lambda seeds: sample(seeds=tf.constant(seeds))["latents"].numpy(),
         images_from_latents=run_signature,
         config=read_record(model / "config.json", TrainingConfig),  # older versions lack newer settings
         photos_record=photos_record,

@@ -115,6 +115,7 @@ class Evaluation:
     coverage: Coverage
     references: References
     remarks: tuple[str, ...]  # why a result is missing
+    selector: str = ""  # digest of the run's selector
 
     @property
     def verdict(self) -> Verdict:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from training.errors import TrainingError
 from training.model.checkpoints import load_generator
-from training.model.latents import MAX_SEED, sample_latents, slerp
-from training.model.sampling import generate_images, image_grid, images_from_latents, write_image
+from training.model.latents import MAX_SEED, slerp
+from training.model.sampling import image_grid, images_from_latents, write_image
 
 MAX_SEEDS = 1024  # a grid of 32 x 32 images of 256 px has 8192 px a side
 MORPH_IMAGES = 8
@@ -19,13 +19,14 @@ MORPH_IMAGES = 8
 
 def write_samples(run: Path, seeds: Sequence[int]) -> Path:
     """Write a grid, a morph and single images; return their folder."""
-    generator = load_generator(run).network
-    images = generate_images(generator, np.array(seeds))
+    generator = load_generator(run)
+    images = generator.generate_images(np.array(seeds))
     pictures = {str(seed): Image.fromarray(image) for seed, image in zip(seeds, images, strict=True)}
     pictures["grid"] = image_grid(images, math.ceil(math.sqrt(len(images))))
     if seeds[0] != seeds[-1]:
-        first, last = sample_latents(np.array([seeds[0], seeds[-1]]), generator.input_shape[1])
-        pictures["morph"] = image_grid(images_from_latents(generator, slerp(first, last, MORPH_IMAGES)), MORPH_IMAGES)
+        first, last = generator.sample_latents(np.array([seeds[0], seeds[-1]]))
+        between = images_from_latents(generator.network, slerp(first, last, MORPH_IMAGES))
+        pictures["morph"] = image_grid(between, MORPH_IMAGES)
     folder = run / "samples"
     folder.mkdir(exist_ok=True)
     (folder / "morph.png").unlink(missing_ok=True)  # of other seeds

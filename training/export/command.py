@@ -21,7 +21,6 @@ from training.export.model_card import NO_FAULT, NOT_EVALUATED, Fault, read_run,
 from training.export.signatures import CHUNK_ROWS, GOLDEN_SEEDS, Servable, pixel_digests
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import MAX_SEED, sample_latents
-from training.model.sampling import generate_images
 from training.records import write_atomically, write_record
 
 MAX_BATCH_SIZE = CHUNK_ROWS
@@ -136,7 +135,7 @@ def save_fault_images(generator: TrainedGenerator, faults: Sequence[Fault], fold
     """Write the image of each fault to `folder`/<seed>.png. Raises OSError."""
     if faults:
         folder.mkdir()
-        images = generate_images(generator.network, np.array([fault.seed for fault in faults]))
+        images = generator.generate_images(np.array([fault.seed for fault in faults]))
         for fault, image in zip(faults, images, strict=True):
             Image.fromarray(image).save(folder / f"{fault.seed}.png")
 
@@ -202,7 +201,7 @@ def check_saved_model(generator: TrainedGenerator, folder: Path, seeds: NDArray[
     large_call = np.asarray(generate(seeds=tf.constant(np.concatenate([seeds, seeds[:33]])))["images"])
     if not np.array_equal(large_call, np.concatenate([images, images[:33]])):
         raise TrainingError(f"The written graph gives other pixels in calls of over {len(seeds)} seeds; {REPORT_BUG}.")
-    difference = int(np.abs(images.astype(np.int16) - generate_images(generator.network, seeds)).max())
+    difference = int(np.abs(images.astype(np.int16) - generator.generate_images(seeds)).max())
     if difference > 1:
         raise TrainingError(f"The fused generator differs from the Keras one by {difference}/255; {REPORT_BUG}.")
     return difference

@@ -16,8 +16,10 @@ from training.errors import TrainingError
 from training.evaluate.results import Evaluation
 from training.fit.measurements import Measurement, read_measurements
 from training.fit.run import ModelRecord, SourceRecord, read_sources
+from training.model import latents, selector
 from training.model.checkpoints import TrainedGenerator
-from training.model.latents import MAX_SEED, NAME
+from training.model.latents import MAX_SEED
+from training.model.selector import CANDIDATES, Selector
 from training.records import ComputeRecord, read_record
 
 FRONT_MATTER = "---\nlicense: {}\nlibrary_name: tensorflow\npipeline_tag: unconditional-image-generation\n---"
@@ -49,7 +51,8 @@ class RunRecord:
     steps: int
     photos: PhotosRecord
     measurements: list[Measurement]  # KID of all checkpoints during training
-    evaluation: Evaluation | None  # of this checkpoint
+    evaluation: Evaluation | None  # of this checkpoint and selector
+    selector: Selector | None
     compute: ComputeRecord
     grown_from: SourceRecord | None
     started_from: ModelRecord | None
@@ -60,12 +63,15 @@ def read_run(run: Path, generator: TrainedGenerator) -> RunRecord:
     evaluation_file, evaluation = run / "evaluation.json", None
     if evaluation_file.exists():
         evaluation = read_record(evaluation_file, Evaluation, remedy="run `evaluate` again")
+    digest = generator.selector.digest if generator.selector else ""
+    is_current = evaluation and (evaluation.batch, evaluation.selector) == (generator.batch, digest)
     return RunRecord(
         config=generator.config,
         steps=generator.batch,
         photos=read_record(run / "photos.json", PhotosRecord),
         measurements=read_measurements(run / "kid.csv"),
-        evaluation=evaluation if evaluation and evaluation.batch == generator.batch else None,
+        evaluation=evaluation if is_current else None,
+        selector=generator.selector,
         compute=read_record(run / "compute.json", ComputeRecord),
         **read_sources(run),
     )
@@ -77,6 +83,7 @@ def write_model_card(
     """Write `folder`/model_card.md; faults/<seed>.png are the images of `faults`."""
     licence, attribution, size = printable(licence), printable(attribution), run.config.image_size
     skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in run.photos.skipped.items())
+    latent_name = selector.NAME if run.selector else latents.NAME
     held_out = f"; {run.photos.held_out:,} held out of training" if run.photos.held_out else ""
     card = f"""\
 {FRONT_MATTER.format(json.dumps(licence, ensure_ascii=False))}
@@ -85,7 +92,7 @@ def write_model_card(
 
 This model generates {size}x{size} RGB images. It is the moving average of a GAN's generator, exported on
 {datetime.now(UTC):%Y-%m-%d} with Keras {keras.__version__}.
-The signature `generate` maps seeds to images, `sample` maps seeds to latents by `{NAME}`, `serving_default` maps
+The signature `generate` maps seeds to images, `sample` maps seeds to latents by `{latent_name}`, `serving_default` maps
 latents to images, and `golden` returns digests of the pixels of a few seeds.
 
 ## Data
@@ -126,6 +133,10 @@ def _describe_training(run: RunRecord) -> str:
         which = "The best" if measurement.kid_x1000 == lowest else "Not the best, but one"
         sentences.append(f"{which} of {len(run.measurements)} checkpoints measured in {last:,} batches: {kid}.")
     sentences.append(f"The run {_describe_duration(run.compute)}.")
+    if run.selector:
+        sentences.append(
+            f"Its selector {run.selector.digest} chooses the latent of a seed among {CANDIDATES} candidates."
+        )
     return " ".join([*sentences, *_describe_sources(run, "It")])
 
 

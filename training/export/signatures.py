@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from training.export.fusion import build_function, fuse
 from training.model.checkpoints import TrainedGenerator
 from training.model.latents import standardise, sum_of_uniforms
+from training.model.selector import CANDIDATES
 
 # One batch of the largest size. Another kind of processor gives other bytes for 4 to 20 % of the images. At 4 %, a
 # check of 64 images detects this in 93 of 100 cases; a check of a few images often would not.
@@ -26,6 +27,7 @@ class Servable(tf.Module):
     def __init__(self, generator: TrainedGenerator, *, sequential: bool) -> None:
         super().__init__(name="generator")
         self.latent_dim, self.sequential = generator.config.latent_dim, sequential
+        self._selector = generator.selector
         # One shared function, because each copy would contain the weights again.
         spec = tf.TensorSpec((None, self.latent_dim), tf.float32)
         network = build_function(fuse(generator.network), self.latent_dim)
@@ -52,11 +54,18 @@ class Servable(tf.Module):
         return tf.cast(tf.clip_by_value(tf.round((self.compute_floats(latents) + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
 
     def compute_latents(self, seeds: Any) -> Any:
-        """Return ringo-latent/1 float32[N, latent_dim] of seeds int64[N]."""
+        """Return the latents float32[N, latent_dim] of seeds int64[N]: ringo-latent/2 with a selector, else 1."""
         low = tf.cast(tf.bitwise.bitwise_and(seeds, tf.constant(0xFFFFFFFF, tf.int64)), tf.uint32)
         high = tf.cast(tf.bitwise.right_shift(seeds, tf.constant(32, tf.int64)), tf.uint32)
-        sums = sum_of_uniforms(low, high, self.latent_dim, tf.bitwise.right_shift)
-        return standardise(tf.cast(sums, tf.float32))
+        count = CANDIDATES if self._selector else 1
+        sums = sum_of_uniforms(low, high, count * self.latent_dim, tf.bitwise.right_shift)
+        latents = standardise(tf.cast(sums, tf.float32))
+        if self._selector is None:
+            return latents
+        candidates = tf.reshape(latents, (-1, self.latent_dim))
+        scores = self._selector.score(tf.cast(candidates, tf.float64), tf.round)
+        chosen = tf.argmax(tf.reshape(scores, (-1, count)), axis=1)
+        return tf.gather(tf.reshape(candidates, (-1, count, self.latent_dim)), chosen, batch_dims=1)
 
     def signatures(self) -> dict[str, Any]:
         """Return the functions by name.

@@ -24,6 +24,7 @@ from training.fit.plots import MILESTONES, animate_grids, list_grids
 from training.model.checkpoints import save_checkpoint
 from training.model.sampling import generate_images, image_grid, write_image
 from training.records import COLUMNS, ComputeRecord, read_curves, read_record, write_atomically, write_record
+from training.terminal import progress_interval_s
 
 _, *LOSSES = COLUMNS["history.csv"]
 GRID_SEEDS = np.arange(64)  # the same in every grid, so the images of a seed can be compared over the run
@@ -56,7 +57,7 @@ class Progress(StepCallback):
     def __init__(self, config: TrainingConfig, first_step: int) -> None:
         super().__init__(first_step)
         self.batch_size = config.batch_size
-        every_s = 1.0 if sys.stderr.isatty() else 60.0  # the log of a container keeps every line
+        every_s = progress_interval_s()
         self.bar = tqdm(total=config.steps, initial=first_step, unit="batch", mininterval=every_s, desc="fit: training")
 
     def after_step(self, logs: dict[str, float]) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from training.config import TrainingConfig, read_config
 from training.errors import TrainingError
 from training.model.gan import GAN
+from training.model.latents import sample_latents
 from training.model.networks import build_generator
+from training.model.sampling import images_from_latents
+from training.model.selector import Selector, load_selector
 from training.records import UNREADABLE, open_atomically
 
 
@@ -55,6 +59,16 @@ class TrainedGenerator:
     network: keras.Model
     config: TrainingConfig
     batch: int  # number of batches done
+    selector: Selector | None = None  # of this checkpoint
+
+    def sample_latents(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the latents float32[N, latent_dim] of `seeds` int64[N], chosen by the selector if there is one."""
+        sample = self.selector.sample_latents if self.selector else sample_latents
+        return sample(seeds, self.config.latent_dim)
+
+    def generate_images(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return images uint8[N, S, S, 3] of `seeds` int64[N], as exported up to rounding."""
+        return images_from_latents(self.network, self.sample_latents(seeds))
 
 
 def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
@@ -67,7 +81,8 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
     network = build_generator(config.latent_dim, config.generator_channels)
     path = best if which == "best" and config.keep_best and best.is_file() else checkpoint
     batch = _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)
-    return TrainedGenerator(network, config, batch)
+    selector = load_selector(run / "selector.npz", latent_dim=config.latent_dim, batch=batch)
+    return TrainedGenerator(network, config, batch, selector)
 
 
 def _assign(variables: dict[str, Any], path: Path) -> int:

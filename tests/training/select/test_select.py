@@ -1,0 +1,146 @@
+"""`python -m training select`, and the latents that a selector chooses."""
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.training.evaluate.test_report import EVALUATION
+from training.__main__ import main
+from training.export.command import export
+from training.export.model_card import read_run
+from training.model.checkpoints import load_generator
+from training.model.latents import MAX_SEED, sample_latents
+from training.model.selector import CANDIDATES, Selector, save_selector
+from training.records import write_record
+from training.select.objective import train_selector
+
+SEEDS = np.random.default_rng(5).integers(MAX_SEED, size=40, endpoint=True)
+
+
+def select(run: Path, photos: Path, *flags: object) -> int:
+    return main(["select", str(run), "--photos", str(photos), *map(str, flags)])
+
+
+@pytest.fixture(scope="module")
+def selected(small_run, photos, tmp_path_factory) -> Path:
+    """A copy of the small run with a selector, soon trained on few images."""
+    run = shutil.copytree(small_run, tmp_path_factory.mktemp("selected") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.select.command.CHUNK", 128)
+        patch.setattr("training.select.objective.STEPS", 20)
+        assert select(run, photos, "--images", 500) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def signatures(selected, tmp_path_factory):
+    version = export(selected, tmp_path_factory.mktemp("models") / "fruit", licence="CC0-1.0", attribution="tests")
+    assert "`sample` maps seeds to latents by `ringo-latent/2`" in (version / "model_card.md").read_text("utf-8")
+    return tf.saved_model.load(str(version)).signatures
+
+
+def test_sample_of_a_version_equals_the_selectors_bits(selected, signatures):
+    actual = signatures["sample"](seeds=tf.constant(SEEDS))["latents"].numpy()
+    assert actual.tobytes() == load_generator(selected).sample_latents(SEEDS).tobytes()
+
+
+def test_selector_chooses_one_of_eight_candidates_of_each_seed(selected):
+    latents = load_generator(selected).sample_latents(SEEDS)
+    candidates = sample_latents(SEEDS, 8 * 128).reshape(-1, 8, 128)
+    equal = (candidates == latents[:, None]).all(axis=2)
+    assert (equal.sum(axis=1) == 1).all()
+    assert len(set(equal.argmax(axis=1))) > 1
+
+
+def test_generate_of_a_version_renders_the_chosen_latents(signatures):
+    latents = signatures["sample"](seeds=tf.constant(SEEDS))["latents"]
+    images = signatures["generate"](seeds=tf.constant(SEEDS))["images"].numpy()
+    assert np.array_equal(images, signatures["serving_default"](latents=latents)["images"])
+
+
+def test_scores_have_equal_bits_in_tensorflow_for_any_batch_size(selected):
+    selector = load_generator(selected).selector
+    latents = np.random.default_rng(0).normal(size=(1000, 128))
+    expected = selector.score(latents, np.round)
+    assert len(np.unique(expected)) > 900
+    for size in (1, 7, 1000):
+        assert np.array_equal(selector.score(tf.constant(latents[:size]), tf.round), expected[:size])
+
+
+def test_selector_avoids_faults_and_keeps_both_varieties():
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(4096, 4)).astype(np.float32)
+    features = np.where(latents[:, :1] > 0, [[3.0, 0.0]], [[0.0, 3.0]]).astype(np.float32)  # two varieties
+    faultiness = latents[:, 1] + latents[:, 0]  # one has more faults
+    selector = train_selector(latents, features, faultiness, features[:500], weight=100.0)
+    groups = rng.normal(size=(1000, CANDIDATES, 4)).astype(np.float32)
+    chosen = groups[np.arange(1000), selector.choose(groups)]
+    assert chosen[:, 1].mean() < -0.7
+    assert (chosen[:, 0] > 0).mean() > 0.25  # 0.14 without the distance
+
+
+def test_interrupted_select_measures_no_image_twice(run, photos, monkeypatch, capsys):
+    monkeypatch.setattr("training.select.command.CHUNK", 128)
+    monkeypatch.setattr("training.select.objective.STEPS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.select.command.train_selector", lambda *_, **__: signal_interrupt())
+        assert select(run, photos, "--images", 256) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("training.select.command.PhotoDistance.__call__", lambda *_: pytest.fail("measured again"))
+        assert select(run, photos, "--images", 256) == 0
+    assert not (run / ".selection").exists()
+
+
+def signal_interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--images", 100), "--images is 100; set it to at least 4096."),
+        (("--weight", "nan"), "--weight is nan; set it to a number from 0 up."),
+    ],
+)
+def test_select_names_the_range_when_a_number_is_outside(small_run, photos, capsys, flags, message):
+    assert select(small_run, photos, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_select_refuses_photos_of_another_training(small_run, photos, tmp_path, capsys):
+    other = shutil.copytree(photos, tmp_path / "other")
+    (other / "00.png").unlink()
+    assert select(small_run, other) == 2
+    assert f"{other} has other photos than the training of {small_run}; set --photos to its folder." in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", "another network"])
+def test_samples_names_the_remedy_when_the_selector_is_damaged(run, capsys, content):
+    if isinstance(content, str):
+        network = [np.ones((5, 1), np.float32), np.ones(1, np.float32)]
+        save_selector(Selector.from_weights(network), run / "selector.npz", batch=4)
+    else:
+        (run / "selector.npz").write_bytes(content)
+    assert main(["samples", str(run)]) == 2
+    assert "delete the file, then run `select` again." in capsys.readouterr().err
+
+
+def test_card_quotes_no_evaluation_of_another_selector(selected):
+    write_record(selected / "evaluation.json", asdict(replace(EVALUATION, batch=4)))
+    assert read_run(selected, load_generator(selected)).evaluation is None
+    digest = load_generator(selected).selector.digest
+    write_record(selected / "evaluation.json", asdict(replace(EVALUATION, batch=4, selector=digest)))
+    assert read_run(selected, load_generator(selected)).evaluation is not None
+
+
+def test_selector_of_another_checkpoint_is_not_used_and_named(selected, run, capsys):
+    selector = load_generator(selected).selector
+    save_selector(selector, run / "selector.npz", batch=3)
+    assert load_generator(run).selector is None
+    assert "selector.npz belongs to another checkpoint" in capsys.readouterr().out
