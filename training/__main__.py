@@ -81,8 +81,8 @@ def _add_select(commands: Subparsers) -> None:
     add("run", type=_path, metavar="RUN", help="run folder of `fit`")
     _add_photos(add, "the folder of photos of the run")
     add("--images", type=int, default=40_960, help="number of images to measure (default: 40960)")
-    weight_help = "how much fewer images unlike the photos count against a higher KID (default: 100)"
-    add("--weight", type=float, default=100.0, help=weight_help)
+    weight_help = "how much fewer images unlike the photos count against a higher KID (default: 70)"
+    add("--weight", type=float, default=70.0, help=weight_help)
     add("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
 
 

@@ -1,7 +1,6 @@
 """The command `select`: train a selector for a run, so that fewer seeds give broken images."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkp
     """Write `run`/selector.npz for its generator; return the share of outliers among the images it chooses.
 
     Outliers are the images furthest from the photos. Without a selector their share is OUTLIERS. `images` are
-    measured, and a fifth of them only tests; `weight` is that of `train_selector`. Measured chunks are kept until the
-    selector is written, so the command resumes. Raises TrainingError if `run` is not a run folder, `photos_folder` has
+    measured, and a fifth of them only tests; `weight` is that of `train_selector`. `run`/selection keeps what is measured,
+    for another attempt or another weight. Raises TrainingError if `run` is not a run folder, `photos_folder` has
     other photos than its training, or `images` are too few.
     """
     if images < 2 * CHUNK:
@@ -47,7 +46,7 @@ def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkp
     latent_dim, chunks = generator.config.latent_dim, images // CHUNK
     seeds = np.arange(FIRST_SEED, FIRST_SEED + chunks * CHUNK // CANDIDATES)
     latents = sample_latents(seeds, CANDIDATES * latent_dim).reshape(chunks, CHUNK, latent_dim)
-    folder, key = run / ".selection", f"{generator.batch} batches, photos {photos.sha256}"
+    folder, key = run / "selection", f"{generator.batch} batches, photos {photos.sha256}"
     measured = [*_measure_chunks(generator, latents, measure, folder, key)]
     distances = np.concatenate([chunk.distances for chunk in measured])
     faultiness = ((distances - distances.mean(axis=0)) / distances.std(axis=0)).mean(axis=1)
@@ -60,7 +59,6 @@ def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkp
         weight=weight,
     )
     save_selector(selector, run / "selector.npz", batch=generator.batch)
-    shutil.rmtree(folder)
     is_outlier = faultiness > np.quantile(faultiness, 1 - OUTLIERS)
     tested = training // CANDIDATES  # seeds before it train
     chosen = selector.choose(latents.reshape(-1, CANDIDATES, latent_dim)[tested:])

@@ -83,7 +83,7 @@ def test_selector_avoids_faults_and_keeps_both_varieties():
     assert (chosen[:, 0] > 0).mean() > 0.25  # 0.14 without the distance
 
 
-def test_interrupted_select_measures_no_image_twice(run, photos, monkeypatch, capsys):
+def test_select_measures_no_image_twice_when_interrupted_or_repeated(run, photos, monkeypatch, capsys):
     monkeypatch.setattr("training.select.command.CHUNK", 128)
     monkeypatch.setattr("training.select.objective.STEPS", 2)
     with monkeypatch.context() as patch:
@@ -92,7 +92,7 @@ def test_interrupted_select_measures_no_image_twice(run, photos, monkeypatch, ca
     with monkeypatch.context() as patch:
         patch.setattr("training.select.command.PhotoDistance.__call__", lambda *_: pytest.fail("measured again"))
         assert select(run, photos, "--images", 256) == 0
-    assert not (run / ".selection").exists()
+        assert select(run, photos, "--images", 256, "--weight", 50) == 0
 
 
 def signal_interrupt():
