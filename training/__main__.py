@@ -51,7 +51,7 @@ def _add_fit(commands: Subparsers) -> None:
     _add_photos(add)
     add("--out", type=_path, required=True, metavar="RUN", help="run folder, for all files of the run")
     add("--grow-from", type=_path, metavar="RUN", help="start from another run's generator, at its size or twice it")
-    from_help = "start from the generator of a model, such as models/apple or models/apple/4; for few photos"
+    from_help = "start from the generator of a model, such as models/apple or models/apple/5; for few photos"
     add("--from", dest="from_model", type=_path, metavar="MODEL", help=from_help)
     add("--new", action="store_true", help="start over; the folder of the previous run is renamed, not deleted")
     add("--dry-run", action="store_true", help="print the plan and the duration; write no file")

@@ -98,7 +98,7 @@ ABOUT = {
         },
         "card": {
             "type": ["string", "null"],
-            "examples": ["# apple, version 4"],
+            "examples": ["# apple, version 5"],
             "description": "The model card, in Markdown; null if the gateway cannot read it.",
         },
     },
@@ -132,7 +132,7 @@ IF_NONE_MATCH = {
 HEADERS = {
     "ETag": ("Prefix and digest; equal ETags mean equal bytes.", ETAG),
     "Cache-Control": ("Whether the response is immutable, must be revalidated, or must not be stored.", "no-cache"),
-    "Content-Location": ("The permanent URL of the image.", "/generate?seed=35&format=png&version=4"),
+    "Content-Location": ("The permanent URL of the image.", "/generate?seed=20&format=png&version=5"),
     "Content-Disposition": ("A file name for the image.", "inline; filename=apple-35.png"),
     "Ringo-Model-Version": ("The model version.", "4"),
     "Ringo-Seed": ("The seed, if the image has one.", "35"),
@@ -146,7 +146,7 @@ REFUSAL_HEADERS = {
 
 def build_openapi(path_prefix: str, *, needs_token: bool) -> dict[str, Any]:
     """Return the API's description; with `needs_token`, all paths but PROBES need one."""
-    text, json_type = {"type": "string", "examples": ["ready: version 4, proved\n"]}, "application/json"
+    text, json_type = {"type": "string", "examples": ["ready: version 5, proved\n"]}, "application/json"
     paths = {
         **{resource.path: _image_operation(resource, resource.path, resource.__doc__) for resource in RESOURCES},
         **{path: _image_operation(Picture, path, summary) for path, summary in SHORT_URLS.items()},

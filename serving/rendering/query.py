@@ -20,7 +20,7 @@ from serving.rendering.encoding import MIMETYPES
 from serving.settings import matching
 
 MAX_SEED = 2**63 - 1  # of int64; versions are int64, too
-EXAMPLE_SEEDS = (35, 23)  # whole, glossy apples of models/apple/4, as are all images between them
+EXAMPLE_SEEDS = (20, 82)  # whole, glossy apples of models/apple/5, as are all images between them
 MAX_NAME_BYTES = 256  # as many as most mail servers take of an address
 MAX_TILES = 64  # images of a response: one request to the model server
 MAX_PIXELS = 2**20  # of a response: one image of the largest size, or 64 of 128

@@ -20,12 +20,13 @@ from serving.rendering.query import Animation, Grid, Morph, Picture, Query, cano
 from serving.runtime.single_flight import SingleFlight
 from serving.telemetry.request_log import ABANDONED_CHECK_S, check_client, stage, with_current_context
 
-# GoldenCheck.model of models/apple/4, and of version 3, which a volume may still have.
-BUNDLED_MODEL = "5e6c8b459d361e5732ddb08564fdd0d84eba9a8ff86b77eba9c395695e9c03fe"
+# GoldenCheck.model of models/apple/5, and of versions 4 and 3, which a volume may still have.
+BUNDLED_MODEL = "13b73dd321b25fd0e4439d158c04fdb7ed3455fae8e8d4a6f15f9b557c46c41e"
+VERSION_4 = "5e6c8b459d361e5732ddb08564fdd0d84eba9a8ff86b77eba9c395695e9c03fe"
 VERSION_3 = "89937cd2e1c5bbe37152420a8cdd5ffae44e9435ed83e979009a1a832b9c1a25"
 # Licences of images by GoldenCheck.model. Model cards state them, too, but not every replica has the card.
 LICENCES = dict.fromkeys(
-    (BUNDLED_MODEL, VERSION_3),
+    (BUNDLED_MODEL, VERSION_4, VERSION_3),
     "CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Commercial use is allowed, with attribution "
     "(Mihai Oltean, Fruits-360) and under the same licence.",
 )

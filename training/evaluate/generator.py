@@ -46,7 +46,7 @@ def load_generator_under_test(model: Path, checkpoint: str) -> GeneratorUnderTes
         if not (model / "config.json").is_file():
             raise TrainingError(
                 f"{model} has neither saved_model.pb nor config.json; name a version of a model, such as "
-                "models/apple/4, or the --out folder of a `fit` that has saved a checkpoint."
+                "models/apple/5, or the --out folder of a `fit` that has saved a checkpoint."
             )
         trained = load_generator(model, checkpoint)
         return GeneratorUnderTest(

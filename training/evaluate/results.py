@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SMALL = 32  # pixels; images are compared at this size, because finer detail would hide similarity
-BUNDLED_KID_X1000, BUNDLED_VARIETIES = 2.13, "15 of 15"  # on the card of models/apple
+BUNDLED_KID_X1000, BUNDLED_VARIETIES = 3.31, "15 of 15"  # on the card of models/apple
 GOOD_KID, BAD_KID = 1 / 30, 1 / 8  # of noise's KID, which is about 750
 GOOD_COVERAGE, BAD_COVERAGE = 3 / 4, 1 / 2  # of the varieties
 RARE_SHARE = 0.5  # of its share of the photos; a variety below it is named

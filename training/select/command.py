@@ -29,9 +29,9 @@ def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkp
     """Write `run`/selector.npz for its generator; return the share of outliers among the images it chooses.
 
     Outliers are the images furthest from the photos. Without a selector their share is OUTLIERS. `images` are
-    measured, and a fifth of them only tests; `weight` is that of `train_selector`. `run`/selection keeps what is measured,
-    for another attempt or another weight. Raises TrainingError if `run` is not a run folder, `photos_folder` has
-    other photos than its training, or `images` are too few.
+    measured, and a fifth of them only tests; `weight` is that of `train_selector`. `run`/selection keeps what is
+    measured, for another attempt or another weight. Raises TrainingError if `run` is not a run folder, `photos_folder`
+    has other photos than its training, or a number is out of range.
     """
     if images < 2 * CHUNK:
         raise TrainingError(f"--images is {images}; set it to at least {2 * CHUNK}.")

@@ -164,7 +164,7 @@ def test_report_begins_with_kid_and_coverage(tmp_path, kid, missing, copies, lev
     checked = replace(COPIES, verdict=results.Verdict(copies, "On copies.", ""))
     evaluation = replace(EVALUATION, against_all=replace(DISTANCES, kid_x1000=kid), coverage=coverage, copies=checked)
     found = render(replace(FULL, evaluation=evaluation), tmp_path)
-    words = f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 2.13"
+    words = f"{headline} KID x1000 is {kid:.3g}. A perfect copy of the photos has -0.4, the bundled model 3.31"
     assert found.text.split(" In short ")[2].startswith(words)
     verdicts = [a["class"] for a in found.all("div") if (a.get("class") or "").startswith("verdict")]
     assert verdicts == [f"verdict {level}", f"verdict {copies}"]
