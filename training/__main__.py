@@ -80,8 +80,8 @@ def _add_select(commands: Subparsers) -> None:
     add = _add_command(commands, "select", _run_select, text)
     add("run", type=_path, metavar="RUN", help="run folder of `fit`")
     _add_photos(add, "the folder of photos of the run")
-    add("--images", type=int, default=40_960, help="number of images to measure (default: 40960)")
-    weight_help = "how much fewer images unlike the photos count against a higher KID (default: 70)"
+    add("--images", type=int, default=40_960, help="number of images to measure, a multiple of 2048 (default: 40960)")
+    weight_help = "weight of the distance to the photos; higher: fewer broken images, a higher KID (default: 70)"
     add("--weight", type=float, default=70.0, help=weight_help)
     add("--checkpoint", choices=("best", "last"), default="best", help=CHECKPOINT_HELP)
 
@@ -175,7 +175,7 @@ def _run_select(options: Options) -> int:
 
     run = options.run
     share = select(run, options.photos, images=options.images, weight=options.weight, checkpoint=options.checkpoint)
-    print(f"Images unlike the photos: {100 * share:.1f} %, without the selector {100 * OUTLIERS:.0f} %.")
+    print(f"Outliers, the images furthest from the photos: {100 * share:.1f} %, before {100 * OUTLIERS:.0f} %.")
     print(f"Wrote {run / 'selector.npz'}. Now `samples`, `evaluate` and `export` choose latents by it.")
     return 0
 

@@ -132,10 +132,10 @@ IF_NONE_MATCH = {
 HEADERS = {
     "ETag": ("Prefix and digest; equal ETags mean equal bytes.", ETAG),
     "Cache-Control": ("Whether the response is immutable, must be revalidated, or must not be stored.", "no-cache"),
-    "Content-Location": ("The permanent URL of the image.", "/generate?seed=20&format=png&version=5"),
-    "Content-Disposition": ("A file name for the image.", "inline; filename=apple-35.png"),
-    "Ringo-Model-Version": ("The model version.", "4"),
-    "Ringo-Seed": ("The seed, if the image has one.", "35"),
+    "Content-Location": ("The permanent URL of the image.", f"/generate?seed={EXAMPLE_SEEDS[0]}&format=png&version=5"),
+    "Content-Disposition": ("A file name for the image.", f"inline; filename=apple-{EXAMPLE_SEEDS[0]}.png"),
+    "Ringo-Model-Version": ("The model version.", "5"),
+    "Ringo-Seed": ("The seed, if the image has one.", str(EXAMPLE_SEEDS[0])),
 }
 # The same, of refusals.
 REFUSAL_HEADERS = {

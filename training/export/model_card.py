@@ -135,7 +135,8 @@ def _describe_training(run: RunRecord) -> str:
     sentences.append(f"The run {_describe_duration(run.compute)}.")
     if run.selector:
         sentences.append(
-            f"Its selector {run.selector.digest} chooses the latent of a seed among {CANDIDATES} candidates."
+            f"Its selector {run.selector.digest} chooses the latent of a seed among {CANDIDATES} candidates; "
+            "KID during the training was measured without it."
         )
     return " ".join([*sentences, *_describe_sources(run, "It")])
 

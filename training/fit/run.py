@@ -131,7 +131,8 @@ def load_source(source: Path) -> tuple[keras.Model, str, SourceRecord | ModelRec
     if is_version(source):
         model = ModelRecord(f"{path.parent.name}, version {path.name}", quote_model_card(source / "model_card.md"))
         return load_exported(source, read_record(source / "config.json", TrainingConfig)), "started_from.json", model
-    trained, compute = load_generator(source), asdict(read_record(source / "compute.json", ComputeRecord))
+    trained = load_generator(source, with_selector=False)
+    compute = asdict(read_record(source / "compute.json", ComputeRecord))
     run = SourceRecord(**compute, run=path.name, batch=trained.batch, config=trained.config, **read_sources(source))
     return trained.network, "grown_from.json", run
 

@@ -4,7 +4,8 @@ Keras's BackupAndRestore omits the seed generators and deletes its backup on suc
 exact resume, are readable with numpy.load, and are the same on every backend.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class TrainedGenerator:
     batch: int  # number of batches done
     selector: Selector | None = None  # of this checkpoint
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the generator's weights, in hexadecimal."""
+        return hashlib.sha256(b"".join(array.tobytes() for array in self.network.get_weights())).hexdigest()
+
     def sample_latents(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the latents float32[N, latent_dim] of `seeds` int64[N], chosen by the selector if there is one."""
         sample = self.selector.sample_latents if self.selector else sample_latents
@@ -71,7 +77,7 @@ class TrainedGenerator:
         return images_from_latents(self.network, self.sample_latents(seeds))
 
 
-def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
+def load_generator(run: Path, which: str = "best", *, with_selector: bool = True) -> TrainedGenerator:
     """Return `run`'s generator at its "best" checkpoint, if it measures KID, or "last". Raises TrainingError."""
     config_file, checkpoint, best = run / "config.json", run / "checkpoint.npz", run / "best.npz"
     for file in (config_file, checkpoint):
@@ -81,8 +87,11 @@ def load_generator(run: Path, which: str = "best") -> TrainedGenerator:
     network = build_generator(config.latent_dim, config.generator_channels)
     path = best if which == "best" and config.keep_best and best.is_file() else checkpoint
     batch = _assign({f"average/{index:03d}": variable for index, variable in enumerate(network.variables)}, path)
-    selector = load_selector(run / "selector.npz", latent_dim=config.latent_dim, batch=batch)
-    return TrainedGenerator(network, config, batch, selector)
+    generator = TrainedGenerator(network, config, batch)
+    if not with_selector:
+        return generator
+    file = run / "selector.npz"
+    return replace(generator, selector=load_selector(file, latent_dim=config.latent_dim, generator=generator.digest))
 
 
 def _assign(variables: dict[str, Any], path: Path) -> int:

@@ -23,7 +23,7 @@ from training.model.latents import sample_latents
 from training.records import UNREADABLE, open_atomically
 
 NAME = "ringo-latent/2"
-CANDIDATES = 8  # 4 halve the share of faulty images, 8 leave a third at the same KID, 16 are no better
+CANDIDATES = 8  # per seed
 STEP = 2.0**-10
 
 Array = Any  # of NumPy or TensorFlow
@@ -55,7 +55,7 @@ class Selector:
         return x
 
     def choose(self, candidates: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Return the number int[N] of the best of `candidates` float32[N, C, latent_dim]; the first of equal ones."""
+        """Return the number int[N] of the first best of `candidates` float32[N, C, latent_dim]."""
         n, count, latent_dim = candidates.shape
         scores = self.score(candidates.reshape(-1, latent_dim).astype(np.float64), np.round)
         return np.asarray(scores.reshape(n, count).argmax(axis=1))
@@ -70,26 +70,27 @@ def _round_to_step(x: Array, round_half_even: Callable[[Array], Array]) -> Array
     return round_half_even(x / STEP) * STEP
 
 
-def save_selector(selector: Selector, path: Path, *, batch: int) -> None:
-    """Write `selector` of a checkpoint after `batch` batches. Raises OSError."""
+def save_selector(selector: Selector, path: Path, *, generator: str) -> None:
+    """Write `selector` of the generator with the digest `generator`. Raises OSError."""
     arrays: dict[str, Any] = {
         f"{i:03d}": array for i, array in enumerate(array for layer in selector.layers for array in layer)
     }
     with open_atomically(path) as file:
-        np.savez(file, batch=batch, **arrays)
+        np.savez(file, generator=generator, **arrays)
 
 
-def load_selector(path: Path, *, latent_dim: int, batch: int) -> Selector | None:
-    """Return the selector in `path`, or None without a file. One of another checkpoint is not used, and a line says so.
+def load_selector(path: Path, *, latent_dim: int, generator: str) -> Selector | None:
+    """Return the selector in `path`, or None without a file.
 
+    One of another generator is not used, and a line says so.
     Raises TrainingError if the file is damaged or of another `latent_dim`.
     """
     if not path.is_file():
         return None
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
-            arrays = [file[name] for name in sorted(file.files) if name != "batch"]
-            is_current = int(file["batch"]) == batch
+            arrays = [file[name] for name in sorted(file.files) if name != "generator"]
+            is_current = str(file["generator"]) == generator
         selector = Selector.from_weights(arrays)
         selector.sample_latents(np.zeros(1, np.int64), latent_dim)
     except UNREADABLE as error:
