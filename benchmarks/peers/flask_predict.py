@@ -17,7 +17,7 @@ model = keras_generator(Path(os.environ["BENCH_VERSION"]))
 
 @app.get("/generate")
 def generate():
-    """Return the image of a seed."""
+    """Return an image of a seed, without the selector, which takes 1 % of the time."""
     latents = sample_latents(np.array([int(request.args["seed"])]), model.input_shape[1])
     (image,) = model.predict(latents, verbose=0)
     pixels = np.clip(np.round((image + 1.0) * 127.5), 0, 255).astype(np.uint8)
