@@ -171,11 +171,15 @@ def _run_preview(options: Options) -> int:
 
 def _run_select(options: Options) -> int:
     import_backend()
-    from training.select.command import OUTLIERS, select
+    from training.select.command import select
 
     run = options.run
-    share = select(run, options.photos, images=options.images, weight=options.weight, checkpoint=options.checkpoint)
-    print(f"Outliers, the images furthest from the photos: {100 * share:.1f} %, before {100 * OUTLIERS:.0f} %.")
+    found = select(run, options.photos, images=options.images, weight=options.weight, checkpoint=options.checkpoint)
+    before, after = found.outliers
+    print(f"Outliers, the images furthest from the photos: {100 * after:.1f} %, before {100 * before:.1f} %.")
+    before, after = found.kid_x1000
+    print(f"KID x1000 by EfficientNet-Lite1, against the training photos: {after:.1f}, before {before:.1f}.")
+    print("A larger --weight gives fewer outliers and a higher KID, a smaller one the reverse.")
     print(f"Wrote {run / 'selector.npz'}. Now `samples`, `evaluate` and `export` choose latents by it.")
     return 0
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from training.data.dataset import PhotosRecord, describe_photos, load_run_photos
 from training.data.holdout import split_photos
 from training.errors import TrainingError
+from training.evaluate.metrics import kernel_distance
 from training.model.checkpoints import TrainedGenerator, load_generator
 from training.model.latents import sample_latents
 from training.model.sampling import images_from_latents
@@ -26,13 +28,20 @@ TEST_FRACTION = 0.2  # of the chunks: they only test the selector
 OUTLIERS = 0.1  # share of all images, those furthest from the photos
 
 
-def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkpoint: str = "best") -> float:
-    """Write `run`/selector.npz; return the share of outliers among the images it chooses.
+@dataclass(frozen=True)
+class Comparison:
+    """Images of the test seeds, without the selector and with it."""
 
-    Without a selector, this share is OUTLIERS. `images` are measured, and a fifth of them only tests; `weight` is that
-    of `train_selector`. `run`/selection keeps what is measured, for another attempt or another weight. Raises
-    TrainingError if `run` is not a run folder, `photos_folder` has other photos than its training, a number is out of
-    range, or the training diverges.
+    outliers: tuple[float, float]  # share of the images
+    kid_x1000: tuple[float, float]  # against the training photos, by EfficientNet-Lite1
+
+
+def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkpoint: str = "best") -> Comparison:
+    """Write `run`/selector.npz; return what it changes.
+
+    `images` are measured, and a fifth of them only tests; `weight` is that of `train_selector`. `run`/selection keeps
+    what is measured, for another attempt or another weight. Raises TrainingError if `run` is not a run folder,
+    `photos_folder` has other photos than its training, a number is out of range, or the training diverges.
     """
     if images < 2 * CHUNK or images % CHUNK:
         raise TrainingError(f"--images is {images}; set it to a multiple of {CHUNK}, at least {2 * CHUNK}.")
@@ -52,19 +61,22 @@ def select(run: Path, photos_folder: Path, *, images: int, weight: float, checkp
     measured = [*_measure_chunks(generator, latents, measure, folder, key)]
     distances = np.concatenate([chunk.distances for chunk in measured])
     anomaly_scores = ((distances - distances.mean(axis=0)) / distances.std(axis=0).clip(1e-6)).mean(axis=1)
+    features = np.concatenate([chunk.features for chunk in measured])
     training = CHUNK * (chunks - math.ceil(TEST_FRACTION * chunks))
     selector = train_selector(
         latents.reshape(-1, latent_dim)[:training],
-        np.concatenate([chunk.features for chunk in measured])[:training],
+        features[:training],
         anomaly_scores[:training],
         measure.photo_features,
         weight=weight,
     )
     save_selector(selector, run / "selector.npz", generator=generator.digest)
     is_outlier = anomaly_scores > np.quantile(anomaly_scores, 1 - OUTLIERS)
-    first_test_seed = training // CANDIDATES  # seeds before it train
-    chosen = selector.choose(latents.reshape(-1, CANDIDATES, latent_dim)[first_test_seed:])
-    return float(is_outlier.reshape(-1, CANDIDATES)[first_test_seed:][np.arange(len(chosen)), chosen].mean())
+    test_rows = np.arange(training, len(features)).reshape(-1, CANDIDATES)
+    chosen = selector.choose(latents.reshape(-1, latent_dim)[test_rows])
+    first, best = test_rows[:, 0], test_rows[np.arange(len(chosen)), chosen]
+    kids = [1000 * kernel_distance(measure.photo_features, features[rows])[0] for rows in (first, best)]
+    return Comparison((is_outlier[first].mean(), is_outlier[best].mean()), (kids[0], kids[1]))
 
 
 def _measure_chunks(

@@ -133,11 +133,14 @@ def test_select_measures_a_chunk_again_when_damaged_or_of_another_generator(run,
     assert measured == [128, 128, 128, 128]
 
 
-def test_select_prints_the_share_of_outliers(run, photos, monkeypatch, measured, capsys):
+def test_select_prints_outliers_and_kid_with_and_without_the_selector(run, photos, monkeypatch, measured, capsys):
     monkeypatch.setattr("training.select.command.train_selector", lambda *_, **__: FIRST_NUMBER)
     assert select(run, photos, "--images", 1280) == 0
-    share = re.search(r"furthest from the photos: ([\d.]+) %, before 10 %", capsys.readouterr().out)
-    assert 0 < float(share[1]) < 25  # a random choice
+    output = capsys.readouterr().out
+    shares = re.search(r"furthest from the photos: ([\d.]+) %, before ([\d.]+) %", output)
+    assert all(0 < float(share) < 25 for share in shares.groups())  # a random choice
+    kids = re.search(r"EfficientNet-Lite1, against the training photos: ([\d.]+), before ([\d.]+)\.", output)
+    assert float(kids[1]) == pytest.approx(float(kids[2]), rel=0.3)
 
 
 # Scores a latent by its first number.
