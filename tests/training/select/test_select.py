@@ -143,6 +143,15 @@ def test_select_prints_outliers_and_kid_with_and_without_the_selector(run, photo
     assert float(kids[1]) == pytest.approx(float(kids[2]), rel=0.3)
 
 
+def test_outliers_and_kid_stay_when_the_first_candidate_always_wins(run, photos, monkeypatch, measured, capsys):
+    equal_scores = Selector.from_weights([np.zeros((128, 1), np.float32), np.zeros(1, np.float32)])
+    monkeypatch.setattr("training.select.command.train_selector", lambda *_, **__: equal_scores)
+    assert select(run, photos, "--images", 256) == 0
+    figures = re.findall(r": (-?\d+\.\d)(?: %)?, before (-?\d+\.\d)", capsys.readouterr().out)
+    assert len(figures) == 2
+    assert all(after == before for after, before in figures)
+
+
 # Scores a latent by its first number.
 FIRST_NUMBER = Selector.from_weights([np.eye(128, 1, dtype=np.float32), np.zeros(1, np.float32)])
 
